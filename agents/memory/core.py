@@ -1,0 +1,83 @@
+"""The contract of a memory: what an agent carries from one step to the next.
+
+A memory maps a stream of features to a stream of outputs and knows nothing of reinforcement learning. It has two
+forms that must agree: ``step``, one step for acting, and ``unroll``, a whole sequence at once for learning.
+
+Axes: T time, B sequences (or environments), F features in, H features out.
+
+State is always a tuple of tensors, batch first: ``(B, ...)`` each; ``()`` for no memory. It comes in and goes out, a
+memory hides none.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+State = tuple[Tensor, ...]
+
+Array = NDArray[np.float32]
+NumpyState = tuple[Array, ...]
+NumpyStep = Callable[[Array, NumpyState, NDArray[np.bool_]], tuple[Array, NumpyState]]
+
+
+class Memory(nn.Module, ABC):
+    """What is carried between steps. Subclasses are built as ``Memory(input_size, ...)``, all else with defaults.
+
+    Laws, tested for every registered memory: ``unroll`` gives what T calls of ``step`` give, resets included; nothing
+    before an episode's start changes any output after it, and the gradient across it is exactly zero.
+    """
+
+    def __init__(self, input_size: int, output_size: int) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.output_size = output_size
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> State:
+        """The state before an episode's first step, ``(B, ...)`` each, on the device of the parameters."""
+
+    @abstractmethod
+    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        """Acting: (B, F), state before the step, (B,) true where an episode starts -> (B, H), state after the step.
+
+        Where ``episode_starts`` is true the state is the initial one, whatever came in.
+        """
+
+    @abstractmethod
+    def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        """Learning: (T, B, F), state before the first step, (T, B) true where an episode starts -> (T, B, H)."""
+
+    def renew(self, state: State) -> State:
+        """Draws anew what is random but constant through a rollout (dropout masks); called as a rollout starts."""
+        return state
+
+    def numpy_step(self) -> NumpyStep | None:
+        """``step`` on NumPy arrays with the parameters as they are now, or None where only torch has it.
+
+        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Built anew for
+        every rollout, so it may copy and rearrange the parameters. Must agree with ``step`` to 1e-6 relative; must not
+        write into its arguments.
+        """
+        return None
+
+
+class NoMemory(Memory):
+    """Passes features through: the feed-forward baseline, on the same code path as every other memory."""
+
+    def __init__(self, input_size: int) -> None:
+        super().__init__(input_size, output_size=input_size)
+
+    def initial_state(self, batch_size: int) -> State:
+        return ()
+
+    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        return features, ()
+
+    def numpy_step(self) -> NumpyStep:
+        return lambda features, state, episode_starts: (features, ())
+
+    def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        return features
