@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -49,6 +50,14 @@ class Memory(nn.Module, ABC):
     @abstractmethod
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         """Learning: (T, B, F), state before the first step, (T, B) true where an episode starts -> (T, B, H)."""
+
+    def reset(self, state: State, episode_starts: Tensor) -> State:
+        """The state (B, ...) with the initial one where ``episode_starts`` (B,) is true."""
+        initial = self.initial_state(len(episode_starts))
+        return tuple(
+            torch.where(episode_starts.view(-1, *[1] * (part.dim() - 1)), fresh, part)
+            for part, fresh in zip(state, initial, strict=True)
+        )
 
     def renew(self, state: State) -> State:
         """Draws anew what is random but constant through a rollout (dropout masks); called as a rollout starts."""

@@ -1,0 +1,11 @@
+"""Agents that remember: recurrent actor-critic algorithms for partially observable environments.
+
+``RecurrentPPO`` is a drop-in for ``sb3_contrib.RecurrentPPO``; ``RecurrentA2C`` its synchronous advantage actor-critic
+sibling. Memories are listed in ``agents.memory.MEMORIES``, encoders in ``agents.encoders.ENCODERS``.
+"""
+
+from agents.a2c import RecurrentA2C
+from agents.policy import RecurrentActorCriticPolicy
+from agents.ppo import RecurrentPPO
+
+__all__ = ["RecurrentA2C", "RecurrentActorCriticPolicy", "RecurrentPPO"]

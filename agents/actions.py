@@ -1,0 +1,207 @@
+"""What a policy does with its last layer: from the parameters of a distribution to actions and their probabilities.
+
+Each space has one class of pure functions on tensors; no distribution object is made on the way. Probabilities are
+joint over all the axes of an action, so a probability ratio is one number a step.
+
+Axes: N steps, K parameters of the distribution, A components of an action as stored (one integer for Discrete).
+
+``parameters`` is always a tuple of tensors: ``(logits,)``, ``(mean, log_std)`` or, for state-dependent exploration,
+``(mean, log_std, latent)``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from torch import Tensor
+
+Parameters = tuple[Tensor, ...]
+
+
+class ActionHead(ABC):
+    """Sampling, modes, log-probabilities and entropies for one kind of action space."""
+
+    shape: tuple[int, ...]  # of one action as stored in the buffer
+    dtype: torch.dtype
+
+    @abstractmethod
+    def sample(self, parameters: Parameters) -> Tensor:
+        """(N, K) -> (N, A)"""
+
+    @abstractmethod
+    def mode(self, parameters: Parameters) -> Tensor:
+        """(N, K) -> (N, A), the most probable action."""
+
+    @abstractmethod
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(N, K), (N, A) -> (N,) log-probabilities, (N,) entropies or None where they have no closed form."""
+
+    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """(N, A) as stored -> what the environment's ``step`` takes."""
+        return actions
+
+
+class CategoricalHead(ActionHead):
+    """Discrete: one of n. An environment whose actions start at another number than 0 gets them shifted."""
+
+    def __init__(self, space: spaces.Discrete) -> None:
+        self.shape, self.dtype = (), torch.int64
+        self._start = int(space.start)
+
+    def sample(self, parameters: Parameters) -> Tensor:
+        # Gumbel-max: the arg max of logits - log(Exp(1) noise) is a sample of softmax(logits).
+        (logits,) = parameters
+        return (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return parameters[0].argmax(-1)
+
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = torch.log_softmax(parameters[0], dim=-1)
+        return log_probs.gather(-1, actions[:, None]).squeeze(-1), categorical_entropy(log_probs)
+
+    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
+        return actions + self._start if self._start else actions
+
+
+class MultiCategoricalHead(ActionHead):
+    """MultiDiscrete: several choices at once, their log-probabilities added."""
+
+    def __init__(self, space: spaces.MultiDiscrete) -> None:
+        self.shape, self.dtype = (len(space.nvec),), torch.int64
+        self._sizes = [int(n) for n in space.nvec]
+        self._choices = [CategoricalHead(spaces.Discrete(n)) for n in self._sizes]
+        self._start = np.asarray(space.start)
+
+    def sample(self, parameters: Parameters) -> Tensor:
+        return torch.stack([choice.sample((logits,)) for choice, logits in self._split(parameters)], dim=-1)
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return torch.stack([logits.argmax(-1) for _, logits in self._split(parameters)], dim=-1)
+
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
+        terms = [
+            choice.evaluate((logits,), actions[:, axis])
+            for axis, (choice, logits) in enumerate(self._split(parameters))
+        ]
+        return sum_terms([log_prob for log_prob, _ in terms]), sum_terms([entropy for _, entropy in terms])
+
+    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
+        return actions + self._start if self._start.any() else actions
+
+    def _split(self, parameters: Parameters) -> list[tuple[CategoricalHead, Tensor]]:
+        return list(zip(self._choices, torch.split(parameters[0], self._sizes, dim=-1), strict=True))
+
+
+class BernoulliHead(ActionHead):
+    """MultiBinary: independent bits."""
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        self.shape, self.dtype = (math.prod(space.shape),), torch.float32
+        self._space = space
+
+    def sample(self, parameters: Parameters) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(parameters[0]))
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return (parameters[0] > 0).to(self.dtype)
+
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
+        (logits,) = parameters
+        probability = torch.sigmoid(logits)
+        cross = torch.nn.functional.binary_cross_entropy_with_logits
+        log_prob = -cross(logits, actions, reduction="none").sum(-1)
+        return log_prob, cross(logits, probability, reduction="none").sum(-1)
+
+    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
+        return actions.astype(np.int8).reshape(-1, *self._space.shape)
+
+
+class GaussianHead(ActionHead):
+    """Box: a diagonal Gaussian with a standard deviation of its own; actions are clipped on their way out."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        self.shape, self.dtype = (math.prod(space.shape),), torch.float32
+        self._space = space
+
+    def sample(self, parameters: Parameters) -> Tensor:
+        mean, log_std = parameters
+        return mean + log_std.exp() * torch.randn_like(mean)
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return parameters[0]
+
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = parameters
+        log_norm = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.shape[0]
+        error = (actions - mean) * (-log_std).exp()
+        entropy = (log_norm + 0.5 * self.shape[0]).expand(len(mean))
+        return -0.5 * error.square().sum(-1) - log_norm, entropy
+
+    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
+        shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
+        return np.clip(shaped, self._space.low, self._space.high).astype(self._space.dtype, copy=False)
+
+
+class StateDependentHead(ActionHead):
+    """Box with generalised state-dependent exploration (Raffin et al. 2021), computed by Stable-Baselines3's class.
+
+    With ``squash`` the action lies in [-1, 1] and is scaled to the space's bounds on its way out.
+    """
+
+    def __init__(self, space: spaces.Box, distribution: StateDependentNoiseDistribution, squash: bool) -> None:
+        self.shape, self.dtype = (math.prod(space.shape),), torch.float32
+        self._space, self._distribution, self._squash = space, distribution, squash
+
+    def sample(self, parameters: Parameters) -> Tensor:
+        return self._distribution.proba_distribution(*parameters).sample()
+
+    def mode(self, parameters: Parameters) -> Tensor:
+        return self._distribution.proba_distribution(*parameters).mode()
+
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor | None]:
+        distribution = self._distribution.proba_distribution(*parameters)
+        return distribution.log_prob(actions), distribution.entropy()
+
+    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
+        low, high = self._space.low, self._space.high
+        shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
+        if self._squash:
+            shaped = low + 0.5 * (shaped + 1.0) * (high - low)
+        return np.clip(shaped, low, high).astype(self._space.dtype, copy=False)
+
+
+def make_action_head(
+    space: spaces.Space[Any], exploration: StateDependentNoiseDistribution | None = None, squash: bool = False
+) -> ActionHead:
+    """The head for an action space; ``exploration`` where it is state-dependent.
+
+    Raises:
+        NotImplementedError: the space is none of Discrete, MultiDiscrete, MultiBinary and Box.
+    """
+    if isinstance(space, spaces.Box):
+        return GaussianHead(space) if exploration is None else StateDependentHead(space, exploration, squash)
+    if isinstance(space, spaces.Discrete):
+        return CategoricalHead(space)
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiCategoricalHead(space)
+    if isinstance(space, spaces.MultiBinary):
+        return BernoulliHead(space)
+    raise NotImplementedError(
+        f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary or Box, "
+        "or wrap the environment"
+    )
+
+
+def categorical_entropy(log_probs: Tensor) -> Tensor:
+    """(N, n) normalised log-probabilities -> (N,) entropies; a masked action (probability 0) adds nothing."""
+    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+
+
+def sum_terms(terms: list[Tensor]) -> Tensor:
+    return torch.stack(terms).sum(0)

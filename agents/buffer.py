@@ -1,0 +1,312 @@
+"""The rollout buffer that preserves hidden state.
+
+Axes: T steps of a rollout, B environments, L steps of a training sequence, C = T / L sequences an environment,
+S sequences of a minibatch.
+
+What is collected lies in tensors (T, B, ...) on the training device. A memory's state is kept only where a training
+sequence starts, (C, B, ...): its memory grows with T / L and not with T. Minibatches are whole sequences with the state
+before their first step; there is no padding and there are no masks, since resets live in the memory.
+
+Observations are one tensor, or a (nested) dict of tensors, in the dtype of their space (images stay bytes).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from agents.actions import ActionHead
+from agents.memory.core import State
+from agents.returns import generalized_advantages
+
+Observations = Any  # Tensor, or a dict of Observations
+
+
+class SequenceBatch(NamedTuple):
+    """S whole sequences of L steps, time first.
+
+    ``state`` is the one before each sequence's first step, (S, ...) each. ``real`` is None where every step is a
+    transition, which is the rule; else (L, S), false at the steps in which an environment only reset itself.
+    """
+
+    observations: Observations
+    actions: Tensor
+    old_values: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    episode_starts: Tensor
+    state: State
+    real: Tensor | None
+
+    def steps(self, field: Tensor) -> Tensor:
+        """(L, S, ...) -> (N, ...): the real steps of a field, in time order."""
+        return field.flatten(0, 1) if self.real is None else field[self.real]
+
+
+class SequenceRolloutBuffer:
+    """T steps of B environments, read as shuffled minibatches of whole sequences.
+
+    Args:
+        n_steps: T.
+        observation_space: any space whose samples are arrays, or a (nested) Dict of such.
+        actions: what is stored of an action.
+        state: one state of the B environments, as the memory's ``initial_state(B)`` gives it.
+        sequence_length: L, a divisor of T; None for the whole rollout.
+        rng: the source of the shuffle.
+
+    Reading never changes what is stored. ``add`` writes one step; ``compute_returns_and_advantage`` closes the rollout.
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        observation_space: spaces.Space[Any],
+        actions: ActionHead,
+        state: State,
+        device: torch.device | str = "cpu",
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        n_envs: int = 1,
+        sequence_length: int | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        self.buffer_size, self.n_envs = n_steps, n_envs
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.device = torch.device(device)
+        self.sequence_length = n_steps if sequence_length is None else sequence_length
+        check_sequence_length(n_steps, self.sequence_length)
+        self._rng = rng if rng is not None else np.random.default_rng()
+
+        def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.zeros((n_steps, n_envs, *shape), dtype=dtype, device=self.device)
+
+        self.observations: Observations = _room_for_observations(observation_space, room)
+        self.actions = room(actions.shape, actions.dtype)
+        self.rewards = room((), torch.float32)
+        self.values = room((), torch.float32)
+        self.log_probs = room((), torch.float32)
+        self.episode_starts = room((), torch.bool)
+        self.advantages = room((), torch.float32)
+        self.returns = room((), torch.float32)
+        self.real = room((), torch.bool)
+        self._all_real = True
+        n_sequences = n_steps // self.sequence_length
+        self.states: State = tuple(
+            torch.zeros((n_sequences, *part.shape), dtype=part.dtype, device=self.device) for part in state
+        )
+        self._writable = _Writable(self)
+        self.reset()
+
+    def reset(self) -> None:
+        """Empties the buffer for the next rollout."""
+        self.pos, self.full = 0, False
+        self.real.fill_(True)
+
+    def size(self) -> int:
+        """Steps collected so far, each environment counted once."""
+        return self.buffer_size if self.full else self.pos
+
+    def add(
+        self,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        episode_starts: Any,
+        values: Any,
+        log_probs: Any,
+        state: Any,
+    ) -> None:
+        """One step of all environments, arrays or tensors (B, ...), and the state before the step."""
+        self.add_observations(observations, episode_starts, state)
+        self.add_actions(actions, values, log_probs)
+        self.add_rewards(rewards)
+
+    def add_observations(self, observations: Any, episode_starts: Any, state: Any) -> None:
+        """A step's first part: what is known before acting, kept before the environment can write over it.
+
+        Where a training sequence starts the state is kept; it must be the initial one where an episode starts.
+        """
+        if self.full:
+            raise RuntimeError(f"the rollout buffer holds {self.buffer_size} steps and is full; call reset() first")
+        put_observations(self._writable.observations, self.pos, observations)
+        self._writable.episode_starts[self.pos] = episode_starts
+        if self.starts_sequence():
+            for kept, part in zip(self._writable.states, state, strict=True):
+                kept[self.pos // self.sequence_length] = part
+
+    def add_actions(self, actions: Any, values: Any, log_probs: Any) -> None:
+        """A step's second part: what the policy chose and thought of it."""
+        self._writable.actions[self.pos] = actions
+        self._writable.values[self.pos] = values
+        self._writable.log_probs[self.pos] = log_probs
+
+    def add_rewards(self, rewards: Any) -> None:
+        """A step's last part: what came of it. The next step follows."""
+        self._writable.rewards[self.pos] = rewards
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def starts_sequence(self) -> bool:
+        """Whether the next step to be added starts a training sequence."""
+        return self.pos % self.sequence_length == 0
+
+    def mark_reset_step(self, environments: Any) -> None:
+        """Says that in the step added last these environments only reset themselves: no transition, not trained on."""
+        self.real[self.pos - 1, environments] = False
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: Any) -> None:
+        """Closes the rollout: (B,) values of the observations after it, and whether they start an episode."""
+        self.advantages = generalized_advantages(
+            self.rewards,
+            self.values,
+            self.episode_starts,
+            last_values.reshape(self.n_envs).to(self.values),
+            torch.as_tensor(dones, device=self.device).bool(),
+            self.gamma,
+            self.gae_lambda,
+        )
+        self.returns = self.advantages + self.values
+        self._all_real = bool(self.real.all())
+
+    def get(self, batch_size: int | None = None) -> Iterator[SequenceBatch]:
+        """One epoch: minibatches of whole sequences, shuffled, every collected step in exactly one.
+
+        ``batch_size`` counts steps; the number of sequences in a minibatch is what fits, at least one, and evened out
+        so that no minibatch is much smaller than the others. None gives everything at once.
+        """
+        if not self.full:
+            raise RuntimeError(
+                f"the rollout buffer holds {self.pos} of {self.buffer_size} steps; collect the rest before reading"
+            )
+        n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
+        n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
+        everything = self._sequences()
+        if n_batches == 1:
+            yield everything
+            return
+        order = self._rng.permutation(n_sequences)
+        for chosen in np.array_split(order, n_batches):
+            yield _take(everything, torch.from_numpy(chosen).to(self.device))
+
+    def _sequences(self) -> SequenceBatch:
+        """All sequences as one batch: (L, C * B, ...), those of one stretch of time side by side."""
+
+        def cut(field: Tensor) -> Tensor:  # (T, B, ...) -> (L, C * B, ...)
+            pieces = field.view(-1, self.sequence_length, *field.shape[1:])
+            return pieces.transpose(0, 1).flatten(1, 2)
+
+        return SequenceBatch(
+            observations=map_observations(cut, self.observations),
+            actions=cut(self.actions),
+            old_values=cut(self.values),
+            old_log_probs=cut(self.log_probs),
+            advantages=cut(self.advantages),
+            returns=cut(self.returns),
+            episode_starts=cut(self.episode_starts),
+            state=tuple(part.flatten(0, 1) for part in self.states),
+            real=None if self._all_real else cut(self.real),
+        )
+
+
+class _Writable:
+    """The buffer's tensors as something that takes arrays and tensors by assignment: NumPy views on a CPU."""
+
+    def __init__(self, buffer: SequenceRolloutBuffer) -> None:
+        def view(tensor: Tensor) -> Any:
+            return tensor.numpy() if tensor.device.type == "cpu" else _DeviceRows(tensor)
+
+        self.observations = map_observations(view, buffer.observations)
+        self.actions = view(buffer.actions)
+        self.rewards = view(buffer.rewards)
+        self.episode_starts = view(buffer.episode_starts)
+        self.values = view(buffer.values)
+        self.log_probs = view(buffer.log_probs)
+        self.states = tuple(view(part) for part in buffer.states)
+
+
+class _DeviceRows:
+    """Rows of a tensor on an accelerator, written from arrays or tensors without waiting for the copy."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __setitem__(self, row: int, value: Any) -> None:
+        self._tensor[row].copy_(torch.as_tensor(value), non_blocking=True)
+
+
+def check_sequence_length(n_steps: int, sequence_length: int) -> None:
+    """Raises ValueError, with the nearest lengths that fit, unless sequences of this length tile the rollout."""
+    if sequence_length < 1:
+        raise ValueError(f"sequence_length ({sequence_length}) must be at least 1, or None for the whole rollout")
+    if n_steps % sequence_length:
+        below = max(n_steps // sequence_length, 1) * sequence_length
+        fitting = (str(below),) if below > n_steps else (str(below), str(below + sequence_length))
+        raise ValueError(
+            f"n_steps ({n_steps}) must be a multiple of sequence_length ({sequence_length}); "
+            f"use n_steps {' or '.join(fitting)}, or another sequence_length"
+        )
+
+
+def number_of_minibatches(n_sequences: int, sequence_length: int, batch_size: int | None) -> int:
+    """How many minibatches an epoch has, given the steps that one may hold."""
+    if batch_size is None:
+        return 1
+    fitting = max(batch_size // sequence_length, 1)
+    return -(-n_sequences // fitting)
+
+
+def map_observations(function: Callable[[Any], Any], observations: Any) -> Any:
+    """Applies a function to an observation, or to each leaf of a (nested) dict of them."""
+    if isinstance(observations, dict):
+        return {key: map_observations(function, part) for key, part in observations.items()}
+    return function(observations)
+
+
+def put_observations(to: Any, row: int, observations: Any) -> None:
+    """``to[row] = observations`` for each leaf."""
+    if isinstance(to, dict):
+        for key, part in to.items():
+            put_observations(part, row, observations[key])
+    else:
+        to[row] = observations
+
+
+def _room_for_observations(space: spaces.Space[Any], room: Callable[[tuple[int, ...], torch.dtype], Tensor]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _room_for_observations(part, room) for key, part in space.spaces.items()}
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise NotImplementedError(
+            f"observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary "
+            "or a Dict of these, or wrap the environment"
+        )
+    return room(tuple(space.shape or ()), _torch_dtype(space.dtype))
+
+
+def _torch_dtype(dtype: Any) -> torch.dtype:
+    """The dtype kept in the buffer: float64 becomes float32, which is what every network reads."""
+    if np.dtype(dtype) == np.float64:
+        return torch.float32
+    return torch.from_numpy(np.zeros(0, dtype=dtype)).dtype
+
+
+def _take(batch: SequenceBatch, chosen: Tensor) -> SequenceBatch:
+    """Some of the sequences of a batch."""
+
+    def pick(field: Tensor) -> Tensor:
+        return field.index_select(1, chosen)
+
+    return SequenceBatch(
+        observations=map_observations(pick, batch.observations),
+        actions=pick(batch.actions),
+        old_values=pick(batch.old_values),
+        old_log_probs=pick(batch.old_log_probs),
+        advantages=pick(batch.advantages),
+        returns=pick(batch.returns),
+        episode_starts=pick(batch.episode_starts),
+        state=tuple(part.index_select(0, chosen) for part in batch.state),
+        real=None if batch.real is None else pick(batch.real),
+    )

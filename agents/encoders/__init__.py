@@ -1,0 +1,29 @@
+"""Encoders: one observation -> one feature vector.
+
+Every encoder is a Stable-Baselines3 ``BaseFeaturesExtractor`` and carries nothing from step to step, so it serves
+Stable-Baselines3's own algorithms too. ``ENCODERS`` maps names to classes; to add one, write a class and a line here.
+"""
+
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
+
+ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
+    "flatten": FlattenExtractor,
+    "nature_cnn": NatureCNN,
+    "combined": CombinedExtractor,
+}
+
+
+def default_encoder(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
+    """The encoder that fits an observation space: images get a CNN, a Dict one encoder a key, all else is flattened."""
+    if isinstance(space, spaces.Dict):
+        return CombinedExtractor
+    return NatureCNN if is_image_space(space) else FlattenExtractor

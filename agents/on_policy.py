@@ -1,0 +1,358 @@
+"""Collects rollouts for any policy with memory; what an update is, the algorithms say.
+
+Axes: B environments.
+
+A Stable-Baselines3 ``OnPolicyAlgorithm``: its learn, callbacks, logger, schedules and VecNormalize work here unchanged.
+The memory's state travels beside the last observation: it is exact across rollouts and across calls of ``learn``, and
+reset only where an episode starts.
+"""
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.acting import make_actor, to_array
+from agents.buffer import SequenceRolloutBuffer, check_sequence_length, map_observations
+from agents.memory import State
+from agents.policy import (
+    CnnLstmPolicy,
+    GruPolicy,
+    LstmPolicy,
+    MultiInputLstmPolicy,
+    RecurrentActorCriticPolicy,
+    RnnPolicy,
+)
+
+Terminal = tuple[int, list[int], list[Any], State]  # step, environments, their last observations, states after the step
+
+
+class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
+    """What RecurrentPPO and RecurrentA2C share: a policy with memory, and rollouts that preserve its state.
+
+    Args beyond Stable-Baselines3's:
+        sequence_length: steps that gradients flow back through; a divisor of n_steps. None for the whole rollout, or
+            for as much of it as a minibatch holds.
+        batch_size: steps of a minibatch, None for the whole rollout.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "RecurrentPolicy": RecurrentActorCriticPolicy,
+        "MlpLstmPolicy": LstmPolicy,
+        "CnnLstmPolicy": CnnLstmPolicy,
+        "MultiInputLstmPolicy": MultiInputLstmPolicy,
+        "MlpGruPolicy": GruPolicy,
+        "MlpRnnPolicy": RnnPolicy,
+    }
+    policy: RecurrentActorCriticPolicy
+    rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
+    _last_obs: Any
+    _last_episode_starts: Any
+
+    def __init__(
+        self,
+        policy: str | type[RecurrentActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule,
+        n_steps: int,
+        batch_size: int | None,
+        gamma: float,
+        gae_lambda: float,
+        ent_coef: float,
+        vf_coef: float,
+        max_grad_norm: float,
+        use_sde: bool,
+        sde_sample_freq: int,
+        normalize_advantage: bool,
+        stats_window_size: int,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        verbose: int,
+        seed: int | None,
+        device: torch.device | str,
+        sequence_length: int | None,
+        _init_setup_model: bool,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size = batch_size
+        self.normalize_advantage = normalize_advantage
+        self.sequence_length = sequence_length
+        self._last_state: State | None = None
+        self._check_settings()
+        if _init_setup_model:
+            self._setup_model()
+
+    def _check_settings(self) -> None:
+        """Raises ValueError for what could only fail, or mislead, later on. Subclasses add their own."""
+        check_range("gamma", self.gamma, 0.0, 1.0)
+        check_range("gae_lambda", self.gae_lambda, 0.0, 1.0)
+        check_range("vf_coef", self.vf_coef, 0.0)
+        check_range("ent_coef", self.ent_coef)
+        check_positive("max_grad_norm", self.max_grad_norm)
+        check_schedule("learning_rate", self.learning_rate, 0.0)
+        check_count("n_steps", self.n_steps)
+        check_count("stats_window_size", self._stats_window_size)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
+        if self.sequence_length is not None:
+            check_count("sequence_length", self.sequence_length)
+            check_sequence_length(self.n_steps, self.sequence_length)
+
+    def _setup_model(self) -> None:
+        """Networks, buffer, random source."""
+        self._check_settings()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self._rng = np.random.default_rng(self.seed)
+        policy: Any = self.policy_class(
+            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
+        )
+        if not isinstance(policy, RecurrentActorCriticPolicy):
+            raise ValueError(
+                f"policy must be a RecurrentActorCriticPolicy, got {self.policy_class.__name__}; "
+                f"by name there are {', '.join(self.policy_aliases)}"
+            )
+        self.policy = policy.to(self.device)
+        state = self.policy.initial_state(self.n_envs)
+        self._last_state = state
+        self.rollout_buffer = SequenceRolloutBuffer(
+            self.n_steps,
+            self.observation_space,
+            self.policy.head,
+            state,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            sequence_length=resolve_sequence_length(self.n_steps, self.batch_size, self.sequence_length),
+            rng=self._rng,
+        )
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Fills the buffer with ``n_rollout_steps`` steps of every environment.
+
+        Returns:
+            False if a callback ended training.
+        """
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+        steps_call_back = needs_steps(callback)
+        actor = make_actor(self.policy, self._rng)
+        lstm_states = actor.begin(self._starting_state(env.num_envs))
+        terminals: list[Terminal] = []
+
+        # Local names are part of the interface: callbacks read them in self.locals, under Stable-Baselines3's names.
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            obs, episode_starts = self._last_obs, self._last_episode_starts
+            kept = self._state_to_keep(lstm_states, episode_starts) if rollout_buffer.starts_sequence() else ()
+            rollout_buffer.add_observations(obs, episode_starts, kept)
+            actions, values, log_probs, lstm_states = actor.act(obs, lstm_states, episode_starts)
+            rollout_buffer.add_actions(actions, values, log_probs)
+            clipped_actions = self.policy.head.to_environment(to_array(actions))
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+            if steps_call_back:
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
+            rollout_buffer.add_rewards(rewards)
+            starts = dones
+            if episode_starts.any():
+                starts = self._after_reset_steps(rollout_buffer, episode_starts, dones, infos)
+            if dones.any():
+                self._update_info_buffer([infos[i] for i in np.flatnonzero(dones)], dones[dones])
+                terminals += _truncations(n_steps, dones, infos, actor.end(lstm_states))
+            self._last_obs, self._last_episode_starts = new_obs, starts
+
+        self._last_state = actor.end(lstm_states)
+        if not steps_call_back:
+            _catch_up(callback, n_rollout_steps, self.num_timesteps)
+        self._bootstrap_time_limits(rollout_buffer, terminals)
+        rollout_buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _starting_state(self, n_envs: int) -> State:
+        """The carried state, with what is random for a rollout drawn anew."""
+        if self._last_state is None:
+            self._last_state = self.policy.initial_state(n_envs)
+        return tuple(part.detach() for part in self.policy.renew(self._last_state))
+
+    def _state_to_keep(self, state: Any, episode_starts: NDArray[np.bool_]) -> Any:
+        """The state before a step: the initial one where an episode starts, not the dead episode's last."""
+        if not episode_starts.any():
+            return state
+        tensors = tuple(torch.as_tensor(part, device=self.device) for part in state)
+        starts = torch.as_tensor(episode_starts, device=self.device)
+        return self.policy.reset_state(tensors, starts)
+
+    def _after_reset_steps(
+        self, buffer: SequenceRolloutBuffer, episode_starts: NDArray[np.bool_], dones: NDArray[np.bool_], infos: Any
+    ) -> NDArray[np.bool_]:
+        """Leaves out the steps in which an environment only reset itself; the episode starts with the next.
+
+        Vector environments that reset on the next step mark that step in their infos; it follows an episode's end.
+        """
+        resets = [i for i in np.flatnonzero(episode_starts) if infos[i].get("reset_step")]
+        if not resets:
+            return dones
+        buffer.mark_reset_step(resets)
+        starts = dones.copy()
+        starts[resets] = True
+        return starts
+
+    def _bootstrap_time_limits(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
+        """Adds gamma * V(s_{t+1}) to the last reward of every episode cut by a time limit, in one pass of the network.
+
+        V is that of the terminal observation, through the state after s_t; the carried state is not touched.
+        """
+        if not terminals:
+            return
+        steps = [step for step, environments, _, _ in terminals for _ in environments]
+        environments = [i for _, chosen, _, _ in terminals for i in chosen]
+        observations = _stack([observation for _, _, last, _ in terminals for observation in last])
+        state = tuple(torch.cat(parts) for parts in zip(*(state for _, _, _, state in terminals), strict=True))
+        values = self._values_of(observations, state, np.zeros(len(steps), dtype=bool))
+        buffer.rewards[steps, environments] += self.gamma * values
+
+    def _last_values(self) -> torch.Tensor:
+        assert self._last_state is not None
+        return self._values_of(self._last_obs, self._last_state, self._last_episode_starts)
+
+    def _values_of(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> torch.Tensor:
+        with torch.no_grad():
+            tensors: Any = map_observations(lambda part: obs_as_tensor(part, self.device), observations)
+            return self.policy.predict_values(tensors, state, torch.as_tensor(episode_starts, device=self.device))
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        """Stable-Baselines3's, and a memory that fits the number of environments after ``set_env``."""
+        result = super()._setup_learn(*args, **kwargs)
+        assert self._last_episode_starts is not None
+        self._last_episode_starts = np.asarray(self._last_episode_starts, dtype=bool)
+        if self._last_state is not None and any(len(part) != self.n_envs for part in self._last_state):
+            self._last_state = None
+        return result
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_state", "_rng"]
+
+
+def _truncations(step: int, dones: NDArray[np.bool_], infos: Any, state: State) -> list[Terminal]:
+    """The environments whose episode a time limit cut at this step, with what their bootstrap needs."""
+    cut = [
+        int(i)
+        for i in np.flatnonzero(dones)
+        if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
+    ]
+    if not cut:
+        return []
+    observations = [infos[i]["terminal_observation"] for i in cut]
+    return [(step, cut, observations, tuple(part[cut] for part in state))]
+
+
+def _stack(observations: list[Any]) -> Any:
+    """Single observations -> a batch, for arrays and (nested) dicts of them."""
+    if isinstance(observations[0], dict):
+        return {key: _stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+def needs_steps(callback: BaseCallback) -> bool:
+    """Whether a callback does anything at a step."""
+    if isinstance(callback, CallbackList):
+        return any(needs_steps(child) for child in callback.callbacks)
+    return not (isinstance(callback, ConvertCallback) and callback.callback is None)
+
+
+def _catch_up(callback: BaseCallback, n_calls: int, num_timesteps: int) -> None:
+    """The counters that ``on_step`` would have moved."""
+    children = callback.callbacks if isinstance(callback, CallbackList) else []
+    for child in (callback, *children):
+        child.n_calls += n_calls
+        child.num_timesteps = num_timesteps
+
+
+def resolve_sequence_length(n_steps: int, batch_size: int | None, sequence_length: int | None) -> int:
+    """The length of a training sequence: as given, else the whole rollout, or what of it fits into a minibatch.
+
+    A minibatch smaller than a rollout's steps needs shorter sequences, which must tile the rollout: the longest divisor
+    of n_steps that fits. Where that is under half the batch, whole rollouts are taken, one a minibatch, with a warning.
+    """
+    if sequence_length is not None:
+        return sequence_length
+    if batch_size is None or batch_size >= n_steps:
+        return n_steps
+    longest = next(length for length in range(batch_size, 0, -1) if n_steps % length == 0)
+    if 2 * longest >= batch_size:
+        return longest
+    warnings.warn(
+        f"no sequence length near batch_size ({batch_size}) divides n_steps ({n_steps}): each minibatch takes one "
+        f"whole rollout of {n_steps} steps. Set sequence_length, or an n_steps that is a multiple of batch_size",
+        UserWarning,
+        stacklevel=2,
+    )
+    return n_steps
+
+
+def check_range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
+    """Raises ValueError unless ``value`` is a finite number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if not low <= value <= high:
+        span = f"at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {span}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a number above 0; infinity is let through, as 'no limit'."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_schedule(name: str, value: Any, low: float) -> None:
+    """Raises ValueError unless ``value`` is a number of at least ``low`` or a function of the progress remaining."""
+    if not callable(value):
+        check_range(name, value, low)

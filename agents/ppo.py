@@ -1,0 +1,226 @@
+"""Proximal policy optimisation with memory (Schulman et al. 2017): what an update is.
+
+Axes: L steps of a sequence, S sequences of a minibatch, N real steps of a minibatch.
+"""
+
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from torch import Tensor
+
+from agents.buffer import SequenceBatch
+from agents.losses import approximate_kl, clip_fraction, clipped_surrogate, normalized, value_error
+from agents.on_policy import RecurrentOnPolicyAlgorithm, check_count, check_positive, check_range
+from agents.policy import RecurrentActorCriticPolicy
+
+SelfRecurrentPPO = TypeVar("SelfRecurrentPPO", bound="RecurrentPPO")
+
+
+class LossTerms(NamedTuple):
+    """One minibatch's figures, each a scalar tensor without a gradient but the first."""
+
+    loss: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy_loss: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+class RecurrentPPO(RecurrentOnPolicyAlgorithm):
+    """PPO for policies with memory: a drop-in for ``sb3_contrib.RecurrentPPO``.
+
+    Args:
+        policy: ``"MlpLstmPolicy"``, ``"CnnLstmPolicy"``, ``"MultiInputLstmPolicy"`` as in sb3-contrib,
+            ``"MlpGruPolicy"``, ``"MlpRnnPolicy"``, the general ``"RecurrentPolicy"``, or a ``RecurrentActorCriticPolicy`` class.
+        env: a Gymnasium environment or id, or a Stable-Baselines3 vector environment.
+        learning_rate: a number, or a function of the progress remaining (from 1 to 0).
+        n_steps: steps of each environment per update.
+        batch_size: steps of a minibatch; minibatches are whole sequences. None for the whole rollout.
+        n_epochs: passes over a rollout per update.
+        gamma: discount factor, in [0, 1].
+        gae_lambda: bias against variance in the advantage estimate, in [0, 1].
+        clip_range: how far the probability ratio may leave one; a number or a function of the progress remaining.
+        clip_range_vf: how far the value may move in an update, None for no limit. Depends on the scale of rewards.
+        normalize_advantage: to mean 0 and standard deviation 1 in each minibatch.
+        ent_coef, vf_coef: weights of entropy and value loss.
+        max_grad_norm: the gradient's norm is clipped here.
+        use_sde, sde_sample_freq: generalised state-dependent exploration for Box actions, and how often its noise is
+            drawn anew (-1: once a rollout).
+        target_kl: stops an update's epochs early at 1.5 times this divergence; None for never.
+        stats_window_size: episodes that the logged mean return is over.
+        tensorboard_log: folder for TensorBoard, None for none.
+        policy_kwargs: arguments of the policy class.
+        verbose: 0 nothing, 1 information, 2 debugging.
+        seed: of networks, actions, shuffles and environments.
+        device: ``"cpu"``, ``"cuda"``, ``"auto"``.
+        sequence_length: steps that gradients flow back through (truncated backpropagation through time); divides
+            n_steps. None for the whole rollout, or for as much of it as a minibatch holds.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[RecurrentActorCriticPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 128,
+        batch_size: int | None = 128,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        sequence_length: int | None = None,
+    ) -> None:
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.target_kl = target_kl
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            normalize_advantage=normalize_advantage,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            sequence_length=sequence_length,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        check_count("n_epochs", self.n_epochs)
+        if not callable(self.clip_range):
+            check_positive("clip_range", self.clip_range)
+        if self.clip_range_vf is not None and not callable(self.clip_range_vf):
+            check_positive("clip_range_vf", self.clip_range_vf)
+        if self.target_kl is not None:
+            check_positive("target_kl", self.target_kl)
+            check_range("target_kl", self.target_kl)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+
+    def train(self) -> None:
+        """One update: epochs of minibatches of whole sequences."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        history: list[LossTerms] = []
+        for epoch in range(self.n_epochs):
+            first_of_epoch = len(history)
+            goes_on = self._train_epoch(history)
+            self._n_updates += 1
+            if not goes_on:
+                if self.verbose >= 1:
+                    kl = float(history[-1].approx_kl)
+                    print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+                break
+        self._record(history, first_of_epoch)
+
+    def _train_epoch(self, history: list[LossTerms]) -> bool:
+        """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
+        for batch in self.rollout_buffer.get(self.batch_size):
+            terms = self._loss(batch)
+            history.append(LossTerms(terms.loss.detach(), *terms[1:]))
+            if self.target_kl is not None and float(terms.approx_kl) > 1.5 * self.target_kl:
+                return False
+            self.policy.optimizer.zero_grad()
+            terms.loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+        return True
+
+    def _loss(self, batch: SequenceBatch) -> LossTerms:
+        """The loss of one minibatch, and what is logged of it; no value leaves the device."""
+        clip_range, clip_range_vf = self._clip_ranges()
+        values, log_probs, entropy = self.policy.evaluate_actions(
+            batch.observations, batch.actions, batch.state, batch.episode_starts
+        )
+        log_probs = batch.steps(log_probs)
+        log_ratio = log_probs - batch.steps(batch.old_log_probs)
+        advantages = batch.steps(batch.advantages)
+        if self.normalize_advantage:
+            advantages = normalized(advantages)
+        policy_loss = clipped_surrogate(log_ratio, advantages, clip_range)
+        value_loss = value_error(
+            batch.steps(values), batch.steps(batch.returns), batch.steps(batch.old_values), clip_range_vf
+        )
+        # Without a closed form the entropy is estimated by the actions taken.
+        entropy_loss = log_probs.mean() if entropy is None else -batch.steps(entropy).mean()
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        with torch.no_grad():
+            kl, clipped = approximate_kl(log_ratio), clip_fraction(log_ratio, clip_range)
+        return LossTerms(loss, policy_loss.detach(), value_loss.detach(), entropy_loss.detach(), kl, clipped)
+
+    def _clip_ranges(self) -> tuple[float, float | None]:
+        progress = self._current_progress_remaining
+        clip_range: Any = self.clip_range
+        clip_range_vf: Any = self.clip_range_vf
+        return clip_range(progress), None if clip_range_vf is None else clip_range_vf(progress)
+
+    def _record(self, history: list[LossTerms], first_of_epoch: int) -> None:
+        """Logs an update under Stable-Baselines3's names; the one place where figures leave the device."""
+        figures = torch.stack([torch.stack(terms) for terms in history]).cpu().numpy()
+        loss, policy_loss, value_loss, entropy_loss, kl, clipped = figures.T
+        buffer = self.rollout_buffer
+        explained = explained_variance(buffer.values.cpu().numpy().ravel(), buffer.returns.cpu().numpy().ravel())
+        clip_range, clip_range_vf = self._clip_ranges()
+        self.logger.record("train/entropy_loss", float(np.mean(entropy_loss)))
+        self.logger.record("train/policy_gradient_loss", float(np.mean(policy_loss)))
+        self.logger.record("train/value_loss", float(np.mean(value_loss)))
+        self.logger.record("train/approx_kl", float(np.mean(kl[first_of_epoch:])))
+        self.logger.record("train/clip_fraction", float(np.mean(clipped)))
+        self.logger.record("train/loss", float(loss[-1]))
+        self.logger.record("train/explained_variance", float(explained))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.detach().exp().mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
+
+    def learn(
+        self: SelfRecurrentPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "RecurrentPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRecurrentPPO:
+        """Trains for at least ``total_timesteps`` environment steps; see Stable-Baselines3's ``learn``."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
