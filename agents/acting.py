@@ -212,7 +212,8 @@ def _gaussian_sampler(log_std: Array, rng: np.random.Generator) -> Sample:
 
     def sample(mean: Array) -> tuple[Array, Array]:
         noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        return mean + std * noise, np.float32(-0.5) * np.square(noise).sum(axis=1) - log_norm
+        log_probs: Array = np.float32(-0.5) * np.square(noise).sum(axis=1) - log_norm
+        return np.add(mean, std * noise, dtype=np.float32), log_probs
 
     return sample
 

@@ -145,7 +145,8 @@ class GaussianHead(ActionHead):
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
-        return np.clip(shaped, self._space.low, self._space.high).astype(self._space.dtype, copy=False)
+        clipped: NDArray[Any] = np.clip(shaped, self._space.low, self._space.high)
+        return clipped.astype(self._space.dtype, copy=False)
 
 
 class StateDependentHead(ActionHead):
@@ -173,7 +174,8 @@ class StateDependentHead(ActionHead):
         shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
         if self._squash:
             shaped = low + 0.5 * (shaped + 1.0) * (high - low)
-        return np.clip(shaped, low, high).astype(self._space.dtype, copy=False)
+        clipped: NDArray[Any] = np.clip(shaped, low, high)
+        return clipped.astype(self._space.dtype, copy=False)
 
 
 def make_action_head(

@@ -35,7 +35,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     Args:
         policy: ``"MlpLstmPolicy"``, ``"CnnLstmPolicy"``, ``"MultiInputLstmPolicy"`` as in sb3-contrib,
-            ``"MlpGruPolicy"``, ``"MlpRnnPolicy"``, the general ``"RecurrentPolicy"``, or a ``RecurrentActorCriticPolicy`` class.
+            ``"MlpGruPolicy"``, ``"MlpRnnPolicy"``, the general ``"RecurrentPolicy"``, or a
+            ``RecurrentActorCriticPolicy`` class.
         env: a Gymnasium environment or id, or a Stable-Baselines3 vector environment.
         learning_rate: a number, or a function of the progress remaining (from 1 to 0).
         n_steps: steps of each environment per update.
