@@ -1,0 +1,39 @@
+"""Environments: their ids are registered with gymnasium when this package is imported.
+
+    make                     an id, how many, wrappers -> a fast vector environment behind Stable-Baselines3's VecEnv
+    control                  classic control without velocities
+    recall                   tasks whose best return is known
+
+`gymnasium.make` and `gymnasium.make_vec` know the ids too. Importing this package imports neither torch nor
+Stable-Baselines3; asking for `make` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+if TYPE_CHECKING:
+    from envs.vectorize import make as make
+
+__all__ = ["make"]
+
+
+def _register(id: str, module: str, name: str, **settings: Any) -> None:
+    # RL Baselines3 Zoo registers some of the same ids for the same tasks: without this, gymnasium warns of it.
+    gymnasium.registry.pop(id, None)
+    gymnasium.register(
+        id, entry_point=f"envs.{module}:{name}Env", vector_entry_point=f"envs.{module}:{name}", **settings
+    )
+
+
+_register("CartPoleNoVel-v1", "control", "CartPole", max_episode_steps=500, reward_threshold=475.0)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "make":
+        from envs.vectorize import make
+
+        return make
+    raise AttributeError(f"module 'envs' has no attribute {name!r}")
