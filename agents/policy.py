@@ -8,7 +8,7 @@ critic has one of its own. State comes in and goes out; the policy hides none.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +70,9 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             ``"none"``: nothing, a linear layer in its place.
         action_mask: the key of a Dict observation that says which actions are allowed, (n,) true where allowed for
             Discrete(n), the choices of all axes side by side for MultiDiscrete. Forbidden actions get probability 0.
+        privileged: keys of a Dict observation that only the critic sees, in training; the actor needs none of them, and
+            ``predict`` may leave them out. The critic then has an extractor of its own, and ``critic_memory`` is
+            ``"separate"`` or ``"none"``.
         features_extractor_class: None chooses by the observation space.
 
     The other arguments are those of ``stable_baselines3.common.policies.ActorCriticPolicy``.
@@ -98,8 +101,12 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         memory_kwargs: dict[str, Any] | None = None,
         critic_memory: str = "shared",
         action_mask: str | None = None,
+        privileged: Sequence[str] = (),
     ) -> None:
+        share_features_extractor = share_features_extractor and not privileged
         _check_critic_memory(critic_memory, share_features_extractor)
+        _check_privileged(privileged, observation_space)
+        self.privileged = tuple(privileged)
         _check_action_mask(action_mask, observation_space, action_space)
         self.memory, self.memory_kwargs = memory, dict(memory_kwargs or {})
         self.critic_memory, self.action_mask = critic_memory, action_mask
@@ -126,14 +133,24 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         exploration = self.action_dist if isinstance(self.action_dist, StateDependentNoiseDistribution) else None
         self.head: ActionHead = make_action_head(action_space, exploration, squash_output)
 
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """Stable-Baselines3 asks first for the actor's extractor, then for the critic's if it is to have its own."""
+        space = self.observation_space
+        is_actors = "features_extractor" not in self._modules
+        if self.privileged and is_actors:
+            assert isinstance(space, spaces.Dict)
+            space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in self.privileged})
+        return self.features_extractor_class(space, **self.features_extractor_kwargs)
+
     def _build_mlp_extractor(self) -> None:
         """Stable-Baselines3's hook between features extractor and heads: here the memories come in."""
         self.memory_actor = make_memory(self.memory, self.features_dim, self.memory_kwargs)
         self.memory_critic: Memory | None = None
+        critic_features = self.vf_features_extractor.features_dim
         if self.critic_memory == "separate":
-            self.memory_critic = make_memory(self.memory, self.features_dim, self.memory_kwargs)
+            self.memory_critic = make_memory(self.memory, critic_features, self.memory_kwargs)
         elif self.critic_memory == "none":
-            self.memory_critic = Projection(self.features_dim, self.memory_actor.output_size)
+            self.memory_critic = Projection(critic_features, self.memory_actor.output_size)
         self._n_actor_parts = len(self.memory_actor.initial_state(1))
         self.mlp_extractor = MlpExtractor(
             self.memory_actor.output_size, self.net_arch, self.activation_fn, device=self.device
@@ -292,9 +309,20 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _encode(self, obs: Any, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Features for actor and critic, in the leading shape given: the encoder sees all steps at once."""
-        features = self.extract_features(obs)
-        pi_features, vf_features = (features, features) if isinstance(features, Tensor) else features
+        pi_features = vf_features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
+        if not self.share_features_extractor:
+            vf_features = self._features(obs, self.vf_features_extractor)
         return pi_features.view(*shape, -1), vf_features.view(*shape, -1)
+
+    def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
+        """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
+        features: Tensor = super(ActorCriticPolicy, self).extract_features(obs, extractor)
+        return features
+
+    def _seen_by_actor(self, obs: Any) -> Any:
+        if not self.privileged:
+            return obs
+        return {key: part for key, part in obs.items() if key not in self.privileged}
 
     def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Latents, State]:
         pi_features, vf_features = self._encode(obs, episode_starts.shape)
@@ -313,7 +341,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         return self._heads(hidden, self.memory_critic.unroll(vf_features, critic_state, episode_starts).flatten(0, 1))
 
     def _actor_step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        features: Tensor = super(ActorCriticPolicy, self).extract_features(obs, self.pi_features_extractor)
+        features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
         hidden, state = self.memory_actor.step(features, state[: self._n_actor_parts], episode_starts)
         return self.mlp_extractor.forward_actor(hidden), state
 
@@ -340,6 +368,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             memory_kwargs=self.memory_kwargs,
             critic_memory=self.critic_memory,
             action_mask=self.action_mask,
+            privileged=self.privileged,
             share_features_extractor=self.share_features_extractor,
         )
         return parameters
@@ -438,7 +467,7 @@ class LstmPolicy(RecurrentActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
-        for ours in ("memory", "memory_kwargs", "critic_memory", "action_mask"):
+        for ours in ("memory", "memory_kwargs", "critic_memory", "action_mask", "privileged"):
             del parameters[ours]
         names = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
         parameters.update({name: getattr(self, name) for name in names})
@@ -477,8 +506,20 @@ def _check_critic_memory(critic_memory: str, share_features_extractor: bool) -> 
         raise ValueError(f"critic_memory is one of {', '.join(CRITIC_MEMORIES)}; got {critic_memory!r}")
     if critic_memory in ("shared", "detached") and not share_features_extractor:
         raise ValueError(
-            "with share_features_extractor=False the critic has features of its own and cannot read the actor's "
-            'memory; use critic_memory="separate" (or enable_critic_lstm=True), or share the extractor'
+            "with share_features_extractor=False or privileged keys the critic has features of its own and cannot read "
+            'the actor\'s memory; use critic_memory="separate" (or enable_critic_lstm=True), or share the extractor'
+        )
+
+
+def _check_privileged(keys: Sequence[str], observation_space: spaces.Space[Any]) -> None:
+    if not keys:
+        return
+    if isinstance(keys, str) or not isinstance(observation_space, spaces.Dict):
+        raise ValueError(f"privileged is a list of keys of a Dict observation; got {keys!r} for {observation_space}")
+    unknown = set(keys) - observation_space.spaces.keys()
+    if unknown or len(set(keys)) == len(observation_space.spaces):
+        raise ValueError(
+            f"privileged keys {sorted(keys)} must be some, not all, of the observation's {sorted(observation_space)}"
         )
 
 
