@@ -1,0 +1,86 @@
+"""Memories: what an agent carries from one step to the next. Each is chosen by name, all else has a default.
+
+``MEMORIES`` is the list of what there is; a memory of your own is given as its class or as ``"module:Class"``.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
+from agents.memory.recurrent import GRU, LSTM, RNN
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "MEMORIES",
+    "RNN",
+    "Memory",
+    "NoMemory",
+    "NumpyState",
+    "NumpyStep",
+    "State",
+    "make_memory",
+    "memory_class",
+]
+
+MEMORIES: dict[str, type[Memory]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU, "none": NoMemory}
+
+
+def make_memory(memory: str | type[Memory], input_size: int, kwargs: Mapping[str, Any] | None = None) -> Memory:
+    """Builds a memory over features of ``input_size`` from a name, ``"module:Class"`` or a class.
+
+    :param kwargs: further arguments of its constructor; checked, so that a misspelt one says what there is
+    """
+    cls = memory_class(memory)
+    kwargs = dict(kwargs or {})
+    _check_arguments(cls, kwargs)
+    return cls(input_size, **kwargs)
+
+
+def memory_class(memory: str | type[Memory]) -> type[Memory]:
+    """The class a name of ``MEMORIES``, ``"module:Class"`` or a class stands for.
+
+    ``"module:Class"`` imports and so runs that module: only for strings from a user's own code or settings, never for
+    one read from a saved file.
+    """
+    cls: Any = memory
+    if isinstance(memory, str):
+        cls = _imported(memory) if ":" in memory else _registered(memory)
+    if not (inspect.isclass(cls) and issubclass(cls, Memory)):
+        raise TypeError(f"memory must be a name, 'module:Class' or a subclass of agents.memory.Memory; got {memory!r}")
+    found: type[Memory] = cls
+    return found
+
+
+def _registered(name: str) -> type[Memory]:
+    if name in MEMORIES:
+        return MEMORIES[name]
+    near = difflib.get_close_matches(name.lower(), MEMORIES, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(f"no memory is called {name!r}; {hint}there are {', '.join(MEMORIES)}, or give 'module:Class'")
+
+
+def _imported(path: str) -> Any:
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"memory {path!r}: the module {module_name!r} cannot be imported ({error})") from error
+    if not hasattr(module, class_name):
+        raise ValueError(f"memory {path!r}: the module {module_name!r} has no {class_name!r}")
+    return getattr(module, class_name)
+
+
+def _check_arguments(cls: type[Memory], kwargs: Mapping[str, Any]) -> None:
+    parameters = list(inspect.signature(cls).parameters.values())[1:]
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
+    for name in kwargs:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{cls.__name__} takes no {name!r}{hint} (it takes {', '.join(known) or 'nothing more'})")

@@ -1,0 +1,316 @@
+"""What must hold for every registered memory. Axes: T time, B sequences, F features in."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from agents.memory import MEMORIES, Memory, State, make_memory
+
+T, B, F = 13, 5, 3
+
+# More than one layer, so that a swap of axes cannot pass; a memory without such settings runs with its defaults.
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "rnn": [
+        {"hidden_size": 6, "num_layers": 2},
+        {"hidden_size": 6, "num_layers": 3, "nonlinearity": "relu", "bias": False},
+        {"hidden_size": 6, "num_layers": 3, "dropout": 0.4},
+    ],
+    "lstm": [
+        {"hidden_size": 6, "num_layers": 2},
+        {"hidden_size": 6, "num_layers": 1, "bias": False},
+        {"hidden_size": 6, "num_layers": 3, "dropout": 0.4},
+    ],
+    "gru": [
+        {"hidden_size": 6, "num_layers": 2},
+        {"hidden_size": 6, "num_layers": 1, "bias": False},
+        {"hidden_size": 6, "num_layers": 3, "dropout": 0.4},
+    ],
+}
+EVERY_MEMORY = [
+    pytest.param(name, kwargs, id=f"{name}-{kwargs}") for name in MEMORIES for kwargs in SETTINGS.get(name, [{}])
+]
+
+every_memory = pytest.mark.parametrize(("name", "kwargs"), EVERY_MEMORY)
+
+
+def starts_of(kind: str, n_steps: int = T, n_sequences: int = B) -> Tensor:
+    starts = torch.zeros(n_steps, n_sequences, dtype=torch.bool)
+    if kind == "random":
+        starts = torch.rand(n_steps, n_sequences) < 0.2
+        starts[0, 0], starts[0, 1] = True, False
+    elif kind == "consecutive":
+        starts[3:6, 1] = True
+        starts[-2:, 2] = True
+        starts[0:2, 0] = True
+    elif kind == "all":
+        starts[:] = True
+    elif kind == "first":
+        starts[0] = True
+    elif kind == "last":
+        starts[-1] = True
+    elif kind == "together":
+        starts[n_steps // 2] = True
+    return starts
+
+
+KINDS = ["none", "random", "consecutive", "all", "first", "last", "together"]
+
+
+def build(name: str, kwargs: dict[str, Any]) -> Memory:
+    torch.manual_seed(0)
+    return make_memory(name, F, kwargs)
+
+
+def random_state(memory: Memory, batch_size: int = B) -> State:
+    """A state as met in training: some steps from the initial one, masks of dropout drawn."""
+    state = memory.renew(memory.initial_state(batch_size))
+    with torch.no_grad():
+        for _ in range(3):
+            _, state = memory.step(torch.randn(batch_size, F), state, torch.zeros(batch_size, dtype=torch.bool))
+    return tuple(part.detach() for part in state)
+
+
+def step_by_step(memory: Memory, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+    outputs = []
+    for x, starts in zip(features, episode_starts, strict=True):
+        output, state = memory.step(x, state, starts)
+        outputs.append(output)
+    return torch.stack(outputs), state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_memory
+def test_unroll_gives_what_steps_give(name: str, kwargs: dict[str, Any], kind: str) -> None:
+    memory = build(name, kwargs)
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of(kind)
+    expected, _ = step_by_step(memory, features, state, starts)
+    torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-5, atol=1e-6)
+
+
+@every_memory
+@settings(max_examples=25, deadline=None)
+@given(n_steps=st.integers(1, 20), n_sequences=st.integers(1, 6), rate=st.floats(0, 1), seed=st.integers(0, 2**31))
+def test_unroll_gives_what_steps_give_for_any_block(
+    name: str, kwargs: dict[str, Any], n_steps: int, n_sequences: int, rate: float, seed: int
+) -> None:
+    memory = build(name, kwargs)
+    torch.manual_seed(seed)
+    features, state = torch.randn(n_steps, n_sequences, F), random_state(memory, n_sequences)
+    starts = torch.rand(n_steps, n_sequences) < rate
+    expected, _ = step_by_step(memory, features, state, starts)
+    torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_memory
+def test_gradients_of_unroll_are_those_of_the_steps(name: str, kwargs: dict[str, Any], kind: str) -> None:
+    memory = build(name, kwargs)
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of(kind)
+    weights = torch.randn(T, B, memory.output_size)
+
+    def gradients(forward: Any) -> list[Tensor]:
+        x = features.clone().requires_grad_()
+        before = tuple(part.clone().requires_grad_() for part in state)
+        loss = (forward(x, before) * weights).sum()
+        inputs = [x, *before, *memory.parameters()]
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        return [torch.zeros_like(at) if g is None else g for at, g in zip(inputs, found, strict=True)]
+
+    ours = gradients(lambda x, before: memory.unroll(x, before, starts))
+    expected = gradients(lambda x, before: step_by_step(memory, x, before, starts)[0])
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@every_memory
+def test_nothing_before_an_episode_starts_changes_what_comes_after(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of("none")
+    starts[4, 2] = True
+    output = memory.unroll(features, state, starts)
+    other_features, other_state = features.clone(), tuple(part.clone() for part in state)
+    other_features[:4, 2] = torch.nan
+    for part in other_state[: getattr(memory, "carried_parts", None)]:
+        part[2] = torch.nan
+    other = memory.unroll(other_features, other_state, starts)
+    assert torch.equal(other[4:, 2], output[4:, 2])
+    assert torch.equal(other[:, [0, 1, 3, 4]], output[:, [0, 1, 3, 4]])
+
+
+@every_memory
+def test_the_gradient_across_an_episode_start_is_exactly_zero(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    features, starts = torch.randn(T, B, F, requires_grad=True), starts_of("none")
+    starts[4, 2] = True
+    before = tuple(part.requires_grad_() for part in random_state(memory))
+    after_the_start = memory.unroll(features, before, starts)[4:, 2].square().sum()
+    x_gradient, *state_gradient = torch.autograd.grad(after_the_start, [features, *before], allow_unused=True)
+    assert (x_gradient[4:, 2] != 0).all()
+    assert (x_gradient[:4] == 0).all()
+    for part in state_gradient[: getattr(memory, "carried_parts", None)]:
+        assert part is None or (part == 0).all()
+
+
+@every_memory
+def test_a_sequence_comes_out_the_same_in_any_company(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of("random")
+    together = memory.unroll(features, state, starts)
+    for b in range(B):
+        alone = memory.unroll(features[:, [b]], tuple(part[[b]] for part in state), starts[:, [b]])
+        torch.testing.assert_close(alone[:, 0], together[:, b], rtol=1e-5, atol=1e-6)
+
+
+@every_memory
+def test_episodes_one_after_the_other_come_out_as_they_do_side_by_side(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    if getattr(memory, "dropout", 0):
+        pytest.skip("masks belong to a sequence, not to an episode")
+    features, state = torch.randn(12, 1, F), memory.initial_state(1)
+    starts = torch.zeros(12, 1, dtype=torch.bool)
+    starts[[0, 4, 8]] = True
+    in_turn = memory.unroll(features, state, starts)
+    side_by_side = memory.unroll(
+        features.view(3, 4, F).transpose(0, 1), memory.initial_state(3), starts_of("first", 4, 3)
+    )
+    torch.testing.assert_close(in_turn.view(3, 4, -1).transpose(0, 1), side_by_side, rtol=1e-5, atol=1e-6)
+
+
+@every_memory
+def test_a_block_may_be_cut_in_time_when_the_state_is_handed_on(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of("random")
+    whole = memory.unroll(features, state, starts)
+    _, between = step_by_step(memory, features[:7], state, starts[:7])
+    torch.testing.assert_close(memory.unroll(features[7:], between, starts[7:]), whole[7:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_memory
+def test_the_numpy_step_gives_what_the_step_gives(name: str, kwargs: dict[str, Any], kind: str) -> None:
+    memory = build(name, kwargs)
+    numpy_step = memory.numpy_step()
+    if numpy_step is None:
+        pytest.skip(f"{name} acts in torch only")
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of(kind)
+    numpy_state = tuple(part.numpy() for part in state)
+    with torch.no_grad():
+        for x, start in zip(features, starts, strict=True):
+            output, state = memory.step(x, state, start)
+            numpy_output, numpy_state = numpy_step(x.numpy(), numpy_state, start.numpy())
+            np.testing.assert_allclose(numpy_output, output.numpy(), rtol=1e-5, atol=1e-6)
+            assert len(numpy_state) == len(state)
+            for numpy_part, part in zip(numpy_state, state, strict=True):
+                assert numpy_part.dtype == np.float32
+                np.testing.assert_allclose(numpy_part, part.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@every_memory
+def test_states_and_outputs_of_earlier_numpy_steps_stay_as_they_were(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    numpy_step = memory.numpy_step()
+    if numpy_step is None:
+        pytest.skip(f"{name} acts in torch only")
+    state = tuple(part.numpy() for part in random_state(memory))
+    no_start = np.zeros(B, dtype=np.bool_)
+    kept, copies = [], []
+    for x in torch.randn(T, B, F).numpy():
+        output, state = numpy_step(x, state, no_start)
+        kept.extend([output, *state])
+        copies.extend(array.copy() for array in (output, *state))
+    for array, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@every_memory
+def test_arguments_are_not_written_into(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of("random")
+    arguments = (features, *state, starts)
+    copies = [argument.clone() for argument in arguments]
+    with torch.no_grad():
+        memory.unroll(features, state, starts)
+        memory.step(features[0], state, starts[0])
+        memory.renew(state)
+    numpy_step = memory.numpy_step()
+    if numpy_step is not None:
+        numpy_step(features[0].numpy(), tuple(part.numpy() for part in state), starts[0].numpy())
+    for argument, copy in zip(arguments, copies, strict=True):
+        assert torch.equal(argument, copy)
+
+
+@every_memory
+def test_every_part_of_the_state_is_batch_first_and_keeps_its_shape(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    state = memory.initial_state(B)
+    output, after = memory.step(torch.randn(B, F), state, starts_of("first")[0])
+    assert output.shape == (B, memory.output_size)
+    assert [part.shape[0] for part in state] == [B] * len(state)
+    assert [part.shape for part in after] == [part.shape for part in state]
+    assert [part.shape for part in memory.renew(state)] == [part.shape for part in state]
+
+
+@every_memory
+def test_a_start_gives_the_initial_state_whatever_came_in(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    x, starts = torch.randn(B, F), torch.ones(B, dtype=torch.bool)
+    output, after = memory.step(x, random_state(memory), starts)
+    if getattr(memory, "dropout", 0):
+        pytest.skip("masks stay through a start")
+    expected, expected_after = memory.step(x, memory.initial_state(B), starts)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(after, expected_after)
+
+
+@every_memory
+def test_a_long_block_of_many_episodes_agrees_too(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    features, state = torch.randn(600, 3, F), random_state(memory, 3)
+    starts = torch.rand(600, 3) < 0.01
+    with torch.no_grad():
+        expected, _ = step_by_step(memory, features, state, starts)
+        torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-4, atol=1e-5)
+
+
+@every_memory
+def test_float64_agrees_to_float64_precision(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs).double()
+    features, starts = torch.randn(T, B, F, dtype=torch.float64), starts_of("random")
+    state = tuple(torch.randn_like(part) for part in memory.initial_state(B))
+    expected, _ = step_by_step(memory, features, state, starts)
+    torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-12, atol=1e-12)
+
+
+@every_memory
+def test_analytic_gradients_are_the_numerical_ones(name: str, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("nonlinearity") == "relu":
+        pytest.skip("relu has no gradient at its kink")
+    memory = make_memory(name, F, {**kwargs, "hidden_size": 2} if kwargs else {}).double()
+    features = torch.randn(5, 3, F, dtype=torch.float64, requires_grad=True)
+    starts = starts_of("random", 5, 3)
+    state = tuple(torch.randn_like(part).requires_grad_() for part in memory.initial_state(3))
+    names = [parameter_name for parameter_name, _ in memory.named_parameters()]
+
+    def unroll(x: Tensor, *rest: Tensor) -> Tensor:
+        before, parameters = rest[: len(state)], dict(zip(names, rest[len(state) :], strict=True))
+        output = torch.func.functional_call(
+            _Unroll(memory), {f"memory.{k}": v for k, v in parameters.items()}, (x, before, starts)
+        )
+        assert isinstance(output, Tensor)
+        return output
+
+    assert torch.autograd.gradcheck(unroll, (features, *state, *memory.parameters()))
+
+
+class _Unroll(torch.nn.Module):
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self.memory = memory
+
+    def forward(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        return self.memory.unroll(features, state, episode_starts)
