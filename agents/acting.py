@@ -17,9 +17,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 
+from agents.buffer import map_observations
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
 from agents.policy import RecurrentActorCriticPolicy
@@ -58,7 +58,7 @@ class TorchActor:
     def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Any, Any, State]:
         with torch.no_grad():
             actions, values, log_probs, state = self._policy(
-                obs_as_tensor(observations, self._policy.device),
+                map_observations(lambda part: torch.as_tensor(part, device=self._policy.device), observations),
                 state,
                 torch.as_tensor(episode_starts, device=self._policy.device),
             )

@@ -184,32 +184,42 @@ class SequenceRolloutBuffer:
             )
         n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
         n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
-        everything = self._sequences()
         if n_batches == 1:
-            yield everything
+            yield self._batch(self._all_sequences, tuple(part.flatten(0, 1) for part in self.states))
             return
-        order = self._rng.permutation(n_sequences)
-        for chosen in np.array_split(order, n_batches):
-            yield _take(everything, torch.from_numpy(chosen).to(self.device))
+        order = torch.from_numpy(self._rng.permutation(n_sequences)).to(self.device)
+        for chosen in order.tensor_split(n_batches):
+            stretch, environment = chosen // self.n_envs, chosen % self.n_envs
+            take = self._taker(stretch, environment)
+            yield self._batch(take, tuple(part[stretch, environment] for part in self.states))
 
-    def _sequences(self) -> SequenceBatch:
-        """All sequences as one batch: (L, C * B, ...), those of one stretch of time side by side."""
-
-        def cut(field: Tensor) -> Tensor:  # (T, B, ...) -> (L, C * B, ...)
-            pieces = field.view(-1, self.sequence_length, *field.shape[1:])
-            return pieces.transpose(0, 1).flatten(1, 2)
-
+    def _batch(self, take: Callable[[Tensor], Tensor], state: State) -> SequenceBatch:
         return SequenceBatch(
-            observations=map_observations(cut, self.observations),
-            actions=cut(self.actions),
-            old_values=cut(self.values),
-            old_log_probs=cut(self.log_probs),
-            advantages=cut(self.advantages),
-            returns=cut(self.returns),
-            episode_starts=cut(self.episode_starts),
-            state=tuple(part.flatten(0, 1) for part in self.states),
-            real=None if self._all_real else cut(self.real),
+            observations=map_observations(take, self.observations),
+            actions=take(self.actions),
+            old_values=take(self.values),
+            old_log_probs=take(self.log_probs),
+            advantages=take(self.advantages),
+            returns=take(self.returns),
+            episode_starts=take(self.episode_starts),
+            state=state,
+            real=None if self._all_real else take(self.real),
         )
+
+    def _all_sequences(self, field: Tensor) -> Tensor:
+        """(T, B, ...) -> (L, C * B, ...): sequences of the same stretch of time side by side."""
+        return field.view(-1, self.sequence_length, *field.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+    def _taker(self, stretch: Tensor, environment: Tensor) -> Callable[[Tensor], Tensor]:
+        """Picks S sequences, each a stretch of time of an environment: (T, B, ...) -> (L, S, ...)."""
+        if self.sequence_length == self.buffer_size:
+            return lambda field: field.index_select(1, environment)
+
+        def take(field: Tensor) -> Tensor:
+            stretches = field.view(-1, self.sequence_length, *field.shape[1:])
+            return stretches.transpose(1, 2)[stretch, environment].transpose(0, 1)
+
+        return take
 
 
 class _Writable:
@@ -291,22 +301,3 @@ def _torch_dtype(dtype: Any) -> torch.dtype:
     if np.dtype(dtype) == np.float64:
         return torch.float32
     return torch.from_numpy(np.zeros(0, dtype=dtype)).dtype
-
-
-def _take(batch: SequenceBatch, chosen: Tensor) -> SequenceBatch:
-    """Some of the sequences of a batch."""
-
-    def pick(field: Tensor) -> Tensor:
-        return field.index_select(1, chosen)
-
-    return SequenceBatch(
-        observations=map_observations(pick, batch.observations),
-        actions=pick(batch.actions),
-        old_values=pick(batch.old_values),
-        old_log_probs=pick(batch.old_log_probs),
-        advantages=pick(batch.advantages),
-        returns=pick(batch.returns),
-        episode_starts=pick(batch.episode_starts),
-        state=tuple(part.index_select(0, chosen) for part in batch.state),
-        real=None if batch.real is None else pick(batch.real),
-    )

@@ -18,7 +18,6 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.acting import make_actor, to_array
@@ -197,7 +196,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 starts = self._after_reset_steps(rollout_buffer, episode_starts, dones, infos)
             if dones.any():
                 self._update_info_buffer([infos[i] for i in np.flatnonzero(dones)], dones[dones])
-                terminals += _truncations(n_steps, dones, infos, actor.end(lstm_states))
+                if cut := _cut_by_time_limit(dones, infos):
+                    last = [infos[i]["terminal_observation"] for i in cut]
+                    terminals.append((n_steps, cut, last, tuple(part[cut] for part in actor.end(lstm_states))))
             self._last_obs, self._last_episode_starts = new_obs, starts
 
         self._last_state = actor.end(lstm_states)
@@ -258,7 +259,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _values_of(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> torch.Tensor:
         with torch.no_grad():
-            tensors: Any = map_observations(lambda part: obs_as_tensor(part, self.device), observations)
+            tensors = map_observations(lambda part: torch.as_tensor(part, device=self.device), observations)
             return self.policy.predict_values(tensors, state, torch.as_tensor(episode_starts, device=self.device))
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
@@ -274,17 +275,13 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_last_state", "_rng"]
 
 
-def _truncations(step: int, dones: NDArray[np.bool_], infos: Any, state: State) -> list[Terminal]:
-    """The environments whose episode a time limit cut at this step, with what their bootstrap needs."""
-    cut = [
+def _cut_by_time_limit(dones: NDArray[np.bool_], infos: Any) -> list[int]:
+    """The environments whose episode ended at this step without a terminal state."""
+    return [
         int(i)
         for i in np.flatnonzero(dones)
         if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
     ]
-    if not cut:
-        return []
-    observations = [infos[i]["terminal_observation"] for i in cut]
-    return [(step, cut, observations, tuple(part[cut] for part in state))]
 
 
 def _stack(observations: list[Any]) -> Any:

@@ -462,6 +462,21 @@ class LstmPolicy(RecurrentActorCriticPolicy):
             critic_memory=_critic_memory_of(shared_lstm, enable_critic_lstm),
         )
 
+    @property
+    def lstm_actor(self) -> Memory:
+        """sb3-contrib's name for the actor's memory."""
+        return self.memory_actor
+
+    @property
+    def lstm_critic(self) -> Memory | None:
+        """sb3-contrib's name for the critic's own LSTM, None where it has none."""
+        return self.memory_critic if self.enable_critic_lstm else None
+
+    @property
+    def lstm_hidden_state_shape(self) -> tuple[int, int, int]:
+        """(layers, 1, units): of one environment's hidden or cell state in ``predict``."""
+        return (self.n_lstm_layers, 1, self.lstm_hidden_size)
+
     def _batch_first(self, state: State) -> State:
         return tuple(part.transpose(0, 1) for part in state)
 

@@ -31,13 +31,17 @@ def generalized_advantages(
     Returns:
         (T, B) advantages; the returns are ``advantages + values``.
     """
+    device = values.device
+    if device.type != "cpu":  # a sweep over time is many small steps: one copy there and back is cheaper
+        rewards, values, episode_starts = rewards.cpu(), values.cpu(), episode_starts.cpu()
+        last_values, last_episode_starts = last_values.cpu(), last_episode_starts.cpu()
     next_values = torch.cat((values[1:], last_values[None]))
     goes_on = torch.cat((episode_starts[1:], last_episode_starts[None])).logical_not().to(values.dtype)
     deltas = rewards + gamma * goes_on * next_values - values
     decays = (gamma * gae_lambda) * goes_on
     advantages = deltas.clone()
     # NumPy has a quarter of torch's overhead for a row of a few numbers, and shares the tensor's memory.
-    rows, factors = (advantages.numpy(), decays.numpy()) if advantages.device.type == "cpu" else (advantages, decays)
+    rows, factors = advantages.numpy(), decays.numpy()
     for t in range(len(rows) - 2, -1, -1):
         rows[t] += factors[t] * rows[t + 1]
-    return advantages
+    return advantages.to(device)
