@@ -29,6 +29,11 @@ def _register(id: str, module: str, name: str, **settings: Any) -> None:
 
 
 _register("CartPoleNoVel-v1", "control", "CartPole", max_episode_steps=500, reward_threshold=475.0)
+_register("PendulumNoVel-v1", "control", "Pendulum", max_episode_steps=200)
+_register(
+    "MountainCarContinuousNoVel-v0", "control", "MountainCarContinuous", max_episode_steps=999, reward_threshold=90.0
+)
+_register("AcrobotNoVel-v1", "control", "Acrobot", max_episode_steps=500, reward_threshold=-100.0)
 
 
 def __getattr__(name: str) -> Any:
