@@ -34,6 +34,9 @@ _register(
     "MountainCarContinuousNoVel-v0", "control", "MountainCarContinuous", max_episode_steps=999, reward_threshold=90.0
 )
 _register("AcrobotNoVel-v1", "control", "Acrobot", max_episode_steps=500, reward_threshold=-100.0)
+_register("TMaze-v0", "recall", "TMaze", reward_threshold=0.95)
+_register("RepeatPrevious-v0", "recall", "RepeatPrevious", reward_threshold=0.95)
+_register("RepeatFirst-v0", "recall", "RepeatFirst", reward_threshold=0.95)
 
 
 def __getattr__(name: str) -> Any:
