@@ -1,0 +1,36 @@
+"""Settings of a run: typed, read from a YAML file and the command line, checked before anything heavy is imported."""
+
+from configs.errors import (
+    CheckpointFault,
+    CommandError,
+    EnvironmentFault,
+    NotFinite,
+    SettingsError,
+)
+from configs.settings import (
+    AlgorithmSettings,
+    CheckpointSettings,
+    EnvironmentSettings,
+    EvaluationSettings,
+    PolicySettings,
+    Settings,
+    TrackingSettings,
+)
+from configs.yaml_file import dump, read
+
+__all__ = [
+    "AlgorithmSettings",
+    "CheckpointFault",
+    "CheckpointSettings",
+    "CommandError",
+    "EnvironmentFault",
+    "EnvironmentSettings",
+    "EvaluationSettings",
+    "NotFinite",
+    "PolicySettings",
+    "Settings",
+    "SettingsError",
+    "TrackingSettings",
+    "dump",
+    "read",
+]

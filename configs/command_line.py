@@ -1,0 +1,167 @@
+"""The command line of ``train.py``: defaults, then a settings file, then what is typed, each overriding the last."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import tyro
+import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from configs.errors import SettingsError
+from configs.settings import MEMORIES, Settings
+from configs.yaml_file import Sources, check, convert, parse_scalar, read_unchecked
+
+
+@dataclass(frozen=True)
+class Command:
+    """Trains an agent with memory.
+
+    Settings come from their defaults, then from the file after --config, then from the command line. Lists and
+    mappings are written as words: --policy.net-arch 64 64, --env.kwargs length=20 active=true; a mapping's words are
+    added to those of the file, and no word at all empties it.
+    """
+
+    settings: Annotated[Settings, tyro.conf.arg(name="")]
+    config: str | None = None
+    """A settings file, or the name of one in configs/: tmaze."""
+    print_config: bool = False
+    """Print the resolved settings as a settings file, and stop."""
+    dry_run: bool = False
+    """Check the settings and say what would be run, and stop."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+class Added(dict[str, Any]):
+    """Words of a mapping, to be added to what it holds already."""
+
+
+def parse(argv: Sequence[str] | None = None) -> Command:
+    """Reads the command line and the file it names, checked.
+
+    Raises :class:`SettingsError`; SystemExit where the words themselves cannot be parsed, and after --help.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    file = _config_argument(arguments)
+    baseline, sources = (Settings(), Sources()) if file is None else read_unchecked(find_config(file))
+    command = tyro.cli(
+        Command,
+        prog="train.py",
+        args=arguments,
+        default=Command(baseline),
+        registry=_WORDS,
+    )
+    fitting = _with_fitting_memory_kwargs(baseline, command.settings.policy.memory)
+    settings = _with_words_added(command.settings, fitting)
+    check(settings, sources, baseline)
+    return dataclasses.replace(command, settings=settings)
+
+
+def find_config(file: str) -> Path:
+    """The file itself, or the one of that name beside this module. Raises :class:`SettingsError`."""
+    path = Path(file)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    ours = sorted(Path(__file__).parent.glob("*.yaml"))
+    for each in ours:
+        if each.stem == file:
+            return each
+    raise SettingsError(f"no settings file {file}; by name there are {', '.join(each.stem for each in ours)}")
+
+
+def _config_argument(arguments: Sequence[str]) -> str | None:
+    """The file must be known before the rest can be parsed, since it gives the defaults."""
+    file = None
+    for position, word in enumerate(arguments):
+        if word == "--config":
+            file = arguments[position + 1] if position + 1 < len(arguments) else None
+        elif word.startswith("--config="):
+            file = word.removeprefix("--config=")
+    return file
+
+
+def _with_fitting_memory_kwargs(baseline: Settings, memory: str) -> Settings:
+    """Where another memory is typed than the file's, those of the file's arguments go on that the new one takes."""
+    policy = baseline.policy
+    if memory == policy.memory or memory not in MEMORIES:
+        return baseline
+    kept = {name: value for name, value in policy.memory_kwargs.items() if name in MEMORIES[memory]}
+    return dataclasses.replace(baseline, policy=dataclasses.replace(policy, memory_kwargs=kept))
+
+
+def _with_words_added(typed: Any, baseline: Any) -> Any:
+    """What was typed, with the words of every mapping added to the one below; no words at all empty it."""
+    changes = {}
+    for each in dataclasses.fields(typed):
+        value, below = getattr(typed, each.name), getattr(baseline, each.name)
+        if dataclasses.is_dataclass(value):
+            changes[each.name] = _with_words_added(value, below)
+        elif isinstance(value, Added):
+            changes[each.name] = {**below, **value} if value else {}
+        elif isinstance(value, dict):
+            changes[each.name] = below
+    return dataclasses.replace(typed, **changes)
+
+
+_WORDS = ConstructorRegistry()
+
+
+@_WORDS.primitive_rule
+def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """1e5 and 100_000 are whole numbers too."""
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: convert(parse_scalar(words[0]), int),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@_WORDS.primitive_rule
+def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """name=value, the value as YAML."""
+    if info.type_origin is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE ...",
+        instance_from_str=_mapping_of_words,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{key}={_word(each)}" for key, each in value.items()],
+    )
+
+
+@_WORDS.primitive_rule
+def _list_of_anything(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Words that are each read as YAML."""
+    if info.type_origin is not tuple or get_args(info.type)[0] is not object:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME|{NAME: {ARGUMENT: VALUE}} ...",
+        instance_from_str=lambda words: tuple(parse_scalar(word) for word in words),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [_word(each) for each in value],
+    )
+
+
+def _mapping_of_words(words: list[str]) -> Added:
+    mapping = Added()
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name.isidentifier()):
+            raise ValueError(f"expected name=value, got {word!r}")
+        mapping[name] = parse_scalar(value)
+    return mapping
+
+
+def _word(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n...\n").strip()

@@ -1,0 +1,88 @@
+"""What can go wrong with a command, and what it tells the shell.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | a fault of the program itself, shown with its traceback |
+| 2 | a setting, an argument or a place on disk that cannot be used |
+| 3 | the environment could not be made, or raised |
+| 4 | a number was not finite |
+| 5 | a checkpoint could not be found, read or written |
+| 130, 143 | stopped by Ctrl-C, by SIGTERM |
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+class CommandError(Exception):
+    """A fault that its message explains: the user sees that and no traceback."""
+
+    exit_code = 1
+
+
+class SettingsError(CommandError, ValueError):
+    """A setting, an argument or a place on disk that cannot be used."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(CommandError):
+    """The environment could not be made, or raised."""
+
+    exit_code = 3
+
+
+class NotFinite(CommandError):
+    """A number was not finite."""
+
+    exit_code = 4
+
+
+class CheckpointFault(CommandError):
+    """A checkpoint could not be found, read or written."""
+
+    exit_code = 5
+
+
+@contextmanager
+def reported_as(kind: type[CommandError], what: str) -> Iterator[None]:
+    """Turns any exception from inside into ``kind("what: its message")``, but those that already explain themselves."""
+    try:
+        yield
+    except CommandError:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """The message, with the type before it unless that says nothing more."""
+    message = str(error)
+    if not message:
+        return type(error).__name__
+    return message if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: {message}"
+
+
+def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; a fault becomes one message, with ``--debug`` its traceback too."""
+    arguments = sys.argv[1:] if argv is None else argv
+    # A script's own folder is on the path, the one it is called from is not; a user's environment lies there.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        command(argv)
+    except CommandError as error:
+        if "--debug" in arguments or os.environ.get("RECURL_DEBUG"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        return int(getattr(interrupt, "exit_code", 130))
+    except SystemExit as request:  # argument parsers end this way
+        return request.code if isinstance(request.code, int) else 0 if request.code is None else 2
+    return 0

@@ -1,0 +1,325 @@
+"""What a settings file or the command line may say: every setting of a run, its default, its meaning, its range.
+
+Plain frozen dataclasses, checked when read and never changed. Nothing heavy is imported here, so that ``--help`` and
+a mistake are answered at once; a test keeps the names and defaults written here equal to those of ``agents``.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from configs.errors import SettingsError
+
+_CELL = ("hidden_size", "num_layers", "bias", "dropout", "initialisation")
+
+MEMORIES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "rnn": (*_CELL, "nonlinearity"),
+    "lstm": (*_CELL, "forget_bias", "chrono_horizon"),
+    "gru": (*_CELL, "chrono_horizon"),
+}
+"""The memories that have a name, and the arguments each takes."""
+
+ENCODERS: dict[str, tuple[str, ...]] = {
+    "flatten": (),
+    "nature_cnn": ("features_dim", "normalized_image"),
+    "combined": ("cnn_output_dim", "normalized_image"),
+}
+"""The encoders that have a name, and the arguments each takes."""
+
+Kwargs = dict[str, Any]
+Wrapper = object  # a name, or {name: {argument: value}}; checked below
+
+
+class Range(NamedTuple):
+    """What a value must satisfy, and how to say it."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+AT_LEAST_0 = Range(lambda value: 0 <= value < math.inf, "at least 0")
+AT_LEAST_1 = Range(lambda value: value >= 1, "at least 1")
+POSITIVE = Range(lambda value: 0 < value < math.inf, "greater than 0")
+FINITE = Range(math.isfinite, "a finite number")
+FRACTION = Range(lambda value: 0 <= value <= 1, "between 0 and 1")
+EACH_AT_LEAST_1 = Range(lambda values: all(value >= 1 for value in values), "sizes of at least 1")
+
+Schedule = Literal["constant", "linear"]
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """The task, and what the agent is given to see of it."""
+
+    id: str = "CartPoleNoVel-v1"
+    """A Gymnasium id; `module:id` imports the module first, so that an environment of your own is found."""
+    n_envs: Annotated[int, AT_LEAST_1] = 8
+    """Environments stepped side by side."""
+    kwargs: Kwargs = field(default_factory=dict)
+    """Arguments of the environment: `length=20 active=true`."""
+    wrappers: tuple[Wrapper, ...] = ()
+    """Wrappers, innermost first: a name, or `{name: {argument: value}}`."""
+    backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
+    """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
+    that the id has."""
+    normalize_observations: bool = True
+    """Scale observations to mean 0 and variance 1 as they come in (images and discrete parts are left alone)."""
+    normalize_rewards: bool = True
+    """Divide rewards by the standard deviation of the running return. Reported returns are the true ones."""
+    clip_observations: Annotated[float, POSITIVE] = 10.0
+    """Largest magnitude of a normalised observation."""
+    clip_rewards: Annotated[float, POSITIVE] = 10.0
+    """Largest magnitude of a normalised reward."""
+
+
+@dataclass(frozen=True)
+class AlgorithmSettings:
+    """How the agent learns."""
+
+    name: Literal["ppo", "a2c"] = "ppo"
+    """ppo: clipped updates over several epochs. a2c: one update on the whole rollout."""
+    learning_rate: Annotated[float, POSITIVE] = 5e-4
+    """Step size of the optimizer, at the start."""
+    learning_rate_schedule: Schedule = "constant"
+    """constant, or linear: falling to 0 at the end of training."""
+    n_steps: Annotated[int, AT_LEAST_1] = 128
+    """Steps collected from each environment between two updates."""
+    batch_size: Annotated[int, AT_LEAST_1] = 256
+    """Steps in a minibatch, made of whole sequences (ppo)."""
+    n_epochs: Annotated[int, AT_LEAST_1] = 10
+    """Passes over a rollout (ppo)."""
+    sequence_length: Annotated[int | None, AT_LEAST_1] = None
+    """Steps through which gradients flow back; a divisor of n_steps. None: the whole rollout, or batch_size where that
+    is shorter."""
+    gamma: Annotated[float, FRACTION] = 0.99
+    """Discount of a reward one step later."""
+    gae_lambda: Annotated[float, FRACTION] = 0.95
+    """Weight of longer returns in the advantage: 0 one step, 1 the whole episode."""
+    clip_range: Annotated[float, POSITIVE] = 0.2
+    """Largest change of the probability ratio that is rewarded, at the start (ppo)."""
+    clip_range_schedule: Schedule = "constant"
+    """constant, or linear: falling to 0 at the end of training (ppo)."""
+    clip_range_vf: Annotated[float | None, POSITIVE] = None
+    """Largest change of the value in one update; None: no limit (ppo)."""
+    normalize_advantage: bool = True
+    """Scale advantages to mean 0 and variance 1 in every minibatch."""
+    ent_coef: Annotated[float, AT_LEAST_0] = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: Annotated[float, AT_LEAST_0] = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
+    """Largest norm of the gradient; .inf: no limit."""
+    use_sde: bool = False
+    """Generalised state-dependent exploration, for continuous actions."""
+    sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
+    """Steps between two draws of its noise; -1: once a rollout."""
+    target_kl: Annotated[float | None, POSITIVE] = None
+    """Stop an update where the policy has moved further than this; None: never (ppo)."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The network: encoder, memory, heads."""
+
+    memory: str = "lstm"
+    """What is carried between steps: none, rnn, lstm, gru, or `module:Class`."""
+    memory_kwargs: Kwargs = field(default_factory=dict)
+    """Arguments of the memory: `hidden_size=128 num_layers=2`."""
+    critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"
+    """The critic's memory: the actor's, the actor's without shaping it, its own, or none."""
+    encoder: str | None = None
+    """What turns an observation into features: flatten, nature_cnn, combined, or `module:Class`; None: chosen by
+    the observation space."""
+    encoder_kwargs: Kwargs = field(default_factory=dict)
+    """Arguments of the encoder."""
+    net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = (64,)
+    """Hidden layers between memory and actions; None: as Stable-Baselines3."""
+    critic_net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = None
+    """Hidden layers between memory and value; None: as net_arch."""
+    activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu"] = "tanh"
+    """Activation of the hidden layers."""
+    log_std_init: Annotated[float, FINITE] = 0.0
+    """Logarithm of the first standard deviation of continuous actions."""
+    kwargs: Kwargs = field(default_factory=dict)
+    """Further policy_kwargs, passed on as they are."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Periodic evaluation on environments of its own; the best agent is kept as best.zip."""
+
+    every: Annotated[int, AT_LEAST_0] = 20_000
+    """Environment steps between two evaluations; 0: never."""
+    episodes: Annotated[int, AT_LEAST_1] = 20
+    """Episodes each time."""
+    final_episodes: Annotated[int, AT_LEAST_0] = 100
+    """Episodes of the evaluation of the best agent after training; 0: none."""
+    n_envs: Annotated[int, AT_LEAST_1] = 20
+    """Environments evaluated side by side (at most the number of episodes)."""
+    deterministic: bool = True
+    """Take the most probable action, instead of sampling."""
+    stop_at_return: Annotated[float | None, FINITE] = None
+    """End training when an evaluation's mean return reaches this; None: train to the end."""
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Models saved while training."""
+
+    every: Annotated[int, AT_LEAST_0] = 100_000
+    """Environment steps between two checkpoints; 0: only the last."""
+    keep: Annotated[int, AT_LEAST_1] = 3
+    """Checkpoints kept, the latest ones."""
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    """Where metrics go. metrics.csv in the run directory is always written."""
+
+    log_interval: Annotated[int, AT_LEAST_1] = 1
+    """Updates between two rows of metrics."""
+    tensorboard: bool = True
+    """Write TensorBoard events too."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; online becomes offline where there is no key or no network."""
+    wandb_project: str = "recurl"
+    """Project there."""
+    wandb_entity: str | None = None
+    """User or team there; None: your default."""
+    wandb_group: str | None = None
+    """Group of runs there."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run there."""
+    wandb_timeout: Annotated[float, POSITIVE] = 8.0
+    """Seconds to wait for its server, at the start and again at the end."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run."""
+
+    env: EnvironmentSettings = EnvironmentSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    policy: PolicySettings = PolicySettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    total_timesteps: Annotated[int, AT_LEAST_1] = 500_000
+    """Environment steps to train for, over all environments."""
+    seed: Annotated[int, Range(lambda value: 0 <= value < 2**31, "between 0 and 2147483647")] = 0
+    """Decides every random number: the same seed on the same machine gives the same run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    threads: Annotated[int, AT_LEAST_1] = 1
+    """CPU threads of torch. Small networks are fastest on one; give more for images or hundreds of units."""
+    runs: str = "runs"
+    """Folder in which the run gets a directory of its own."""
+    name: str | None = None
+    """Name of that directory; None: environment, memory, seed and time."""
+    progress: bool = True
+    """Show the progress of training."""
+
+    def check(self) -> None:
+        """Raises :class:`SettingsError` that names every setting out of range."""
+        found = problems(self)
+        if found:
+            raise SettingsError("\n".join(f"{key} {message}" for key, message in found))
+
+
+def problems(settings: Settings) -> list[tuple[str, str]]:
+    """(dotted key, what is wrong with it) for every setting that cannot be used."""
+    return [*_out_of_range(settings, ""), *_unusable_together(settings)]
+
+
+def field_type(owner: type[Any], name: str) -> Any:
+    """The type of a field without its range."""
+    return get_type_hints(owner)[name]
+
+
+def _out_of_range(group: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    hints = get_type_hints(type(group), include_extras=True)
+    for name in (each.name for each in dataclasses.fields(group)):
+        value = getattr(group, name)
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_range(value, f"{prefix}{name}.")
+            continue
+        ranges = get_args(hints[name])[1:] if get_origin(hints[name]) is Annotated else ()
+        for limit in ranges:
+            if value is not None and not limit.holds(value):
+                yield f"{prefix}{name}", f"must be {limit.words}, got {_said(value)}"
+        choices = _choices(get_type_hints(type(group))[name])
+        if choices and value not in choices:
+            yield f"{prefix}{name}", f"must be one of {', '.join(choices)}; got {value!r}"
+
+
+def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
+    yield from _unusable_algorithm(settings.algorithm)
+    policy = settings.policy
+    yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
+    if policy.encoder is not None:
+        yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
+    if not settings.env.id.strip():
+        yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
+    for wrapper in settings.env.wrappers:
+        if not _is_wrapper(wrapper):
+            yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
+    name = settings.name
+    if name is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
+        yield "name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"
+
+
+def _unusable_algorithm(algorithm: AlgorithmSettings) -> Iterator[tuple[str, str]]:
+    steps, length = algorithm.n_steps, algorithm.sequence_length
+    if length is not None and length >= 1 and steps % length:
+        below = steps // length * length
+        use = f"{below} or {below + length}" if below > 0 else f"{length}"
+        yield "algorithm.n_steps", f"({steps}) must be a multiple of sequence_length ({length}); use {use}"
+    if algorithm.name == "a2c":
+        for name in PPO_ONLY:
+            if getattr(algorithm, name) != getattr(AlgorithmSettings(), name):
+                yield f"algorithm.{name}", "is a setting of ppo; a2c has none, leave it out"
+
+
+PPO_ONLY = ("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl")
+
+
+def _unknown_choice(
+    kind: str, name: str, kwargs: Kwargs, known: dict[str, tuple[str, ...]]
+) -> Iterator[tuple[str, str]]:
+    module, _, attribute = name.partition(":")
+    if module and attribute.isidentifier():
+        return
+    if name not in known:
+        hint = did_you_mean(name, tuple(known))
+        yield f"policy.{kind}", f"must be {', '.join(known)} or module:Class; got {name!r}{hint}"
+        return
+    for argument in kwargs:
+        if argument not in known[name]:
+            hint = did_you_mean(argument, known[name]) or f"; known are {', '.join(known[name]) or 'none'}"
+            yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
+
+
+def did_you_mean(name: str, known: tuple[str, ...]) -> str:
+    """``; did you mean 'lstm'?`` where a known name is near, else nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _is_wrapper(value: Any) -> bool:
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, kwargs),) = value.items()
+        return isinstance(name, str) and (kwargs is None or isinstance(kwargs, dict))
+    return isinstance(value, str) and bool(value)
+
+
+def _choices(declared: Any) -> tuple[str, ...]:
+    return get_args(declared) if get_origin(declared) is Literal else ()
+
+
+def _said(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

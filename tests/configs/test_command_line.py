@@ -1,0 +1,169 @@
+"""Defaults, then the file, then the command line; and no answer about settings waits for torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import Settings, SettingsError, read
+from configs.command_line import find_config, parse
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+FILE = """
+env:
+  id: TMaze-v0
+  kwargs: {length: 20, active: true}
+  wrappers: [delay]
+algorithm:
+  gamma: 0.9
+  learning_rate: 1e-3
+policy:
+  memory: lstm
+  memory_kwargs: {hidden_size: 32, forget_bias: 3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "maze.yaml"
+    path.write_text(FILE)
+    return str(path)
+
+
+def test_without_words_the_defaults_hold() -> None:
+    assert parse([]).settings == Settings()
+
+
+def test_the_command_line_beats_the_file_and_the_file_the_defaults(file: str) -> None:
+    settings = parse(["--config", file, "--algorithm.gamma", "0.5"]).settings
+    assert (settings.env.id, settings.algorithm.gamma, settings.algorithm.learning_rate) == ("TMaze-v0", 0.5, 0.001)
+    assert settings.algorithm.n_steps == Settings().algorithm.n_steps
+    assert parse([f"--config={file}", "--algorithm.gamma=0.5"]).settings == settings
+
+
+def test_numbers_may_have_exponents() -> None:
+    settings = parse(["--total-timesteps", "1e5", "--algorithm.learning-rate", "1e-3", "--env.n-envs", "1_0"]).settings
+    assert (settings.total_timesteps, settings.algorithm.learning_rate, settings.env.n_envs) == (100_000, 0.001, 10)
+
+
+def test_words_of_a_mapping_are_added_to_those_of_the_file(file: str) -> None:
+    settings = parse(["--config", file, "--env.kwargs", "length=50", "rewards={good: 4}"]).settings
+    assert settings.env.kwargs == {"length": 50, "active": True, "rewards": {"good": 4}}
+
+
+def test_no_words_at_all_empty_a_mapping_or_a_list(file: str) -> None:
+    settings = parse(["--config", file, "--env.kwargs", "--env.wrappers"]).settings
+    assert (settings.env.kwargs, settings.env.wrappers) == ({}, ())
+
+
+def test_wrappers_are_typed_as_in_a_file() -> None:
+    settings = parse(["--env.wrappers", "delay", "{flicker: {probability: 0.5}}"]).settings
+    assert settings.env.wrappers == ("delay", {"flicker": {"probability": 0.5}})
+
+
+def test_another_memory_keeps_those_of_the_files_arguments_that_it_takes(file: str) -> None:
+    assert parse(["--config", file, "--policy.memory", "gru"]).settings.policy.memory_kwargs == {"hidden_size": 32}
+    assert parse(["--config", file, "--policy.memory", "none"]).settings.policy.memory_kwargs == {}
+
+
+def test_a_typed_argument_that_the_memory_does_not_take_is_an_error(file: str) -> None:
+    with pytest.raises(SettingsError, match="'forget_bias', which gru does not take"):
+        parse(["--config", file, "--policy.memory", "gru", "--policy.memory-kwargs", "forget_bias=1"])
+
+
+def test_layers_are_words_and_none_is_a_word() -> None:
+    settings = parse(["--policy.net-arch", "32", "16", "--policy.critic-net-arch", "None"]).settings
+    assert (settings.policy.net_arch, settings.policy.critic_net_arch) == ((32, 16), None)
+
+
+def test_a_mistake_in_the_file_names_its_line_unless_the_command_line_mends_it(file: str) -> None:
+    Path(file).write_text("seed: 3\nalgorithm:\n  gamma: 9.9\n")
+    with pytest.raises(SettingsError, match=r"maze\.yaml:3: algorithm.gamma must be between 0 and 1, got 9.9"):
+        parse(["--config", file])
+    with pytest.raises(SettingsError) as caught:
+        parse(["--config", file, "--algorithm.gamma", "8.8"])
+    assert str(caught.value) == "algorithm.gamma must be between 0 and 1, got 8.8"
+    assert parse(["--config", file, "--algorithm.gamma", "0.9"]).settings.algorithm.gamma == 0.9
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--algorithm.gama", "0.9"], "--algorithm.gamma"),
+        (["--policy.activation", "rleu"], "relu"),
+        (["--total-timesteps", "1.5"], "must be a whole number, got 1.5"),
+        (["--env.kwargs", "length"], "expected name=value, got 'length'"),
+        (["--env.kwargs", "length=[1"], "is not YAML"),
+        (["--config"], "--config"),
+        (["stray"], "stray"),
+    ],
+)
+def test_words_that_cannot_be_parsed_end_with_exit_code_2_and_a_hint(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(words)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err + captured.out
+
+
+def test_files_that_come_with_the_package_are_found_by_name() -> None:
+    assert [find_config(path.stem) for path in CONFIGS] == CONFIGS
+    with pytest.raises(SettingsError, match=r"no settings file cartpole_nov; by name there are .*cartpole_novel"):
+        find_config("cartpole_nov")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_settings_file_that_comes_with_the_package_can_be_read(path: Path) -> None:
+    read(path)
+
+
+def test_a_printed_configuration_reads_back_to_the_same_settings(file: str, tmp_path: Path) -> None:
+    words = [
+        "--config",
+        file,
+        "--algorithm.clip-range-vf",
+        "0.3",
+        "--env.wrappers",
+        "{noise: {std: 1e-2}}",
+        "--name",
+        "1",
+    ]
+    printed = subprocess.run(
+        [sys.executable, ROOT / "train.py", *words, "--print-config"], capture_output=True, text=True, check=True
+    ).stdout
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert read(tmp_path / "printed.yaml") == parse(words).settings
+
+
+LIGHT = """
+import sys
+import train
+code = train.main({words!r})
+heavy = {{"torch", "stable_baselines3", "sb3_contrib", "wandb", "agents", {more}}} & sys.modules.keys()
+print("HEAVY", sorted(heavy), "CODE", code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "more"),
+    [
+        (["--help"], 0, '"numpy", "gymnasium"'),
+        (["--algorithm.gamma", "9.9"], 2, '"numpy", "gymnasium"'),
+        (["--dry-run"], 0, ""),
+    ],
+    ids=["help", "mistake", "dry run"],
+)
+def test_questions_about_settings_are_answered_without_torch(words: list[str], code: int, more: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(words=words, more=more)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert f"HEAVY [] CODE {code}" in done.stdout
