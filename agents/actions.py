@@ -184,13 +184,13 @@ def make_action_head(
     """The head for an action space; ``exploration`` where it is state-dependent.
 
     Raises:
-        NotImplementedError: the space is none of Discrete, MultiDiscrete, MultiBinary and Box.
+        NotImplementedError: the space is none of Discrete, MultiDiscrete with one axis, MultiBinary and Box.
     """
     if isinstance(space, spaces.Box):
         return GaussianHead(space) if exploration is None else StateDependentHead(space, exploration, squash)
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(space)
-    if isinstance(space, spaces.MultiDiscrete):
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return MultiCategoricalHead(space)
     if isinstance(space, spaces.MultiBinary):
         return BernoulliHead(space)
