@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.memory import native
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
 from agents.memory.episodes import Pieces, cut, take_rows
 
@@ -96,6 +97,22 @@ class Recurrent(Memory):
         return output, (*(torch.stack(layers, dim=1) for layers in zip(*after, strict=True)), *masks)
 
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        if native.takes(features, self.hidden_size):
+            return self._unroll_compiled(features, state, episode_starts)
+        return self._unroll_pieces(features, state, episode_starts)
+
+    def _unroll_compiled(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        """By the kernels of ``native``: resets are part of their loop."""
+        output = features
+        for layer in range(self.num_layers):
+            if layer > 0 and self._drops:
+                output = output * state[-1][:, layer - 1]
+            before = tuple(part[:, layer] for part in state[: self.carried_parts])
+            output = self._through_compiled(output, before, episode_starts, self._layer_parameters(layer))
+        return output
+
+    def _unroll_pieces(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        """By torch's kernels, over the episodes cut apart and packed."""
         pieces = cut(episode_starts.cpu().numpy())
         packed = take_rows(features.flatten(0, 1), pieces.packed, pieces.unpacked)
         sequence = torch.as_tensor(pieces.sequence, device=packed.device)
@@ -132,6 +149,12 @@ class Recurrent(Memory):
     @abstractmethod
     def _numpy_cell(self, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> NumpyCell:
         """``_cell`` on arrays."""
+
+    @abstractmethod
+    def _through_compiled(
+        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    ) -> Tensor:
+        """One layer over a block by the compiled kernels: (T, B, F), (B, H) each, (T, B) -> (T, B, H)."""
 
     @abstractmethod
     def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
@@ -217,6 +240,11 @@ class RNN(Recurrent):
 
         return cell
 
+    def _through_compiled(
+        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    ) -> Tensor:
+        return native.rnn(features, state[0], episode_starts, parameters, self.nonlinearity == "relu")
+
     def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
         through = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
         return through(packed, batch_sizes, state[0], parameters, self.bias, 1, 0.0, self.training, False)[0]
@@ -276,6 +304,11 @@ class LSTM(Recurrent):
 
         return cell
 
+    def _through_compiled(
+        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    ) -> Tensor:
+        return native.lstm(features, *state, episode_starts, parameters)
+
     def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
         return torch.lstm(packed, batch_sizes, state, parameters, self.bias, 1, 0.0, self.training, False)[0]
 
@@ -326,6 +359,11 @@ class GRU(Recurrent):
             return (n + z * (h - n),)
 
         return cell
+
+    def _through_compiled(
+        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    ) -> Tensor:
+        return native.gru(features, state[0], episode_starts, parameters)
 
     def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
         return torch.gru(packed, batch_sizes, state[0], parameters, self.bias, 1, 0.0, self.training, False)[0]

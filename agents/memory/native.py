@@ -1,0 +1,211 @@
+"""RNN, LSTM and GRU over a block of episodes on a CPU, by the kernels in ``kernels.c``.
+
+The products over all steps at once (input projections before, weight gradients after) are torch's; the loop over time
+between them is compiled. Resets are part of the loop: episodes are neither cut nor padded. The kernels are built when
+the package is installed, where there is a C compiler; without them ``available`` is false and torch's kernels serve.
+
+Axes: T time, B sequences, F features in, H hidden units, G gates of a cell.
+"""
+
+import ctypes
+import importlib.machinery
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Parameters = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih (GH, F), w_hh (GH, H), b_ih (GH), b_hh (GH)
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library built for this processor, if there is one."""
+    folder = Path(__file__).parent
+    names = ["_kernels_avx2", "_kernels"] if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else ["_kernels"]
+    for name in names:
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            if (path := folder / (name + suffix)).exists():
+                return ctypes.CDLL(str(path))
+    return None
+
+
+_library = _load()
+available = _library is not None
+
+
+def takes(features: Tensor, hidden_size: int) -> bool:
+    """Whether the kernels can run this: built, float32 on a CPU, and a hidden size of a multiple of 8."""
+    return available and features.device.type == "cpu" and features.dtype == torch.float32 and hidden_size % 8 == 0
+
+
+def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
+    """(T, B, F), state before the first step (B, H) each, (T, B) boolean -> (T, B, H)."""
+    output: Tensor = _Lstm.apply(features, hidden, cell, episode_starts, *parameters)  # type: ignore[no-untyped-call]
+    return output
+
+
+def gru(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
+    """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
+    output: Tensor = _Gru.apply(features, hidden, episode_starts, *parameters)  # type: ignore[no-untyped-call]
+    return output
+
+
+def rnn(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters, relu: bool) -> Tensor:
+    """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
+    output: Tensor = _Rnn.apply(features, hidden, episode_starts, relu, *parameters)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _Lstm(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        features: Tensor,
+        hidden: Tensor,
+        cell: Tensor,
+        episode_starts: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+    ) -> Tensor:
+        inputs = _project(features, w_ih, _sum(b_ih, b_hh))
+        hidden, cell, w_hh, episode_starts = (part.contiguous() for part in (hidden, cell, w_hh, episode_starts))
+        outputs, cells, tanh_cells, before = (_like(inputs, w_hh.shape[1]) for _ in range(4))
+        gates = torch.empty_like(inputs)
+        _call(
+            "lstm_forward",
+            outputs,
+            inputs,
+            w_hh,
+            hidden,
+            cell,
+            episode_starts,
+            outputs,
+            gates,
+            cells,
+            tanh_cells,
+            before,
+        )
+        ctx.save_for_backward(features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before)
+        ctx.has_bias = b_ih is not None
+        return outputs
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before = ctx.saved_tensors
+        d_inputs, d_hidden, d_cell = torch.empty_like(gates), torch.empty_like(cell), torch.empty_like(cell)
+        d_outputs = d_outputs.contiguous()
+        _call(
+            "lstm_backward", d_outputs,
+            d_outputs, w_hh, cell, episode_starts, gates, cells, tanh_cells, d_inputs, d_hidden, d_cell,
+        )  # fmt: skip
+        d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
+        d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
+        return d_features, d_hidden, d_cell, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
+
+
+class _Gru(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        features: Tensor,
+        hidden: Tensor,
+        episode_starts: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+    ) -> Tensor:
+        size = w_hh.shape[1]
+        bias_n = w_hh.new_zeros(size) if b_hh is None else b_hh[2 * size :].contiguous()
+        outside = None if b_hh is None else torch.cat((b_hh[: 2 * size], torch.zeros_like(bias_n)))
+        inputs = _project(features, w_ih, _sum(b_ih, outside))
+        hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
+        outputs, q, before = (_like(inputs, size) for _ in range(3))
+        gates = torch.empty_like(inputs)
+        _call("gru_forward", outputs, inputs, w_hh, bias_n, hidden, episode_starts, outputs, gates, q, before)
+        ctx.save_for_backward(features, episode_starts, w_ih, w_hh, gates, q, before)
+        ctx.has_bias = b_ih is not None
+        return outputs
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        features, episode_starts, w_ih, w_hh, gates, q, before = ctx.saved_tensors
+        d_inputs, d_sums, d_hidden = torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(before[0])
+        d_outputs = d_outputs.contiguous()
+        _call("gru_backward", d_outputs, d_outputs, w_hh, episode_starts, gates, q, before, d_inputs, d_sums, d_hidden)
+        d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
+        d_w_ih, d_b_ih = _weight_gradients(d_inputs, features, ctx.has_bias)
+        d_w_hh, d_b_hh = _weight_gradients(d_sums, before, ctx.has_bias)
+        return d_features, d_hidden, None, d_w_ih, d_w_hh, d_b_ih, d_b_hh
+
+
+class _Rnn(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        features: Tensor,
+        hidden: Tensor,
+        episode_starts: Tensor,
+        relu: bool,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None,
+        b_hh: Tensor | None,
+    ) -> Tensor:
+        inputs = _project(features, w_ih, _sum(b_ih, b_hh))
+        hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
+        outputs, before = torch.empty_like(inputs), torch.empty_like(inputs)
+        _call("rnn_forward", outputs, inputs, w_hh, hidden, episode_starts, relu, outputs, before)
+        ctx.save_for_backward(features, episode_starts, w_ih, w_hh, outputs, before)
+        ctx.relu, ctx.has_bias = relu, b_ih is not None
+        return outputs
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        features, episode_starts, w_ih, w_hh, outputs, before = ctx.saved_tensors
+        d_inputs, d_hidden = torch.empty_like(outputs), torch.empty_like(outputs[0])
+        d_outputs = d_outputs.contiguous()
+        _call("rnn_backward", d_outputs, d_outputs, w_hh, episode_starts, ctx.relu, outputs, d_inputs, d_hidden)
+        d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
+        d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
+        return d_features, d_hidden, None, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
+
+
+def _call(name: str, block: Tensor, *arguments: Tensor | bool) -> None:
+    """Runs a kernel on a block (T, B, H). The tensors must outlive the call, be contiguous, and on the CPU."""
+    sizes = (ctypes.c_long(size) for size in block.shape)
+    given = (ctypes.c_int(part) if isinstance(part, bool) else ctypes.c_void_p(part.data_ptr()) for part in arguments)
+    if getattr(_library, name)(*sizes, *given):
+        raise MemoryError(f"{name} ran out of memory for a block of {tuple(block.shape)}")
+
+
+def _project(features: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
+    """(T, B, F) -> (T, B, GH), all steps in one product."""
+    return torch.nn.functional.linear(features, w_ih, bias).contiguous()
+
+
+def _like(inputs: Tensor, size: int) -> Tensor:
+    return inputs.new_empty((*inputs.shape[:2], size))
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return first if second is None else second if first is None else first + second
+
+
+def _back_through_inputs(d_inputs: Tensor, w_ih: Tensor) -> Tensor:
+    return d_inputs @ w_ih
+
+
+def _weight_gradient(d_sums: Tensor, inputs: Tensor) -> Tensor:
+    """The gradient of weights (GH, F) from that of their products (T, B, GH) and what they multiplied (T, B, F)."""
+    return d_sums.flatten(0, 1).t() @ inputs.flatten(0, 1)
+
+
+def _weight_gradients(d_sums: Tensor, inputs: Tensor, has_bias: bool) -> tuple[Tensor, Tensor | None]:
+    return _weight_gradient(d_sums, inputs), d_sums.sum((0, 1)) if has_bias else None
