@@ -5,7 +5,6 @@ Axes: N environments.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from envs.episodes import Episodes
 from envs.infos import Infos, info_of
+from envs.observations import take
 
 
 class VectorEnvAdapter(VecEnv):
@@ -36,11 +37,8 @@ class VectorEnvAdapter(VecEnv):
         if self.autoreset_mode is AutoresetMode.DISABLED:
             raise ValueError(f"{env} does not reset its environments; make it with autoreset mode SAME_STEP")
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self._since = time.time()
         self._actions: Any = None
-        self._returns = np.zeros(self.num_envs)
-        self._steps = 0
-        self._started_at = [0] * self.num_envs
+        self._episodes = Episodes(self.num_envs)
         self._resetting: NDArray[np.bool_] | None = None
 
     def reset(self) -> VecEnvObs:
@@ -55,8 +53,7 @@ class VectorEnvAdapter(VecEnv):
         self.reset_infos = [info_of(infos, i) for i in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        self._returns[:] = 0.0
-        self._started_at = [self._steps] * self.num_envs
+        self._episodes.start_all()
         self._resetting = None
         return observations  # type: ignore[no-any-return]
 
@@ -71,8 +68,7 @@ class VectorEnvAdapter(VecEnv):
         observations, rewards, terminations, truncations, said = self.env.step(actions)
         if rewards.dtype != np.float32:
             rewards = rewards.astype(np.float32)
-        np.add(self._returns, rewards, self._returns)
-        self._steps += 1
+        self._episodes.add(rewards)
         dones = np.logical_or(terminations, truncations)
         infos = Infos(self.num_envs, said)
         if self._resetting is not None:
@@ -145,7 +141,6 @@ class VectorEnvAdapter(VecEnv):
         infos: Infos,
     ) -> None:
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
-        now = round(time.time() - self._since, 6)
         last_observations = said["final_obs"] if same_step else observations
         for i in dones.nonzero()[0].tolist():
             if same_step:
@@ -153,12 +148,10 @@ class VectorEnvAdapter(VecEnv):
                 self.reset_infos[i] = info_of({k: v for k, v in said.items() if k not in _LAST_STEP}, i)
             else:
                 info = infos[i]
-            info["terminal_observation"] = _row(last_observations, i)
+            info["terminal_observation"] = _last(last_observations, i)
             info["TimeLimit.truncated"] = not terminations[i]
-            info["episode"] = {"r": round(float(self._returns[i]), 6), "l": self._steps - self._started_at[i], "t": now}
+            info.setdefault("episode", self._episodes.end(i))
             infos[i] = info
-            self._returns[i] = 0.0
-            self._started_at[i] = self._steps
         if not same_step:
             self._resetting = dones.copy()
 
@@ -168,19 +161,16 @@ class VectorEnvAdapter(VecEnv):
         for i in self._resetting.nonzero()[0].tolist():
             self.reset_infos[i] = info_of(said, i)
             infos[i] = {"reset_step": True}
-            self._returns[i] = 0.0
-            self._started_at[i] = self._steps
+            self._episodes.start(i)
         self._resetting = None
 
 
 _LAST_STEP = ("final_obs", "_final_obs", "final_info", "_final_info")
 
 
-def _row(observations: Any, row: int) -> Any:
-    """Environment `row` of (N, ...) observations, as a copy; a dict of them gives a dict."""
-    if isinstance(observations, dict):
-        return {name: _row(part, row) for name, part in observations.items()}
-    observation = observations[row]
-    if isinstance(observation, dict):
-        return {name: np.array(part) for name, part in observation.items()}
-    return np.array(observation)
+def _last(observations: Any, row: int) -> Any:
+    """The last observation of environment `row`. Gymnasium gives them stacked, or one object an environment."""
+    if isinstance(observations, np.ndarray) and observations.dtype == object:
+        observation = observations[row]
+        return take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
+    return take(observations, row)

@@ -1,0 +1,111 @@
+"""Several gymnasium environments stepped one after the other into given arrays: what a process has to do.
+
+Axes: N environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.errors import EnvError
+from envs.observations import Tree, take, write
+
+Maker = Callable[[], gymnasium.Env[Any, Any]]
+
+
+class Group:
+    """N environments. The next episode starts in the step that ends one."""
+
+    def __init__(self, makers: Sequence[Maker], first: int = 0) -> None:
+        """`first`: the number of the first of them among all, for messages."""
+        self.envs = [_make(maker, first + i) for i, maker in enumerate(makers)]
+        self._first = first
+        self._steps = 0
+        if len({id(env.unwrapped) for env in self.envs}) < len(self.envs):
+            raise ValueError(
+                "the same environment was given more than once: each callable has to make one of its own, for example "
+                "[lambda: gymnasium.make('CartPole-v1') for _ in range(4)]"
+            )
+        for i, env in enumerate(self.envs):
+            for kind in ("observation_space", "action_space"):
+                one, other = getattr(self.envs[0], kind), getattr(env, kind)
+                if one != other:
+                    raise ValueError(
+                        f"the {kind} of environment {first + i} is {other}, that of environment {first} is {one}: "
+                        "they have to be alike"
+                    )
+
+    def reset(
+        self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]], observations: Tree
+    ) -> list[dict[str, Any]]:
+        """Start an episode everywhere: observations into `observations`, (N, ...); what the environments said."""
+        said = []
+        for i, env in enumerate(self.envs):
+            try:
+                observation, info = env.reset(seed=seeds[i], options=options[i] or None)
+                write(observations, i, observation)
+            except Exception as error:
+                raise self._failure(i, "reset", error) from error
+            said.append(info)
+        return said
+
+    def step(
+        self, actions: NDArray[Any], observations: Tree, rewards: NDArray[np.float32], dones: NDArray[np.bool_]
+    ) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+        """One step everywhere, into the three arrays, (N, ...).
+
+        Returns what the environments said, with "terminal_observation" and "TimeLimit.truncated" where an episode
+        ended, and there, by position, what the next episode's reset said.
+        """
+        self._steps += 1
+        infos, resets = [], {}
+        for i, env in enumerate(self.envs):
+            try:
+                observation, rewards[i], terminated, truncated, info = env.step(actions[i])
+                dones[i] = done = terminated or truncated
+                if done:
+                    last = take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
+                    # A copy: an environment may hand out the same dict at every step.
+                    info = {**info, "terminal_observation": last, "TimeLimit.truncated": truncated and not terminated}
+                    observation, resets[i] = env.reset()
+                write(observations, i, observation)
+            except Exception as error:
+                raise self._failure(i, f"step {self._steps}", error) from error
+            infos.append(info)
+        return infos, resets
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    def _failure(self, row: int, moment: str, error: Exception) -> EnvError:
+        return EnvError(f"environment {self._first + row} ({_name(self.envs[row])}) failed in {moment}: {_told(error)}")
+
+
+def is_wrapped(env: gymnasium.Env[Any, Any], wrapper_class: Any) -> bool:
+    """Whether a wrapper of the class lies around the environment."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, wrapper_class):
+            return True
+        env = env.env
+    return False
+
+
+def _make(maker: Maker, number: int) -> gymnasium.Env[Any, Any]:
+    env = maker()
+    if not isinstance(env, gymnasium.Env):
+        raise TypeError(f"environment {number}: expected a gymnasium.Env, got {env!r}")
+    return env
+
+
+def _name(env: gymnasium.Env[Any, Any]) -> str:
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,91 @@
+"""Gymnasium environments stepped one after the other in this process, behind Stable-Baselines3's VecEnv.
+
+Axes: N environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from envs.episodes import Episodes
+from envs.group import Group, Maker, is_wrapped
+from envs.observations import allocate, leaves
+
+
+class SerialVecEnv(VecEnv):
+    """What SB3's DummyVecEnv with a Monitor around each environment does, without copying what nobody else holds.
+
+    The infos are the environments' own; where an episode ended, they also hold "terminal_observation",
+    "TimeLimit.truncated" (ended by a time limit alone) and "episode": {"r", "l", "t"} (asked whether a Monitor is
+    there, this says yes).
+    """
+
+    def __init__(self, makers: Sequence[Maker]) -> None:
+        self._group = Group(makers)
+        self.envs = self._group.envs
+        space = self.envs[0].observation_space
+        list(leaves(space))  # an observation that is no array is refused here
+        super().__init__(len(self.envs), space, self.envs[0].action_space)
+        self._actions: Any = None
+        self._episodes = Episodes(self.num_envs)
+
+    def reset(self) -> VecEnvObs:
+        observations = allocate(self.observation_space, self.num_envs, np.empty)
+        self.reset_infos = self._group.reset(self._seeds, self._options, observations)
+        self._reset_seeds()
+        self._reset_options()
+        self._episodes.start_all()
+        return observations  # type: ignore[no-any-return]
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        return self.step(self._actions)
+
+    def step(self, actions: NDArray[Any]) -> VecEnvStepReturn:
+        """(N, ...) -> observations (N, ...), rewards (N,) float32, dones (N,) bool, infos."""
+        observations = allocate(self.observation_space, self.num_envs, np.empty)
+        rewards = np.empty(self.num_envs, dtype=np.float32)
+        dones = np.empty(self.num_envs, dtype=np.bool_)
+        infos, resets = self._group.step(actions, observations, rewards, dones)
+        self._episodes.add(rewards)
+        for i, reset_info in resets.items():
+            # A Monitor among the wrappers knows better: it may see rewards that a wrapper outside it then clips.
+            infos[i].setdefault("episode", self._episodes.end(i))
+            self.reset_infos[i] = reset_info
+        return observations, rewards, dones, infos
+
+    def close(self) -> None:
+        self._group.close()
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        return [env.render() for env in self.envs]  # type: ignore[misc]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [self.envs[i].get_wrapper_attr(attr_name) for i in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set the attribute where it is: on the wrapper or environment that has it, else on the outermost."""
+        for i in self._get_indices(indices):
+            self.envs[i].set_wrapper_attr(attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        return [
+            self.envs[i].get_wrapper_attr(method_name)(*method_args, **method_kwargs)
+            for i in self._get_indices(indices)
+        ]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        return [wrapper_class is Monitor or is_wrapped(self.envs[i], wrapper_class) for i in self._get_indices(indices)]

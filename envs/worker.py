@@ -1,0 +1,164 @@
+"""A worker process: steps its environments when told to, and says what happened, failures included.
+
+Observations, actions, rewards and dones lie in memory shared with the parent; the pipe carries what else there is to
+say. Importing this module imports neither torch nor Stable-Baselines3, so that a worker starts fast and stays small.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from envs.errors import EnvError
+from envs.group import Group, is_wrapped
+from envs.observations import Tree, allocate
+
+# What libraries read when they are loaded to decide how many threads they start.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+Call = Callable[[Group, int, Any], Any]
+
+
+class SharedArrays(NamedTuple):
+    """What parent and workers share, (N, ...)."""
+
+    observations: Tree
+    actions: NDArray[Any]
+    rewards: NDArray[np.float32]
+    dones: NDArray[np.bool_]
+
+
+def lay_out(
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+    num_envs: int,
+    memory: NDArray[np.uint8] | None,
+) -> tuple[SharedArrays, int]:
+    """The shared arrays in `memory`, (bytes,), and how many bytes they take. Without memory, only the latter counts."""
+    used = 0
+
+    def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        nonlocal used
+        start, size = used, int(np.prod(shape)) * np.dtype(dtype).itemsize
+        used = -(-(start + size) // 64) * 64  # each array on its own cache line
+        if memory is None:
+            return np.empty(0)
+        part: NDArray[Any] = memory[start : start + size].view(dtype).reshape(shape)
+        return part
+
+    arrays = SharedArrays(
+        observations=allocate(observation_space, num_envs, array),
+        actions=allocate(action_space, num_envs, array),
+        rewards=array((num_envs,), np.float32),
+        dones=array((num_envs,), np.bool_),
+    )
+    return arrays, used
+
+
+def rows(tree: Tree, first: int, last: int) -> Tree:
+    """Rows first to last - 1 of a tree, as views."""
+    if isinstance(tree, dict):
+        return {key: rows(part, first, last) for key, part in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(rows(part, first, last) for part in tree)
+    return tree[first:last]
+
+
+def work(connection: Connection, pickled_makers: bytes, first: int) -> None:
+    """The life of a worker. `first`: the number of its first environment among all."""
+    # Ctrl-C reaches every process of the terminal. What it means is the parent's to decide.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in THREAD_VARIABLES:
+        os.environ[name] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    group = None
+    try:
+        group = Group(pickle.loads(pickled_makers), first)
+        env = group.envs[0]
+        _send(connection, ("spaces", env.observation_space, env.action_space))
+        arrays = _share(connection, group, first)
+        _serve(connection, group, arrays)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone
+    except Exception as error:
+        message = str(error)
+        if not isinstance(error, EnvError):
+            message = f"the worker with the environments from {first} on failed: {type(error).__name__}: {error}"
+        connection.send(("error", message, traceback.format_exc()))
+    finally:
+        if group is not None:
+            group.close()
+        connection.close()
+
+
+def _share(connection: Connection, group: Group, first: int) -> SharedArrays:
+    path, num_envs = connection.recv()
+    env = group.envs[0]
+    memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
+    arrays, _ = lay_out(env.observation_space, env.action_space, num_envs, memory)
+    connection.send(("shared",))
+    last = first + len(group.envs)
+    return SharedArrays(*(rows(tree, first, last) for tree in arrays))
+
+
+def _serve(connection: Connection, group: Group, arrays: SharedArrays) -> None:
+    while True:
+        request = connection.recv()
+        if request is None:
+            # The action is copied: an environment may keep it, and the shared memory moves on.
+            said, resets = group.step(arrays.actions.copy(), arrays.observations, arrays.rewards, arrays.dones)
+            worth_telling = {i: info for i, info in enumerate(said) if info}
+            if worth_telling or resets:
+                _send(connection, ("stepped", worth_telling, resets))
+            else:
+                connection.send(None)
+        elif request[0] == "reset":
+            _, seeds, options = request
+            _send(connection, ("reset", group.reset(seeds, options, arrays.observations)))
+        elif request[0] == "call":
+            _send(connection, _answer(group, request[1]))
+        else:
+            return
+
+
+def _answer(group: Group, pickled_call: bytes) -> tuple[Any, ...]:
+    """Do something with some environments. What that raises is the caller's: the worker lives on."""
+    call, positions, argument = pickle.loads(pickled_call)
+    try:
+        return ("answer", [call(group, i, argument) for i in positions])
+    except Exception as error:
+        return ("raised", error, traceback.format_exc())
+
+
+def get_attribute(group: Group, position: int, name: str) -> Any:
+    return group.envs[position].get_wrapper_attr(name)
+
+
+def set_attribute(group: Group, position: int, argument: tuple[str, Any]) -> None:
+    group.envs[position].set_wrapper_attr(*argument)
+
+
+def call_method(group: Group, position: int, argument: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
+    name, positional, named = argument
+    return group.envs[position].get_wrapper_attr(name)(*positional, **named)
+
+
+def is_wrapped_in(group: Group, position: int, wrapper_class: Any) -> bool:
+    return is_wrapped(group.envs[position], wrapper_class)
+
+
+def _send(connection: Connection, message: Any) -> None:
+    """As `Connection.send`, and able to carry what was defined in the user's script."""
+    connection.send_bytes(cloudpickle.dumps(message))
