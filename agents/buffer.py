@@ -103,7 +103,7 @@ class SequenceRolloutBuffer:
 
     def reset(self) -> None:
         """Empties the buffer for the next rollout."""
-        self.pos, self.full = 0, False
+        self.pos, self.full, self._closed = 0, False, False
         self.real.fill_(True)
 
     def size(self) -> int:
@@ -171,6 +171,7 @@ class SequenceRolloutBuffer:
         )
         self.returns = self.advantages + self.values
         self._all_real = bool(self.real.all())
+        self._closed = True
 
     def get(self, batch_size: int | None = None) -> Iterator[SequenceBatch]:
         """One epoch: minibatches of whole sequences, shuffled, every collected step in exactly one.
@@ -182,6 +183,8 @@ class SequenceRolloutBuffer:
             raise RuntimeError(
                 f"the rollout buffer holds {self.pos} of {self.buffer_size} steps; collect the rest before reading"
             )
+        if not self._closed:
+            raise RuntimeError("the rollout has no returns yet; call compute_returns_and_advantage() before reading")
         n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
         n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
         if n_batches == 1:
