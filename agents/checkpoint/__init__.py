@@ -1,0 +1,38 @@
+"""Saving and loading agents. A file is data: nothing in it is ever executed, and no pickle is read or written.
+
+``save`` writes one zip, uncompressed, of
+
+- ``manifest.json``: the format, its version, and size and SHA-256 of every other member;
+- ``agent.json``: what the agent is, as names and numbers: algorithm, policy, spaces, settings, schedules, counters,
+  random states, settings of the normaliser;
+- ``policy.safetensors``, ``policy.optimizer.safetensors``: the weights and the optimizer's state;
+- ``run.safetensors``: every other array: the normaliser's statistics, the last observation, the carried memory.
+
+Classes appear by name, and only names of a fixed list are understood (layers of ``torch.nn``, optimizers, schedules
+and extractors of Stable-Baselines3, ``agents.encoders.ENCODERS``, ``agents.memory.MEMORIES``). What is a user's own has
+to be handed to ``load``.
+"""
+
+from agents.checkpoint.agent import (
+    SavedAgent,
+    check_parameters,
+    load_algorithm,
+    normalizer,
+    normalizer_state,
+    read_parameters,
+    save_algorithm,
+)
+from agents.checkpoint.container import CheckpointError
+from agents.checkpoint.normalizer import NormalizerState
+
+__all__ = [
+    "CheckpointError",
+    "NormalizerState",
+    "SavedAgent",
+    "check_parameters",
+    "load_algorithm",
+    "normalizer",
+    "normalizer_state",
+    "read_parameters",
+    "save_algorithm",
+]

@@ -1,0 +1,727 @@
+"""What of an agent is saved, and how it is read back.
+
+Saved are the settings, the spaces, the weights, the optimizer, the normaliser, the counters, the statistics of recent
+episodes, the random states, and what is carried from step to step: the last observation and the memory. So training
+that is saved and loaded goes on as if it had not been interrupted. The environment itself is not saved.
+"""
+
+import importlib.metadata
+import inspect
+import platform
+import random
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import get_device, get_system_info
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
+from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import UninitializedParameter
+
+from agents.checkpoint.container import CheckpointError, PathOrFile, name_of, read_archive, write_archive
+from agents.checkpoint.normalizer import NormalizerState, is_fresh
+from agents.checkpoint.values import Decoder, Encoder, custom_name
+
+if TYPE_CHECKING:
+    from agents.on_policy import RecurrentOnPolicyAlgorithm
+
+Algorithm = TypeVar("Algorithm", bound="RecurrentOnPolicyAlgorithm")
+
+NOT_SETTINGS = ("self", "policy", "env", "device", "_init_setup_model")
+COUNTERS = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_episode_num",
+    "_n_updates",
+    "_current_progress_remaining",
+)
+STATISTICS = ("ep_info_buffer", "ep_success_buffer")
+CARRIED = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_state")
+SECTIONS = {
+    "algorithm",
+    "class",
+    "policy",
+    "versions",
+    "observation_space",
+    "action_space",
+    "n_envs",
+    "settings",
+    "counters",
+    "statistics",
+    "carried",
+    "extras",
+    "random",
+    "normalizer",
+    "parameters",
+}
+RUN = "run"  # the member that holds every tensor which is no parameter
+
+LARGEST_ROLLOUT = 2**31  # steps; more is taken for a forged file
+KERNELS = (
+    "fused",
+    "foreach",
+    "capturable",
+    "differentiable",
+)  # how an optimizer computes, not what it computes
+
+
+def save_algorithm(
+    model: "RecurrentOnPolicyAlgorithm",
+    path: PathOrFile,
+    exclude: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
+) -> None:
+    """Saves an agent as one zip of JSON and safetensors; see the package's docstring for the format.
+
+    Args:
+        path: a path, to which ``.zip`` is added where it has no suffix, or an open binary file. A path is replaced
+            whole or not at all.
+        exclude: names of settings or attributes to leave out; loading takes their defaults.
+        include: names of further attributes of the model to save.
+
+    Raises:
+        CheckpointError: something in the agent is no data (the message names it), or the disk does not take the file.
+            Nothing is then written.
+    """
+    left_out, further = set(exclude or ()), set(include or ())
+    encoder = Encoder(f"this {type(model).__name__}")
+    settings = {name: attribute for name, attribute in _settings_of(model).items() if name not in left_out}
+    parameters, tensors = _encoded_parameters(model)
+
+    def attributes(names: Iterable[str]) -> dict[str, Any]:
+        return {name: getattr(model, name) for name in names if name not in left_out and hasattr(model, name)}
+
+    normalizer = normalizer_state(model)
+    agent = {
+        "algorithm": _registered_name(type(model)),
+        "class": custom_name(type(model)),
+        "policy": _policy_name(type(model), model.policy_class),
+        "versions": _versions(),
+        "observation_space": encoder.encode(model.observation_space, "observation_space"),
+        "action_space": encoder.encode(model.action_space, "action_space"),
+        "n_envs": int(model.n_envs),
+        "settings": {name: encoder.encode(value, name) for name, value in settings.items()},
+        "counters": {name: encoder.encode(value, name) for name, value in attributes(COUNTERS).items()},
+        "statistics": {name: _encoded_rows(encoder, rows) for name, rows in attributes(STATISTICS).items()},
+        "carried": _encoded_carried(encoder, model, attributes(CARRIED)),
+        "extras": {name: encoder.encode(value, name) for name, value in attributes(_new_names(further)).items()},
+        "random": encoder.encode(_random_states(model), "random"),
+        "normalizer": None if normalizer is None else encoder.encode(normalizer.to_data(), "normalizer"),
+        "parameters": parameters,
+    }
+    write_archive(path, agent, {RUN: encoder.tensors, **tensors})
+
+
+def load_algorithm(
+    cls: type[Algorithm],
+    path: PathOrFile,
+    env: GymEnv | str | None = None,
+    device: torch.device | str = "auto",
+    custom_objects: dict[str, Any] | None = None,
+    print_system_info: bool = False,
+    force_reset: bool = True,
+    **kwargs: Any,
+) -> Algorithm:
+    """A new agent from a file. Nothing in the file is executed or imported.
+
+    Args:
+        env: to go on training in; None for prediction alone. Its spaces must be those of the file. Where the agent
+            learned with ``VecNormalize``, an environment without is wrapped in one with the saved statistics and
+            settings, a ``VecNormalize`` that has seen nothing gets the statistics, and any other is left as it is.
+        custom_objects: classes, functions or settings to use in place of the stored ones, by name:
+            ``{"features_extractor_class": MyExtractor, "learning_rate": my_schedule}``. What is not part of this
+            package must be given, since a file holds only its name.
+        print_system_info: prints the versions here and those that the file was written with.
+        force_reset: starts new episodes. With False, and as many environments as before, training goes on from the
+            last observation with the carried memory: for an environment that is handed over as it stands.
+        kwargs: settings to change, such as ``learning_rate=1e-4``. With ``seed`` everything is seeded anew; else the
+            random states are restored where an environment is given, and with none they are left as they are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged or not known here, or does not fit what was given.
+    """
+    if print_system_info:
+        print("== CURRENT SYSTEM INFO ==")
+        get_system_info()
+    saved = SavedAgent(path, custom_objects)
+    if print_system_info:
+        print("== SAVED MODEL SYSTEM INFO ==", *(f"- {k}: {v}" for k, v in saved.versions.items()), sep="\n")
+    saved.check_algorithm(cls)
+    changes = _attributes(cls, kwargs, saved.file)
+    settings = saved.settings(cls, kwargs)
+    venv, filled = (None, None) if env is None else _prepared(cls, env, saved, int(settings.get("verbose", 0)))
+    with undisturbed():
+        model = _built(cls, saved, device, settings | changes, None if venv is None else venv.num_envs)
+        saved.restore(model)
+        if model.use_sde:
+            model.policy.reset_noise(model.n_envs)
+    if venv is not None:
+        _continue_in(model, venv, filled, saved, force_reset)
+    _restore_random(model, saved, reseeded=kwargs.get("seed") is not None, everywhere=venv is not None)
+    return model
+
+
+def read_parameters(path: PathOrFile, device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:
+    """The state dicts of a file by the name of what they belong to, for ``model.set_parameters``."""
+    return SavedAgent(path).parameters(device)
+
+
+def check_parameters(
+    model: "RecurrentOnPolicyAlgorithm", parameters: Mapping[str, Any], file: str = "parameters"
+) -> None:
+    """Checks an optimizer's state against its parameters: its kernels would read beyond a tensor that is too small.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    optimizer = model.policy.optimizer
+    state = parameters.get("policy.optimizer")
+    if state is None:
+        return
+    owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    try:
+        for index, slots in state["state"].items():
+            shape = owned[index].shape
+            for name, slot in slots.items():
+                if isinstance(slot, Tensor) and not _fits(slot, shape, name, fused):
+                    raise ValueError(
+                        f"{name} of parameter {index} has shape {tuple(slot.shape)}, expected {tuple(shape)}"
+                    )
+        known = set().union(*(group.keys() for group in optimizer.param_groups)) | {"initial_lr", "param_names"}
+        unknown = set().union(*(group.keys() for group in state["param_groups"])) - known
+        if unknown:
+            raise ValueError(f"{type(optimizer).__name__} has no {', '.join(sorted(map(str, unknown)))}")
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: the optimizer's state does not fit this agent's optimizer ({error}); give the optimizer_class it "
+            "was trained with, or another file"
+        ) from error
+
+
+def normalizer_state(source: Any) -> NormalizerState | None:
+    """A copy of what an agent's normaliser knows, from the agent or its file; None where it learned without one."""
+    if not hasattr(source, "get_vec_normalize_env"):
+        return SavedAgent(source).normalizer
+    wrapper = source.get_vec_normalize_env()
+    kept: NormalizerState | None = getattr(source, "normalizer_state", None)
+    return kept if wrapper is None else NormalizerState.of(wrapper)
+
+
+def normalizer(source: Any, venv: VecEnv) -> VecNormalize:
+    """``venv`` as an agent (or its file) learned to see it, for evaluation.
+
+    The statistics are a copy and stand still, and rewards are the true ones. An agent that learned without a normaliser
+    gets a ``VecNormalize`` that changes nothing.
+
+    Raises:
+        CheckpointError: ``venv`` is normalised already, or its observations do not fit the statistics.
+    """
+    if unwrap_vec_normalize(venv) is not None:
+        raise CheckpointError("the environment is in a VecNormalize already; give it without, as envs.make() makes it")
+    state = normalizer_state(source)
+    if state is None:
+        return VecNormalize(venv, training=False, norm_obs=False, norm_reward=False)
+    return replace(state, settings={**state.settings, "training": False, "norm_reward": False}).wrap(venv)
+
+
+class SavedAgent:
+    """What a file says, checked as data but not built yet.
+
+    Args:
+        custom_objects: see :func:`load_algorithm`.
+
+    Raises:
+        CheckpointError: it is no agent's file, or damaged.
+    """
+
+    def __init__(self, path: PathOrFile, custom_objects: Mapping[str, Any] | None = None) -> None:
+        self.file = name_of(path)
+        self.custom_objects = dict(custom_objects or {})
+        self._agent, self._tensors = read_archive(path)
+        if set(self._agent) != SECTIONS or not isinstance(self._agent["parameters"], dict):
+            wrong = sorted(SECTIONS ^ set(self._agent))
+            raise CheckpointError(f"{self.file}: agent.json does not hold what an agent is ({', '.join(wrong)})")
+        listed = {RUN, *self._agent["parameters"]}
+        if listed != set(self._tensors):
+            raise CheckpointError(
+                f"{self.file} holds tensors for {', '.join(sorted(self._tensors))}, expected them for "
+                f"{', '.join(sorted(listed))}; use another copy"
+            )
+        self._decoder = Decoder(self._tensors[RUN], self.file, self._custom)
+        self.observation_space = self._space("observation_space")
+        self.action_space = self._space("action_space")
+        self.n_envs = self._agent["n_envs"]
+        if type(self.n_envs) is not int or self.n_envs < 1:
+            raise CheckpointError(f"{self.file}: n_envs is {self.n_envs!r}, expected a whole number of at least 1")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        versions = self._agent["versions"]
+        return {str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
+
+    @property
+    def normalizer(self) -> NormalizerState | None:
+        data = self._agent["normalizer"]
+        return None if data is None else NormalizerState.from_data(data, self._decoder, self.file)
+
+    @property
+    def n_weights(self) -> int:
+        return sum(tensor.numel() for tensor in self._tensors.get("policy", {}).values())
+
+    def check_algorithm(self, cls: type) -> None:
+        """Raises CheckpointError unless ``cls`` is the algorithm that wrote the file, or made from it."""
+        name = self._agent["algorithm"]
+        if name not in {ancestor.__name__ for ancestor in cls.__mro__}:
+            raise CheckpointError(f"{self.file} was saved by {name}, not by {cls.__name__}; use {name}.load(...)")
+
+    def policy_class(self, aliases: Mapping[str, type]) -> type:
+        """The policy's class: by its name, or the user's own."""
+        if "policy_class" in self.custom_objects:
+            own: type = self.custom_objects["policy_class"]
+            return own
+        name = self._agent["policy"]
+        if isinstance(name, str) and name in aliases:
+            return aliases[name]
+        found: type = self._decoder.decode(name if isinstance(name, dict) else {"$custom": name}, "policy_class")
+        return found
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """One setting, decoded."""
+        stored = self._section("settings")
+        return self._decoder.decode(stored[name], name) if name in stored else default
+
+    def settings(self, cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes that make the agent what it is, without those that are ``given`` anew.
+
+        ``policy_kwargs`` that are given must equal the stored ones; they stand in for what the file only names.
+        """
+        stored = self._section("settings")
+        unknown = sorted(set(stored) - set(setting_names(cls)))
+        if unknown:
+            raise CheckpointError(f"{self.file}: {cls.__name__} has no setting {', '.join(unknown)}; upgrade recurl")
+        decoded = {}
+        for name, value in stored.items():
+            if name == "policy_kwargs" and given.get(name) is not None:
+                self._check_policy_kwargs(given[name], value)
+                decoded[name] = dict(given[name])
+            elif name not in given or name == "policy_kwargs":
+                decoded[name] = self._decoder.decode(value, name)
+        self._check_rollout(decoded | dict(given))
+        return {attribute_name(name): value for name, value in decoded.items()}
+
+    def parameters(self, device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:
+        """State dicts by the name of what they belong to, on ``device``."""
+        device = get_device(device)
+        decoded = {}
+        for name, skeleton in self._agent["parameters"].items():
+            decoder = Decoder({key: part.to(device) for key, part in self._tensors[name].items()}, self.file)
+            decoded[name] = decoder.decode(skeleton, "")
+            if not isinstance(decoded[name], dict) or decoder.used != set(self._tensors[name]):
+                raise CheckpointError(f"{self.file}: the tensors of {name} are not those it lists; use another copy")
+        return decoded
+
+    def restore(self, model: "RecurrentOnPolicyAlgorithm") -> None:
+        """Gives a built agent its weights, its optimizer's state, counters, statistics and what it carries."""
+        parameters = self.parameters(model.device)
+        check_parameters(model, parameters, self.file)
+        use_own_kernels(model, parameters)
+        try:
+            state_dicts: Any = parameters
+            model.set_parameters(state_dicts, exact_match=True, device=model.device)
+        except CheckpointError:
+            raise
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"{self.file}: the weights do not fit the policy that the settings describe ({error}); "
+                "give the classes it was trained with, or another copy"
+            ) from error
+        counters = self._decoded("counters", COUNTERS)
+        if not all(isinstance(value, int | float) for value in counters.values()):
+            raise CheckpointError(f"{self.file}: a counter is no number ({counters}); use another copy")
+        vars(model).update(counters)
+        self._restore_statistics(model)
+        self._restore_carried(model)
+        for name, value in self._decoded("extras").items():
+            if hasattr(type(model), name) or not name.isidentifier():
+                raise CheckpointError(f"{self.file}: {name!r} cannot be an attribute of its own; use another copy")
+            setattr(model, name, value)
+        model.normalizer_state = self.normalizer  # type: ignore[attr-defined]
+
+    def random_states(self) -> dict[str, Any]:
+        return self._decoded("random")
+
+    def _section(self, name: str) -> dict[str, Any]:
+        section = self._agent[name]
+        if not isinstance(section, dict):
+            raise CheckpointError(f"{self.file}: {name} is no object; use another copy")
+        return section
+
+    def _space(self, name: str) -> spaces.Space[Any]:
+        space = self._decoder.decode(self._agent[name], name)
+        if not isinstance(space, spaces.Space):
+            raise CheckpointError(f"{self.file}: {name} is no space; use another copy")
+        return space
+
+    def _decoded(self, section: str, allowed: Iterable[str] | None = None) -> dict[str, Any]:
+        stored = self._section(section)
+        if allowed is not None and not set(stored) <= set(allowed):
+            unknown = ", ".join(sorted(set(stored) - set(allowed)))
+            raise CheckpointError(f"{self.file}: {section} holds {unknown}, which is not known here; upgrade recurl")
+        return {name: self._decoder.decode(value, name) for name, value in stored.items()}
+
+    def _custom(self, where: str, names_something: bool) -> Any:
+        if where not in self.custom_objects and names_something and where.startswith("policy_kwargs."):
+            where = where.rpartition(".")[2]
+        return self.custom_objects[where]
+
+    def _check_policy_kwargs(self, given: Mapping[str, Any], stored: Any) -> None:
+        encoder = Encoder("the policy_kwargs given")
+        if not _same_data(encoder.encode(dict(given), "policy_kwargs"), stored, encoder.tensors, self._tensors[RUN]):
+            raise CheckpointError(
+                f"{self.file}: The specified policy kwargs do not equal the stored policy kwargs. "
+                f"Stored kwargs: {stored}, specified kwargs: {dict(given)}"
+            )
+
+    def _check_rollout(self, settings: Mapping[str, Any]) -> None:
+        n_steps = settings.get("n_steps", 1)
+        if not isinstance(n_steps, int) or n_steps * self.n_envs > LARGEST_ROLLOUT:
+            raise CheckpointError(
+                f"{self.file}: a rollout of {n_steps!r} steps in {self.n_envs} environments is more than "
+                f"{LARGEST_ROLLOUT}; it is refused"
+            )
+
+    def _restore_statistics(self, model: "RecurrentOnPolicyAlgorithm") -> None:
+        for name, rows in self._decoded("statistics", STATISTICS).items():
+            if rows is not None and not isinstance(rows, list):
+                raise CheckpointError(f"{self.file}: {name} is no list; use another copy")
+            setattr(model, name, None if rows is None else deque(rows, maxlen=model._stats_window_size))
+
+    def _restore_carried(self, model: "RecurrentOnPolicyAlgorithm") -> None:
+        """What is carried from step to step, where the number of environments is the same."""
+        if self._agent["carried"] is None or model.n_envs != self.n_envs:
+            return
+        carried = self._decoded("carried", CARRIED)
+        if "_last_state" in carried:
+            model._last_state = self._checked_state(model, carried.pop("_last_state"))
+        observation = carried.get("_last_obs")
+        if observation is not None and not _is_batch(observation, model.observation_space, self.n_envs):
+            raise CheckpointError(f"{self.file}: the last observation is none of {model.observation_space}")
+        starts = carried.get("_last_episode_starts")
+        if starts is not None and getattr(starts, "shape", None) != (self.n_envs,):
+            raise CheckpointError(f"{self.file}: the last episode starts are not {self.n_envs} flags; use another copy")
+        vars(model).update(carried)
+
+    def _checked_state(self, model: "RecurrentOnPolicyAlgorithm", state: Any) -> Any:
+        if state is None:
+            return None
+        expected = model.policy.initial_state(model.n_envs)
+        if [(part.shape, part.dtype) for part in state] != [(part.shape, part.dtype) for part in expected]:
+            raise CheckpointError(
+                f"{self.file}: the carried memory has shapes {[tuple(part.shape) for part in state]}, the agent's has "
+                f"{[tuple(part.shape) for part in expected]}; use another copy"
+            )
+        return tuple(part.to(model.device) for part in state)
+
+
+def setting_names(cls: type) -> list[str]:
+    """Constructor arguments of an algorithm.
+
+    A constructor that takes ``**kwargs`` or ``*args`` hands them on, so its parent's arguments count too.
+    """
+    names: dict[str, None] = {}
+    for ancestor in cls.__mro__:
+        if "__init__" not in vars(ancestor):
+            continue
+        parameters = inspect.signature(vars(ancestor)["__init__"]).parameters.values()
+        rest = [p for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        names.update({p.name: None for p in parameters if p not in rest and p.name not in NOT_SETTINGS})
+        if not rest:
+            break
+    return list(names)
+
+
+def _settings_of(model: Any) -> dict[str, Any]:
+    attributes = {name: attribute_name(name) for name in setting_names(type(model))}
+    return {name: vars(model)[attribute] for name, attribute in attributes.items() if attribute in vars(model)}
+
+
+def attribute_name(setting: str) -> str:
+    return "_stats_window_size" if setting == "stats_window_size" else setting
+
+
+def _attributes(cls: type, kwargs: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The user's changes as attributes."""
+    known = {*setting_names(cls), *COUNTERS, *STATISTICS, *CARRIED, "policy_class"}
+    unknown = sorted(set(kwargs) - known)
+    if unknown:
+        raise CheckpointError(
+            f"{cls.__name__} has no setting {', '.join(unknown)} to change on loading {file}; "
+            f"there are {', '.join(sorted(setting_names(cls)))}"
+        )
+    return {attribute_name(name): value for name, value in kwargs.items() if name != "policy_kwargs"}
+
+
+def _new_names(names: Iterable[str]) -> list[str]:
+    return sorted(set(names) - {*COUNTERS, *STATISTICS, *CARRIED})
+
+
+def _registered_name(cls: type) -> str:
+    """The name of the algorithm of this package that a class is or is made from."""
+    ours = (ancestor.__name__ for ancestor in cls.__mro__ if ancestor.__module__.partition(".")[0] == "agents")
+    return next(ours, cls.__name__)
+
+
+def _policy_name(cls: Any, policy_class: type) -> Any:
+    """The policy's name among the algorithm's, or the marker of a class of the user's own."""
+    names = (name for name, known in cls.policy_aliases.items() if known is policy_class)
+    return next(names, None) or {"$custom": custom_name(policy_class)}
+
+
+def _versions() -> dict[str, str]:
+    try:
+        recurl = importlib.metadata.version("recurl")
+    except importlib.metadata.PackageNotFoundError:
+        recurl = "not installed"
+    return {
+        "recurl": recurl,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "gymnasium": gymnasium.__version__,
+        "stable-baselines3": stable_baselines3.__version__,
+    }
+
+
+def _encoded_parameters(model: "RecurrentOnPolicyAlgorithm") -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    skeletons, tensors = {}, {}
+    for name, state in model.get_parameters().items():
+        encoder = Encoder(f"this {type(model).__name__}")
+        skeletons[name] = encoder.encode(dict(state), "")
+        tensors[name] = encoder.tensors
+    return skeletons, tensors
+
+
+def _encoded_rows(encoder: Encoder, rows: Any) -> Any:
+    """Figures of recent episodes, without what an environment adds to them that is no data."""
+    return None if rows is None else [_encoded_row(encoder, row) for row in rows]
+
+
+def _encoded_row(encoder: Encoder, row: Any) -> Any:
+    if not isinstance(row, Mapping):
+        return encoder.encode(row, "ep_success_buffer")
+    plain = {key: value for key, value in row.items() if isinstance(value, bool | int | float | str | np.number)}
+    return encoder.encode(plain, "ep_info_buffer")
+
+
+def _encoded_carried(encoder: Encoder, model: "RecurrentOnPolicyAlgorithm", carried: dict[str, Any]) -> Any:
+    """None amid a rollout: the memory carried so far is the collector's, and belongs to another observation."""
+    buffer = model.rollout_buffer
+    if buffer.pos > 0 and not buffer.full:
+        return None
+    return {name: encoder.encode(value, name) for name, value in carried.items()}
+
+
+def _random_states(model: "RecurrentOnPolicyAlgorithm") -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if used else []
+    return {
+        "python": [version, np.array(numbers, np.int64), gauss],
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  (what Stable-Baselines3 seeds)
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "model": model._rng.bit_generator.state,
+    }
+
+
+def _restore_random(
+    model: "RecurrentOnPolicyAlgorithm", saved: SavedAgent, *, reseeded: bool, everywhere: bool
+) -> None:
+    if reseeded:
+        if everywhere:
+            model.set_random_seed(model.seed)
+        return
+    states = saved.random_states()
+    try:
+        model._rng.bit_generator.state = states["model"]
+        if everywhere:
+            _set_random_states(states)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"{saved.file}: the random states cannot be understood ({error})") from error
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(int(number) for number in numbers), gauss))
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leaves the process's random states as they were: loading an agent does not change what others draw."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def parameter_budget(limit: int, file: str) -> Iterator[None]:
+    """Stops the building of networks much larger than the weights there are for them, before they are initialised."""
+    thread, total = threading.get_ident(), 0
+
+    def count(module: Any, name: str, parameter: Any) -> None:
+        nonlocal total
+        if parameter is None or isinstance(parameter, UninitializedParameter) or threading.get_ident() != thread:
+            return
+        total += parameter.numel()
+        if total > limit:
+            raise CheckpointError(f"{file}: the settings ask for larger networks than there are weights; it is refused")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _built(
+    cls: type[Algorithm], saved: SavedAgent, device: Any, attributes: Mapping[str, Any], n_envs: int | None
+) -> Algorithm:
+    """An agent with these settings, its networks as they come."""
+    policy_class = attributes.get("policy_class") or saved.policy_class(cls.policy_aliases)
+    try:
+        with parameter_budget(2 * saved.n_weights + 2**16, saved.file):
+            model = cls(policy=policy_class, env=None, device=device, _init_setup_model=False)  # type: ignore[call-arg]
+            vars(model).update(attributes)
+            model.observation_space, model.action_space = saved.observation_space, saved.action_space
+            model.n_envs = n_envs or saved.n_envs
+            model._setup_model()
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{saved.file}: no {cls.__name__} can be built from its settings ({error})") from error
+    return model
+
+
+def _prepared(
+    cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent, verbose: int
+) -> tuple[VecEnv, VecNormalize | None]:
+    """The environment as the agent learned to see it, and the normaliser that was given its statistics, if any."""
+    venv = cls._wrap_env(maybe_make_env(env, verbose), verbose)
+    state, wrapper = saved.normalizer, unwrap_vec_normalize(venv)
+    if state is not None and wrapper is None:
+        # Images are normalised as they come and transposed after, so the wrapper goes below the transposition.
+        inside = venv.venv if isinstance(venv, VecTransposeImage) and venv is not env else venv
+        wrapper = state.wrap(inside)
+        venv = cls._wrap_env(wrapper, verbose)
+    elif state is not None and wrapper is not None and is_fresh(wrapper):
+        state.load_into(wrapper)
+    else:
+        wrapper = None
+    for kind, ours, theirs in (
+        ("Observation", saved.observation_space, venv.observation_space),
+        ("Action", saved.action_space, venv.action_space),
+    ):
+        if ours != theirs:
+            raise CheckpointError(
+                f"{saved.file}: {kind} spaces do not match: {ours} (saved) != {theirs} (of the environment given)"
+            )
+    return venv, wrapper
+
+
+def _continue_in(
+    model: "RecurrentOnPolicyAlgorithm",
+    venv: VecEnv,
+    filled: VecNormalize | None,
+    saved: SavedAgent,
+    force_reset: bool,
+) -> None:
+    """Gives a loaded agent its environment."""
+    model.env, model._vec_normalize_env = venv, unwrap_vec_normalize(venv)
+    if force_reset:
+        model._last_obs = None
+        if model.seed is not None:
+            venv.seed(model.seed)
+    elif filled is not None and saved.normalizer is not None:
+        saved.normalizer.resume(filled)
+
+
+def use_own_kernels(model: "RecurrentOnPolicyAlgorithm", parameters: dict[str, dict[str, Any]]) -> None:
+    """How the optimizer computes is chosen for this device, whatever it was where the file was written."""
+    state = parameters.get("policy.optimizer")
+    if state is None:
+        return
+    for stored, own in zip(state["param_groups"], model.policy.optimizer.param_groups, strict=False):
+        for name in KERNELS:
+            stored.pop(name, None)
+            if name in own:
+                stored[name] = own[name]
+
+
+def _fits(slot: Tensor, shape: torch.Size, name: str, fused: bool) -> bool:
+    if name == "step":
+        return slot.numel() == 1
+    if fused:
+        return slot.shape == shape
+    # Some optimizers keep sums over one axis.
+    return slot.shape == shape or (
+        slot.ndim == len(shape) and all(size in (1, full) for size, full in zip(slot.shape, shape, strict=True))
+    )
+
+
+def _is_batch(observations: Any, space: spaces.Space[Any], n_envs: int) -> bool:
+    if isinstance(space, spaces.Dict):
+        return (
+            isinstance(observations, dict)
+            and observations.keys() == space.spaces.keys()
+            and all(_is_batch(observations[key], part, n_envs) for key, part in space.spaces.items())
+        )
+    return isinstance(observations, np.ndarray) and observations.shape == (n_envs, *(space.shape or ()))
+
+
+def _same_data(
+    given: Any, stored: Any, given_tensors: Mapping[str, Tensor], stored_tensors: Mapping[str, Tensor]
+) -> bool:
+    """Whether two encoded values are equal; where the file only names a class or function, any will do."""
+
+    def same(one: Any, other: Any) -> bool:
+        return _same_data(one, other, given_tensors, stored_tensors)
+
+    if type(given) is not type(stored):
+        return False
+    if isinstance(given, list):
+        return len(given) == len(stored) and all(map(same, given, stored))
+    if not isinstance(given, dict):
+        return bool(given == stored)
+    if "$custom" in stored:
+        return bool({"$custom", "$class"} & given.keys())
+    if given.keys() != stored.keys():
+        return False
+    if given.keys() & {"$array", "$tensor"}:
+        (one,), (other,) = given.values(), stored.values()
+        return (
+            one in given_tensors and other in stored_tensors and torch.equal(given_tensors[one], stored_tensors[other])
+        )
+    return all(same(given[key], stored[key]) for key in given)

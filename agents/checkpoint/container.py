@@ -1,0 +1,298 @@
+"""The file itself: one uncompressed zip of JSON and safetensors, with a manifest, written whole or not at all.
+
+A file is data. Its members are ``manifest.json`` (format, version, size and SHA-256 of every other member),
+``agent.json`` and any number of ``*.safetensors``; nothing else is accepted, and nothing in it is ever unpickled,
+imported or extracted to disk. Members are stored uncompressed, so none can be larger than the file that holds it.
+
+The checksums find damage, not forgery: who can write the file can write the manifest. What a forged file can do is
+bounded by what is read from it, which is numbers, strings and names of a fixed list.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import struct
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+FORMAT = "recurl-checkpoint"
+VERSION = 1
+SUFFIX = ".zip"
+
+MANIFEST = "manifest.json"
+AGENT = "agent.json"
+TENSORS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}\.safetensors")
+
+LARGEST_JSON = 64 * 2**20  # bytes
+STALE_AFTER = 10.0  # seconds; a younger temporary file may belong to a writer that has not locked it yet
+
+PathOrFile = str | os.PathLike[str] | IO[bytes]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written or read. The message names the file, what was expected, and what to do."""
+
+
+def name_of(path: PathOrFile) -> str:
+    """What to call a path or an open file in a message."""
+    if isinstance(path, str | os.PathLike):
+        return str(os.fspath(path))
+    return str(getattr(path, "name", None) or f"<{type(path).__name__}>")
+
+
+def write_archive(path: PathOrFile, agent: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Writes ``agent`` as JSON and each entry of ``tensors`` as a safetensors member called after its key.
+
+    A path without a suffix gets ``.zip``; missing folders are made. The file appears whole or not at all: it is
+    written beside its place, synced to disk, and renamed. Where that fails, what was there before stays and the rest is
+    removed. An open binary file is written to as it is.
+
+    Raises:
+        CheckpointError: the data cannot be serialised, or the disk does not take it.
+    """
+    members = {AGENT: _json_bytes(agent)}
+    members.update({f"{name}.safetensors": safetensors.torch.save(dict(part)) for name, part in tensors.items()})
+    members[MANIFEST] = _json_bytes({"format": FORMAT, "version": VERSION, "members": _checksums(members)})
+    data = _zipped(members)
+    try:
+        if isinstance(path, str | os.PathLike):
+            _replace(_with_suffix(Path(path)), data)
+        else:
+            path.write(data)
+    except OSError as error:
+        raise CheckpointError(
+            f"{name_of(path)}: could not be written ({error.strerror or error}); a file that was there before is "
+            "untouched. Free space or choose another place, and save again"
+        ) from error
+
+
+def read_archive(path: PathOrFile) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """The JSON and the tensors of a file, on the CPU, after every check: what :func:`write_archive` was given.
+
+    A path that does not exist is tried again with ``.zip``, as Stable-Baselines3 does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, of another kind, or of a newer version.
+    """
+    name = name_of(path)
+    if isinstance(path, str | os.PathLike):
+        found = existing(Path(path))
+        name = str(found)
+        with found.open("rb") as file:
+            members = _checked_members(file, name)
+    else:
+        members = _checked_members(path, name)
+    agent = _parsed_json(members.pop(AGENT), AGENT, name)
+    tensors = {
+        member.removesuffix(".safetensors"): _parsed_tensors(data, member, name) for member, data in members.items()
+    }
+    return agent, tensors
+
+
+def _checksums(members: Mapping[str, bytes]) -> dict[str, Any]:
+    return {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in members.items()}
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, allow_nan=False).encode()
+
+
+def _zipped(members: Mapping[str, bytes]) -> bytes:
+    """The same members give the same bytes: no dates, no compression."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return buffer.getvalue()
+
+
+def _with_suffix(path: Path) -> Path:
+    return path if path.suffix else path.with_name(path.name + SUFFIX)
+
+
+def existing(path: Path) -> Path:
+    """The path, or the path with ``.zip``, whichever is a file."""
+    for candidate in (path, path.with_name(path.name + SUFFIX)):
+        if candidate.is_file():
+            return candidate
+    if path.exists():
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint, a zip written by save()")
+    raise FileNotFoundError(errno.ENOENT, f"no checkpoint at this path, nor with {SUFFIX} behind it", str(path))
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes beside the path, syncs, renames; on any failure removes what it wrote."""
+    path = Path(os.path.realpath(path))  # a link stays a link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            _lock(file)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.chmod(temporary, path.stat().st_mode & 0o7777)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(folder: Path) -> None:
+    """Makes the rename itself durable, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Marks a temporary file as somebody's; the mark goes with the process. True where there was none."""
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(path: Path) -> None:
+    """Removes temporary files of writers of this path that were killed."""
+    pattern = re.compile(re.escape(f".{path.name[:200]}.") + r"[0-9a-f]{16}\.tmp")
+    for entry in path.parent.iterdir():
+        if pattern.fullmatch(entry.name):
+            with contextlib.suppress(OSError), entry.open("rb") as file:
+                if time.time() - os.fstat(file.fileno()).st_mtime > STALE_AFTER and _lock(file):
+                    entry.unlink()
+
+
+def _checked_members(file: IO[bytes], name: str) -> dict[str, bytes]:
+    """Every member but the manifest, after its size, checksum and name are found right."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _check_layout(archive, _size_of(file), name)
+            manifest = _checked_manifest(archive, name)
+            return {member: _checked_member(archive, member, manifest[member], name) for member in sorted(manifest)}
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, struct.error) as error:
+        raise CheckpointError(
+            f"{name} is no checkpoint, or was cut short or damaged ({error}); expected a zip written by save(). "
+            "Use another copy"
+        ) from error
+    except (NotImplementedError, RuntimeError, ValueError, OverflowError, OSError) as error:
+        raise CheckpointError(f"{name} is damaged and cannot be read ({error}); use another copy") from error
+
+
+def _size_of(file: IO[bytes]) -> int:
+    before = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(before)
+    return size
+
+
+def _check_layout(archive: zipfile.ZipFile, size: int, name: str) -> None:
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    if {"policy.pth", "data"} & set(names):
+        raise CheckpointError(
+            f"{name} was saved by Stable-Baselines3 or sb3-contrib and may hold pickles, which run code as they are "
+            "read. To import a model of sb3_contrib.RecurrentPPO use agents.checkpoint.import_contrib(path, env)"
+        )
+    unknown = sorted(repr(n) for n in names if n not in (MANIFEST, AGENT) and not TENSORS.fullmatch(n))
+    if unknown:
+        raise CheckpointError(
+            f"{name} holds {', '.join(unknown[:5])}, which no checkpoint does (only {MANIFEST}, {AGENT} and "
+            "*.safetensors); it is refused. If it comes from a newer version, upgrade recurl"
+        )
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{name} holds a member twice; it is refused. Use another copy")
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
+            raise CheckpointError(
+                f"{name}: {member.filename} is compressed or encrypted, which no checkpoint is; it is refused. "
+                "Zip programs that repack files do this; use the file as save() wrote it"
+            )
+        if member.filename in (MANIFEST, AGENT) and member.file_size > LARGEST_JSON:
+            raise CheckpointError(
+                f"{name}: {member.filename} says it has {member.file_size} bytes, more than the {LARGEST_JSON} allowed"
+            )
+    if sum(member.file_size for member in members) > size:
+        raise CheckpointError(f"{name}: the members say they are larger than the file ({size} bytes); it is refused")
+
+
+def _checked_manifest(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    if MANIFEST not in archive.namelist():
+        raise CheckpointError(f"{name} has no {MANIFEST}, so it is no checkpoint; expected a zip written by save()")
+    manifest = _parsed_json(archive.read(MANIFEST), MANIFEST, name)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{name} is of the format {manifest.get('format')!r}; expected {FORMAT!r}")
+    version = manifest.get("version")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{name} is of version {version!r}, which is no number; use another copy")
+    if version > VERSION:
+        raise CheckpointError(
+            f"{name} is of version {version}, newer than this recurl reads ({VERSION}); upgrade recurl to load it"
+        )
+    members = manifest.get("members")
+    if not isinstance(members, dict) or set(members) != set(archive.namelist()) - {MANIFEST} or AGENT not in members:
+        raise CheckpointError(f"{name} does not hold the members its manifest lists; use another copy")
+    return members
+
+
+def _checked_member(archive: zipfile.ZipFile, member: str, expected: Any, name: str) -> bytes:
+    data = archive.read(member)
+    if expected != {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
+        raise CheckpointError(
+            f"{name}: {member} is not what was written (its checksum differs), so the file is damaged; use another copy"
+        )
+    return data
+
+
+def _parsed_json(data: bytes, member: str, name: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        content = json.loads(data, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name}: {member} is not JSON ({error}); use another copy") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{name}: {member} holds a {type(content).__name__}, expected an object; use another copy"
+        )
+    return content
+
+
+def _parsed_tensors(data: bytes, member: str, name: str) -> dict[str, Tensor]:
+    # The library checks that every shape has just the bytes it says, so no shape can ask for more than the file holds.
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError, OverflowError, TypeError) as error:
+        raise CheckpointError(f"{name}: {member} holds no readable tensors ({error}); use another copy") from error

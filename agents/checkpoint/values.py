@@ -1,0 +1,449 @@
+"""Settings as data: Python values to JSON and tensors, and back, by value only.
+
+What can be told in JSON is; tuples, NumPy scalars, infinities, dtypes, spaces and schedules get an object with one key
+that starts with ``$``. Arrays and tensors go to safetensors and leave their name behind. Classes are stored by their
+name in a fixed list (:func:`known_classes`): reading never imports anything and never calls anything else. A class or
+function of the user's own leaves its ``module:name`` behind, for the message that asks for it.
+"""
+
+import functools
+import inspect
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from torch import Tensor
+
+from agents.checkpoint.container import CheckpointError
+from agents.encoders import ENCODERS
+from agents.memory import MEMORIES
+
+LARGEST_OBSERVATION = 2**28  # entries of one Box, Discrete excepted; more is taken for a forged file
+
+# "module:Class" in a setting is imported where it is used (agents.memory.memory_class), so no file may hold one.
+IMPORTED_NAME = re.compile(r"\s*[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\s*")
+
+SCHEDULES: dict[str, tuple[type, tuple[str, ...]]] = {
+    "ConstantSchedule": (ConstantSchedule, ("val",)),
+    "LinearSchedule": (LinearSchedule, ("start", "end", "end_fraction")),
+}
+
+
+def known_classes() -> dict[str, dict[str, type]]:
+    """Every class a file may name, by kind and name. Registries are read anew, so what is added to them counts."""
+    extractors: dict[str, type] = {cls.__name__: cls for cls in (FlattenExtractor, NatureCNN, CombinedExtractor)}
+    return {
+        "torch.nn": _classes_in(torch.nn, torch.nn.Module),
+        "torch.optim": _classes_in(torch.optim, torch.optim.Optimizer) | {"RMSpropTFLike": RMSpropTFLike},
+        "extractor": {**ENCODERS, **extractors},
+        "memory": dict(MEMORIES),
+        "numpy": {np.dtype(code).type.__name__: np.dtype(code).type for code in "?bhilqBHILQefd"},
+        "builtin": {cls.__name__: cls for cls in (bool, int, float, str)},
+    }
+
+
+def _classes_in(module: Any, base: type) -> dict[str, type]:
+    return {name: cls for name, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, base)}
+
+
+class Encoder:
+    """Values to JSON; arrays and tensors are collected in ``tensors`` under the name of where they stood.
+
+    Args:
+        subject: what is being saved, for messages.
+
+    Raises (from :meth:`encode`):
+        CheckpointError: a value is of a kind that a file of data cannot hold; the message names its place.
+    """
+
+    def __init__(self, subject: str) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._subject = subject
+        self._shared: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
+        self._names = {cls: [kind, name] for kind, known in known_classes().items() for name, cls in known.items()}
+
+    def encode(self, value: Any, where: str = "") -> Any:
+        if value is None or type(value) in (bool, int):
+            return value
+        if isinstance(value, np.generic) and not isinstance(value, np.str_):
+            return self._numpy_scalar(value, where)
+        if type(value) is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if type(value) in (str, np.str_):
+            return {"$custom": str(value)} if _is_imported(value, where) else str(value)
+        if type(value) is list:
+            return self._items(value, where)
+        if isinstance(value, Mapping) and not isinstance(value, spaces.Space):
+            return self._mapping(value, where)
+        return self._tagged(value, where)
+
+    def _numpy_scalar(self, value: Any, where: str) -> dict[str, Any]:
+        exact = {"b": bool, "i": int, "u": int, "f": float}
+        if value.dtype.kind not in exact or value.dtype.itemsize > 8:
+            raise self._refusal(value, where)
+        return {"$scalar": [value.dtype.str, self.encode(exact[value.dtype.kind](value), where)]}
+
+    def _items(self, values: Any, where: str) -> list[Any]:
+        return [self.encode(value, _join(where, index)) for index, value in enumerate(values)]
+
+    def _mapping(self, value: Mapping[Any, Any], where: str) -> Any:
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: self.encode(part, _join(where, key)) for key, part in value.items()}
+        return {
+            "$dict": [[self.encode(k, f"a key of {where}"), self.encode(v, _join(where, k))] for k, v in value.items()]
+        }
+
+    def _tagged(self, value: Any, where: str) -> dict[str, Any]:
+        if type(value) is tuple:
+            return {"$tuple": self._items(value, where)}
+        if type(value) in (set, frozenset):
+            return {f"${type(value).__name__}": self._items(sorted(value, key=repr), where)}
+        if isinstance(value, Tensor):
+            return {"$tensor": self._kept(value, where)}
+        if isinstance(value, np.ndarray):
+            return {"$array": self._kept(self._as_tensor(value, where), where)}
+        if isinstance(value, np.dtype):
+            return {"$dtype": value.str}
+        if isinstance(value, torch.dtype):
+            return {"$torch.dtype": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"$device": str(value)}
+        if isinstance(value, PurePath):
+            return {"$path": os.fspath(value)}
+        if isinstance(value, spaces.Space):
+            return {"$space": self._space(value, where)}
+        if isinstance(value, FloatSchedule | ConstantSchedule | LinearSchedule):
+            return self._schedule(value, where)
+        if inspect.isclass(value) and value in self._names:
+            return {"$class": self._names[value]}
+        if callable(value):
+            return {"$custom": custom_name(value)}
+        raise self._refusal(value, where)
+
+    def _schedule(self, schedule: Any, where: str) -> dict[str, Any]:
+        if isinstance(schedule, FloatSchedule):
+            return self._tagged(schedule.value_schedule, where)
+        for name, (cls, fields) in SCHEDULES.items():
+            if type(schedule) is cls:
+                return {"$schedule": [name, [self.encode(getattr(schedule, field), where) for field in fields]]}
+        return {"$custom": custom_name(schedule)}
+
+    def _space(self, space: spaces.Space[Any], where: str) -> dict[str, Any]:
+        if isinstance(space, spaces.Box):
+            return self._box(space, where)
+        if isinstance(space, spaces.Discrete):
+            dtype = np.dtype(space.dtype or np.int64).str
+            return {"kind": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": dtype}
+        if isinstance(space, spaces.MultiDiscrete):
+            start = np.asarray(space.start).tolist()
+            return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": start, "dtype": space.dtype.str}
+        if isinstance(space, spaces.MultiBinary):
+            return {"kind": "MultiBinary", "n": [int(n) for n in np.atleast_1d(space.n)], "flat": np.ndim(space.n) == 0}
+        if isinstance(space, spaces.Dict):
+            # As pairs: the order of the keys decides the order of the features.
+            pairs = [[key, self._space(part, _join(where, key))] for key, part in space.spaces.items()]
+            return {"kind": "Dict", "spaces": pairs}
+        if isinstance(space, spaces.Tuple):
+            parts = [self._space(part, _join(where, index)) for index, part in enumerate(space.spaces)]
+            return {"kind": "Tuple", "spaces": parts}
+        raise self._refusal(space, where)
+
+    def _box(self, space: spaces.Box, where: str) -> dict[str, Any]:
+        described: dict[str, Any] = {"kind": "Box", "shape": list(space.shape), "dtype": space.dtype.str}
+        for side, bound in (("low", space.low), ("high", space.high)):
+            uniform = bound.size > 0 and bool((bound == bound.flat[0]).all())
+            described[side] = self.encode(bound.flat[0].item() if uniform else bound, _join(where, side))
+        if space.dtype.kind == "i":  # there infinity became the dtype's limit, and only these say so
+            for side, bounded in (("bounded_below", space.bounded_below), ("bounded_above", space.bounded_above)):
+                if not bounded.all():
+                    described[side] = self.encode(bounded, _join(where, side))
+        return described
+
+    def _as_tensor(self, array: NDArray[Any], where: str) -> Tensor:
+        if array.dtype.kind not in "biuf":
+            raise self._refusal(array, where, f"an array of dtype {array.dtype}")
+        try:
+            return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+        except TypeError as error:
+            raise self._refusal(array, where, f"an array of dtype {array.dtype}") from error
+
+    def _kept(self, tensor: Tensor, where: str) -> str:
+        """The name under which a tensor is kept; tensors that are one in memory are kept once."""
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise self._refusal(tensor, where, f"a {tensor.layout} tensor")
+        identity = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() and identity in self._shared:
+            return self._shared[identity][0]
+        name = base = where or "value"
+        count = 1
+        while name in self.tensors:
+            count += 1
+            name = f"{base}#{count}"
+        self.tensors[name] = tensor.detach().cpu().contiguous().clone()
+        self._shared[identity] = name, tensor  # held, so that its address is not given to another
+        return name
+
+    def _refusal(self, value: Any, where: str, what: str | None = None) -> CheckpointError:
+        what = what or f"a {type(value).__module__}.{type(value).__qualname__}"
+        return CheckpointError(
+            f"{self._subject} cannot be saved: {where or 'a value'} is {what}, which a file of data cannot hold. Use "
+            "numbers, strings, lists, tuples, dicts, NumPy arrays, tensors, spaces or classes, or leave it out with "
+            f'save(path, exclude=["{where.split(".")[0]}"]) and give it to load(). Nothing was written'
+        )
+
+
+class Decoder:
+    """JSON and tensors back to values.
+
+    Args:
+        tensors: what the file holds.
+        subject: the file, for messages.
+        custom: gives the object that the user wants at a place, in place of what is stored there, or raises
+            ``KeyError``. It is told the place and whether a class or function of some name stands there.
+
+    ``used`` holds the names of the tensors that were asked for.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        subject: str,
+        custom: Callable[[str, bool], Any] | None = None,
+    ) -> None:
+        self.used: set[str] = set()
+        self._tensors = tensors
+        self._subject = subject
+        self._custom = custom
+        self._classes = known_classes()
+
+    def decode(self, value: Any, where: str = "") -> Any:
+        """The value for a piece of JSON.
+
+        Raises:
+            CheckpointError: it is none that :class:`Encoder` writes, or names what is not known here.
+        """
+        try:
+            return self._decode(value, where)
+        except CheckpointError:
+            raise
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            AssertionError,  # gymnasium's spaces check their arguments so
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise CheckpointError(
+                f"{self._subject}: {where or 'a value'} cannot be understood ({error}); use another copy"
+            ) from error
+
+    def decode_space(self, described: Any, where: str) -> spaces.Space[Any]:
+        space = self.decode({"$space": described}, where)
+        assert isinstance(space, spaces.Space)
+        return space
+
+    def _decode(self, value: Any, where: str) -> Any:
+        if self._custom is not None and where:
+            try:
+                return self._custom(where, isinstance(value, dict) and bool({"$custom", "$class"} & value.keys()))
+            except KeyError:
+                pass
+        if isinstance(value, str) and _is_imported(value, where):
+            raise CheckpointError(
+                f"{self._subject}: {where} is {value!r}, the name of something to import, which no file may ask for; "
+                "it is refused"
+            )
+        if isinstance(value, list):
+            return self._items(value, where)
+        if not isinstance(value, dict):
+            return value
+        tags = [key for key in value if key.startswith("$")]
+        if not tags:
+            return {key: self._decode(part, _join(where, key)) for key, part in value.items()}
+        if len(value) > 1 or tags[0] not in self._readers:
+            raise CheckpointError(
+                f"{self._subject}: {where} is of a kind that this version does not know ({', '.join(sorted(value))}); "
+                "upgrade recurl, or use another copy"
+            )
+        return self._readers[tags[0]](self, value[tags[0]], where)
+
+    def _items(self, values: Any, where: str) -> list[Any]:
+        return [self._decode(value, _join(where, index)) for index, value in enumerate(_checked(values, list))]
+
+    def _dict(self, pairs: Any, where: str) -> dict[Any, Any]:
+        decoded = {}
+        for key, value in _checked(pairs, list):
+            name = self._decode(key, "")
+            decoded[name] = self._decode(value, _join(where, name))
+        return decoded
+
+    def _float(self, value: Any, where: str) -> float:
+        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[value]
+
+    def _scalar(self, value: Any, where: str) -> Any:
+        dtype, number = value
+        return _numeric_dtype(dtype).type(self._decode(number, ""))
+
+    def _tensor(self, name: Any, where: str) -> Tensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self._subject}: the tensor {name!r} for {where} is missing; use another copy")
+        # What was one in memory need not be so any more: each place gets a tensor of its own.
+        tensor = self._tensors[name].clone() if name in self.used else self._tensors[name]
+        self.used.add(name)
+        return tensor
+
+    def _array(self, name: Any, where: str) -> NDArray[Any]:
+        return np.array(self._tensor(name, where).numpy())
+
+    def _class(self, value: Any, where: str) -> type:
+        kind, name = value
+        known = self._classes.get(kind, {})
+        if name not in known:
+            raise CheckpointError(
+                f"{self._subject}: {where} is the class {name!r} of {kind!r}, which is not known here "
+                f"(known: {', '.join(sorted(known)) or 'none'}); upgrade, register it, or pass "
+                f"custom_objects={{{_last(where)!r}: ...}}"
+            )
+        return known[name]
+
+    def _schedule(self, value: Any, where: str) -> Any:
+        name, arguments = value
+        cls, fields = SCHEDULES[name]
+        if len(arguments) != len(fields):
+            raise ValueError(f"{name} takes {', '.join(fields)}")
+        return cls(*(_number(self._decode(argument, "")) for argument in arguments))
+
+    def _own(self, name: Any, where: str) -> Any:
+        raise CheckpointError(
+            f"{self._subject}: {where} is {str(name)!r}, not a part of this package, and loading never imports "
+            f"anything for a file. Pass it yourself: load(..., custom_objects={{{_last(where)!r}: {_variable(name)}}})"
+        )
+
+    def _space(self, value: Any, where: str) -> spaces.Space[Any]:
+        described = _checked(value, dict)
+        kind = described["kind"]
+        if kind == "Box":
+            return self._box(described, where)
+        if kind == "Discrete":
+            arguments: dict[str, Any] = {"start": _checked(described["start"], int)}
+            if np.dtype(described["dtype"]) != np.int64:  # older gymnasium has no such argument
+                arguments["dtype"] = _numeric_dtype(described["dtype"]).type
+            return spaces.Discrete(_checked(described["n"], int), **arguments)
+        if kind == "MultiDiscrete":
+            dtype = _numeric_dtype(described["dtype"])
+            nvec, start = np.array(described["nvec"], dtype), np.array(described["start"], dtype)
+            return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
+        if kind == "MultiBinary":
+            n = [_checked(size, int) for size in described["n"]]
+            _check_size(n)
+            return spaces.MultiBinary(n[0] if described["flat"] else n)
+        if kind == "Dict":
+            return spaces.Dict(
+                [(_checked(key, str), self._space(part, _join(where, key))) for key, part in described["spaces"]]
+            )
+        if kind == "Tuple":
+            return spaces.Tuple([self._space(part, _join(where, i)) for i, part in enumerate(described["spaces"])])
+        raise ValueError(f"there is no space {kind!r}")
+
+    def _box(self, described: Mapping[str, Any], where: str) -> spaces.Box:
+        shape = tuple(_checked(size, int) for size in described["shape"])
+        _check_size(shape)
+        dtype = _numeric_dtype(described["dtype"])
+        low, high = (
+            np.broadcast_to(np.asarray(self._decode(described[side], ""), dtype), shape).copy()
+            for side in ("low", "high")
+        )
+        space = spaces.Box(low, high, shape, dtype=dtype.type)
+        for side in ("bounded_below", "bounded_above"):
+            if side in described:
+                setattr(space, side, np.broadcast_to(self._decode(described[side], "").astype(bool), shape).copy())
+        return space
+
+    _readers: dict[str, Callable[["Decoder", Any, str], Any]] = {  # noqa: RUF012
+        "$tuple": lambda self, value, where: tuple(self._items(value, where)),
+        "$set": lambda self, value, where: set(self._items(value, where)),
+        "$frozenset": lambda self, value, where: frozenset(self._items(value, where)),
+        "$dict": _dict,
+        "$float": _float,
+        "$scalar": _scalar,
+        "$tensor": _tensor,
+        "$array": _array,
+        "$dtype": lambda self, value, where: _numeric_dtype(value),
+        "$torch.dtype": lambda self, value, where: _torch_dtype(value),
+        "$device": lambda self, value, where: torch.device(_checked(value, str)),
+        "$path": lambda self, value, where: Path(_checked(value, str)),
+        "$space": _space,
+        "$schedule": _schedule,
+        "$class": _class,
+        "$custom": _own,
+    }
+
+
+def custom_name(value: Any) -> str:
+    """``module:name`` of a class, a function, or a callable object's class."""
+    if isinstance(value, functools.partial):
+        return custom_name(value.func)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _last(where: str) -> str:
+    return where.rpartition(".")[2]
+
+
+def _is_imported(text: str, where: str) -> bool:
+    return where.startswith("policy_kwargs.") and IMPORTED_NAME.fullmatch(text) is not None
+
+
+def _variable(name: Any) -> str:
+    """A class name to show in a message, from ``module:Class``."""
+    last = re.split(r"[:.]", str(name))[-1]
+    return last if last.isidentifier() else "..."
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"expected a number, got {type(value).__name__}")
+    return value
+
+
+def _numeric_dtype(name: Any) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(_checked(name, str))
+    if dtype.kind not in "biuf":
+        raise TypeError(f"{name!r} is no numeric dtype")
+    return dtype
+
+
+def _torch_dtype(name: Any) -> torch.dtype:
+    dtype = getattr(torch, _checked(name, str), None)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name!r} is no dtype of torch")
+    return dtype
+
+
+def _check_size(shape: Any) -> None:
+    if any(size < 0 for size in shape) or math.prod(shape) > LARGEST_OBSERVATION:
+        raise ValueError(f"a space of shape {tuple(shape)} has more than {LARGEST_OBSERVATION} entries or is no shape")
