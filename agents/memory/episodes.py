@@ -42,6 +42,26 @@ class Pieces:
         return inverse
 
     @cached_property
+    def before(self) -> Indices:
+        """(N,) where each packed row's predecessor is among the P rows before the pieces followed by the packed rows."""
+        alive_before = np.concatenate((self.batch_sizes[:1], self.batch_sizes[:-1]))
+        return np.arange(self.batch_sizes[0], self.offsets[-1] + self.batch_sizes[0]) - np.repeat(
+            alive_before, self.batch_sizes
+        )
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """``batch_sizes`` as Python numbers."""
+        sizes: list[int] = self.batch_sizes.tolist()
+        return sizes
+
+    @cached_property
+    def offsets_list(self) -> list[int]:
+        """``offsets`` as Python numbers."""
+        offsets: list[int] = self.offsets.tolist()
+        return offsets
+
+    @cached_property
     def piece(self) -> Indices:
         """(N,) the piece of each packed row."""
         return np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.batch_sizes)

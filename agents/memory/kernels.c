@@ -2,11 +2,12 @@
 
    The input projections of all steps are one matrix product before, and all weight gradients are one after; both are
    torch's. What is left is a loop over time whose steps are tiny, where the overhead of a call costs more than its
-   arithmetic. Here it has none. Resets are part of the loop, so episodes need neither cutting nor padding.
+   arithmetic. Here it has none. A block is cut where episodes start, and all its pieces run at once, the long ones on
+   when the short ones have ended: the weights are read once for many rows, and nothing is padded.
 
-   Axes: T time, B sequences, H hidden units, G gates of a cell; all arrays are contiguous float32 in the order named.
-   H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the state before that step is zero,
-   and no gradient crosses it. Every function returns 0, or 1 if memory ran out.
+   Axes: T time, B sequences, F features, H hidden units, G gates of a cell; arrays are contiguous float32 in the order
+   named, unless a stride is given. H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the
+   state before that step is zero, and no gradient crosses it. Functions return 0, or 1 if memory ran out.
 
    Compiled with GCC or clang as plain C and called through ctypes (native.py); without a compiler at installation the
    package works through torch alone. */
@@ -52,16 +53,24 @@ INLINE vec exponential(vec x) {
 INLINE vec sigmoid(vec x) { return all(1.0f) / (all(1.0f) + exponential(-x)); }
 INLINE vec hyperbolic_tangent(vec x) { return all(1.0f) - all(2.0f) / (all(1.0f) + exponential(x + x)); }
 
+/* The plain network's nonlinearity. */
+INLINE vec bend(vec x, int relu) {
+    if (relu) return choose(x < all(0.0f), all(0.0f), x);
+    return hyperbolic_tangent(x);
+}
+
 static long padded(long columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
 
+/* How many floats packed weights (K, N) take. */
+long packed_size(long K, long N) { return padded(N) * K; }
+
 /* (K, N) weights, element (k, n) at k * along_k + n * along_n, into tiles of TILE columns, each (K, TILE). */
-static float *pack(const float *weights, long K, long N, long along_k, long along_n) {
-    float *packed = calloc((size_t)(padded(N) * K), sizeof(float));
-    if (packed)
-        for (long n = 0; n < N; n++)
-            for (long k = 0; k < K; k++)
-                packed[(n / TILE) * K * TILE + k * TILE + n % TILE] = weights[k * along_k + n * along_n];
-    return packed;
+void pack(const float *weights, long K, long N, long along_k, long along_n, float *packed) {
+    memset(packed, 0, (size_t)packed_size(K, N) * sizeof(float));
+    for (long first = 0; first < N; first += TILE)
+        for (long k = 0; k < K; k++)
+            for (long n = first; n < first + TILE && n < N; n++)
+                packed[first * K + k * TILE + n - first] = weights[k * along_k + n * along_n];
 }
 
 /* ROWS rows of out += a @ weights over `tiles` adjacent tiles, all accumulators in registers. */
@@ -107,49 +116,115 @@ static void multiply(const float *a, long B, long K, const float *packed, float 
     }
 }
 
-/* The state before step t, zero where an episode starts. */
-static void put_before(float *before, const float *state, const uint8_t *starts, long B, long H) {
-    for (long b = 0; b < B; b++) {
-        if (starts[b]) memset(before + b * H, 0, (size_t)H * sizeof(float));
-        else memcpy(before + b * H, state + b * H, (size_t)H * sizeof(float));
+
+/* What a pass over a block needs beside its arguments: its pieces, long ones first, and room for one step of them. */
+typedef struct { long row, length, sequence; } piece; /* row t * B + b of its first step; sequence b if its state is
+                                                         the one before the block, -1 if an episode starts here */
+typedef struct {
+    piece *pieces;
+    long count, longest, width; /* width: columns of sums */
+    float *packed, *rows, *sums, *carry;
+} work;
+
+static int longer_first(const void *left, const void *right) {
+    const piece *a = left, *b = right;
+    if (a->length != b->length) return a->length < b->length ? 1 : -1;
+    return a->row < b->row ? -1 : 1;
+}
+
+static void release(work *w) {
+    free(w->pieces); free(w->packed); free(w->rows); free(w->sums); free(w->carry);
+}
+
+static float *zeros(long count) { return calloc((size_t)(count ? count : 1), sizeof(float)); }
+
+/* Cuts the block, packs the weights (K, N), and makes room: rows (P, K), sums (P, padded N), carry (P, H). */
+static int prepare(work *w, long T, long B, long H, const uint8_t *starts, const float *weights, long K, long N,
+                   long along_k, long along_n) {
+    *w = (work){0};
+    for (long b = 0; b < B; b++)
+        for (long t = 0; t < T; t++) w->count += t == 0 || starts[t * B + b];
+    w->width = padded(N);
+    w->pieces = malloc((size_t)(w->count + 1) * sizeof(piece));
+    w->packed = malloc((size_t)(packed_size(K, N) + 1) * sizeof(float));
+    w->rows = zeros(w->count * K);
+    w->sums = zeros(w->count * w->width);
+    w->carry = zeros(w->count * H);
+    if (!w->pieces || !w->packed || !w->rows || !w->sums || !w->carry) { release(w); return 1; }
+    pack(weights, K, N, along_k, along_n, w->packed);
+    long last = -1;
+    for (long b = 0; b < B; b++)
+        for (long t = 0; t < T; t++) {
+            if (t == 0 || starts[t * B + b])
+                w->pieces[++last] = (piece){t * B + b, 0, t == 0 && !starts[b] ? b : -1};
+            w->pieces[last].length++;
+        }
+    qsort(w->pieces, (size_t)w->count, sizeof(piece), longer_first);
+    w->longest = w->count ? w->pieces[0].length : 0;
+    return 0;
+}
+
+/* How many pieces have a step s: they are the first ones. */
+static long alive(const work *w, long s) {
+    long low = 0, high = w->count;
+    while (low < high) {
+        long middle = (low + high) / 2;
+        if (w->pieces[middle].length > s) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+static void copy(float *to, const float *from, long count) { memcpy(to, from, (size_t)count * sizeof(float)); }
+static void clear(float *to, long count) { memset(to, 0, (size_t)count * sizeof(float)); }
+
+/* The state before step s of each live piece, from the step before in `states` or the state before the block. */
+static void gather(const work *w, long s, long live, long B, long H, const float *states, const float *initial,
+                   float *to) {
+    for (long p = 0; p < live; p++) {
+        const piece *it = w->pieces + p;
+        if (s) copy(to + p * H, states + (it->row + (s - 1) * B) * H, H);
+        else if (it->sequence >= 0) copy(to + p * H, initial + it->sequence * H, H);
+        else clear(to + p * H, H);
     }
 }
 
-/* sums (B, width) = rows of inputs (B, N), and zero in the padding. */
-static void put_inputs(float *sums, long width, const float *inputs, long B, long N) {
-    for (long b = 0; b < B; b++) memcpy(sums + b * width, inputs + b * N, (size_t)N * sizeof(float));
+/* What reaches the state before the block, from each piece's row in `from`: nothing where an episode starts. */
+static void give_back(const work *w, const float *from, long stride, long B, long H, float *to) {
+    clear(to, B * H);
+    for (long p = 0; p < w->count; p++)
+        if (w->pieces[p].sequence >= 0) copy(to + w->pieces[p].sequence * H, from + p * stride, H);
 }
 
 /* c' = f c + i g, h' = o tanh(c'); inputs (T, B, 4H) hold W_ih x + b_ih + b_hh in the order i, f, g, o.
-   Writes outputs (T, B, H) and, for the backward pass, gates (T, B, 4H) after their nonlinearity, the cells' tanh and
-   the cells (T, B, H), and the hidden state before each step (T, B, H). */
+   Writes outputs (T, B, H) and, for the backward pass, gates (T, B, 4H) after their nonlinearity, the cells and their
+   tanh (T, B, H), and the hidden state and cell before each step (T, B, H). */
 int lstm_forward(long T, long B, long H, const float *inputs, const float *w_hh, const float *hidden, const float *cell,
                  const uint8_t *starts, float *outputs, float *gates, float *cells, float *tanh_cells, float *before) {
-    long N = 4 * H, width = padded(N);
-    float *packed = pack(w_hh, H, N, 1, H), *sums = calloc((size_t)(B * width), sizeof(float));
-    if (!packed || !sums) { free(packed); free(sums); return 1; }
-    for (long t = 0; t < T; t++) {
-        const uint8_t *start = starts + t * B;
-        put_before(before + t * B * H, t ? outputs + (t - 1) * B * H : hidden, start, B, H);
-        put_inputs(sums, width, inputs + t * B * N, B, N);
-        multiply(before + t * B * H, B, H, packed, sums, width);
-        const float *cell_before = t ? cells + (t - 1) * B * H : cell;
-        for (long b = 0; b < B; b++) {
-            const float *sum = sums + b * width;
-            float *gate = gates + (t * B + b) * N;
-            long at = (t * B + b) * H;
+    long N = 4 * H;
+    work w;
+    if (prepare(&w, T, B, H, starts, w_hh, H, N, 1, H)) return 1;
+    for (long s = 0; s < w.longest; s++) {
+        long live = alive(&w, s);
+        gather(&w, s, live, B, H, outputs, hidden, w.rows);
+        gather(&w, s, live, B, H, cells, cell, w.carry);
+        for (long p = 0; p < live; p++) copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * N, N);
+        multiply(w.rows, live, H, w.packed, w.sums, w.width);
+        for (long p = 0; p < live; p++) {
+            long row = w.pieces[p].row + s * B, at = row * H;
+            const float *sum = w.sums + p * w.width, *cell_before = w.carry + p * H;
+            float *gate = gates + row * N;
+            copy(before + at, w.rows + p * H, H);
             for (long j = 0; j < H; j += LANES) {
                 vec i = sigmoid(load(sum + j)), f = sigmoid(load(sum + H + j));
                 vec g = hyperbolic_tangent(load(sum + 2 * H + j)), o = sigmoid(load(sum + 3 * H + j));
-                vec c = i * g;
-                if (!start[b]) c += f * load(cell_before + b * H + j);
-                vec tanh_c = hyperbolic_tangent(c);
+                vec c = f * load(cell_before + j) + i * g, tanh_c = hyperbolic_tangent(c);
                 store(gate + j, i); store(gate + H + j, f); store(gate + 2 * H + j, g); store(gate + 3 * H + j, o);
                 store(cells + at + j, c); store(tanh_cells + at + j, tanh_c); store(outputs + at + j, o * tanh_c);
             }
         }
     }
-    free(packed); free(sums);
+    release(&w);
     return 0;
 }
 
@@ -157,40 +232,38 @@ int lstm_forward(long T, long B, long H, const float *inputs, const float *w_hh,
 int lstm_backward(long T, long B, long H, const float *d_outputs, const float *w_hh, const float *cell,
                   const uint8_t *starts, const float *gates, const float *cells, const float *tanh_cells,
                   float *d_inputs, float *d_hidden, float *d_cell) {
-    long N = 4 * H, width = padded(H);
-    float *packed = pack(w_hh, N, H, H, 1), *back = calloc((size_t)(B * width), sizeof(float));
-    if (!packed || !back) { free(packed); free(back); return 1; }
-    memset(d_cell, 0, (size_t)(B * H) * sizeof(float));
-    for (long t = T - 1; t >= 0; t--) {
-        const uint8_t *start = starts + t * B;
-        const float *cell_before = t ? cells + (t - 1) * B * H : cell;
-        for (long b = 0; b < B; b++) {
-            const float *gate = gates + (t * B + b) * N;
-            float *d_gate = d_inputs + (t * B + b) * N;
-            long at = (t * B + b) * H;
+    long N = 4 * H;
+    work w;
+    if (prepare(&w, T, B, H, starts, w_hh, N, H, H, 1)) return 1;
+    float *cell_before = zeros(w.count * H);
+    if (!cell_before) { release(&w); return 1; }
+    const vec one = all(1.0f);
+    for (long s = w.longest - 1; s >= 0; s--) {
+        long live = alive(&w, s);
+        gather(&w, s, live, B, H, cells, cell, cell_before);
+        for (long p = 0; p < live; p++) {
+            long row = w.pieces[p].row + s * B, at = row * H;
+            const float *gate = gates + row * N, *back = w.sums + p * w.width;
+            float *d_gate = w.rows + p * N, *d_carry = w.carry + p * H;
             for (long j = 0; j < H; j += LANES) {
                 vec i = load(gate + j), f = load(gate + H + j), g = load(gate + 2 * H + j), o = load(gate + 3 * H + j);
-                vec tanh_c = load(tanh_cells + at + j), one = all(1.0f);
-                vec d_h = load(d_outputs + at + j) + load(back + b * width + j);
-                vec d_c = load(d_cell + b * H + j) + d_h * o * (one - tanh_c * tanh_c);
-                vec c_before = all(0.0f);
-                if (!start[b]) c_before = load(cell_before + b * H + j);
+                vec tanh_c = load(tanh_cells + at + j), d_h = load(d_outputs + at + j) + load(back + j);
+                vec d_c = load(d_carry + j) + d_h * o * (one - tanh_c * tanh_c);
                 store(d_gate + j, d_c * g * i * (one - i));
-                store(d_gate + H + j, d_c * c_before * f * (one - f));
+                store(d_gate + H + j, d_c * load(cell_before + p * H + j) * f * (one - f));
                 store(d_gate + 2 * H + j, d_c * i * (one - g * g));
                 store(d_gate + 3 * H + j, d_h * tanh_c * o * (one - o));
-                vec d_c_before = d_c * f;
-                if (start[b]) d_c_before = all(0.0f);
-                store(d_cell + b * H + j, d_c_before);
+                store(d_carry + j, d_c * f);
             }
+            copy(d_inputs + row * N, d_gate, N);
         }
-        memset(back, 0, (size_t)(B * width) * sizeof(float));
-        multiply(d_inputs + t * B * N, B, N, packed, back, width);
-        for (long b = 0; b < B; b++)
-            if (start[b]) memset(back + b * width, 0, (size_t)width * sizeof(float));
+        clear(w.sums, live * w.width);
+        multiply(w.rows, live, N, w.packed, w.sums, w.width);
     }
-    for (long b = 0; b < B; b++) memcpy(d_hidden + b * H, back + b * width, (size_t)H * sizeof(float));
-    free(packed); free(back);
+    give_back(&w, w.sums, w.width, B, H, d_hidden);
+    give_back(&w, w.carry, H, B, H, d_cell);
+    free(cell_before);
+    release(&w);
     return 0;
 }
 
@@ -199,29 +272,31 @@ int lstm_backward(long T, long B, long H, const float *d_outputs, const float *w
    q = W_hn h + b_hn (T, B, H), and the hidden state before each step. */
 int gru_forward(long T, long B, long H, const float *inputs, const float *w_hh, const float *bias_n, const float *hidden,
                 const uint8_t *starts, float *outputs, float *gates, float *q, float *before) {
-    long N = 3 * H, width = padded(N);
-    float *packed = pack(w_hh, H, N, 1, H), *sums = calloc((size_t)(B * width), sizeof(float));
-    if (!packed || !sums) { free(packed); free(sums); return 1; }
-    for (long t = 0; t < T; t++) {
-        put_before(before + t * B * H, t ? outputs + (t - 1) * B * H : hidden, starts + t * B, B, H);
-        for (long b = 0; b < B; b++) {
-            memcpy(sums + b * width, inputs + (t * B + b) * N, (size_t)(2 * H) * sizeof(float));
-            memcpy(sums + b * width + 2 * H, bias_n, (size_t)H * sizeof(float));
+    long N = 3 * H;
+    work w;
+    if (prepare(&w, T, B, H, starts, w_hh, H, N, 1, H)) return 1;
+    for (long s = 0; s < w.longest; s++) {
+        long live = alive(&w, s);
+        gather(&w, s, live, B, H, outputs, hidden, w.rows);
+        for (long p = 0; p < live; p++) {
+            copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * N, 2 * H);
+            copy(w.sums + p * w.width + 2 * H, bias_n, H);
         }
-        multiply(before + t * B * H, B, H, packed, sums, width);
-        for (long b = 0; b < B; b++) {
-            const float *sum = sums + b * width, *input = inputs + (t * B + b) * N;
-            float *gate = gates + (t * B + b) * N;
-            long at = (t * B + b) * H;
+        multiply(w.rows, live, H, w.packed, w.sums, w.width);
+        for (long p = 0; p < live; p++) {
+            long row = w.pieces[p].row + s * B, at = row * H;
+            const float *sum = w.sums + p * w.width, *input = inputs + row * N;
+            float *gate = gates + row * N;
+            copy(before + at, w.rows + p * H, H);
             for (long j = 0; j < H; j += LANES) {
-                vec r = sigmoid(load(sum + j)), z = sigmoid(load(sum + H + j)), w = load(sum + 2 * H + j);
-                vec n = hyperbolic_tangent(load(input + 2 * H + j) + r * w);
-                store(gate + j, r); store(gate + H + j, z); store(gate + 2 * H + j, n); store(q + at + j, w);
+                vec r = sigmoid(load(sum + j)), z = sigmoid(load(sum + H + j)), hidden_n = load(sum + 2 * H + j);
+                vec n = hyperbolic_tangent(load(input + 2 * H + j) + r * hidden_n);
+                store(gate + j, r); store(gate + H + j, z); store(gate + 2 * H + j, n); store(q + at + j, hidden_n);
                 store(outputs + at + j, n + z * (load(before + at + j) - n));
             }
         }
     }
-    free(packed); free(sums);
+    release(&w);
     return 0;
 }
 
@@ -230,79 +305,147 @@ int gru_forward(long T, long B, long H, const float *inputs, const float *w_hh, 
 int gru_backward(long T, long B, long H, const float *d_outputs, const float *w_hh, const uint8_t *starts,
                  const float *gates, const float *q, const float *before, float *d_inputs, float *d_sums,
                  float *d_hidden) {
-    long N = 3 * H, width = padded(H);
-    float *packed = pack(w_hh, N, H, H, 1), *back = calloc((size_t)(B * width), sizeof(float));
-    if (!packed || !back) { free(packed); free(back); return 1; }
-    for (long t = T - 1; t >= 0; t--) {
-        const uint8_t *start = starts + t * B;
-        for (long b = 0; b < B; b++) {
-            const float *gate = gates + (t * B + b) * N;
-            float *d_input = d_inputs + (t * B + b) * N, *d_sum = d_sums + (t * B + b) * N;
-            long at = (t * B + b) * H;
+    long N = 3 * H;
+    work w;
+    if (prepare(&w, T, B, H, starts, w_hh, N, H, H, 1)) return 1;
+    const vec one = all(1.0f);
+    for (long s = w.longest - 1; s >= 0; s--) {
+        long live = alive(&w, s);
+        for (long p = 0; p < live; p++) {
+            long row = w.pieces[p].row + s * B, at = row * H;
+            const float *gate = gates + row * N;
+            float *d_input = d_inputs + row * N, *d_sum = w.rows + p * N, *back = w.sums + p * w.width;
             for (long j = 0; j < H; j += LANES) {
-                vec r = load(gate + j), z = load(gate + H + j), n = load(gate + 2 * H + j), one = all(1.0f);
-                vec d_h = load(d_outputs + at + j) + load(back + b * width + j);
+                vec r = load(gate + j), z = load(gate + H + j), n = load(gate + 2 * H + j);
+                vec d_h = load(d_outputs + at + j) + load(back + j);
                 vec d_n = d_h * (one - z) * (one - n * n);
                 vec d_z = d_h * (load(before + at + j) - n) * z * (one - z);
                 vec d_r = d_n * load(q + at + j) * r * (one - r);
                 store(d_input + j, d_r); store(d_input + H + j, d_z); store(d_input + 2 * H + j, d_n);
                 store(d_sum + j, d_r); store(d_sum + H + j, d_z); store(d_sum + 2 * H + j, d_n * r);
-                store(back + b * width + j, d_h * z);
+                store(back + j, d_h * z);
             }
+            copy(d_sums + row * N, d_sum, N);
         }
-        multiply(d_sums + t * B * N, B, N, packed, back, width);
-        for (long b = 0; b < B; b++)
-            if (start[b]) memset(back + b * width, 0, (size_t)width * sizeof(float));
+        multiply(w.rows, live, N, w.packed, w.sums, w.width);
     }
-    for (long b = 0; b < B; b++) memcpy(d_hidden + b * H, back + b * width, (size_t)H * sizeof(float));
-    free(packed); free(back);
+    give_back(&w, w.sums, w.width, B, H, d_hidden);
+    release(&w);
     return 0;
 }
 
 /* h' = tanh(inputs + W h), or with relu in its place. Writes outputs and the hidden state before each step. */
 int rnn_forward(long T, long B, long H, const float *inputs, const float *w_hh, const float *hidden,
                 const uint8_t *starts, int relu, float *outputs, float *before) {
-    long width = padded(H);
-    float *packed = pack(w_hh, H, H, 1, H), *sums = calloc((size_t)(B * width), sizeof(float));
-    if (!packed || !sums) { free(packed); free(sums); return 1; }
-    for (long t = 0; t < T; t++) {
-        put_before(before + t * B * H, t ? outputs + (t - 1) * B * H : hidden, starts + t * B, B, H);
-        put_inputs(sums, width, inputs + t * B * H, B, H);
-        multiply(before + t * B * H, B, H, packed, sums, width);
-        for (long b = 0; b < B; b++)
-            for (long j = 0; j < H; j += LANES) {
-                vec sum = load(sums + b * width + j);
-                vec h;
-                if (relu) h = choose(sum < all(0.0f), all(0.0f), sum);
-                else h = hyperbolic_tangent(sum);
-                store(outputs + (t * B + b) * H + j, h);
-            }
+    work w;
+    if (prepare(&w, T, B, H, starts, w_hh, H, H, 1, H)) return 1;
+    for (long s = 0; s < w.longest; s++) {
+        long live = alive(&w, s);
+        gather(&w, s, live, B, H, outputs, hidden, w.rows);
+        for (long p = 0; p < live; p++) copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * H, H);
+        multiply(w.rows, live, H, w.packed, w.sums, w.width);
+        for (long p = 0; p < live; p++) {
+            long at = (w.pieces[p].row + s * B) * H;
+            copy(before + at, w.rows + p * H, H);
+            for (long j = 0; j < H; j += LANES) store(outputs + at + j, bend(load(w.sums + p * w.width + j), relu));
+        }
     }
-    free(packed); free(sums);
+    release(&w);
     return 0;
 }
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, H), and d_hidden (B, H) of the state before the block. */
 int rnn_backward(long T, long B, long H, const float *d_outputs, const float *w_hh, const uint8_t *starts, int relu,
                  const float *outputs, float *d_inputs, float *d_hidden) {
-    long width = padded(H);
-    float *packed = pack(w_hh, H, H, H, 1), *back = calloc((size_t)(B * width), sizeof(float));
-    if (!packed || !back) { free(packed); free(back); return 1; }
-    for (long t = T - 1; t >= 0; t--) {
-        for (long b = 0; b < B; b++)
+    work w;
+    if (prepare(&w, T, B, H, starts, w_hh, H, H, H, 1)) return 1;
+    for (long s = w.longest - 1; s >= 0; s--) {
+        long live = alive(&w, s);
+        for (long p = 0; p < live; p++) {
+            long at = (w.pieces[p].row + s * B) * H;
+            float *d_sum = w.rows + p * H;
             for (long j = 0; j < H; j += LANES) {
-                long at = (t * B + b) * H + j;
-                vec h = load(outputs + at), d_h = load(d_outputs + at) + load(back + b * width + j);
+                vec h = load(outputs + at + j), d_h = load(d_outputs + at + j) + load(w.sums + p * w.width + j);
                 vec slope = all(1.0f) - h * h;
                 if (relu) slope = choose(h > all(0.0f), all(1.0f), all(0.0f));
-                store(d_inputs + at, d_h * slope);
+                store(d_sum + j, d_h * slope);
             }
-        memset(back, 0, (size_t)(B * width) * sizeof(float));
-        multiply(d_inputs + t * B * H, B, H, packed, back, width);
-        for (long b = 0; b < B; b++)
-            if (starts[t * B + b]) memset(back + b * width, 0, (size_t)width * sizeof(float));
+            copy(d_inputs + at, d_sum, H);
+        }
+        clear(w.sums, live * w.width);
+        multiply(w.rows, live, H, w.packed, w.sums, w.width);
     }
-    for (long b = 0; b < B; b++) memcpy(d_hidden + b * H, back + b * width, (size_t)H * sizeof(float));
-    free(packed); free(back);
+    give_back(&w, w.sums, w.width, B, H, d_hidden);
+    release(&w);
+    return 0;
+}
+
+/* Acting: one step of B environments. packed holds W_ih and W_hh one above the other, (F + H, G H); features (B, F) and
+   the states have the strides given between rows, in floats. bias (G H) is b_ih + b_hh; for the GRU it is that of r
+   and z, then b_in, then b_hn (4 H in all), and the columns of packed are r, z, n of the features, n of the state. */
+static float *sum_of_products(long B, long F, long H, long N, const float *features, long features_stride,
+                              const float *hidden, long stride, const uint8_t *starts, const float *packed,
+                              const float *bias, float **room) {
+    long width = padded(N), K = F + H;
+    *room = malloc((size_t)(B * (K + width)) * sizeof(float));
+    if (!*room) return NULL;
+    float *rows = *room, *sums = rows + B * K;
+    for (long b = 0; b < B; b++) {
+        copy(rows + b * K, features + b * features_stride, F);
+        if (starts[b]) clear(rows + b * K + F, H);
+        else copy(rows + b * K + F, hidden + b * stride, H);
+        copy(sums + b * width, bias, N);
+        clear(sums + b * width + N, width - N);
+    }
+    multiply(rows, B, K, packed, sums, width);
+    return sums;
+}
+
+int lstm_step(long B, long F, long H, const float *features, long features_stride, const float *hidden,
+              const float *cell, long stride, const uint8_t *starts, const float *packed, const float *bias,
+              float *new_hidden, float *new_cell) {
+    float *room, *sums;
+    sums = sum_of_products(B, F, H, 4 * H, features, features_stride, hidden, stride, starts, packed, bias, &room);
+    if (!sums) return 1;
+    for (long b = 0; b < B; b++) {
+        const float *sum = sums + b * padded(4 * H);
+        for (long j = 0; j < H; j += LANES) {
+            vec c = sigmoid(load(sum + j)) * hyperbolic_tangent(load(sum + 2 * H + j));
+            if (!starts[b]) c += sigmoid(load(sum + H + j)) * load(cell + b * stride + j);
+            store(new_cell + b * stride + j, c);
+            store(new_hidden + b * stride + j, sigmoid(load(sum + 3 * H + j)) * hyperbolic_tangent(c));
+        }
+    }
+    free(room);
+    return 0;
+}
+
+int gru_step(long B, long F, long H, const float *features, long features_stride, const float *hidden, long stride,
+             const uint8_t *starts, const float *packed, const float *bias, float *new_hidden) {
+    float *room, *sums;
+    sums = sum_of_products(B, F, H, 4 * H, features, features_stride, hidden, stride, starts, packed, bias, &room);
+    if (!sums) return 1;
+    for (long b = 0; b < B; b++) {
+        const float *sum = sums + b * padded(4 * H);
+        for (long j = 0; j < H; j += LANES) {
+            vec r = sigmoid(load(sum + j)), z = sigmoid(load(sum + H + j)), h = all(0.0f);
+            if (!starts[b]) h = load(hidden + b * stride + j);
+            vec n = hyperbolic_tangent(load(sum + 2 * H + j) + r * load(sum + 3 * H + j));
+            store(new_hidden + b * stride + j, n + z * (h - n));
+        }
+    }
+    free(room);
+    return 0;
+}
+
+int rnn_step(long B, long F, long H, const float *features, long features_stride, const float *hidden, long stride,
+             const uint8_t *starts, const float *packed, const float *bias, int relu, float *new_hidden) {
+    float *room, *sums;
+    sums = sum_of_products(B, F, H, H, features, features_stride, hidden, stride, starts, packed, bias, &room);
+    if (!sums) return 1;
+    for (long b = 0; b < B; b++)
+        for (long j = 0; j < H; j += LANES)
+            store(new_hidden + b * stride + j, bend(load(sums + b * padded(H) + j), relu));
+    free(room);
     return 0;
 }

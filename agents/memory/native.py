@@ -1,20 +1,25 @@
 """RNN, LSTM and GRU over a block of episodes on a CPU, by the kernels in ``kernels.c``.
 
 The products over all steps at once (input projections before, weight gradients after) are torch's; the loop over time
-between them is compiled. Resets are part of the loop: episodes are neither cut nor padded. The kernels are built when
+between them is compiled. So is the acting step. Nothing is padded, and resets cost nothing. The kernels are built when
 the package is installed, where there is a C compiler; without them ``available`` is false and torch's kernels serve.
 
-Axes: T time, B sequences, F features in, H hidden units, G gates of a cell.
+Axes: T time, B sequences (or environments), F features in, H hidden units, G gates of a cell, D layers.
 """
 
 import ctypes
 import importlib.machinery
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from agents.memory.core import Array, NumpyState, NumpyStep
 
 Parameters = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih (GH, F), w_hh (GH, H), b_ih (GH), b_hh (GH)
 
@@ -26,8 +31,20 @@ def _load() -> ctypes.CDLL | None:
     for name in names:
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
             if (path := folder / (name + suffix)).exists():
-                return ctypes.CDLL(str(path))
+                return _declared(ctypes.CDLL(str(path)))
     return None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Says what the functions take that are called with plain numbers, so that an address is not cut to 32 bits."""
+    size, address, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
+    library.packed_size.argtypes, library.packed_size.restype = [size, size], size
+    library.pack.argtypes, library.pack.restype = [address, size, size, size, size, address], None
+    of_step = [size, size, size, address, size]
+    library.lstm_step.argtypes = [*of_step, address, address, size, *[address] * 5]
+    library.gru_step.argtypes = [*of_step, address, size, *[address] * 4]
+    library.rnn_step.argtypes = [*of_step, address, size, *[address] * 3, flag, address]
+    return library
 
 
 _library = _load()
@@ -41,19 +58,19 @@ def takes(features: Tensor, hidden_size: int) -> bool:
 
 def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
     """(T, B, F), state before the first step (B, H) each, (T, B) boolean -> (T, B, H)."""
-    output: Tensor = _Lstm.apply(features, hidden, cell, episode_starts, *parameters)  # type: ignore[no-untyped-call]
+    output: Tensor = _Lstm.apply(features, hidden, cell, episode_starts, *parameters)
     return output
 
 
 def gru(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
     """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
-    output: Tensor = _Gru.apply(features, hidden, episode_starts, *parameters)  # type: ignore[no-untyped-call]
+    output: Tensor = _Gru.apply(features, hidden, episode_starts, *parameters)
     return output
 
 
 def rnn(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters, relu: bool) -> Tensor:
     """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
-    output: Tensor = _Rnn.apply(features, hidden, episode_starts, relu, *parameters)  # type: ignore[no-untyped-call]
+    output: Tensor = _Rnn.apply(features, hidden, episode_starts, relu, *parameters)
     return output
 
 
@@ -93,7 +110,7 @@ class _Lstm(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before = ctx.saved_tensors
         d_inputs, d_hidden, d_cell = torch.empty_like(gates), torch.empty_like(cell), torch.empty_like(cell)
@@ -132,7 +149,7 @@ class _Gru(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         features, episode_starts, w_ih, w_hh, gates, q, before = ctx.saved_tensors
         d_inputs, d_sums, d_hidden = torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(before[0])
@@ -166,7 +183,7 @@ class _Rnn(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         features, episode_starts, w_ih, w_hh, outputs, before = ctx.saved_tensors
         d_inputs, d_hidden = torch.empty_like(outputs), torch.empty_like(outputs[0])
@@ -209,3 +226,114 @@ def _weight_gradient(d_sums: Tensor, inputs: Tensor) -> Tensor:
 
 def _weight_gradients(d_sums: Tensor, inputs: Tensor, has_bias: bool) -> tuple[Tensor, Tensor | None]:
     return _weight_gradient(d_sums, inputs), d_sums.sum((0, 1)) if has_bias else None
+
+
+def lstm_step(layers: list[Parameters]) -> NumpyStep:
+    """The acting step of stacked LSTM layers, on the parameters as they are now."""
+    library = _loaded()
+    prepared = [(*_packed(w_ih, w_hh, _sum(b_ih, b_hh)), w_ih.shape[1]) for w_ih, w_hh, b_ih, b_hh in layers]
+    size = layers[0][1].shape[1]
+    stride = len(layers) * size
+
+    def through(layer: int, x: Array, state: NumpyState, after: NumpyState, starts: int) -> int:
+        packed, bias, n_features = prepared[layer]
+        at = 4 * layer * size
+        hidden, cell, new_hidden, new_cell = (_address(part) + at for part in (*state, *after))
+        return int(
+            library.lstm_step(
+                len(x), n_features, size, _address(x), x.strides[0] // 4, hidden, cell, stride, starts,
+                _address(packed), _address(bias), new_hidden, new_cell,
+            )
+        )  # fmt: skip
+
+    return _stacked(through, len(layers), 2)
+
+
+def gru_step(layers: list[Parameters]) -> NumpyStep:
+    """The acting step of stacked GRU layers, on the parameters as they are now."""
+    library = _loaded()
+    prepared = [(*_packed_gru(*layer), layer[0].shape[1]) for layer in layers]
+    size = layers[0][1].shape[1]
+    stride = len(layers) * size
+
+    def through(layer: int, x: Array, state: NumpyState, after: NumpyState, starts: int) -> int:
+        packed, bias, n_features = prepared[layer]
+        at = 4 * layer * size
+        return int(
+            library.gru_step(
+                len(x), n_features, size, _address(x), x.strides[0] // 4, _address(state[0]) + at, stride, starts,
+                _address(packed), _address(bias), _address(after[0]) + at,
+            )
+        )  # fmt: skip
+
+    return _stacked(through, len(layers), 1)
+
+
+def rnn_step(layers: list[Parameters], relu: bool) -> NumpyStep:
+    """The acting step of stacked layers of the plain network, on the parameters as they are now."""
+    library = _loaded()
+    prepared = [(*_packed(w_ih, w_hh, _sum(b_ih, b_hh)), w_ih.shape[1]) for w_ih, w_hh, b_ih, b_hh in layers]
+    size = layers[0][1].shape[1]
+    stride = len(layers) * size
+
+    def through(layer: int, x: Array, state: NumpyState, after: NumpyState, starts: int) -> int:
+        packed, bias, n_features = prepared[layer]
+        at = 4 * layer * size
+        return int(
+            library.rnn_step(
+                len(x), n_features, size, _address(x), x.strides[0] // 4, _address(state[0]) + at, stride, starts,
+                _address(packed), _address(bias), relu, _address(after[0]) + at,
+            )
+        )  # fmt: skip
+
+    return _stacked(through, len(layers), 1)
+
+
+def _stacked(through: Callable[[int, Array, NumpyState, NumpyState, int], int], depth: int, carried: int) -> NumpyStep:
+    """A step through layers on top of each other, with dropout masks between them if the state has a part for them."""
+
+    def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
+        before, masks = tuple(np.ascontiguousarray(part, np.float32) for part in state[:carried]), state[carried:]
+        after = tuple(np.empty_like(part) for part in before)
+        starts = np.ascontiguousarray(episode_starts, np.bool_)
+        output = np.ascontiguousarray(features, np.float32)
+        for layer in range(depth):
+            if layer and masks:
+                output = output * masks[0][:, layer - 1]
+            if through(layer, output, before, after, _address(starts)):
+                raise MemoryError(f"a step of {len(features)} environments ran out of memory")
+            output = after[0][:, layer]
+        return output, (*after, *masks)
+
+    return step
+
+
+def _packed(w_ih: Tensor, w_hh: Tensor, bias: Tensor | None) -> tuple[Array, Array]:
+    """W_ih (N, F) beside W_hh (N, H), packed for the step's one product, and the bias (N)."""
+    weights = torch.cat((w_ih.detach(), w_hh.detach()), dim=1)
+    rows, columns = weights.shape
+    packed = np.empty(_loaded().packed_size(columns, rows), dtype=np.float32)
+    _loaded().pack(weights.data_ptr(), columns, rows, 1, columns, _address(packed))
+    return packed, np.zeros(rows, np.float32) if bias is None else bias.detach().numpy()
+
+
+def _packed_gru(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Array, Array]:
+    """The GRU's n needs its two products apart: columns r, z of both, n of the features, n of the state."""
+    size = w_hh.shape[1]
+    no_bias = w_hh.new_zeros(3 * size)
+    from_features, from_state = (no_bias if bias is None else bias.detach() for bias in (b_ih, b_hh))
+    gates, rest = slice(0, 2 * size), slice(2 * size, 3 * size)
+    inputs = torch.cat((w_ih.detach(), w_ih.new_zeros(size, w_ih.shape[1])))
+    recurrent = torch.cat((w_hh.detach()[gates], w_hh.new_zeros(size, size), w_hh.detach()[rest]))
+    bias = torch.cat((from_features[gates] + from_state[gates], from_features[rest], from_state[rest]))
+    return _packed(inputs, recurrent, bias)
+
+
+def _loaded() -> ctypes.CDLL:
+    if _library is None:
+        raise RuntimeError("the compiled kernels are not there; ask `takes` first")
+    return _library
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])

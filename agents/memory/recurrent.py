@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.memory import native
+from agents.memory import native, through_time
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
 from agents.memory.episodes import Pieces, cut, take_rows
 
@@ -125,6 +125,9 @@ class Recurrent(Memory):
         return take_rows(packed, pieces.unpacked, pieces.packed).view(*episode_starts.shape, -1)
 
     def numpy_step(self) -> NumpyStep:
+        layers = [self._layer_parameters(layer) for layer in range(self.num_layers)]
+        if native.takes(layers[0][1], self.hidden_size):
+            return self._compiled_step(layers)
         cells = [self._numpy_cell(*map(_as_numpy, self._layer_parameters(layer))) for layer in range(self.num_layers)]
         n_carried = self.carried_parts
 
@@ -151,6 +154,10 @@ class Recurrent(Memory):
         """``_cell`` on arrays."""
 
     @abstractmethod
+    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
+        """The step of all layers by the compiled kernels."""
+
+    @abstractmethod
     def _through_compiled(
         self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
     ) -> Tensor:
@@ -161,6 +168,8 @@ class Recurrent(Memory):
         """One layer over packed pieces by torch's own kernel: (N, F), (1, P, H) each -> (N, H)."""
 
     def _through_layer(self, packed: Tensor, state: State, pieces: Pieces, layer: int) -> Tensor:
+        if packed.device.type == "cpu":
+            return self._through_time(packed, state, self._layer_parameters(layer), pieces)
         parameters = [parameter for parameter in self._layer_parameters(layer) if parameter is not None]
         batch_sizes = torch.as_tensor(pieces.batch_sizes)
         return self._through_packed(packed, batch_sizes, tuple(part.unsqueeze(0) for part in state), parameters)
@@ -240,10 +249,16 @@ class RNN(Recurrent):
 
         return cell
 
+    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
+        return native.rnn_step(layers, self.nonlinearity == "relu")
+
     def _through_compiled(
         self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
     ) -> Tensor:
         return native.rnn(features, state[0], episode_starts, parameters, self.nonlinearity == "relu")
+
+    def _through_time(self, packed, state, parameters, pieces):
+        return through_time.rnn(packed, *state, parameters, pieces, self.nonlinearity)
 
     def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
         through = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
@@ -304,10 +319,16 @@ class LSTM(Recurrent):
 
         return cell
 
+    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
+        return native.lstm_step(layers)
+
     def _through_compiled(
         self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
     ) -> Tensor:
         return native.lstm(features, *state, episode_starts, parameters)
+
+    def _through_time(self, packed, state, parameters, pieces):
+        return through_time.lstm(packed, *state, parameters, pieces)
 
     def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
         return torch.lstm(packed, batch_sizes, state, parameters, self.bias, 1, 0.0, self.training, False)[0]
@@ -360,10 +381,16 @@ class GRU(Recurrent):
 
         return cell
 
+    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
+        return native.gru_step(layers)
+
     def _through_compiled(
         self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
     ) -> Tensor:
         return native.gru(features, state[0], episode_starts, parameters)
+
+    def _through_time(self, packed, state, parameters, pieces):
+        return through_time.gru(packed, *state, parameters, pieces)
 
     def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
         return torch.gru(packed, batch_sizes, state[0], parameters, self.bias, 1, 0.0, self.training, False)[0]
