@@ -10,10 +10,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from envs.errors import EnvError
 from envs.observations import Tree, take, write
+from envs.wrappers import wrap
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -85,6 +87,25 @@ class Group:
 
     def _failure(self, row: int, moment: str, error: Exception) -> EnvError:
         return EnvError(f"environment {self._first + row} ({_name(self.envs[row])}) failed in {moment}: {_told(error)}")
+
+
+def make_one(
+    source: EnvSpec | Callable[[], gymnasium.Env[Any, Any]],
+    render_mode: str | None,
+    kwargs: dict[str, Any],
+    inside: list[Any],
+    checked: bool,
+) -> gymnasium.Env[Any, Any]:
+    """One environment of an id or a function, with wrappers inside it.
+
+    Here, and not beside `envs.make`, for workers to find it without importing torch.
+    """
+    if isinstance(source, EnvSpec):
+        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        env = gymnasium.make(source, disable_env_checker=None if checked else True, **rendering, **kwargs)
+    else:
+        env = source()
+    return wrap(env, inside)
 
 
 def is_wrapped(env: gymnasium.Env[Any, Any], wrapper_class: Any) -> bool:

@@ -12,8 +12,10 @@ import contextlib
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import time
+import types
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -39,8 +41,8 @@ class SubprocessVecEnv(VecEnv):
     """N environments in worker processes, stepped at the same time.
 
     The infos are those of `SerialVecEnv`. Workers are started by forkserver, or spawn where there is none, so threads
-    in this process are safe; a script has to keep its own start under `if __name__ == "__main__":`, as always with
-    these. Each worker computes on one thread: many workers with many threads each slow one another down.
+    in this process are safe. They do not run the script that starts them: it needs no `if __name__ == "__main__":` for
+    this, and what it imports costs them nothing. Each computes on one thread, lest they slow one another down.
 
     An environment that raises, a worker that dies and, with `timeout`, one that does not answer, ends all the workers
     with an `EnvError` that names the environment and the step and holds the worker's traceback.
@@ -165,12 +167,13 @@ class SubprocessVecEnv(VecEnv):
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
-            context.set_forkserver_preload(["__main__", "envs.worker"])
-        with _single_threaded_children():
-            for first, last in zip(self._bounds, self._bounds[1:], strict=False):
+            context.set_forkserver_preload(["envs.worker"])
+        parts = zip(self._bounds, self._bounds[1:], strict=False)
+        pickled = [(cloudpickle.dumps(list(makers[first:last])), first) for first, last in parts]
+        with _single_threaded_children(), _without_main():
+            for part in pickled:
                 connection, far_end = context.Pipe()
-                pickled = cloudpickle.dumps(list(makers[first:last]))
-                process = context.Process(target=worker.work, args=(far_end, pickled, first), daemon=True)  # type: ignore[attr-defined]
+                process = context.Process(target=worker.work, args=(far_end, *part), daemon=True)  # type: ignore[attr-defined]
                 process.start()
                 # With this end closed here, a worker's death closes the pipe, and reading from it ends.
                 far_end.close()
@@ -227,8 +230,8 @@ class SubprocessVecEnv(VecEnv):
         try:
             while not connection.poll(_PATIENCE if self._timeout is None else min(_PATIENCE, self._timeout)):
                 for other, process in enumerate(self._processes):
-                    if process.exitcode is not None and not self._connections[other].poll():
-                        self._fail(f"{self._who(other)} died in {moment} {_cause(process)}")
+                    if other != w and process.exitcode is not None:
+                        self._receive(other, moment)
                 if deadline is not None and time.monotonic() > deadline:
                     self._fail(f"{self._who(w)} did not answer within {self._timeout:g} seconds in {moment}")
             message = connection.recv()
@@ -279,13 +282,7 @@ def _cause(process: Any) -> str:
     code = process.exitcode
     if code is not None and code < 0:
         return f"(signal {-code}; signal 9 is often the system, out of memory)"
-    hint = ""
-    if code == 1:
-        hint = (
-            "; if its output says that a process was started before its bootstrapping ended, put the start of your "
-            'script under `if __name__ == "__main__":`'
-        )
-    return f"(exit code {code}{hint})"
+    return f"(exit code {code})"
 
 
 def _shared_file(size: int) -> str:
@@ -298,6 +295,17 @@ def _shared_file(size: int) -> str:
         for _ in range(0, size, 1 << 20):
             file.write(b"\0" * min(1 << 20, size - file.tell()))
     return path
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes started meanwhile do not import the main script: what they need of it is pickled by value."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

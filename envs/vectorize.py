@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
 from envs.errors import EnvError, UnknownEnvError
+from envs.group import make_one
 from envs.observations import copied, is_nested, take, write
 from envs.processes import SubprocessVecEnv
 from envs.serial import SerialVecEnv
 from envs.vector import VectorEnvAdapter
-from envs.wrappers import Flatten, Transform, build, is_transform, named, wrap
+from envs.wrappers import Flatten, Transform, build, is_transform, named
 
 __all__ = [
     "EnvError",
@@ -83,7 +84,7 @@ def make(
     elif backend in ("serial", "subprocess"):
         source: Any = id if spec is None else spec
         # The checker's warnings are the same for all environments: one of them is enough.
-        makers = [partial(_make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
+        makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
         venv = SerialVecEnv(makers) if backend == "serial" else SubprocessVecEnv(makers)
     else:
         raise ValueError(f"backend must be one of 'auto', 'vector', 'serial', 'subprocess', not {backend!r}")
@@ -230,18 +231,3 @@ def _make_vector(spec: EnvSpec | None, n_envs: int, render_mode: str | None, kwa
     # Not every vector environment takes a render_mode.
     rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     return gymnasium.make_vec(spec, n_envs, vectorization_mode="vector_entry_point", **rendering, **kwargs)
-
-
-def _make_one(
-    source: EnvSpec | Callable[[], gymnasium.Env[Any, Any]],
-    render_mode: str | None,
-    kwargs: dict[str, Any],
-    inside: list[Any],
-    checked: bool,
-) -> gymnasium.Env[Any, Any]:
-    if isinstance(source, EnvSpec):
-        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env = gymnasium.make(source, disable_env_checker=None if checked else True, **rendering, **kwargs)
-    else:
-        env = source()
-    return wrap(env, inside)

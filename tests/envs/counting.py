@@ -1,0 +1,98 @@
+"""Environments whose numbers say where they come from, for the tests of what carries them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Counting(gymnasium.Env[Any, Any]):
+    """Observation (number of the environment, episode, step); reward 100 * number + 10 * episode + step.
+
+    Episode e, from 1, lasts `length` + e - 1 steps; odd ones are terminated, even ones truncated.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, number: int = 0, length: int = 2, render_mode: str | None = None) -> None:
+        self.number, self.length, self.render_mode = number, length, render_mode
+        self.observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.action_space = spaces.Discrete(3, start=5)
+        self.episode = self.t = 0
+        self.actions: list[int] = []
+        self.seeds: list[int | None] = []
+        self.options: list[Any] = []
+
+    def observe(self) -> Any:
+        return np.array([self.number, self.episode, self.t], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seeds.append(seed)
+        self.options.append(options)
+        self.episode, self.t = self.episode + 1, 0
+        return self.observe(), {"started": self.episode}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.actions.append(int(action))
+        self.t += 1
+        over = self.t == self.length + self.episode - 1
+        odd = self.episode % 2 == 1
+        reward = 100.0 * self.number + 10.0 * self.episode + self.t
+        return self.observe(), reward, over and odd, over and not odd, {"t": self.t}
+
+    def render(self) -> Any:
+        return np.full((4, 6, 3), 10 * self.number + self.t, np.uint8)
+
+    def double(self, value: int, plus: int = 0) -> int:
+        return 2 * value + self.number + plus
+
+
+class Composed(Counting):
+    """The same in a nested observation."""
+
+    def __init__(self, number: int = 0, length: int = 2) -> None:
+        super().__init__(number, length)
+        whole = self.observation_space
+        self.observation_space = spaces.Dict(
+            {
+                "where": spaces.Dict({"count": whole, "parity": spaces.Discrete(2)}),
+                "pair": spaces.Tuple((spaces.Discrete(50), spaces.MultiBinary(2))),
+            }
+        )
+
+    def observe(self) -> Any:
+        return {
+            "where": {"count": super().observe(), "parity": np.int64(self.t % 2)},
+            "pair": (np.int64(self.number + self.t), np.array([self.t % 2, 1], np.int8)),
+        }
+
+
+class Failing(Counting):
+    """In its third step it raises, dies or hangs."""
+
+    def __init__(self, number: int, how: str) -> None:
+        super().__init__(number, length=100)
+        self.how = how
+
+    def step(self, action: Any) -> Any:
+        if self.t == 2:
+            if self.how == "raise":
+                raise ZeroDivisionError("the wheel came off")
+            if self.how == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+        return super().step(action)
+
+
+class Broken(Counting):
+    """Cannot even be made."""
+
+    def __init__(self) -> None:
+        raise OSError("no such simulator")

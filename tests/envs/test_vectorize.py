@@ -1,0 +1,468 @@
+"""Vector environments behind SB3's VecEnv tell the same story whatever steps them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from counting import Broken, Composed, Counting, Failing
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.vec_env import VecEnv
+
+import envs
+from envs.errors import EnvError, UnknownEnvError
+from envs.infos import Infos
+from envs.processes import SubprocessVecEnv
+from envs.serial import SerialVecEnv
+from envs.vector import VectorEnvAdapter
+
+IDS = [
+    "CartPoleNoVel-v1",
+    "PendulumNoVel-v1",
+    "MountainCarContinuousNoVel-v0",
+    "AcrobotNoVel-v1",
+    "TMaze-v0",
+    "RepeatPrevious-v0",
+    "RepeatFirst-v0",
+]
+BACKENDS = ["serial", "subprocess", "vector"]
+
+
+def counting(backend: str, numbers: int = 3, **settings: Any) -> VecEnv:
+    makers = [partial(Counting, i, **settings) for i in range(numbers)]
+    if backend == "serial":
+        return SerialVecEnv(makers)
+    if backend == "subprocess":
+        return SubprocessVecEnv(makers, workers=2)
+    return VectorEnvAdapter(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP))
+
+
+def same(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            same(one[key], other[key])
+    else:
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize(
+    "wrappers", [[], ["previous_action_reward", ("history", {"length": 3})]], ids=["bare", "wrapped"]
+)
+def test_all_backends_live_the_same_episodes(id: str, wrappers: list[Any]) -> None:
+    limit = {} if id.startswith(("TMaze", "Repeat")) else {"max_episode_steps": 70}
+    venvs = [envs.make(id, 3, seed=11, backend=b, wrappers=wrappers, env_kwargs=limit) for b in BACKENDS]  # type: ignore[arg-type]
+    first, *others = venvs
+    expected = first.reset()
+    for venv in others:
+        assert venv.observation_space == first.observation_space
+        same(venv.reset(), expected)
+    first.action_space.seed(1)
+    ended = 0
+    for _ in range(200):
+        actions = np.stack([first.action_space.sample() for _ in range(3)])
+        expected, rewards, dones, infos = first.step(actions)
+        for venv in others:
+            observations, other_rewards, other_dones, other_infos = venv.step(actions)
+            same(observations, expected)
+            np.testing.assert_array_equal(other_rewards, rewards)
+            np.testing.assert_array_equal(other_dones, dones)
+            for i in dones.nonzero()[0]:
+                ended += 1
+                same(other_infos[i]["terminal_observation"], infos[i]["terminal_observation"])
+                assert other_infos[i]["TimeLimit.truncated"] == infos[i]["TimeLimit.truncated"]
+                assert other_infos[i]["episode"]["r"] == pytest.approx(infos[i]["episode"]["r"])
+                assert other_infos[i]["episode"]["l"] == infos[i]["episode"]["l"]
+    assert ended >= 6
+    for venv in venvs:
+        venv.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_episode_is_told_from_its_first_to_its_last_observation(backend: str) -> None:
+    venv = counting(backend)
+    np.testing.assert_array_equal(venv.reset(), [[i, 1, 0] for i in range(3)])
+    assert [info["started"] for info in venv.reset_infos] == [1, 1, 1]
+    actions = np.full(3, 5)
+    observations, rewards, dones, infos = venv.step(actions)
+    np.testing.assert_array_equal(observations, [[i, 1, 1] for i in range(3)])
+    np.testing.assert_array_equal(rewards, [11, 111, 211])
+    assert rewards.dtype == np.float32
+    assert dones.dtype == np.bool_
+    assert not dones.any()
+    assert all(info.get("t") == 1 and "episode" not in info for info in infos)
+    observations, rewards, dones, infos = venv.step(actions)
+    assert dones.all()
+    np.testing.assert_array_equal(observations, [[i, 2, 0] for i in range(3)])
+    for i, info in enumerate(infos):
+        np.testing.assert_array_equal(info["terminal_observation"], [i, 1, 2])
+        assert info["TimeLimit.truncated"] is False
+        assert (info["episode"]["r"], info["episode"]["l"]) == (200 * i + 23, 2)
+        assert info["t"] == 2
+    assert [info["started"] for info in venv.reset_infos] == [2, 2, 2]
+    for _ in range(3):
+        observations, rewards, dones, infos = venv.step(actions)
+    for i, info in enumerate(infos):
+        np.testing.assert_array_equal(info["terminal_observation"], [i, 2, 3])
+        assert info["TimeLimit.truncated"] is True
+        assert (info["episode"]["r"], info["episode"]["l"]) == (300 * i + 66, 3)
+    venv.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_a_step_returned_is_not_changed_by_the_next(backend: str) -> None:
+    venv = counting(backend)
+    kept = [venv.reset()]
+    for _ in range(4):
+        kept.append(venv.step(np.full(3, 6))[0])
+    np.testing.assert_array_equal(
+        [observations[1] for observations in kept], [[1, 1, 0], [1, 1, 1], [1, 2, 0], [1, 2, 1], [1, 2, 2]]
+    )
+    venv.close()
+
+
+def test_a_vector_that_resets_in_the_next_step_marks_that_step() -> None:
+    makers = [partial(Counting, i, length=2 + i) for i in range(2)]
+    venv = VectorEnvAdapter(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP))
+    venv.reset()
+    told = []
+    for _ in range(7):
+        observations, rewards, dones, infos = venv.step(np.full(2, 5))
+        told.append((observations[0].tolist(), float(rewards[0]), bool(dones[0]), "reset_step" in infos[0]))
+        if dones[0]:
+            np.testing.assert_array_equal(infos[0]["terminal_observation"], observations[0])
+            lengths = {1: (23, 2), 2: (66, 3)}[int(observations[0][1])]
+            assert (infos[0]["episode"]["r"], infos[0]["episode"]["l"]) == lengths
+            assert infos[0]["TimeLimit.truncated"] == (observations[0][1] == 2)
+    assert told == [
+        ([0, 1, 1], 11, False, False),
+        ([0, 1, 2], 12, True, False),
+        ([0, 2, 0], 0, False, True),
+        ([0, 2, 1], 21, False, False),
+        ([0, 2, 2], 22, False, False),
+        ([0, 2, 3], 23, True, False),
+        ([0, 3, 0], 0, False, True),
+    ]
+    assert venv.reset_infos[0]["started"] == 3
+
+
+def test_gymnasiums_own_vector_is_used_when_asked_for_and_auto_prefers_one_that_resets_in_the_same_step() -> None:
+    assert isinstance(envs.make("CartPole-v1", 2), SerialVecEnv)
+    assert isinstance(envs.make("CartPoleNoVel-v1", 2), VectorEnvAdapter)
+    venv = envs.make("CartPole-v1", 4, backend="vector", seed=0)
+    venv.reset()
+    ended, marked, steps = 0, 0, np.zeros(4)
+    for _ in range(100):
+        _, _, dones, infos = venv.step(np.ones(4, dtype=np.int64))
+        for i in range(4):
+            marked += "reset_step" in infos[i]
+            steps[i] = 0 if "reset_step" in infos[i] else steps[i] + 1
+            if dones[i]:
+                ended += 1
+                assert infos[i]["episode"]["l"] == infos[i]["episode"]["r"] == steps[i]
+    assert ended >= 20
+    assert ended - 4 <= marked <= ended
+
+
+def test_a_vector_that_never_resets_is_refused() -> None:
+    with pytest.raises(ValueError, match="autoreset mode SAME_STEP"):
+        VectorEnvAdapter(SyncVectorEnv([Counting], autoreset_mode=AutoresetMode.DISABLED))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attributes_and_methods_reach_the_environments(backend: str) -> None:
+    from stable_baselines3.common.monitor import Monitor
+
+    venv = counting(backend)
+    venv.reset()
+    assert venv.get_attr("number") == [0, 1, 2]
+    assert venv.get_attr("number", [2, 0]) == [2, 0]
+    assert venv.get_attr("number", 1) == [1]
+    assert venv.has_attr("length")
+    assert not venv.has_attr("nothing_of_the_kind")
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        venv.get_attr("nothing_of_the_kind")
+    venv.set_attr("number", 7, [1])
+    assert venv.get_attr("number") == [0, 7, 2]
+    assert venv.env_method("double", 10, indices=[1, 2], plus=100) == [127, 122]
+    assert venv.env_is_wrapped(gymnasium.wrappers.TimeLimit) == [False] * 3
+    assert venv.env_is_wrapped(Monitor, [0]) == [True]
+    venv.step(np.full(3, 5))
+    venv.close()
+
+
+@pytest.mark.parametrize("backend", ["serial", "subprocess"])
+def test_seeds_and_options_go_to_one_reset_only(backend: str) -> None:
+    venv = counting(backend)
+    assert venv.seed(30) == [30, 31, 32]
+    venv.set_options([{"a": i} for i in range(3)])
+    venv.reset()
+    venv.reset()
+    assert venv.get_attr("seeds") == [[30, None], [31, None], [32, None]]
+    assert venv.get_attr("options") == [[{"a": i}, None] for i in range(3)]
+    venv.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("id", ["CartPoleNoVel-v1", "RepeatFirst-v0"])
+def test_a_seed_decides_and_environments_differ(id: str, backend: Any) -> None:
+    def episode(seed: int) -> np.ndarray:
+        venv = envs.make(id, 4, seed=seed, backend=backend)
+        seen = [venv.reset()] + [venv.step(np.zeros(4, dtype=np.int64))[0] for _ in range(60)]
+        venv.close()
+        return np.stack(seen)
+
+    np.testing.assert_array_equal(episode(5), episode(5))
+    assert (episode(5) != episode(6)).any()
+    seen = episode(5)
+    for i in range(3):
+        assert (seen[:, i] != seen[:, i + 1]).any()
+        # One seed on, the environments are the same, one place up.
+        np.testing.assert_array_equal(episode(6)[:, i], seen[:, i + 1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_actions_arrive_as_they_were_given(backend: str) -> None:
+    venv = counting(backend)
+    venv.reset()
+    venv.step(np.array([5, 6, 7]))
+    venv.step(np.array([7, 5, 6]))
+    assert venv.get_attr("actions") == [[5, 7], [6, 5], [7, 6]]
+    venv.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pictures_come_from_every_environment(backend: str) -> None:
+    venv = counting(backend, render_mode="rgb_array")
+    assert venv.render_mode == "rgb_array"
+    venv.reset()
+    venv.step(np.full(3, 5))
+    images = venv.get_images()
+    assert [int(image[0, 0, 0]) for image in images] == [1, 11, 21]
+    assert venv.render().shape == (8, 12, 3)
+    venv.close()
+
+
+@pytest.mark.parametrize("backend", ["serial", "subprocess"])
+def test_nested_observations_come_flattened(backend: Any) -> None:
+    venv = envs.make(partial(Composed, 4), 2, backend=backend)
+    assert set(venv.observation_space.spaces) == {"where/count", "where/parity", "pair/0", "pair/1"}
+    observations = venv.reset()
+    np.testing.assert_array_equal(observations["where/count"], [[4, 1, 0]] * 2)
+    venv.step(np.full(2, 5))
+    observations, _, dones, infos = venv.step(np.full(2, 5))
+    assert dones.all()
+    assert venv.observation_space.contains({key: value[0] for key, value in observations.items()})
+    np.testing.assert_array_equal(observations["pair/0"], [4, 4])
+    last = infos[1]["terminal_observation"]
+    np.testing.assert_array_equal(last["where/count"], [4, 1, 2])
+    assert (last["pair/0"], last["where/parity"]) == (6, 0)
+    assert venv.observation_space.contains(last)
+    venv.close()
+
+
+def test_an_observation_that_is_no_array_is_refused_with_its_place() -> None:
+    class Talking(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Dict({"outer": spaces.Dict({"words": spaces.Text(5)})})
+
+    with pytest.raises(ValueError, match="at 'outer/words'"):
+        envs.make(Talking, 1)
+
+
+@pytest.mark.parametrize("backend", ["serial", "subprocess"])
+def test_an_environment_that_raises_is_named_with_its_step(backend: str) -> None:
+    makers = [partial(Counting, 0, length=100), partial(Failing, 1, "raise")]
+    venv = SerialVecEnv(makers) if backend == "serial" else SubprocessVecEnv(makers, workers=1)
+    venv.reset()
+    for _ in range(2):
+        venv.step(np.full(2, 5))
+    with pytest.raises(
+        EnvError, match=r"environment 1 \(Failing\) failed in step 3: ZeroDivisionError: the wheel came"
+    ) as error:
+        venv.step(np.full(2, 5))
+    if backend == "subprocess":
+        assert "counting.py" in str(error.value)
+        with pytest.raises(EnvError, match="make the environments anew"):
+            venv.step(np.full(2, 5))
+    else:
+        assert isinstance(error.value.__cause__, ZeroDivisionError)
+    venv.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_killed_is_an_error_not_a_wait() -> None:
+    makers = [partial(Counting, i, length=100) for i in range(3)] + [partial(Failing, 3, "die")]
+    venv = SubprocessVecEnv(makers, workers=2)
+    venv.reset()
+    for _ in range(2):
+        venv.step(np.full(4, 5))
+    with pytest.raises(EnvError, match=r"the worker process with environments 2 to 3 died in step 3 \(signal 9"):
+        venv.step(np.full(4, 5))
+    assert not any(process.is_alive() for process in venv._processes)
+    venv.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_dies_is_noticed_while_another_is_waited_for() -> None:
+    venv = SubprocessVecEnv([partial(Failing, 0, "hang"), partial(Failing, 1, "die")], workers=2)
+    venv.reset()
+    for _ in range(2):
+        venv.step(np.full(2, 5))
+    with pytest.raises(EnvError, match=r"with environment 1 died in step 3"):
+        venv.step(np.full(2, 5))
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_hangs_is_an_error_where_a_timeout_is_set() -> None:
+    venv = SubprocessVecEnv([partial(Failing, 0, "hang")], timeout=5.0)
+    venv.reset()
+    for _ in range(2):
+        venv.step(np.full(1, 5))
+    venv._timeout = 1.0
+    with pytest.raises(EnvError, match="environment 0 did not answer within 1 seconds in step 3"):
+        venv.step(np.full(1, 5))
+
+
+def test_an_environment_that_cannot_be_made_says_why() -> None:
+    with pytest.raises(EnvError, match="OSError: no such simulator"):
+        SubprocessVecEnv([Broken])
+
+
+@pytest.mark.parametrize(
+    ("id", "message"),
+    [
+        ("CartPoleNoVell-v1", "no environment has the id 'CartPoleNoVell-v1'. Perhaps you meant 'CartPoleNoVel-v1'"),
+        ("cartpolenovel-v1", "Perhaps you meant 'CartPoleNoVel-v1'"),
+        ("CartPoleNoVel-v7", "'CartPoleNoVel-v1'"),
+        ("popgym-Nowhere-v0", "pip install popgym|Perhaps|module:id"),
+        ("Zzzzzzqqq-v0", "'module:id'"),
+    ],
+)
+def test_an_unknown_id_is_answered_with_the_nearest_or_what_to_install(id: str, message: str) -> None:
+    with pytest.raises(UnknownEnvError, match=message):
+        envs.make(id)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_envs": 0}, "n_envs must be at least 1, not 0"),
+        ({"backend": "fast"}, "backend must be one of"),
+        (
+            {"id": "CartPole-v1", "backend": "vector", "wrappers": ["gymnasium.wrappers:FlattenObservation"]},
+            "one environment at a time",
+        ),
+        ({"id": Counting, "backend": "vector"}, "a function makes one environment"),
+        ({"id": "MountainCar-v0", "backend": "vector"}, "MountainCar-v0 has no vector_entry_point"),
+        ({"id": Counting, "env_kwargs": {"number": 1}}, "go with an id"),
+        ({"wrappers": ["flikcer"]}, "Perhaps you meant 'flicker'"),
+        (
+            {"wrappers": [("delay", {"step": 2})]},
+            "wrapper 'delay' has no setting 'step'; its settings are: steps, keys",
+        ),
+        ({"wrappers": ["mask"]}, "wrapper 'mask' needs a value for 'indices'"),
+        ({"wrappers": [("mask", {"indices": [9]})]}, r"indices \[9\] are not all entries"),
+        ({"wrappers": [("mask", {"indices": [1], "keys": ["a"]})]}, "has no keys"),
+        ({"id": "RepeatFirst-v0", "wrappers": ["noise"]}, "works on Box observations"),
+        ({"wrappers": [("flicker", {"probability": 2})]}, r"probability must lie in \[0, 1\], not be 2"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        envs.make(**{"id": "CartPoleNoVel-v1", "n_envs": 1, **settings})
+
+
+def test_gymnasium_wrappers_go_inside_and_those_after_them_around() -> None:
+    from envs.vectorize import WrappedVecEnv
+    from envs.wrappers import WrappedEnv
+
+    scale = partial(gymnasium.wrappers.TransformReward, func=lambda reward: 3 * reward)
+    venv = envs.make(Counting, 2, wrappers=["delay", scale, "previous_action_reward"])
+    assert isinstance(venv, WrappedVecEnv)
+    assert isinstance(venv.venv, SerialVecEnv)
+    assert venv.env_is_wrapped(gymnasium.wrappers.TransformReward) == [True, True]
+    assert venv.env_is_wrapped(WrappedEnv) == [True, True]
+    venv.reset()
+    observations, rewards, _, _ = venv.step(np.array([5, 7]))
+    np.testing.assert_array_equal(rewards, [33, 33])
+    # The delayed observation, the action one-hot (it counts from 5), the reward.
+    np.testing.assert_array_equal(observations, [[0, 1, 0, 1, 0, 0, 33], [0, 1, 0, 0, 0, 1, 33]])
+
+
+def test_a_function_has_to_make_a_new_environment_each_time() -> None:
+    one = Counting()
+    with pytest.raises(ValueError, match="given more than once"):
+        envs.make(lambda: one, 2)
+    with pytest.raises(TypeError, match=r"expected a gymnasium.Env"):
+        envs.make(lambda: "no environment", 1)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("id", IDS)
+@pytest.mark.filterwarnings(
+    "error::UserWarning",
+    "ignore:.*A Box observation space m",  # gymnasium's own infinite bounds of CartPole
+    "ignore:.*ymmetric and normalized",  # and its torque of 2 in Pendulum
+)
+def test_every_environment_passes_the_checkers(id: str) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(gymnasium.make(id, render_mode="rgb_array").unwrapped)
+    sb3_check_env(gymnasium.make(id))
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_copied_environment_goes_on_alike_and_alone(id: str) -> None:
+    from copy import deepcopy
+
+    env = gymnasium.make_vec(id, 2)
+    env.reset(seed=2)
+    env.action_space.seed(0)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    twin = deepcopy(env)
+    actions = [env.action_space.sample() for _ in range(150)]
+    ours = [env.step(action)[:4] for action in actions]
+    theirs = [twin.step(action)[:4] for action in actions]
+    for one, other in zip(ours, theirs, strict=True):
+        for left, right in zip(one, other, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_a_masked_reset_starts_only_those_it_names() -> None:
+    env = gymnasium.make_vec("CartPoleNoVel-v1", 3)
+    before, _ = env.reset(seed=1)
+    after, _ = env.reset(options={"reset_mask": np.array([False, True, False])})
+    assert (before != after).any(axis=1).tolist() == [False, True, False]
+    again, _ = env.reset(seed=[None, 2, None], options={"reset_mask": np.array([False, True, False])})
+    np.testing.assert_array_equal(again[1], before[1])
+
+
+def test_infos_are_a_sequence_of_dicts_that_can_be_kept_and_written() -> None:
+    import pickle
+
+    infos = Infos(3, {"a": np.array([1, 2, 3]), "_a": np.array([True, False, True])})
+    assert infos[0] == {"a": 1}
+    assert infos[-2] == {}
+    infos[1]["b"] = 5
+    infos[2] = {"c": 6}
+    assert list(infos) == [{"a": 1}, {"b": 5}, {"c": 6}] == infos[:]
+    assert pickle.loads(pickle.dumps(infos)) == list(infos)
+    assert len(infos) == 3
+    with pytest.raises(IndexError, match="3 environments"):
+        infos[3]
+
+
+def test_importing_envs_imports_neither_torch_nor_sb3() -> None:
+    code = "import envs, envs.worker, sys; print('torch' in sys.modules, 'stable_baselines3' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
