@@ -23,6 +23,7 @@ from agents.checkpoint.agent import (
     save_algorithm,
 )
 from agents.checkpoint.container import CheckpointError
+from agents.checkpoint.contrib import import_contrib
 from agents.checkpoint.normalizer import NormalizerState
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "NormalizerState",
     "SavedAgent",
     "check_parameters",
+    "import_contrib",
     "load_algorithm",
     "normalizer",
     "normalizer_state",
