@@ -26,6 +26,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from envs.batch import Rows
@@ -102,7 +103,7 @@ class Transform(ABC):
 
     @property
     def _name(self) -> str:
-        return next((name for name, wrapper in WRAPPERS.items() if wrapper is type(self)), type(self).__name__)
+        return str(_name(type(self)))
 
     def _box(self, key: str) -> spaces.Box:
         """The space under `key`, which has to be a Box."""
@@ -419,12 +420,20 @@ class Encoder:
         return encoded
 
 
-class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """One environment with a transform around it."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], transform: type[Transform], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        transform: str | type[Transform],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`transform`: a name of `WRAPPERS`, or a class."""
+        RecordConstructorArgs.__init__(self, transform=transform, settings=settings)
         super().__init__(env)
-        self.transform = build(transform, settings, env.observation_space, env.action_space, 1)
+        kind = _resolved(transform)
+        self.transform = build(kind, settings or {}, env.observation_space, env.action_space, 1)
         self.observation_space = self.transform.observation_space
         self._level = 0
         inner = env
@@ -458,7 +467,7 @@ WRAPPERS: dict[str, type[Transform]] = {
 def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Any]) -> gymnasium.Env[Any, Any]:
     """A single environment with `wrappers`, the first innermost, around it; each as `envs.make` takes them."""
     for name, settings in named(wrappers):
-        env = WrappedEnv(env, name, settings) if is_transform(name) else name(env, **settings)
+        env = WrappedEnv(env, _name(name), settings) if is_transform(name) else name(env, **settings)
     return env
 
 
@@ -504,10 +513,9 @@ def build(
     missing = sorted(
         name for name, p in parameters.items() if p.default is inspect.Parameter.empty and name not in settings
     )
-    name = next((name for name, wrapper in WRAPPERS.items() if wrapper is transform), transform.__name__)
     if unknown or missing:
         wrong = f"has no setting {unknown[0]!r}" if unknown else f"needs a value for {missing[0]!r}"
-        raise ValueError(f"wrapper {name!r} {wrong}; its settings are: {', '.join(parameters) or 'none'}")
+        raise ValueError(f"wrapper {_name(transform)!r} {wrong}; its settings are: {', '.join(parameters) or 'none'}")
     return transform(observation_space, action_space, num_envs, **settings)
 
 
@@ -524,6 +532,11 @@ def _resolved(wrapper: Any) -> Any:
     near = difflib.get_close_matches(wrapper, WRAPPERS, n=1, cutoff=0.4)
     meant = f" Perhaps you meant {near[0]!r}." if near else ""
     raise ValueError(f"there is no wrapper {wrapper!r}.{meant} There are: {', '.join(WRAPPERS)}, or 'module:Class'.")
+
+
+def _name(transform: Any) -> Any:
+    """The name a transform is registered under, else itself."""
+    return next((name for name, wrapper in WRAPPERS.items() if wrapper is transform), transform)
 
 
 def _with_zero(box: spaces.Box) -> spaces.Box:
