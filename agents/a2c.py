@@ -6,8 +6,10 @@ import torch
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
 
+from agents.buffer import SequenceBatch
+from agents.checks import check_mapping, check_positive
 from agents.losses import normalized, policy_gradient, value_error
-from agents.on_policy import RecurrentOnPolicyAlgorithm, check_positive
+from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
 SelfRecurrentA2C = TypeVar("SelfRecurrentA2C", bound="RecurrentA2C")
@@ -50,6 +52,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         *,
         sequence_length: int | None = None,
     ) -> None:
+        check_mapping("policy_kwargs", policy_kwargs)
         policy_kwargs = dict(policy_kwargs or {})
         if use_rms_prop and "optimizer_class" not in policy_kwargs:
             check_positive("rms_prop_eps", rms_prop_eps)
@@ -83,7 +86,10 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         """One update: a single gradient step on every sequence of the rollout."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        (batch,) = self.rollout_buffer.get(None)
+        for batch in self.rollout_buffer.get(None):
+            self._step(batch)
+
+    def _step(self, batch: SequenceBatch) -> None:
         values, log_probs, entropy = self.policy.evaluate_actions(
             batch.observations, batch.actions, batch.state, batch.episode_starts
         )
@@ -103,7 +109,9 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
 
     def _record(self, policy_loss: torch.Tensor, value_loss: torch.Tensor, entropy_loss: torch.Tensor) -> None:
         buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values.cpu().numpy().ravel(), buffer.returns.cpu().numpy().ravel())
+        explained = explained_variance(
+            buffer.values[buffer.real].cpu().numpy(), buffer.returns[buffer.real].cpu().numpy()
+        )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/explained_variance", float(explained))
         self.logger.record("train/entropy_loss", entropy_loss.item())

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents.actions import ActionHead
+from agents.checks import check_observation_space
 from agents.memory.core import State
 from agents.returns import generalized_advantages
 
@@ -177,7 +178,8 @@ class SequenceRolloutBuffer:
         """One epoch: minibatches of whole sequences, shuffled, every collected step in exactly one.
 
         ``batch_size`` counts steps; the number of sequences in a minibatch is what fits, at least one, and evened out
-        so that no minibatch is much smaller than the others. None gives everything at once.
+        so that no minibatch is much smaller than the others. None gives everything at once. A minibatch without a
+        single transition, of reset steps alone, is left out.
         """
         if not self.full:
             raise RuntimeError(
@@ -185,6 +187,11 @@ class SequenceRolloutBuffer:
             )
         if not self._closed:
             raise RuntimeError("the rollout has no returns yet; call compute_returns_and_advantage() before reading")
+        for batch in self._minibatches(batch_size):
+            if batch.real is None or batch.real.any():
+                yield batch
+
+    def _minibatches(self, batch_size: int | None) -> Iterator[SequenceBatch]:
         n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
         n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
         if n_batches == 1:
@@ -291,11 +298,7 @@ def put_observations(to: Any, row: int, observations: Any) -> None:
 def _room_for_observations(space: spaces.Space[Any], room: Callable[[tuple[int, ...], torch.dtype], Tensor]) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: _room_for_observations(part, room) for key, part in space.spaces.items()}
-    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        raise NotImplementedError(
-            f"observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary "
-            "or a Dict of these, or wrap the environment"
-        )
+    check_observation_space(space)
     return room(tuple(space.shape or ()), _torch_dtype(space.dtype))
 
 

@@ -22,6 +22,20 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.acting import make_actor, to_array
 from agents.buffer import SequenceRolloutBuffer, check_sequence_length, map_observations
+from agents.checks import (
+    check_acts_as_it_learns,
+    check_count,
+    check_mapping,
+    check_policy_class,
+    check_policy_name,
+    check_positive,
+    check_range,
+    check_schedule,
+    check_sde_sample_freq,
+    check_seed,
+    check_switch,
+    check_total_timesteps,
+)
 from agents.memory import State
 from agents.policy import (
     CnnLstmPolicy,
@@ -108,6 +122,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._last_state: State | None = None
         self._check_settings()
         if _init_setup_model:
+            if env is None:
+                raise ValueError("env is None: give an environment, its id, or a vector environment to train on")
             self._setup_model()
 
     def _check_settings(self) -> None:
@@ -120,27 +136,41 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_schedule("learning_rate", self.learning_rate, 0.0)
         check_count("n_steps", self.n_steps)
         check_count("stats_window_size", self._stats_window_size)
+        check_switch("use_sde", self.use_sde)
+        check_switch("normalize_advantage", self.normalize_advantage)
+        check_sde_sample_freq(self.sde_sample_freq)
+        check_seed(self.seed)
+        check_mapping("policy_kwargs", self.policy_kwargs)
+        check_policy_class(self.policy_class, RecurrentActorCriticPolicy, self.policy_aliases)
         if self.batch_size is not None:
             check_count("batch_size", self.batch_size)
         if self.sequence_length is not None:
             check_count("sequence_length", self.sequence_length)
             check_sequence_length(self.n_steps, self.sequence_length)
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        check_policy_name(policy_name, self.policy_aliases)
+        return super()._get_policy_from_name(policy_name)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds Python, NumPy, torch, the environments, and this algorithm's own source of samples and shuffles."""
+        super().set_random_seed(seed)
+        if seed is not None:
+            self._rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+
     def _setup_model(self) -> None:
         """Networks, buffer, random source."""
         self._check_settings()
         self._setup_lr_schedule()
+        # Without a seed of its own it follows torch's, which a script may have set.
+        self._rng = np.random.default_rng(int(torch.randint(2**62, ())))
         self.set_random_seed(self.seed)
-        self._rng = np.random.default_rng(self.seed)
         policy: Any = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
         )
-        if not isinstance(policy, RecurrentActorCriticPolicy):
-            raise ValueError(
-                f"policy must be a RecurrentActorCriticPolicy, got {self.policy_class.__name__}; "
-                f"by name there are {', '.join(self.policy_aliases)}"
-            )
         self.policy = policy.to(self.device)
+        self.policy.set_training_mode(True)
+        check_acts_as_it_learns(self.policy)
         state = self.policy.initial_state(self.n_envs)
         self._last_state = state
         self.rollout_buffer = SequenceRolloutBuffer(
@@ -185,15 +215,20 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             rollout_buffer.add_actions(actions, values, log_probs)
             clipped_actions = self.policy.head.to_environment(to_array(actions))
             new_obs, rewards, dones, infos = env.step(clipped_actions)
+            resets = _reset_steps(episode_starts, infos)
+            starts = dones.copy()
+            starts[resets] = True
             self.num_timesteps += env.num_envs
             if steps_call_back:
                 callback.update_locals(locals())
                 if not callback.on_step():
+                    # The environments have moved on, and so must what a later learn() starts from.
+                    self._last_obs, self._last_episode_starts = new_obs, starts
+                    self._last_state = actor.end(lstm_states)
                     return False
             rollout_buffer.add_rewards(rewards)
-            starts = dones
-            if episode_starts.any():
-                starts = self._after_reset_steps(rollout_buffer, episode_starts, dones, infos)
+            if resets:
+                rollout_buffer.mark_reset_step(resets)
             if dones.any():
                 self._update_info_buffer([infos[i] for i in np.flatnonzero(dones)], dones[dones])
                 if cut := _cut_by_time_limit(dones, infos):
@@ -206,6 +241,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             _catch_up(callback, n_rollout_steps, self.num_timesteps)
         self._bootstrap_time_limits(rollout_buffer, terminals)
         rollout_buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
+        self._check_finite(rollout_buffer, terminals)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -223,21 +259,6 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         tensors = tuple(torch.as_tensor(part, device=self.device) for part in state)
         starts = torch.as_tensor(episode_starts, device=self.device)
         return self.policy.reset_state(tensors, starts)
-
-    def _after_reset_steps(
-        self, buffer: SequenceRolloutBuffer, episode_starts: NDArray[np.bool_], dones: NDArray[np.bool_], infos: Any
-    ) -> NDArray[np.bool_]:
-        """Leaves out the steps in which an environment only reset itself; the episode starts with the next.
-
-        Vector environments that reset on the next step mark that step in their infos; it follows an episode's end.
-        """
-        resets = [i for i in np.flatnonzero(episode_starts) if infos[i].get("reset_step")]
-        if not resets:
-            return dones
-        buffer.mark_reset_step(resets)
-        starts = dones.copy()
-        starts[resets] = True
-        return starts
 
     def _bootstrap_time_limits(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """Adds gamma * V(s_{t+1}) to the last reward of every episode cut by a time limit, in one pass of the network.
@@ -262,17 +283,66 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             tensors = map_observations(lambda part: torch.as_tensor(part, device=self.device), observations)
             return self.policy.predict_values(tensors, state, torch.as_tensor(episode_starts, device=self.device))
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+    def _check_finite(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
+        """Raises FloatingPointError, naming the source, before a number that is not finite reaches the weights."""
+        if bool(buffer.advantages.isfinite().all() & buffer.log_probs.isfinite().all()):
+            return
+        rollout = f"the rollout of {self.n_steps} steps that ended at time step {self.num_timesteps}"
+        for t, i in _not_finite(buffer.observations, axes=2):
+            raise FloatingPointError(f"the observation of environment {i} at step {t} of {rollout} is not finite")
+        for t, environments, observations, _ in terminals:
+            for (i,) in _not_finite(_stack(observations), axes=1):
+                raise FloatingPointError(
+                    f"the last observation of the episode of environment {environments[i]} that ended at step {t} of "
+                    f"{rollout} is not finite"
+                )
+        for (i,) in _not_finite(self._last_obs, axes=1):
+            raise FloatingPointError(f"the observation of environment {i} after {rollout} is not finite")
+        for t, i in _not_finite(buffer.rewards, axes=2):
+            raise FloatingPointError(f"the reward of environment {i} at step {t} of {rollout} is not finite")
+        raise FloatingPointError(
+            f"the policy's output is not finite in {rollout}, though all that it read is: training diverged; lower "
+            "learning_rate or max_grad_norm, or scale observations and rewards (VecNormalize)"
+        )
+
+    def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         """Stable-Baselines3's, and a memory that fits the number of environments after ``set_env``."""
-        result = super()._setup_learn(*args, **kwargs)
+        check_total_timesteps(total_timesteps)
+        self._check_mask_is_not_normalised()
+        result = super()._setup_learn(total_timesteps, *args, **kwargs)
         assert self._last_episode_starts is not None
         self._last_episode_starts = np.asarray(self._last_episode_starts, dtype=bool)
         if self._last_state is not None and any(len(part) != self.n_envs for part in self._last_state):
             self._last_state = None
         return result
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state", "_rng"]
+    def _check_mask_is_not_normalised(self) -> None:
+        normaliser, key = self._vec_normalize_env, self.policy.action_mask
+        if (
+            key is not None
+            and normaliser is not None
+            and normaliser.norm_obs
+            and key in (normaliser.norm_obs_keys or ())
+        ):
+            raise ValueError(
+                f"VecNormalize would normalise the action mask {key!r}, and forbidden actions would count as allowed; "
+                "name the other keys in its norm_obs_keys"
+            )
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """From 1 to 0, and not below where the last rollout overshoots: no schedule may turn negative."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+
+def _reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
+    """The environments that in this step only reset themselves: no transition; the episode starts with the next.
+
+    Vector environments that reset on the next step mark that step in their infos; it follows an episode's end.
+    """
+    if not episode_starts.any():
+        return []
+    return [int(i) for i in np.flatnonzero(episode_starts) if infos[i].get("reset_step")]
 
 
 def _cut_by_time_limit(dones: NDArray[np.bool_], infos: Any) -> list[int]:
@@ -291,19 +361,28 @@ def _stack(observations: list[Any]) -> Any:
     return np.stack(observations)
 
 
+def _not_finite(observations: Any, axes: int) -> list[list[int]]:
+    """Where numbers are not finite: indices along the leading axes of an array, tensor or (nested) dict of them."""
+    if isinstance(observations, dict):
+        return sorted(index for part in observations.values() for index in _not_finite(part, axes))
+    tensor = torch.as_tensor(observations)
+    indices: list[list[int]] = (~tensor.isfinite()).reshape(*tensor.shape[:axes], -1).any(-1).nonzero().tolist()
+    return indices
+
+
 def needs_steps(callback: BaseCallback) -> bool:
     """Whether a callback does anything at a step."""
-    if isinstance(callback, CallbackList):
+    if type(callback) is CallbackList:
         return any(needs_steps(child) for child in callback.callbacks)
     return not (isinstance(callback, ConvertCallback) and callback.callback is None)
 
 
 def _catch_up(callback: BaseCallback, n_calls: int, num_timesteps: int) -> None:
     """The counters that ``on_step`` would have moved."""
-    children = callback.callbacks if isinstance(callback, CallbackList) else []
-    for child in (callback, *children):
-        child.n_calls += n_calls
-        child.num_timesteps = num_timesteps
+    callback.n_calls += n_calls
+    callback.num_timesteps = num_timesteps
+    for child in callback.callbacks if isinstance(callback, CallbackList) else []:
+        _catch_up(child, n_calls, num_timesteps)
 
 
 def resolve_sequence_length(n_steps: int, batch_size: int | None, sequence_length: int | None) -> int:
@@ -326,30 +405,3 @@ def resolve_sequence_length(n_steps: int, batch_size: int | None, sequence_lengt
         stacklevel=2,
     )
     return n_steps
-
-
-def check_range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
-    """Raises ValueError unless ``value`` is a finite number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if not low <= value <= high:
-        span = f"at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be {span}, got {value!r}")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a number above 0; infinity is let through, as 'no limit'."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value > 0:
-        raise ValueError(f"{name} must be a number above 0, got {value!r}")
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def check_schedule(name: str, value: Any, low: float) -> None:
-    """Raises ValueError unless ``value`` is a number of at least ``low`` or a function of the progress remaining."""
-    if not callable(value):
-        check_range(name, value, low)

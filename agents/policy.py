@@ -28,6 +28,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.actions import ActionHead, Parameters, make_action_head
+from agents.checks import check_mapping, check_observation_space
 from agents.encoders import default_encoder
 from agents.memory import Memory, State, make_memory
 
@@ -103,6 +104,9 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         action_mask: str | None = None,
         privileged: Sequence[str] = (),
     ) -> None:
+        check_observation_space(observation_space)
+        check_mapping("memory_kwargs", memory_kwargs)
+        make_action_head(action_space)  # before anything is built on a space that it refuses
         share_features_extractor = share_features_extractor and not privileged
         _check_critic_memory(critic_memory, share_features_extractor)
         _check_privileged(privileged, observation_space)
@@ -144,9 +148,10 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _build_mlp_extractor(self) -> None:
         """Stable-Baselines3's hook between features extractor and heads: here the memories come in."""
-        self.memory_actor = make_memory(self.memory, self.features_dim, self.memory_kwargs)
+        # Some of Stable-Baselines3's extractors count their features in NumPy's integers.
+        self.memory_actor = make_memory(self.memory, int(self.features_dim), self.memory_kwargs)
         self.memory_critic: Memory | None = None
-        critic_features = self.vf_features_extractor.features_dim
+        critic_features = int(self.vf_features_extractor.features_dim)
         if self.critic_memory == "separate":
             self.memory_critic = make_memory(self.memory, critic_features, self.memory_kwargs)
         elif self.critic_memory == "none":

@@ -12,8 +12,9 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
 from agents.buffer import SequenceBatch
+from agents.checks import check_count, check_positive, check_range
 from agents.losses import approximate_kl, clip_fraction, clipped_surrogate, normalized, value_error
-from agents.on_policy import RecurrentOnPolicyAlgorithm, check_count, check_positive, check_range
+from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
 SelfRecurrentPPO = TypeVar("SelfRecurrentPPO", bound="RecurrentPPO")
@@ -150,7 +151,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
                     kl = float(history[-1].approx_kl)
                     print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                 break
-        self._record(history, first_of_epoch)
+        if history:  # else no step of the rollout was a transition
+            self._record(history, first_of_epoch)
 
     def _train_epoch(self, history: list[LossTerms]) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
@@ -198,7 +200,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         figures = torch.stack([torch.stack(terms) for terms in history]).cpu().numpy()
         loss, policy_loss, value_loss, entropy_loss, kl, clipped = figures.T
         buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values.cpu().numpy().ravel(), buffer.returns.cpu().numpy().ravel())
+        explained = explained_variance(
+            buffer.values[buffer.real].cpu().numpy(), buffer.returns[buffer.real].cpu().numpy()
+        )
         clip_range, clip_range_vf = self._clip_ranges()
         self.logger.record("train/entropy_loss", float(np.mean(entropy_loss)))
         self.logger.record("train/policy_gradient_loss", float(np.mean(policy_loss)))

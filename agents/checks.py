@@ -1,0 +1,135 @@
+"""What is refused before anything runs, with what to do instead."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from torch import nn
+
+
+def check_range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
+    """Raises ValueError unless ``value`` is a finite number in [low, high]."""
+    if not _is_number(value) or not np.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if not low <= value <= high:
+        span = f"at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be {span}, got {value!r}")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a number above 0; infinity is let through, as 'no limit'."""
+    if not _is_number(value) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least 1."""
+    if not _is_whole(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_schedule(name: str, value: Any, low: float) -> None:
+    """Raises ValueError unless ``value`` is a number of at least ``low`` or a function of the progress remaining."""
+    if not callable(value):
+        check_range(name, value, low)
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is True or False: a string such as "no" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises ValueError unless ``seed`` is None or what NumPy and torch both take as one."""
+    if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**32):
+        raise ValueError(f"seed must be None or a whole number from 0 to 2**32 - 1, got {seed!r}")
+
+
+def check_sde_sample_freq(value: Any) -> None:
+    """Raises ValueError unless ``value`` is -1, for once a rollout, or a number of steps."""
+    if not _is_whole(value) or (value < 1 and value != -1):
+        raise ValueError(f"sde_sample_freq must be -1 (once a rollout) or a number of steps, got {value!r}")
+
+
+def check_total_timesteps(value: Any) -> None:
+    """Raises ValueError unless ``value`` is a number of at least 0: others would end training before it began."""
+    if not _is_number(value) or not value >= 0:
+        raise ValueError(f"total_timesteps must be a number of at least 0, got {value!r}")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is a dict or None."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be a dict of arguments, got {value!r}")
+
+
+def check_policy_name(name: str, known: Iterable[str]) -> None:
+    """Raises ValueError, with the nearest names, unless ``name`` is known."""
+    names = list(known)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no policy is called {name!r}; {hint}there are {', '.join(names)}")
+
+
+def check_policy_class(policy: Any, expected: type[Any], names: Iterable[str]) -> None:
+    """Raises ValueError unless ``policy`` is a subclass of what the algorithm can train."""
+    if not (inspect.isclass(policy) and issubclass(policy, expected)):
+        got = f"{policy.__module__}.{policy.__qualname__}" if inspect.isclass(policy) else repr(policy)
+        raise ValueError(
+            f"policy must be a subclass of agents.{expected.__name__} or one of {', '.join(names)}; got {got}"
+        )
+
+
+def check_observation_space(space: spaces.Space[Any]) -> None:
+    """Raises NotImplementedError unless every part of the space is one that buffer and encoders take."""
+    if isinstance(space, spaces.Dict):
+        for part in space.spaces.values():
+            check_observation_space(part)
+    elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise NotImplementedError(
+            f"observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary "
+            "or a Dict of these, or wrap the environment"
+        )
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
+        raise NotImplementedError(
+            f"observations of {space} do not start at 0, as one-hot encoding needs; subtract the start in a wrapper"
+        )
+
+
+def check_acts_as_it_learns(policy: nn.Module) -> None:
+    """Raises ValueError where a layer computes something else in training than in acting, as the policy stands now.
+
+    Probability ratios would then start anywhere but at one, which is the ground PPO stands on.
+    """
+    for name, layer in policy.named_modules():
+        if _differs_in_training(layer):
+            raise ValueError(
+                f"{name} ({type(layer).__name__}) computes something else in training than in acting, so that "
+                "probability ratios do not start at one; use LayerNorm or GroupNorm for normalisation, the memory's "
+                "own dropout, or keep the layer in evaluation mode"
+            )
+
+
+def _differs_in_training(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return layer.training or not layer.track_running_stats
+    if isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return layer.training and layer.track_running_stats
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer.training and layer.p > 0
+    if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
+        return layer.training and layer.dropout > 0
+    return layer.training and isinstance(layer, nn.RReLU)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
