@@ -8,7 +8,8 @@ reset only where an episode starts.
 """
 
 import warnings
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, Conve
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.acting import make_actor, to_array
 from agents.buffer import SequenceRolloutBuffer, check_sequence_length, map_observations
+from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
 from agents.checks import (
     check_acts_as_it_learns,
     check_count,
@@ -46,6 +49,7 @@ from agents.policy import (
     RnnPolicy,
 )
 
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="RecurrentOnPolicyAlgorithm")
 Terminal = tuple[int, list[int], list[Any], State]  # step, environments, their last observations, states after the step
 
 
@@ -333,6 +337,48 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         """From 1 to 0, and not below where the last rollout overshoots: no schedule may turn negative."""
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+    def save(
+        self,
+        path: Any,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Saves the agent as data, with its normaliser and all it needs to go on: see ``agents.checkpoint``.
+
+        ``path`` is a path, to which ``.zip`` is added where it has no suffix, or an open binary file.
+        """
+        save_algorithm(self, path, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfAlgorithm],
+        path: Any,
+        env: GymEnv | str | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """A new agent from a file, of which nothing is executed: see ``agents.checkpoint.load_algorithm``."""
+        return load_algorithm(cls, path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Sets weights and optimizer state, from a saved agent or as ``get_parameters`` gives them."""
+        parameters = load_path_or_dict
+        if not isinstance(parameters, dict):
+            parameters = read_parameters(load_path_or_dict, get_device(device))
+        check_parameters(self, parameters)
+        super().set_parameters(parameters, exact_match, device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_state", "_rng"]
 
 
 def _reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:

@@ -37,10 +37,13 @@ def _load() -> ctypes.CDLL | None:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """Says what the functions take that are called with plain numbers, so that an address is not cut to 32 bits."""
+    size: Any
+    address: Any
+    flag: Any
     size, address, flag = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
     library.packed_size.argtypes, library.packed_size.restype = [size, size], size
     library.pack.argtypes, library.pack.restype = [address, size, size, size, size, address], None
-    of_step = [size, size, size, address, size]
+    of_step: list[Any] = [size, size, size, address, size]
     library.lstm_step.argtypes = [*of_step, address, address, size, *[address] * 5]
     library.gru_step.argtypes = [*of_step, address, size, *[address] * 4]
     library.rnn_step.argtypes = [*of_step, address, size, *[address] * 3, flag, address]
@@ -58,25 +61,25 @@ def takes(features: Tensor, hidden_size: int) -> bool:
 
 def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
     """(T, B, F), state before the first step (B, H) each, (T, B) boolean -> (T, B, H)."""
-    output: Tensor = _Lstm.apply(features, hidden, cell, episode_starts, *parameters)
+    output: Tensor = _Lstm.apply(features, hidden, cell, episode_starts, *parameters)  # type: ignore[no-untyped-call]
     return output
 
 
 def gru(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
     """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
-    output: Tensor = _Gru.apply(features, hidden, episode_starts, *parameters)
+    output: Tensor = _Gru.apply(features, hidden, episode_starts, *parameters)  # type: ignore[no-untyped-call]
     return output
 
 
 def rnn(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters, relu: bool) -> Tensor:
     """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
-    output: Tensor = _Rnn.apply(features, hidden, episode_starts, relu, *parameters)
+    output: Tensor = _Rnn.apply(features, hidden, episode_starts, relu, *parameters)  # type: ignore[no-untyped-call]
     return output
 
 
 class _Lstm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         features: Tensor,
         hidden: Tensor,
@@ -126,7 +129,7 @@ class _Lstm(torch.autograd.Function):
 
 class _Gru(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         features: Tensor,
         hidden: Tensor,
@@ -163,7 +166,7 @@ class _Gru(torch.autograd.Function):
 
 class _Rnn(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         features: Tensor,
         hidden: Tensor,
