@@ -1,12 +1,17 @@
 """Settings of a run: typed, read from a YAML file and the command line, checked before anything heavy is imported."""
 
+from configs.command_line import parse
 from configs.errors import (
     CheckpointFault,
     CommandError,
     EnvironmentFault,
     NotFinite,
     SettingsError,
+    environment_blamed,
+    reported_as,
+    run,
 )
+from configs.plan import plan
 from configs.settings import (
     AlgorithmSettings,
     CheckpointSettings,
@@ -32,5 +37,10 @@ __all__ = [
     "SettingsError",
     "TrackingSettings",
     "dump",
+    "environment_blamed",
+    "parse",
+    "plan",
     "read",
+    "reported_as",
+    "run",
 ]

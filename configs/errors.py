@@ -49,14 +49,42 @@ class CheckpointFault(CommandError):
 
 
 @contextmanager
-def reported_as(kind: type[CommandError], what: str) -> Iterator[None]:
-    """Turns any exception from inside into ``kind("what: its message")``, but those that already explain themselves."""
+def reported_as(kind: type[CommandError], what: str, *types: type[Exception]) -> Iterator[None]:
+    """Turns exceptions of these types (any, if none is named) from inside into ``kind("what: its message")``."""
+    expected = types or (Exception,)
     try:
         yield
     except CommandError:
         raise
-    except Exception as error:
+    except expected as error:
         raise kind(f"{what}: {describe(error)}") from error
+
+
+@contextmanager
+def environment_blamed(what: str) -> Iterator[None]:
+    """Turns what an environment's own code raises inside into :class:`EnvironmentFault` that names the line."""
+    try:
+        yield
+    except Exception as error:
+        place = _place_in_environment(error)
+        if place is None:
+            raise
+        raise EnvironmentFault(f"{what}: {describe(error)} ({place}); --debug shows the traceback") from error
+
+
+def _place_in_environment(error: Exception) -> str | None:
+    """The line that raised, if it was called by a Gymnasium environment or is a worker's report of one."""
+    from gymnasium import Env
+    from gymnasium.vector import VectorEnv
+
+    for cause in (error, error.__cause__):
+        if type(cause).__name__ == "EnvError":
+            return "in a worker process"
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not any(isinstance(frame.f_locals.get("self"), Env | VectorEnv) for frame in frames):
+        return None
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}, in {last.name}"
 
 
 def describe(error: BaseException) -> str:

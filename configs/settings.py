@@ -157,8 +157,8 @@ class EvaluationSettings:
     """Episodes each time."""
     final_episodes: Annotated[int, AT_LEAST_0] = 100
     """Episodes of the evaluation of the best agent after training; 0: none."""
-    n_envs: Annotated[int, AT_LEAST_1] = 20
-    """Environments evaluated side by side (at most the number of episodes)."""
+    n_envs: Annotated[int | None, AT_LEAST_1] = None
+    """Environments evaluated side by side, at most the number of episodes; None: as many as in training."""
     deterministic: bool = True
     """Take the most probable action, instead of sampling."""
     stop_at_return: Annotated[float | None, FINITE] = None

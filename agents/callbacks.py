@@ -1,0 +1,276 @@
+"""What happens between two updates of a training run: stopping, checking, showing, saving, evaluating.
+
+All of these act where a rollout is about to start, that is on a whole update and never in the middle of one, and none
+does anything at a step.
+"""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.evaluation import Evaluation, evaluate
+from agents.run_directory import RunDirectory
+
+
+class TrainingFinished(Exception):
+    """Raised between two updates where training has reached what it was for."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised where Ctrl-C or SIGTERM ends training."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+class BetweenUpdates(BaseCallback):
+    """Calls ``act`` before every rollout and after the last update."""
+
+    def act(self) -> None:
+        raise NotImplementedError
+
+    def _on_rollout_start(self) -> None:
+        self.act()
+
+    def _on_training_end(self) -> None:
+        self.act()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Interruption(BetweenUpdates):
+    """Lets Ctrl-C and SIGTERM end training on a whole update.
+
+    The first signal asks for it; a second one, or ``grace`` seconds, ends it at once.
+    """
+
+    def __init__(self, grace: float = 10.0) -> None:
+        super().__init__()
+        self._grace = grace
+        self._received: int | None = None
+
+    def act(self) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals over inside, in the main thread (elsewhere Python lets nobody)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])]
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield
+        except Exception as error:
+            # Ctrl-C reaches worker processes too; what fails once they are gone is the interruption's doing.
+            if self._received is not None:
+                raise Interrupted(self._received) from error
+            raise
+        finally:
+            self._alarm(0.0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received)
+        self._received = number
+        print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
+        self._alarm(self._grace)
+
+    def _alarm(self, seconds: float) -> None:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+class FiniteWeights(BetweenUpdates):
+    """Ends training where a weight is no longer finite, before anything is saved."""
+
+    def act(self) -> None:
+        for name, parameter in self.model.policy.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError(
+                    f"the weights {name} are not finite after {self.model.num_timesteps} steps: an observation or "
+                    "reward was not finite or far too large, or the learning rate is too high"
+                )
+
+
+class Checkpoints(BetweenUpdates):
+    """Saves the agent every so many steps and keeps the latest few.
+
+    Args:
+        every: environment steps; 0 for only the last.
+        keep: how many.
+    """
+
+    def __init__(self, run: RunDirectory, every: int, keep: int) -> None:
+        super().__init__()
+        self._run, self._every, self._keep = run, every, keep
+        self._next = every
+
+    def act(self) -> None:
+        if self._every and self.model.num_timesteps >= self._next:
+            self._next = _after(self.model.num_timesteps, self._every)
+            self.save()
+
+    def save(self) -> str:
+        """Saves the agent as it is now and returns where."""
+        path = self._run.checkpoint(self.model.num_timesteps)
+        path.parent.mkdir(exist_ok=True)
+        self.model.save(path)
+        self._run.drop_checkpoints(self._keep)
+        return str(path)
+
+    def _on_training_end(self) -> None:
+        self.save()
+
+
+class PeriodicEvaluation(BetweenUpdates):
+    """Evaluates the agent every so many steps on environments of its own, and keeps the best one as best.zip.
+
+    Seeds come from the run's seed and the step alone, so that an evaluation depends on nothing that ran before it.
+
+    Args:
+        env: environments of the evaluation's own.
+        every: environment steps; 0 for never.
+        stop_at_return: a mean return at which training has done what it was for; None for none.
+        report: is told a line about each.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        env: VecEnv,
+        *,
+        every: int,
+        episodes: int,
+        deterministic: bool,
+        seed: int,
+        stop_at_return: float | None = None,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__()
+        self._run, self._env = run, env
+        self._every, self._episodes, self._deterministic, self._seed = every, episodes, deterministic, seed
+        self._stop_at_return, self._report = stop_at_return, report
+        self._next, self._last, self._best = every, -1, -math.inf
+
+    def act(self) -> None:
+        if self._every and self.model.num_timesteps >= self._next:
+            self._next = _after(self.model.num_timesteps, self._every)
+            self._evaluate()
+
+    def _on_training_end(self) -> None:
+        if self._every and self.model.num_timesteps > self._last:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        step = self._last = self.model.num_timesteps
+        seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0] >> 1)
+        model: Any = self.model
+        result = evaluate(model, self._env, self._episodes, deterministic=self._deterministic, seed=seed)
+        # Of equals the later one: it has seen more.
+        is_best = result.mean >= self._best
+        if is_best:
+            self._best = result.mean
+            self.model.save(self._run.best)
+        self._record(result, step)
+        best = ", the best" if is_best else ""
+        self._report(f"step {step:,}: mean return {result.mean:.2f} over {result.episodes} episodes{best}")
+        if self._stop_at_return is not None and result.mean >= self._stop_at_return:
+            raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({self._stop_at_return})")
+
+    def _record(self, result: Evaluation, step: int) -> None:
+        figures: dict[str, Any] = {
+            "mean_reward": result.mean,
+            "std_reward": result.std,
+            "median_reward": result.median,
+            "interquartile_mean_reward": result.interquartile_mean,
+            "mean_ep_length": result.mean_length,
+        }
+        if result.success_rate is not None:
+            figures["success_rate"] = result.success_rate
+        for name, value in figures.items():
+            self.logger.record(f"eval/{name}", value)
+        self.logger.record("time/total_timesteps", step, exclude="tensorboard")
+        self.logger.dump(step)
+        self._run.append_evaluation({"step": step, "episodes": result.episodes, "success_rate": None, **figures})
+
+
+class ProgressDisplay(BetweenUpdates):
+    """A progress bar with rate, time left and last return on a terminal, a line every few seconds elsewhere.
+
+    Args:
+        seconds: between two lines where there is no terminal.
+    """
+
+    def __init__(self, total: int, *, shown: bool = True, seconds: float = 10.0) -> None:
+        super().__init__()
+        self._total, self._shown, self._seconds = total, shown, seconds
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._started = self._last_line = time.monotonic()
+
+    def report(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._shown:
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """The bar stands inside."""
+        if not (self._shown and self._console.is_terminal):
+            yield
+            return
+        columns = (
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
+            TextColumn("{task.fields[rate]:,.0f} a second"),
+            TimeRemainingColumn(),
+            TextColumn("return {task.fields[last_return]}"),
+        )
+        # Drawn only between updates: a thread of its own would take time from them.
+        with Progress(*columns, console=self._console, auto_refresh=False) as self._bar:
+            self._bar.add_task("", total=self._total, rate=0.0, last_return="-")
+            yield
+        self._bar = None
+
+    def _on_training_start(self) -> None:
+        self._started = self._last_line = time.monotonic()
+
+    def act(self) -> None:
+        done, now = self.model.num_timesteps, time.monotonic()
+        rate = done / max(now - self._started, 1e-9)
+        recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        last_return = f"{safe_mean(recent):.2f}" if recent else "-"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, rate=rate, last_return=last_return, refresh=True)
+        elif self._shown and now - self._last_line >= self._seconds:
+            self._last_line = now
+            left = (self._total - done) / max(rate, 1e-9)
+            self.report(
+                f"{done:,} of {self._total:,} steps, {rate:,.0f} a second, {left:.0f} s left, return {last_return}"
+            )
+
+
+def _after(step: int, every: int) -> int:
+    """The next multiple of ``every``."""
+    return (step // every + 1) * every

@@ -1,0 +1,222 @@
+"""A run's directory: the one thing that training and evaluation share.
+
+    settings.yaml        the settings as resolved
+    versions.json        Python, packages, commit, machine, command
+    metrics.csv          a row per update
+    tensorboard/         the same as TensorBoard events
+    wandb/               the same as Weights & Biases files, when asked for
+    checkpoints/         step_000000102400.zip, ...: the latest few, and the last
+    best.zip             the agent with the best periodic evaluation
+    evaluations.csv      the periodic evaluations
+    evaluations/         the evaluations made after training, as JSON
+    videos/              recorded on request
+
+A directory belongs to one run and is never overwritten.
+"""
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_CHECKPOINT = re.compile(r"step_(\d+)\.zip")
+
+
+class RunError(Exception):
+    """A run's directory cannot be made, or is none."""
+
+
+class RunExists(RunError):
+    """There is one of that name already."""
+
+
+class RunDirectory:
+    """Where a run keeps its files.
+
+    Args:
+        path: of a directory that exists.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, root: str | os.PathLike[str], name: str) -> "RunDirectory":
+        """A new directory ``root/name``.
+
+        Raises:
+            RunExists: there is one of that name.
+            RunError: it cannot be made.
+        """
+        try:
+            (Path(root) / name).mkdir(parents=True)
+        except FileExistsError:
+            raise RunExists(f"{Path(root) / name} exists and a run is never overwritten; choose another name") from None
+        except OSError as error:
+            raise RunError(f"cannot make the run's directory {Path(root) / name}: {error.strerror or error}") from error
+        return cls(Path(root) / name)
+
+    @classmethod
+    def create_unique(cls, root: str | os.PathLike[str], name: str) -> "RunDirectory":
+        """A new directory ``root/name``, or ``root/name-2``, ... where that exists.
+
+        Raises:
+            RunError: none can be made.
+        """
+        suffix = 1
+        while True:
+            try:
+                # mkdir decides, so two runs that start at once never share one.
+                return cls.create(root, name if suffix == 1 else f"{name}-{suffix}")
+            except RunExists:
+                suffix += 1
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "RunDirectory":
+        """The directory of a run that was started.
+
+        Raises:
+            RunError: there is none.
+        """
+        if not Path(path).is_dir():
+            raise RunError(f"{os.fspath(path)} is no directory; give that of a run, such as runs/NAME")
+        if not (Path(path) / "settings.yaml").is_file():
+            raise RunError(f"{os.fspath(path)} holds no settings.yaml, so it is no run of train.py")
+        return cls(path)
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "settings.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.zip"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def videos(self) -> Path:
+        return self.path / "videos"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.path / "checkpoints" / f"step_{step:012d}.zip"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, file) of every checkpoint there is, oldest first."""
+        found = [(_CHECKPOINT.fullmatch(path.name), path) for path in (self.path / "checkpoints").glob("step_*.zip")]
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+    def drop_checkpoints(self, keep: int) -> None:
+        """Removes all checkpoints but the latest ``keep``."""
+        for _, path in self.checkpoints()[:-keep]:
+            path.unlink(missing_ok=True)
+
+    def find(self, checkpoint: str) -> Path:
+        """The file of ``best``, ``last``, a step, or a path (as it is, or from the run).
+
+        Raises:
+            RunError: there is none; the message lists what there is.
+        """
+        there = self.checkpoints()
+        if checkpoint == "best" and self.best.is_file():
+            return self.best
+        # Without a periodic evaluation there is no best; then the last is what the run has to show.
+        if checkpoint in ("best", "last") and there:
+            return there[-1][1]
+        if checkpoint.isdigit() and self.checkpoint(int(checkpoint)).is_file():
+            return self.checkpoint(int(checkpoint))
+        for path in (Path(checkpoint), self.path / checkpoint):
+            if checkpoint not in ("", "best", "last") and path.is_file():
+                return path
+        known = [*(["best", "last"] if there else ["best"] if self.best.is_file() else []), *(str(s) for s, _ in there)]
+        if not known:
+            raise RunError(f"{self.path} holds no saved agent; its training was ended before the first was saved")
+        raise RunError(f"{self.path} has no checkpoint {checkpoint!r}; there are {', '.join(known)}")
+
+    def write_settings(self, text: str) -> None:
+        self.settings.write_text(text, encoding="utf-8")
+
+    def write_versions(self) -> None:
+        """What the run was made with."""
+        (self.path / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+
+    def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
+        """Writes ``evaluations/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
+        folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        return write_json_once(folder / f"{name}.json", result)
+
+    def append_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Adds a periodic evaluation to evaluations.csv; every row has the same columns."""
+        path = self.path / "evaluations.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def write_json_once(path: Path, content: Mapping[str, Any]) -> Path:
+    """Writes a file that does not exist yet, numbering its name where it does, and returns where."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    suffix = 1
+    while True:
+        candidate = path if suffix == 1 else path.with_stem(f"{path.stem}-{suffix}")
+        try:
+            with candidate.open("x", encoding="utf-8") as file:
+                file.write(text)
+            return candidate
+        except FileExistsError:
+            suffix += 1
+
+
+def run_name(env_id: str, memory: str, seed: int) -> str:
+    """``CartPoleNoVel-v1-lstm-0-20261104-153012``, with what a file name cannot hold replaced."""
+    plain = [re.sub(r"[^\w.+-]+", "_", part.rpartition(":")[2]) for part in (env_id, memory)]
+    return f"{plain[0]}-{plain[1]}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def versions() -> dict[str, Any]:
+    """Python, every installed package, the commit of this source, machine, command and time."""
+    packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "commit": _commit(),
+        "packages": dict(sorted((name, version) for name, version in packages.items() if name)),
+    }
+
+
+def _commit() -> str | None:
+    """The commit this source is at, marked where files were changed since; None where it is no repository."""
+    source = Path(__file__).resolve().parents[1]
+    if not (source / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(source), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + (" (changed)" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

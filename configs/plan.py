@@ -1,0 +1,37 @@
+"""What a run would do, in words, before anything heavy is imported."""
+
+from configs.settings import Settings
+from configs.yaml_file import dump
+
+
+def plan(settings: Settings) -> str:
+    """The resolved settings and what follows from them."""
+    algorithm, env = settings.algorithm, settings.env
+    rollout = env.n_envs * algorithm.n_steps
+    updates = -(-settings.total_timesteps // rollout)
+    steps = updates * rollout
+    lines = [
+        dump(settings),
+        f"environment   {env.n_envs} of {env.id}",
+        f"rollouts      {updates:,} of {env.n_envs} x {algorithm.n_steps} = {rollout:,} steps: {steps:,} in all",
+        f"updates       {_update(settings, rollout)}",
+        f"memory        {settings.policy.memory}, the critic's {settings.policy.critic_memory}",
+        f"evaluations   {_times(steps, settings.evaluation.every)} of {settings.evaluation.episodes} episodes",
+        f"checkpoints   {_times(steps, settings.checkpoint.every)}, {settings.checkpoint.keep} kept",
+        f"directory     {settings.runs}/{settings.name or '<environment>-<memory>-<seed>-<time>'}",
+    ]
+    return "\n".join(lines)
+
+
+def _update(settings: Settings, rollout: int) -> str:
+    algorithm = settings.algorithm
+    if algorithm.name == "a2c":
+        return "one gradient step each, on the whole rollout"
+    minibatches = max(1, -(-rollout // algorithm.batch_size))
+    return (
+        f"{algorithm.n_epochs} epochs of {minibatches} minibatches, {algorithm.n_epochs * minibatches} gradient steps"
+    )
+
+
+def _times(steps: int, every: int) -> str:
+    return f"{max(1, steps // every):,}" if every else "none while training"

@@ -1,0 +1,162 @@
+"""Evaluates a trained agent: run directory -> agent, environments -> episodes -> table, JSON, video.
+
+    python evaluate.py runs/NAME --episodes 1000 --video pole.mp4
+
+Nothing but the run's directory is needed: settings, weights and normaliser lie in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import configs
+from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
+from train import make_environments
+
+if TYPE_CHECKING:
+    from agents.player import Player
+    from agents.run_directory import RunDirectory
+
+SEED = 1_000_000  # far from the seeds that training begins with
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; ``configs/errors.py`` says what each means."""
+    return configs.run(command, argv)
+
+
+def command(argv: Sequence[str] | None) -> None:
+    asked = parser().parse_args(argv)
+    if asked.video is not None and asked.video.suffix not in (".mp4", ".gif"):
+        raise SettingsError(f"--video {asked.video}: expected a name that ends in .mp4 or .gif")
+    from agents.run_directory import RunDirectory, RunError
+
+    with reported_as(CheckpointFault, "run", RunError):
+        run = RunDirectory.open(asked.run)
+    result = evaluate_run(
+        run,
+        asked.checkpoint,
+        episodes=asked.episodes,
+        n_envs=asked.n_envs,
+        deterministic=asked.deterministic,
+        seed=asked.seed,
+        device=asked.device,
+    )
+    if asked.json is not None:
+        with reported_as(SettingsError, f"--json {asked.json}", OSError):
+            asked.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if asked.video is not None:
+        record_run(run, asked.checkpoint, asked.video, deterministic=asked.deterministic, seed=asked.seed)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    words = argparse.ArgumentParser(prog="evaluate.py", description="Evaluates a trained agent.")
+    words.add_argument("run", type=Path, help="directory of a run, such as runs/NAME")
+    words.add_argument("--checkpoint", default="best", help="best, last, a step, or a file (default: best)")
+    words.add_argument("--episodes", type=count, default=100, help="episodes in all (default: 100)")
+    words.add_argument("--n-envs", type=count, default=20, help="environments side by side (default: 20)")
+    choice = words.add_mutually_exclusive_group()
+    choice.add_argument("--deterministic", action="store_true", default=None, help="take the most probable action")
+    choice.add_argument("--stochastic", dest="deterministic", action="store_false", help="sample actions")
+    words.add_argument("--seed", type=int, default=SEED, help=f"of environments and samples (default: {SEED})")
+    words.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    words.add_argument("--json", type=Path, help="write the result to this file too")
+    words.add_argument("--video", type=Path, help="record an episode to this file, .mp4 or .gif")
+    words.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return words
+
+
+def count(word: str) -> int:
+    """A whole number of at least 1."""
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {word}")
+    return number
+
+
+def evaluate_run(
+    run: RunDirectory,
+    checkpoint: str = "best",
+    *,
+    episodes: int = 100,
+    n_envs: int = 20,
+    deterministic: bool | None = None,
+    seed: int = SEED,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Evaluates one of a run's agents, prints the table, and writes the same as JSON into the run."""
+    from rich.console import Console
+
+    from agents.evaluation import evaluate
+
+    settings = configs.read(run.settings)
+    player, file = load(run, settings, checkpoint, deterministic, device)
+    with (
+        closing(make_environments(settings, min(n_envs, episodes))) as env,
+        reported_as(NotFinite, "evaluation", FloatingPointError),
+        configs.environment_blamed(f"environment {settings.env.id}"),
+    ):
+        evaluation = evaluate(player, env, episodes, seed=seed)
+    how = "deterministic" if player.deterministic else "sampled"
+    result = {
+        "run": str(run.path),
+        "checkpoint": file.name,
+        "environment": asdict(settings.env),
+        **evaluation.to_json(),
+    }
+    console = Console()
+    console.print(evaluation.table(f"{settings.env.id}, {settings.policy.memory}, {file.name}, {how} actions"))
+    try:
+        console.print(f"written to {run.write_evaluation(f'{file.stem}-{episodes}-{how}', result)}", soft_wrap=True)
+    except OSError as error:  # somebody else's run may be read-only
+        print(f"the result was not written into the run: {error}", file=sys.stderr)
+    return result
+
+
+def record_run(
+    run: RunDirectory, checkpoint: str, path: Path, *, deterministic: bool | None = None, seed: int = SEED
+) -> None:
+    """Records an episode of one of a run's agents."""
+    from agents.video import VideoError, record
+
+    settings = configs.read(run.settings)
+    player, _ = load(run, settings, checkpoint, deterministic, "cpu")
+    with (
+        closing(make_environments(settings, 1, seed, render_mode="rgb_array")) as env,
+        reported_as(SettingsError, f"--video {path}", VideoError, OSError, ImportError),
+        configs.environment_blamed(f"rendering {settings.env.id}"),
+    ):
+        frames = record(player, env, path)
+    print(f"recorded {frames} frames to {path}")
+
+
+def load(
+    run: RunDirectory, settings: Settings, checkpoint: str, deterministic: bool | None, device: str
+) -> tuple[Player, Path]:
+    """The agent, ready to act, and the file it came from."""
+    import torch
+
+    from agents.checkpoint import CheckpointError
+    from agents.construction import own_classes
+    from agents.player import Player
+    from agents.run_directory import RunError
+
+    torch.set_num_threads(settings.threads)
+    if deterministic is None:
+        deterministic = settings.evaluation.deterministic
+    with reported_as(CheckpointFault, "checkpoint", RunError, CheckpointError, OSError, ValueError):
+        file = run.find(checkpoint)
+        own = own_classes(asdict(settings.policy))
+        return Player.load(file, device=device, deterministic=deterministic, custom_objects=own), file
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""Trains an agent with memory: configuration -> environments -> agent -> learn -> run directory.
+
+    python train.py --config tmaze --env.kwargs length=50 --policy.memory gru
+
+``--help`` explains every setting, ``agents/run_directory.py`` what a run leaves behind.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import configs
+from configs import CheckpointFault, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
+
+if TYPE_CHECKING:  # torch takes seconds to import: not before the settings are known to be good
+    from stable_baselines3.common.vec_env import VecEnv
+
+    from agents.run_directory import RunDirectory
+    from agents.training import Schedule
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; ``configs/errors.py`` says what each means."""
+    return configs.run(command, argv)
+
+
+def command(argv: Sequence[str] | None) -> None:
+    asked = configs.parse(argv)
+    if asked.print_config:
+        print(configs.dump(asked.settings), end="")
+    elif asked.dry_run:
+        print(configs.plan(asked.settings))
+        if not is_registered(asked.settings.env.id):
+            print(f"note: no environment is registered as {asked.settings.env.id} yet; its package must do that")
+    else:
+        train(asked.settings)
+
+
+def train(settings: Settings) -> RunDirectory:
+    """Trains an agent, evaluates the best it was, and returns the directory of the run."""
+    settings.check()
+    import torch
+
+    from agents.checkpoint import CheckpointError
+    from agents.construction import make_agent
+    from agents.normalization import normalize
+    from agents.training import learn
+
+    torch.set_num_threads(settings.threads)
+    run, task, about = start_run(settings), settings.env, f"environment {settings.env.id}"
+    with (
+        closing(make_environments(settings, task.n_envs, settings.seed)) as env,
+        closing(make_environments(settings, evaluation_envs(settings))) as evaluation_env,
+        reported_as(NotFinite, "training", FloatingPointError),
+        reported_as(CheckpointFault, "saving", CheckpointError),
+        configs.environment_blamed(about),
+    ):
+        with reported_as(SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError):
+            normalized = normalize(
+                env,
+                observations=task.normalize_observations,
+                rewards=task.normalize_rewards,
+                clip_observations=task.clip_observations,
+                clip_rewards=task.clip_rewards,
+                gamma=settings.algorithm.gamma,
+            )
+            agent = make_agent(
+                normalized,
+                asdict(settings.algorithm),
+                asdict(settings.policy),
+                seed=settings.seed,
+                device=settings.device,
+            )
+        learn(
+            agent,
+            evaluation_env,
+            run,
+            schedule(settings),
+            tensorboard=settings.tracking.tensorboard,
+            wandb=wandb_arguments(settings),
+        )
+    if settings.evaluation.final_episodes:
+        from evaluate import evaluate_run
+
+        evaluate_run(run, episodes=settings.evaluation.final_episodes)
+    print(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
+    return run
+
+
+def start_run(settings: Settings) -> RunDirectory:
+    """A new directory with settings and versions in it."""
+    from agents.run_directory import RunDirectory, RunError, run_name
+
+    with reported_as(SettingsError, "runs", RunError, OSError):
+        if settings.name is not None:
+            run = RunDirectory.create(settings.runs, settings.name)
+        else:
+            name = run_name(settings.env.id, settings.policy.memory, settings.seed)
+            run = RunDirectory.create_unique(settings.runs, name)
+        run.write_settings(configs.dump(settings))
+        run.write_versions()
+    return run
+
+
+def make_environments(
+    settings: Settings, n_envs: int, seed: int | None = None, render_mode: str | None = None
+) -> VecEnv:
+    """The task as the settings describe it, before normalisation."""
+    import envs
+
+    task = settings.env
+    with reported_as(EnvironmentFault, f"environment {task.id}"):
+        return envs.make(
+            task.id,
+            n_envs,
+            seed=seed,
+            env_kwargs=task.kwargs,
+            wrappers=task.wrappers,
+            backend=task.backend if render_mode is None else "serial",
+            render_mode=render_mode,
+        )
+
+
+def is_registered(env_id: str) -> bool:
+    """Whether Gymnasium knows an id without importing what may register it."""
+    import gymnasium
+
+    import envs  # noqa: F401  (registers ours)
+
+    return env_id in gymnasium.registry
+
+
+def evaluation_envs(settings: Settings) -> int:
+    """How many environments evaluate side by side."""
+    return min(settings.evaluation.n_envs or settings.env.n_envs, settings.evaluation.episodes)
+
+
+def schedule(settings: Settings) -> Schedule:
+    """What happens when."""
+    from agents.training import Schedule
+
+    return Schedule(
+        total_timesteps=settings.total_timesteps,
+        seed=settings.seed,
+        evaluate_every=settings.evaluation.every,
+        evaluation_episodes=settings.evaluation.episodes,
+        deterministic=settings.evaluation.deterministic,
+        stop_at_return=settings.evaluation.stop_at_return,
+        checkpoint_every=settings.checkpoint.every,
+        checkpoints_kept=settings.checkpoint.keep,
+        log_interval=settings.tracking.log_interval,
+        progress=settings.progress,
+    )
+
+
+def wandb_arguments(settings: Settings) -> dict[str, Any] | None:
+    """What :class:`agents.tracking.WandbWriter` takes."""
+    chosen = settings.tracking
+    if chosen.wandb == "off":
+        return None
+    return {
+        "mode": chosen.wandb,
+        "project": chosen.wandb_project,
+        "entity": chosen.wandb_entity,
+        "group": chosen.wandb_group,
+        "tags": chosen.wandb_tags,
+        "timeout": chosen.wandb_timeout,
+        "config": asdict(settings),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
