@@ -1,6 +1,6 @@
 """The return and the length of the episodes under way, kept for all environments at once.
 
-Axes: N environments.
+Axes: N environments, R some of them ("rows").
 """
 
 from __future__ import annotations
@@ -30,17 +30,27 @@ class Episodes:
         np.add(self._returns, rewards, self._returns)
         self._steps += 1
 
-    def end(self, row: int) -> dict[str, Any]:
-        """The episode of environment `row` is over: its return, its steps, and seconds since this object was made."""
-        episode = {
-            "r": round(float(self._returns[row]), 6),
-            "l": int(self._steps - self._started_at[row]),
-            "t": round(time.time() - self._since, 6),
-        }
-        self.start(row)
-        return episode
+    def end(self, rows: NDArray[np.intp]) -> list[dict[str, Any]]:
+        """The episodes of `rows`, (R,), are over: each one's return "r", steps "l", and seconds since the start "t"."""
+        now = round(time.time() - self._since, 6)
+        returns, lengths = self._returns[rows].tolist(), (self._steps - self._started_at[rows]).tolist()
+        self.start(rows)
+        return [{"r": round(r, 6), "l": length, "t": now} for r, length in zip(returns, lengths, strict=True)]
 
-    def start(self, row: int) -> None:
-        """The next step is the first of an episode of environment `row`."""
-        self._returns[row] = 0.0
-        self._started_at[row] = self._steps
+    def start(self, rows: NDArray[np.intp]) -> None:
+        """The next step is the first of an episode of the environments `rows`, (R,)."""
+        self._returns[rows] = 0.0
+        self._started_at[rows] = self._steps
+
+
+def note_ends(
+    infos: list[dict[str, Any]],
+    resets: dict[int, dict[str, Any]],
+    episodes: Episodes,
+    reset_infos: list[dict[str, Any]],
+) -> None:
+    """Where `resets` says that an episode ended and what the next one's reset said, note both."""
+    for (i, reset_info), episode in zip(resets.items(), episodes.end(np.array(list(resets))), strict=True):
+        # A Monitor among the wrappers knows better: it may see rewards that a wrapper outside it then clips.
+        infos[i].setdefault("episode", episode)
+        reset_infos[i] = reset_info

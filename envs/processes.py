@@ -28,7 +28,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs import worker
-from envs.episodes import Episodes
+from envs.episodes import Episodes, note_ends
 from envs.errors import EnvError
 from envs.group import Maker
 from envs.observations import copied, leaves
@@ -108,16 +108,15 @@ class SubprocessVecEnv(VecEnv):
         replies = [self._receive(w, f"step {self._steps}") for w in range(len(self._connections))]
         rewards = self._arrays.rewards.copy()
         self._episodes.add(rewards)
+        reset_infos: dict[int, dict[str, Any]] = {}
         for first, reply in zip(self._bounds, replies, strict=False):
-            if reply is None:
-                continue
-            _, said, resets = reply
-            for i, info in said.items():
-                infos[first + i] = info
-            for i, reset_info in resets.items():
-                # A Monitor among the wrappers knows better: it may see rewards that a wrapper outside it then clips.
-                infos[first + i].setdefault("episode", self._episodes.end(first + i))
-                self.reset_infos[first + i] = reset_info
+            if reply is not None:
+                _, said, resets = reply
+                for i, info in said.items():
+                    infos[first + i] = info
+                reset_infos |= {first + i: info for i, info in resets.items()}
+        if reset_infos:
+            note_ends(infos, reset_infos, self._episodes, self.reset_infos)
         return copied(self._arrays.observations), rewards, self._arrays.dones.copy(), infos
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from envs.episodes import Episodes
+from envs.episodes import Episodes, note_ends
 from envs.group import Group, Maker, is_wrapped
 from envs.observations import allocate, leaves
 
@@ -57,10 +57,8 @@ class SerialVecEnv(VecEnv):
         dones = np.empty(self.num_envs, dtype=np.bool_)
         infos, resets = self._group.step(actions, observations, rewards, dones)
         self._episodes.add(rewards)
-        for i, reset_info in resets.items():
-            # A Monitor among the wrappers knows better: it may see rewards that a wrapper outside it then clips.
-            infos[i].setdefault("episode", self._episodes.end(i))
-            self.reset_infos[i] = reset_info
+        if resets:
+            note_ends(infos, resets, self._episodes, self.reset_infos)
         return observations, rewards, dones, infos
 
     def close(self) -> None:

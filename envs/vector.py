@@ -39,7 +39,7 @@ class VectorEnvAdapter(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._actions: Any = None
         self._episodes = Episodes(self.num_envs)
-        self._resetting: NDArray[np.bool_] | None = None
+        self._resetting: NDArray[np.intp] | None = None
 
     def reset(self) -> VecEnvObs:
         seeds, options = self._seeds, self._options
@@ -141,36 +141,39 @@ class VectorEnvAdapter(VecEnv):
         infos: Infos,
     ) -> None:
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
-        last_observations = said["final_obs"] if same_step else observations
-        for i in dones.nonzero()[0].tolist():
-            if same_step:
-                info = info_of(said.get("final_info", {}), i)
-                self.reset_infos[i] = info_of({k: v for k, v in said.items() if k not in _LAST_STEP}, i)
-            else:
-                info = infos[i]
-            info["terminal_observation"] = _last(last_observations, i)
-            info["TimeLimit.truncated"] = not terminations[i]
-            info.setdefault("episode", self._episodes.end(i))
+        rows = dones.nonzero()[0]
+        last_observations = _rows(said["final_obs"] if same_step else observations, rows)
+        said_last = said.get("final_info") if same_step else said
+        said_first = {name: values for name, values in said.items() if name not in _LAST_STEP} if same_step else {}
+        ends = zip(rows.tolist(), last_observations, terminations[rows].tolist(), self._episodes.end(rows), strict=True)
+        for i, observation, terminated, episode in ends:
+            info = info_of(said_last, i) if said_last else {}
+            info["terminal_observation"] = observation
+            info["TimeLimit.truncated"] = not terminated
+            info.setdefault("episode", episode)
             infos[i] = info
+            if same_step:
+                self.reset_infos[i] = info_of(said_first, i) if said_first else {}
         if not same_step:
-            self._resetting = dones.copy()
+            self._resetting = rows
 
     def _finish_resets(self, said: dict[str, Any], infos: Infos) -> None:
         """The episodes that ended a step ago start with this step's observation."""
         assert self._resetting is not None
-        for i in self._resetting.nonzero()[0].tolist():
+        for i in self._resetting.tolist():
             self.reset_infos[i] = info_of(said, i)
             infos[i] = {"reset_step": True}
-            self._episodes.start(i)
+        self._episodes.start(self._resetting)
         self._resetting = None
 
 
 _LAST_STEP = ("final_obs", "_final_obs", "final_info", "_final_info")
 
 
-def _last(observations: Any, row: int) -> Any:
-    """The last observation of environment `row`. Gymnasium gives them stacked, or one object an environment."""
-    if isinstance(observations, np.ndarray) and observations.dtype == object:
-        observation = observations[row]
-        return take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
-    return take(observations, row)
+def _rows(observations: Any, rows: NDArray[np.intp]) -> list[Any]:
+    """The observations of some environments, one by one. Gymnasium gives last ones as one object an environment."""
+    if isinstance(observations, dict):
+        return [take(observations, row) for row in rows.tolist()]
+    if observations.dtype == object:
+        return [take(observation, ...) for observation in observations[rows]]
+    return list(observations[rows])
