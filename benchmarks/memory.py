@@ -1,0 +1,167 @@
+"""How fast memories go through sequences with resets (learning), and through one step (acting).
+
+    python benchmarks/memory.py unroll --memory lstm gru --units 64 --sequences 2 8 --mean-episode 20 100
+    python benchmarks/memory.py step
+
+Learning, forward and backward through (T, B) steps, against other ways to the same result:
+
+- ``limit``: one call of torch's layer that knows no resets; what is lost to resets is ours / limit;
+- ``loop``: torch's layer step by step, the state masked where an episode starts, as sb3-contrib and CleanRL do it;
+- ``padded``: the episodes cut out, padded to the longest and run side by side in one call of torch's layer.
+
+The ways take turns, so that a slow moment of the machine hits all of them; printed are medians in milliseconds
+and, since absolute times depend on the machine, ratios of medians.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.memory import Memory, make_memory
+
+Way = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("unroll", "step"))
+    parser.add_argument("--memory", nargs="+", default=["lstm", "gru", "rnn"], choices=("lstm", "gru", "rnn"))
+    parser.add_argument("--units", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--sequences", nargs="+", type=int, default=[2, 8, 32], help="B; environments for step")
+    parser.add_argument("--steps", type=int, default=128, help="T")
+    parser.add_argument("--mean-episode", nargs="+", type=int, default=[10, 20, 100, 500])
+    parser.add_argument("--against", nargs="*", default=["limit", "loop", "padded"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cases = itertools.product(arguments.memory, arguments.units, arguments.sequences)
+    if arguments.what == "step":
+        time_steps(list(cases), arguments.repeats)
+    else:
+        time_unrolls(list(cases), arguments)
+
+
+def time_unrolls(cases: Sequence[tuple[str, int, int]], arguments: argparse.Namespace) -> None:
+    print(f"forward + backward, T = {arguments.steps}, {arguments.threads} thread(s), ms (ratio to ours)")
+    print(
+        f"{'memory':8}{'units':>6}{'B':>4}{'mean':>6}{'ours':>9}" + "".join(f"{way:>17}" for way in arguments.against)
+    )
+    for (memory, units, sequences), mean in itertools.product(cases, arguments.mean_episode):
+        ways = ways_through(memory, units, arguments.steps, sequences, mean)
+        chosen = {name: ways[name] for name in ("ours", *arguments.against)}
+        medians = in_turn(chosen, arguments.repeats)
+        row = "".join(f"{medians[way]:9.2f} ({medians[way] / medians['ours']:5.2f})" for way in arguments.against)
+        print(f"{memory:8}{units:6}{sequences:4}{mean:6}{medians['ours']:9.2f}{row}", flush=True)
+
+
+def time_steps(cases: Sequence[tuple[str, int, int]], repeats: int) -> None:
+    print("one acting step, microseconds")
+    print(f"{'memory':8}{'units':>6}{'B':>4}{'numpy_step':>12}{'step':>8}{'ratio':>7}")
+    for memory_name, units, n_envs in cases:
+        memory = make_memory(memory_name, units, {"hidden_size": units})
+        medians = in_turn({"numpy_step": numpy_steps(memory, n_envs), "step": torch_steps(memory, n_envs)}, repeats)
+        ours, eager = (1000 * medians[way] / STEPS_IN_TURN for way in ("numpy_step", "step"))
+        print(f"{memory_name:8}{units:6}{n_envs:4}{ours:12.1f}{eager:8.1f}{eager / ours:7.2f}", flush=True)
+
+
+def in_turn(ways: dict[str, Way], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each way, run A B A B after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: statistics.median(several[1:]) for name, several in times.items()}
+
+
+STEPS_IN_TURN = 300
+
+
+def numpy_steps(memory: Memory, n_envs: int) -> Way:
+    step = memory.numpy_step()
+    assert step is not None
+    features = np.random.default_rng(0).normal(size=(n_envs, memory.input_size)).astype(np.float32)
+    starts = np.zeros(n_envs, dtype=np.bool_)
+
+    def run() -> None:
+        state = tuple(part.numpy() for part in memory.initial_state(n_envs))
+        for _ in range(STEPS_IN_TURN):
+            _, state = step(features, state, starts)
+
+    return run
+
+
+def torch_steps(memory: Memory, n_envs: int) -> Way:
+    features, starts = torch.randn(n_envs, memory.input_size), torch.zeros(n_envs, dtype=torch.bool)
+
+    def run() -> None:
+        state = memory.initial_state(n_envs)
+        with torch.no_grad():
+            for _ in range(STEPS_IN_TURN):
+                _, state = memory.step(features, state, starts)
+
+    return run
+
+
+def ways_through(memory_name: str, units: int, n_steps: int, n_sequences: int, mean_episode: int) -> dict[str, Way]:
+    """Each way once forward and backward: gradients of features and parameters for given gradients of the output."""
+    torch.manual_seed(0)
+    memory = make_memory(memory_name, units, {"hidden_size": units})
+    layer: nn.RNNBase = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[memory_name](units, units)
+    layer.load_state_dict(memory.state_dict())
+    starts = torch.rand(n_steps, n_sequences) < 1 / mean_episode
+    features = torch.randn(n_steps, n_sequences, units, requires_grad=True)
+    gradient = torch.randn(n_steps, n_sequences, units)
+
+    def with_gradients(forward: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Way:
+        return lambda: torch.autograd.grad(forward(), [features, *parameters], gradient)
+
+    ours = list(memory.parameters())
+    theirs = list(layer.parameters())
+    initial = memory.initial_state(n_sequences)
+    return {
+        "ours": with_gradients(lambda: memory.unroll(features, initial, starts), ours),
+        "limit": with_gradients(lambda: layer(features)[0], theirs),
+        "loop": with_gradients(lambda: step_by_step(layer, features, starts), theirs),
+        "padded": with_gradients(lambda: padded(layer, features, starts), theirs),
+    }
+
+
+def step_by_step(layer: nn.RNNBase, features: Tensor, starts: Tensor) -> Tensor:
+    is_lstm = isinstance(layer, nn.LSTM)
+    parts = tuple(torch.zeros(1, features.shape[1], layer.hidden_size) for _ in range(2 if is_lstm else 1))
+    outputs = []
+    for x, start in zip(features.unsqueeze(1), starts, strict=True):
+        keep = (~start).float().view(1, -1, 1)
+        parts = tuple(keep * part for part in parts)
+        output, after = layer(x, parts if is_lstm else parts[0])
+        parts = after if is_lstm else (after,)
+        outputs.append(output)
+    return torch.cat(outputs)
+
+
+def padded(layer: nn.RNNBase, features: Tensor, starts: Tensor) -> Tensor:
+    """The pieces of a block that starts from zero states."""
+    n_steps, n_sequences = starts.shape
+    first = starts.T.numpy().copy()
+    first[:, 0] = True
+    begin = np.flatnonzero(first)
+    lengths = np.diff(begin, append=first.size)
+    within = np.arange(lengths.max())[:, None]
+    real = torch.from_numpy(within < lengths)
+    steps = torch.from_numpy(np.minimum(begin + within, first.size - 1))
+    outputs = layer(features.transpose(0, 1).flatten(0, 1)[steps])[0]
+    by_sequence = outputs.transpose(0, 1)[real.T]
+    return by_sequence.view(n_sequences, n_steps, -1).transpose(0, 1)
+
+
+if __name__ == "__main__":
+    main()
