@@ -1,4 +1,4 @@
-"""The other peers, each on the network of a case and on gymnasium's environments: its own code, set up by its own means.
+"""The other peers, each on the network of a case and on gymnasium's environments, set up by its own means.
 
 Importing this module needs torch and gymnasium only; a peer's package is imported when the peer is built. Some change
 Python's or torch's settings as they are imported; ``contained`` puts those back, so that nobody else is measured with
@@ -70,8 +70,8 @@ class OneLstm(nn.Module):
 class CleanrlLoop:
     """The algorithm of CleanRL's ppo_atari_lstm, written anew for vectors of features.
 
-    One LSTM for actor and critic, minibatches of whole environments, the loop over time in Python, a torch distribution a
-    step, Adam's default implementation, value clipping.
+    One LSTM for actor and critic, minibatches of whole environments, the loop over time in Python, a torch
+    distribution a step, Adam's default implementation, value clipping.
     """
 
     def __init__(self, case: Case) -> None:
@@ -116,7 +116,7 @@ class CleanrlLoop:
 
     def _act(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         hidden, self._state = self._net.hidden(self._observation[None], self._state, self._start[None])
-        distribution = Categorical(logits=self._net.actor(hidden[0]))
+        distribution: Any = Categorical(logits=self._net.actor(hidden[0]))
         action = distribution.sample()
         return action, distribution.log_prob(action), distribution.entropy(), self._net.critic(hidden[0]).view(-1)
 
@@ -143,7 +143,8 @@ class CleanrlLoop:
 
     def loss(self, state: tuple[Tensor, Tensor], chosen: Any, returns: Tensor) -> Tensor:
         hidden, _ = self._net.hidden(self.observations[:, chosen], state, self.starts[:, chosen])
-        distribution, value = Categorical(logits=self._net.actor(hidden)), self._net.critic(hidden).squeeze(-1)
+        distribution: Any = Categorical(logits=self._net.actor(hidden))
+        value: Tensor = self._net.critic(hidden).squeeze(-1)
         old_value, target = self.values[:, chosen], returns[:, chosen]
         log_ratio = distribution.log_prob(self.actions[:, chosen]) - self.log_probs[:, chosen]
         self.largest_log_ratio = log_ratio.detach().abs().max().item()
@@ -152,14 +153,15 @@ class CleanrlLoop:
         policy_loss = torch.max(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP)).mean()
         clipped = old_value + (value - old_value).clamp(-CLIP, CLIP)
         value_loss = 0.5 * torch.max((value - target) ** 2, (clipped - target) ** 2).mean()
-        return policy_loss - 0.01 * distribution.entropy().mean() + VALUE_WEIGHT * value_loss
+        loss: Tensor = policy_loss - 0.01 * distribution.entropy().mean() + VALUE_WEIGHT * value_loss
+        return loss
 
 
 class Pufferlib:
     """PufferLib 3's trainer and LSTM wrapper over its serial vectorisation, without its dashboard.
 
-    It zeroes the state at every rollout's start and resets none inside. Where its compiled advantage cannot be loaded (the
-    published build wants a CUDA build of torch), the same recurrence runs in NumPy, 0.3 ms a call.
+    It zeroes the state at every rollout's start and resets none inside. Where its compiled advantage cannot be loaded
+    (the published build wants a CUDA build of torch), the same recurrence runs in NumPy, 0.3 ms a call.
     """
 
     def __init__(self, case: Case) -> None:
@@ -346,7 +348,8 @@ def _rsl_env(case: Case) -> Any:
         def __init__(self) -> None:
             self._env = sync_vector_env(case)
             self.num_envs, self.num_actions, self.max_episode_length = case.n_envs, 1, 500
-            self.device, self.cfg = "cpu", {}
+            self.device = "cpu"
+            self.cfg: dict[str, Any] = {}
             self.episode_length_buf = torch.zeros(case.n_envs, dtype=torch.long)
             self._last = self._pack(self._env.reset(seed=0)[0])
 

@@ -82,8 +82,8 @@ def limit_lines(result: dict[str, Any]) -> list[str]:
         f"({floor * 1e3:.1f} ms)"
     )
     lines.append(
-        f"training {training * 1e3:.1f} ms, {training / limits['training']:.1f} times fused passes without resets + heads "
-        f"({limits['training'] * 1e3:.1f} ms)"
+        f"training {training * 1e3:.1f} ms, {training / limits['training']:.1f} times fused passes without resets and "
+        f"heads ({limits['training'] * 1e3:.1f} ms)"
     )
     return lines
 
