@@ -17,6 +17,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -108,8 +109,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         check_mapping("memory_kwargs", memory_kwargs)
         make_action_head(action_space)  # before anything is built on a space that it refuses
         share_features_extractor = share_features_extractor and not privileged
-        _check_critic_memory(critic_memory, share_features_extractor)
         _check_privileged(privileged, observation_space)
+        _check_critic_memory(critic_memory, share_features_extractor)
         self.privileged = tuple(privileged)
         _check_action_mask(action_mask, observation_space, action_space)
         self.memory, self.memory_kwargs = memory, dict(memory_kwargs or {})
@@ -438,6 +439,8 @@ class LstmPolicy(RecurrentActorCriticPolicy):
         self.lstm_hidden_size, self.n_lstm_layers = lstm_hidden_size, n_lstm_layers
         self.shared_lstm, self.enable_critic_lstm = shared_lstm, enable_critic_lstm
         self.lstm_kwargs = dict(lstm_kwargs or {})
+        if features_extractor_class is None:
+            _check_extractor_fits(type(self), self._default_extractor, observation_space)
         super().__init__(
             observation_space,
             action_space,
@@ -512,12 +515,13 @@ def _flatten_time(obs: Any) -> Any:
 
 
 def _with_fused_adam(optimizer_class: type[torch.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Adam's fused kernel, which takes half the time of the default one, and Stable-Baselines3's epsilon."""
+    """Adam's fused kernel, which takes half the time of the default one; else what Stable-Baselines3 does."""
     chosen = dict(kwargs or {})
-    if optimizer_class in (torch.optim.Adam, torch.optim.AdamW):
-        chosen.setdefault("eps", 1e-5)
-        if not {"fused", "foreach", "capturable", "differentiable"} & chosen.keys():
-            chosen["fused"] = True
+    if kwargs is None and optimizer_class is torch.optim.Adam:
+        chosen["eps"] = 1e-5
+    chosen_kernel = {"fused", "foreach", "capturable", "differentiable"} & chosen.keys()
+    if optimizer_class in (torch.optim.Adam, torch.optim.AdamW) and not chosen_kernel:
+        chosen["fused"] = True
     return chosen
 
 
@@ -529,6 +533,16 @@ def _check_critic_memory(critic_memory: str, share_features_extractor: bool) -> 
             "with share_features_extractor=False or privileged keys the critic has features of its own and cannot read "
             'the actor\'s memory; use critic_memory="separate" (or enable_critic_lstm=True), or share the extractor'
         )
+
+
+def _check_extractor_fits(
+    policy: type[LstmPolicy], extractor: type[BaseFeaturesExtractor], space: spaces.Space[Any]
+) -> None:
+    """sb3-contrib's policies each have an extractor of their own, for one kind of observation."""
+    fits = CombinedExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
+    if extractor is not fits and not (extractor is NatureCNN and is_image_space(space)):
+        name = "MultiInputLstmPolicy" if fits is CombinedExtractor else "MlpLstmPolicy"
+        raise ValueError(f'{policy.__name__} is not for observations of {space}; use "{name}", or give an extractor')
 
 
 def _check_privileged(keys: Sequence[str], observation_space: spaces.Space[Any]) -> None:

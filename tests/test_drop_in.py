@@ -737,6 +737,7 @@ def test_an_update_has_the_same_terms_and_moves_the_weights_alike(
 ) -> None:
     theirs, ours = with_equal_rollouts(kind, critic, **settings)
     # The advantages are contrib's own: what is compared is the update.
+    ours.rollout_buffer.compute_returns_and_advantage(torch.zeros(ours.n_envs), torch.zeros(ours.n_envs))
     ours.rollout_buffer.advantages = torch.as_tensor(theirs.rollout_buffer.advantages)
     ours.rollout_buffer.returns = torch.as_tensor(theirs.rollout_buffer.returns)
     for model in (theirs, ours):
