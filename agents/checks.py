@@ -95,6 +95,8 @@ def check_observation_space(space: spaces.Space[Any]) -> None:
             f"observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary "
             "or a Dict of these, or wrap the environment"
         )
+    elif space.shape == () and isinstance(space, spaces.Box):
+        raise NotImplementedError(f"observations of {space} have no axis; give them the shape (1,) in a wrapper")
     elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         raise NotImplementedError(
             f"observations of {space} do not start at 0, as one-hot encoding needs; subtract the start in a wrapper"

@@ -158,7 +158,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seeds Python, NumPy, torch, the environments, and this algorithm's own source of samples and shuffles."""
-        super().set_random_seed(seed)
+        super().set_random_seed(None if seed is None else int(seed))
         if seed is not None:
             self._rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
@@ -302,8 +302,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 )
         for (i,) in _not_finite(self._last_obs, axes=1):
             raise FloatingPointError(f"the observation of environment {i} after {rollout} is not finite")
-        for t, i in _not_finite(buffer.rewards, axes=2):
-            raise FloatingPointError(f"the reward of environment {i} at step {t} of {rollout} is not finite")
+        if all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+            for t, i in _not_finite(buffer.rewards, axes=2):
+                raise FloatingPointError(f"the reward of environment {i} at step {t} of {rollout} is not finite")
         raise FloatingPointError(
             f"the policy's output is not finite in {rollout}, though all that it read is: training diverged; lower "
             "learning_rate or max_grad_norm, or scale observations and rewards (VecNormalize)"
