@@ -113,7 +113,8 @@ def evaluate_run(
         **evaluation.to_json(),
     }
     console = Console()
-    console.print(evaluation.table(f"{settings.env.id}, {settings.policy.memory}, {file.name}, {how} actions"))
+    console.print(f"\n{settings.env.id}, memory {settings.policy.memory}, {file.name}, {how} actions", highlight=False)
+    console.print(evaluation.table())
     try:
         console.print(f"written to {run.write_evaluation(f'{file.stem}-{episodes}-{how}', result)}", soft_wrap=True)
     except OSError as error:  # somebody else's run may be read-only

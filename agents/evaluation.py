@@ -116,9 +116,9 @@ class Evaluation:
             "successes": list(self.successes),
         }
 
-    def table(self, title: str) -> Table:
+    def table(self) -> Table:
         """The statistics for a person."""
-        table = Table("", "value", "95 % interval", title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table("", "value", "95 % interval", box=box.SIMPLE_HEAD)
         for column in table.columns[1:]:
             column.justify = "right"
         table.add_row("mean return", _number(self.mean), _interval(self.interval(mean)))

@@ -6,15 +6,16 @@ fails later the run goes on without it.
 """
 
 import csv
+import http.client
 import os
-import socket
 import sys
 import threading
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
@@ -95,6 +96,10 @@ class WandbWriter(KVWriter):
         timeout: float = 8.0,
     ) -> None:
         self.mode: Mode = mode
+        # Its reports on itself wait at exit for a server that does not answer, and it takes our package `agents` for a
+        # library of language models and recommends a tool for these.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         if mode == "online" and (reason := _cannot_go_online(timeout)):
             _say(f"{reason}; recording offline, upload later with `wandb sync {directory / 'wandb' / 'offline-run-*'}`")
             self.mode = "offline"
@@ -132,7 +137,7 @@ class WandbWriter(KVWriter):
         except Exception as error:
             if self.mode == "offline":
                 return self._give_up(error)
-            _say(f"could not go online ({error}); recording offline")
+            _say(f"could not go online ({str(error).splitlines()[0]}); recording offline")
         self.mode = "offline"
         try:
             return _start("offline", arguments, timeout)
@@ -160,12 +165,11 @@ def _start(mode: Any, arguments: dict[str, Any], timeout: float) -> Any:
 
 def _cannot_go_online(timeout: float) -> str | None:
     """Why not, found out without a prompt and within the timeout; None where it can be tried."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
     if not _within(timeout, _has_key, default=False):
         return "there is no key (`wandb login` stores one)"
-    port = host.port or (80 if host.scheme == "http" else 443)
-    if not _within(timeout, lambda: _is_reachable(host.hostname or "", port, timeout), default=False):
-        return f"{host.hostname} cannot be reached"
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    if not _within(timeout, lambda: _answers(server, timeout), default=False):
+        return f"{server} cannot be reached"
     return None
 
 
@@ -180,10 +184,13 @@ def _has_key() -> bool:
         return bool(wandb.api.api_key)
 
 
-def _is_reachable(host: str, port: int, timeout: float) -> bool:
+def _answers(server: str, timeout: float) -> bool:
+    """Whether anything comes back: a connection alone may be to a proxy or firewall that swallows the rest."""
     try:
-        socket.create_connection((host, port), timeout).close()
-    except OSError:
+        urllib.request.urlopen(server, timeout=timeout).close()
+    except urllib.error.HTTPError:  # an answer too
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
 

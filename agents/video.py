@@ -1,8 +1,9 @@
 """An episode as a video."""
 
 import importlib
+import os
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def record(player: Player, env: VecEnv, path: Path) -> int:
     write = {".mp4": _write_mp4, ".gif": _write_gif}.get(path.suffix)
     if write is None:
         raise VideoError(f"{path}: expected a name that ends in .mp4 or .gif")
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no display is needed
     metadata: dict[str, Any] = env.get_attr("metadata")[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     return write(path, _frames(player, env), float(metadata.get("render_fps", 30)))
@@ -77,8 +79,13 @@ def _write_mp4(path: Path, frames: Iterator[Frame], fps: float) -> int:
 
 def _write_gif(path: Path, frames: Iterator[Frame], fps: float) -> int:
     image = _imported("PIL.Image")
-    pictures = [image.fromarray(frame).quantize() for frame in frames]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 / fps, loop=0)
+    # Viewers slow down what is faster than 25 frames a second, and a file of full frames is huge.
+    skip = max(1, round(fps / 25))
+    pictures = []
+    for frame in islice(frames, None, None, skip):
+        picture = image.fromarray(frame)
+        pictures.append(picture.reduce(max(1, picture.width // 300)).quantize())
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 * skip / fps, loop=0)
     return len(pictures)
 
 
