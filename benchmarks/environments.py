@@ -3,9 +3,9 @@
     python benchmarks/environments.py                     CartPole without velocities, 8 to 1024 environments
     python benchmarks/environments.py --task Acrobot --envs 8 128
 
-Random actions, so episodes of about 20 steps in CartPole: many ends, which cost more than steps do. A contender's figure
-is the median of its turns; turns alternate, so that a slow spell of the machine meets all alike. (The file is not named
-after the package it measures, since a script's folder comes first among those Python imports from.)
+Random actions, so episodes of about 20 steps in CartPole: many ends, which cost more than steps do. A contender's
+figure is the median of its turns; turns alternate, so that a slow spell of the machine meets all alike. (The file is
+not named after the package it measures, since a script's folder comes first among those Python imports from.)
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import envs
 
@@ -69,17 +69,14 @@ def contenders(task: str, n_envs: int) -> dict[str, Step]:
     def make() -> gymnasium.Env[Any, Any]:
         return WithoutVelocities(gymnasium.make(theirs), velocities)
 
-    vec_envs = {
+    mask = [("mask", {"indices": velocities})]
+    vec_envs: dict[str, VecEnv] = {
         "DummyVecEnv + Monitor + mask": DummyVecEnv([lambda: Monitor(make()) for _ in range(n_envs)]),
         "envs.make, vector": envs.make(ours, n_envs, backend="vector"),
-        "envs.make, serial, mask": envs.make(
-            theirs, n_envs, backend="serial", wrappers=[("mask", {"indices": velocities})]
-        ),
-        "envs.make, subprocess, mask": envs.make(
-            theirs, n_envs, backend="subprocess", wrappers=[("mask", {"indices": velocities})]
-        ),
+        "envs.make, serial, mask": envs.make(theirs, n_envs, backend="serial", wrappers=mask),
+        "envs.make, subprocess, mask": envs.make(theirs, n_envs, backend="subprocess", wrappers=mask),
     }
-    vectors = {
+    vectors: dict[str, VectorEnv[Any, Any, Any]] = {
         "SyncVectorEnv + mask": SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP),
         "ours as a gymnasium vector": gymnasium.make_vec(ours, n_envs),
     }
@@ -88,7 +85,8 @@ def contenders(task: str, n_envs: int) -> dict[str, Step]:
         venv.reset()
     for vector in vectors.values():
         vector.reset(seed=0)
-    return {name: env.step for name, env in (*vec_envs.items(), *vectors.items())}
+    steps: dict[str, Step] = {name: venv.step for name, venv in vec_envs.items()}
+    return steps | {name: vector.step for name, vector in vectors.items()}
 
 
 def measure(steps: dict[str, Step], turns: int, seconds: float, n_envs: int, task: str) -> dict[str, float]:

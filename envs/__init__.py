@@ -1,8 +1,11 @@
 """Environments: their ids are registered with gymnasium when this package is imported.
 
-    make                     an id, how many, wrappers -> a fast vector environment behind Stable-Baselines3's VecEnv
-    control                  classic control without velocities
-    recall                   tasks whose best return is known
+    make                         an id, how many, wrappers -> a fast vector environment behind Stable-Baselines3's VecEnv
+    control                      classic control without velocities
+    recall                       tasks whose best return is known
+    wrappers                     what hides, garbles or adds to observations
+    batch                        dynamics written once, for a batch and for one
+    vector, serial, processes    the three ways to step: one NumPy program, one after the other, workers
 
 `gymnasium.make` and `gymnasium.make_vec` know the ids too. Importing this package imports neither torch nor
 Stable-Baselines3; asking for `make` does.

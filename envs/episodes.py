@@ -1,11 +1,12 @@
 """The return and the length of the episodes under way, kept for all environments at once.
 
-Axes: N environments, R some of them ("rows").
+Axes: N environments.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,28 +20,34 @@ class Episodes:
         self._since = time.time()
         self._returns = np.zeros(num_envs)
         self._steps = 0
-        self._started_at = np.zeros(num_envs, dtype=np.int64)
+        self._started_at = [0] * num_envs
 
     def start_all(self) -> None:
         self._returns[:] = 0.0
-        self._started_at[:] = self._steps
+        self._started_at = [self._steps] * len(self._started_at)
 
     def add(self, rewards: NDArray[np.float32]) -> None:
         """One step everywhere, (N,)."""
         np.add(self._returns, rewards, self._returns)
         self._steps += 1
 
-    def end(self, rows: NDArray[np.intp]) -> list[dict[str, Any]]:
-        """The episodes of `rows`, (R,), are over: each one's return "r", steps "l", and seconds since the start "t"."""
+    def end(self, rows: Iterable[int]) -> list[dict[str, Any]]:
+        """The episodes of `rows` are over: each one's return "r", steps "l", and seconds since this was made "t"."""
         now = round(time.time() - self._since, 6)
-        returns, lengths = self._returns[rows].tolist(), (self._steps - self._started_at[rows]).tolist()
-        self.start(rows)
-        return [{"r": round(r, 6), "l": length, "t": now} for r, length in zip(returns, lengths, strict=True)]
+        returns, started_at, steps = self._returns, self._started_at, self._steps
+        ended = []
+        # Few episodes end in one step: for a handful of rows, indexing with arrays costs more than this loop.
+        for row in rows:
+            ended.append({"r": round(returns.item(row), 6), "l": steps - started_at[row], "t": now})
+            returns[row] = 0.0
+            started_at[row] = steps
+        return ended
 
-    def start(self, rows: NDArray[np.intp]) -> None:
-        """The next step is the first of an episode of the environments `rows`, (R,)."""
-        self._returns[rows] = 0.0
-        self._started_at[rows] = self._steps
+    def start(self, rows: Iterable[int]) -> None:
+        """The next step is the first of an episode of the environments `rows`."""
+        for row in rows:
+            self._returns[row] = 0.0
+            self._started_at[row] = self._steps
 
 
 def note_ends(
@@ -50,7 +57,7 @@ def note_ends(
     reset_infos: list[dict[str, Any]],
 ) -> None:
     """Where `resets` says that an episode ended and what the next one's reset said, note both."""
-    for (i, reset_info), episode in zip(resets.items(), episodes.end(np.array(list(resets))), strict=True):
+    for (i, reset_info), episode in zip(resets.items(), episodes.end(resets), strict=True):
         # A Monitor among the wrappers knows better: it may see rewards that a wrapper outside it then clips.
         infos[i].setdefault("episode", episode)
         reset_infos[i] = reset_info

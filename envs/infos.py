@@ -13,12 +13,12 @@ class Infos(MutableSequence[dict[str, Any]]):
     the physics. `batched` is what a gymnasium vector environment returned: name -> (N, ...), with a mask under "_name".
     """
 
-    __slots__ = ("_batched", "_made", "_num_envs")
+    __slots__ = ("_batched", "_num_envs", "made")
 
     def __init__(self, num_envs: int, batched: dict[str, Any] | None = None) -> None:
         self._num_envs = num_envs
         self._batched = batched
-        self._made: dict[int, dict[str, Any]] = {}
+        self.made: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return self._num_envs
@@ -27,14 +27,14 @@ class Infos(MutableSequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._num_envs))]
         index = self._position(index)
-        info = self._made.get(index)
+        info = self.made.get(index)
         if info is None:
             info = info_of(self._batched, index) if self._batched else {}
-            self._made[index] = info
+            self.made[index] = info
         return info
 
     def __setitem__(self, index: Any, info: Any) -> None:
-        self._made[self._position(index)] = info
+        self.made[self._position(index)] = info
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(self._num_envs))

@@ -39,7 +39,7 @@ class VectorEnvAdapter(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self._actions: Any = None
         self._episodes = Episodes(self.num_envs)
-        self._resetting: NDArray[np.intp] | None = None
+        self._resetting: list[int] | None = None
 
     def reset(self) -> VecEnvObs:
         seeds, options = self._seeds, self._options
@@ -141,17 +141,16 @@ class VectorEnvAdapter(VecEnv):
         infos: Infos,
     ) -> None:
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
-        rows = dones.nonzero()[0]
-        last_observations = _rows(said["final_obs"] if same_step else observations, rows)
+        last_observations = said["final_obs"] if same_step else observations
         said_last = said.get("final_info") if same_step else said
-        said_first = {name: values for name, values in said.items() if name not in _LAST_STEP} if same_step else {}
-        ends = zip(rows.tolist(), last_observations, terminations[rows].tolist(), self._episodes.end(rows), strict=True)
-        for i, observation, terminated, episode in ends:
+        said_first = {name: values for name, values in said.items() if name not in _LAST_STEP} if same_step else None
+        rows = dones.nonzero()[0].tolist()
+        for i, episode in zip(rows, self._episodes.end(rows), strict=True):
             info = info_of(said_last, i) if said_last else {}
-            info["terminal_observation"] = observation
-            info["TimeLimit.truncated"] = not terminated
+            info["terminal_observation"] = _row(last_observations, i)
+            info["TimeLimit.truncated"] = not terminations[i]
             info.setdefault("episode", episode)
-            infos[i] = info
+            infos.made[i] = info
             if same_step:
                 self.reset_infos[i] = info_of(said_first, i) if said_first else {}
         if not same_step:
@@ -160,20 +159,19 @@ class VectorEnvAdapter(VecEnv):
     def _finish_resets(self, said: dict[str, Any], infos: Infos) -> None:
         """The episodes that ended a step ago start with this step's observation."""
         assert self._resetting is not None
-        for i in self._resetting.tolist():
+        for i in self._resetting:
             self.reset_infos[i] = info_of(said, i)
-            infos[i] = {"reset_step": True}
+            infos.made[i] = {"reset_step": True}
         self._episodes.start(self._resetting)
         self._resetting = None
 
 
-_LAST_STEP = ("final_obs", "_final_obs", "final_info", "_final_info")
+_LAST_STEP = frozenset(("final_obs", "_final_obs", "final_info", "_final_info"))
 
 
-def _rows(observations: Any, rows: NDArray[np.intp]) -> list[Any]:
-    """The observations of some environments, one by one. Gymnasium gives last ones as one object an environment."""
+def _row(observations: Any, row: int) -> Any:
+    """A copy of the observation of one environment; last ones gymnasium gives as an array of objects."""
     if isinstance(observations, dict):
-        return [take(observations, row) for row in rows.tolist()]
-    if observations.dtype == object:
-        return [take(observation, ...) for observation in observations[rows]]
-    return list(observations[rows])
+        return take(observations, row)
+    observation = observations[row]
+    return take(observation, ...) if isinstance(observation, dict | tuple) else observation.copy()
