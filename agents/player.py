@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import ConstantSchedule, get_device
 
 from agents.checkpoint import CheckpointError, NormalizerState, SavedAgent
 from agents.checkpoint.agent import parameter_budget, undisturbed
-from agents.checkpoint.container import PathOrFile
+from agents.checkpoint.container import MALFORMED, PathOrFile
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
@@ -37,6 +37,9 @@ class Player:
         policy: what acts.
         normalizer: the statistics that the policy learned with; they stand still. None for observations as they are.
         deterministic: the most probable action in place of a sample.
+
+    Raises:
+        CheckpointError: policy and normaliser see different observations.
     """
 
     def __init__(
@@ -46,6 +49,12 @@ class Player:
         *,
         deterministic: bool = True,
     ) -> None:
+        if normalizer is not None and not _leads_to(normalizer.observation_space, policy.observation_space):
+            raise CheckpointError(
+                f"the policy sees {policy.observation_space}, its normaliser {normalizer.observation_space}: a wrapper "
+                "stood between them, such as a frame stack. Prepare the observations yourself: "
+                "Player(RecurrentPPO.load(path).policy).act(prepared)"
+            )
         self.policy = policy
         self.deterministic = deterministic
         self._normalizer = normalizer
@@ -141,10 +150,20 @@ def _policy_of(saved: SavedAgent, device: torch.device) -> RecurrentActorCriticP
                 policy.reset_noise()
     except CheckpointError:
         raise
-    except (ValueError, TypeError, RuntimeError, KeyError, NotImplementedError, AttributeError, MemoryError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{saved.file}: no policy can be built from its settings ({error})") from error
     policy.set_training_mode(False)
     return policy
+
+
+def _leads_to(normalized: spaces.Space[Any], seen: spaces.Space[Any]) -> bool:
+    """Whether the policy sees what comes out of the normaliser, images transposed or not."""
+    if isinstance(normalized, spaces.Dict) and isinstance(seen, spaces.Dict):
+        return normalized.spaces.keys() == seen.spaces.keys() and all(
+            _leads_to(normalized.spaces[key], seen.spaces[key]) for key in seen.spaces
+        )
+    shape = tuple(normalized.shape or ())
+    return seen.shape in (shape, (*shape[-1:], *shape[:-1]))
 
 
 def _checked(observation: Any, space: spaces.Space[Any], key: str = "") -> tuple[Any, int | None]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import UninitializedParameter
 
-from agents.checkpoint.container import CheckpointError, PathOrFile, name_of, read_archive, write_archive
+from agents.checkpoint.container import MALFORMED, CheckpointError, PathOrFile, name_of, read_archive, write_archive
 from agents.checkpoint.normalizer import NormalizerState, is_fresh
 from agents.checkpoint.values import Decoder, Encoder, custom_name
 
@@ -162,7 +162,7 @@ def load_algorithm(
     saved.check_algorithm(cls)
     changes = _attributes(cls, kwargs, saved.file)
     settings = saved.settings(cls, kwargs)
-    venv, filled = (None, None) if env is None else _prepared(cls, env, saved, int(settings.get("verbose", 0)))
+    venv, filled = (None, None) if env is None else _prepared(cls, env, saved)
     with undisturbed():
         model = _built(cls, saved, device, settings | changes, None if venv is None else venv.num_envs)
         saved.restore(model)
@@ -205,7 +205,7 @@ def check_parameters(
         unknown = set().union(*(group.keys() for group in state["param_groups"])) - known
         if unknown:
             raise ValueError(f"{type(optimizer).__name__} has no {', '.join(sorted(map(str, unknown)))}")
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise CheckpointError(
             f"{file}: the optimizer's state does not fit this agent's optimizer ({error}); give the optimizer_class it "
             "was trained with, or another file"
@@ -284,7 +284,7 @@ class SavedAgent:
 
     def check_algorithm(self, cls: type) -> None:
         """Raises CheckpointError unless ``cls`` is the algorithm that wrote the file, or made from it."""
-        name = self._agent["algorithm"]
+        name = str(self._agent["algorithm"])
         if name not in {ancestor.__name__ for ancestor in cls.__mro__}:
             raise CheckpointError(f"{self.file} was saved by {name}, not by {cls.__name__}; use {name}.load(...)")
 
@@ -324,11 +324,15 @@ class SavedAgent:
         return {attribute_name(name): value for name, value in decoded.items()}
 
     def parameters(self, device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:
-        """State dicts by the name of what they belong to, on ``device``."""
+        """State dicts by the name of what they belong to, on ``device``; single numbers on the CPU.
+
+        Optimizers count their steps there, and move the count themselves where their kernels want it elsewhere.
+        """
         device = get_device(device)
         decoded = {}
         for name, skeleton in self._agent["parameters"].items():
-            decoder = Decoder({key: part.to(device) for key, part in self._tensors[name].items()}, self.file)
+            tensors = {key: part.to(device) if part.ndim else part for key, part in self._tensors[name].items()}
+            decoder = Decoder(tensors, self.file)
             decoded[name] = decoder.decode(skeleton, "")
             if not isinstance(decoded[name], dict) or decoder.used != set(self._tensors[name]):
                 raise CheckpointError(f"{self.file}: the tensors of {name} are not those it lists; use another copy")
@@ -344,13 +348,13 @@ class SavedAgent:
             model.set_parameters(state_dicts, exact_match=True, device=model.device)
         except CheckpointError:
             raise
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except MALFORMED as error:
             raise CheckpointError(
                 f"{self.file}: the weights do not fit the policy that the settings describe ({error}); "
                 "give the classes it was trained with, or another copy"
             ) from error
         counters = self._decoded("counters", COUNTERS)
-        if not all(isinstance(value, int | float) for value in counters.values()):
+        if not all(isinstance(value, int | float | np.number) for value in counters.values()):
             raise CheckpointError(f"{self.file}: a counter is no number ({counters}); use another copy")
         vars(model).update(counters)
         self._restore_statistics(model)
@@ -429,6 +433,8 @@ class SavedAgent:
         if state is None:
             return None
         expected = model.policy.initial_state(model.n_envs)
+        if not isinstance(state, tuple) or not all(isinstance(part, Tensor) for part in state):
+            raise CheckpointError(f"{self.file}: the carried memory is no tuple of tensors; use another copy")
         if [(part.shape, part.dtype) for part in state] != [(part.shape, part.dtype) for part in expected]:
             raise CheckpointError(
                 f"{self.file}: the carried memory has shapes {[tuple(part.shape) for part in state]}, the agent's has "
@@ -560,7 +566,7 @@ def _restore_random(
         model._rng.bit_generator.state = states["model"]
         if everywhere:
             _set_random_states(states)
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError, AttributeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{saved.file}: the random states cannot be understood ({error})") from error
 
 
@@ -577,7 +583,8 @@ def _set_random_states(states: Mapping[str, Any]) -> None:
 def undisturbed() -> Iterator[None]:
     """Leaves the process's random states as they were: loading an agent does not change what others draw."""
     python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = list(range(torch.cuda.device_count())) if used else []
     with torch.random.fork_rng(devices):
         try:
             yield
@@ -620,15 +627,17 @@ def _built(
             model._setup_model()
     except CheckpointError:
         raise
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError, KeyError, AttributeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{saved.file}: no {cls.__name__} can be built from its settings ({error})") from error
     return model
 
 
-def _prepared(
-    cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent, verbose: int
-) -> tuple[VecEnv, VecNormalize | None]:
+def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tuple[VecEnv, VecNormalize | None]:
     """The environment as the agent learned to see it, and the normaliser that was given its statistics, if any."""
+    verbose = saved.setting("verbose", 0)
+    if not isinstance(verbose, int | np.integer):
+        raise CheckpointError(f"{saved.file}: verbose is {verbose!r}, expected 0, 1 or 2; use another copy")
+    verbose = int(verbose)
     venv = cls._wrap_env(maybe_make_env(env, verbose), verbose)
     state, wrapper = saved.normalizer, unwrap_vec_normalize(venv)
     if state is not None and wrapper is None:

@@ -38,6 +38,18 @@ TENSORS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}\.safetensors")
 LARGEST_JSON = 64 * 2**20  # bytes
 STALE_AFTER = 10.0  # seconds; a younger temporary file may belong to a writer that has not locked it yet
 
+# What Python, NumPy, torch and gymnasium raise on data that makes no sense.
+MALFORMED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 PathOrFile = str | os.PathLike[str] | IO[bytes]
 
 
@@ -294,5 +306,5 @@ def _parsed_tensors(data: bytes, member: str, name: str) -> dict[str, Tensor]:
     # The library checks that every shape has just the bytes it says, so no shape can ask for more than the file holds.
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, AssertionError, OverflowError, TypeError) as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise CheckpointError(f"{name}: {member} holds no readable tensors ({error}); use another copy") from error

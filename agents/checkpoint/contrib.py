@@ -31,7 +31,7 @@ from agents.checkpoint.agent import (
     undisturbed,
     use_own_kernels,
 )
-from agents.checkpoint.container import LARGEST_JSON, CheckpointError, PathOrFile, existing, name_of
+from agents.checkpoint.container import LARGEST_JSON, MALFORMED, CheckpointError, PathOrFile, existing, name_of
 from agents.checkpoint.values import SCHEDULES, known_classes
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _plain(
         if isinstance(value, dict) and PICKLED in value:
             try:
                 data[name] = _recognised(name, value)
-            except (LookupError, ValueError, TypeError) as error:
+            except MALFORMED as error:
                 missing[name] = str(error.args[0])
         else:
             data[name] = value
@@ -273,7 +273,7 @@ def _built(
             model._setup_model()
     except CheckpointError:
         raise
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError, KeyError, AttributeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{file}: no RecurrentPPO can be built from its settings ({error})") from error
     return model
 
@@ -298,7 +298,7 @@ def _restore(model: "RecurrentPPO", parameters: Mapping[str, Any], file: str) ->
         model.set_parameters(state_dicts, exact_match=True, device=model.device)
     except CheckpointError:
         raise
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except MALFORMED as error:
         raise CheckpointError(
             f"{file}: its weights do not fit ({error}); give policy_kwargs=... as the agent was made with"
         ) from error

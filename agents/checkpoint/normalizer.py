@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.checkpoint.container import CheckpointError
+from agents.checkpoint.container import MALFORMED, CheckpointError
 from agents.checkpoint.values import Decoder
 
 FRESH_COUNT = RunningMeanStd().count
@@ -97,7 +97,7 @@ class NormalizerState:
             if set(state.settings) != set(SETTINGS) or not isinstance(state.observation_space, spaces.Space):
                 raise ValueError(f"expected the settings {', '.join(SETTINGS)}")
             _check_moments(state)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+        except MALFORMED as error:
             raise CheckpointError(f"{file}: the normaliser cannot be understood ({error}); use another copy") from error
         return state
 
@@ -113,7 +113,12 @@ class NormalizerState:
                 f"given has {venv.observation_space}; give an environment as it was before normalisation, or wrap it "
                 "in VecNormalize yourself, where it belongs among the other wrappers"
             )
-        wrapper = VecNormalize(venv, **self.settings)
+        try:
+            wrapper = VecNormalize(venv, **self.settings)
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"no VecNormalize can be made with the saved settings {self.settings}: {error}"
+            ) from error
         self.load_into(wrapper)
         return wrapper
 

@@ -24,7 +24,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 
-from agents.checkpoint.container import CheckpointError
+from agents.checkpoint.container import MALFORMED, CheckpointError
 from agents.encoders import ENCODERS
 from agents.memory import MEMORIES
 
@@ -236,24 +236,10 @@ class Decoder:
             return self._decode(value, where)
         except CheckpointError:
             raise
-        except (
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            AssertionError,  # gymnasium's spaces check their arguments so
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except MALFORMED as error:
             raise CheckpointError(
                 f"{self._subject}: {where or 'a value'} cannot be understood ({error}); use another copy"
             ) from error
-
-    def decode_space(self, described: Any, where: str) -> spaces.Space[Any]:
-        space = self.decode({"$space": described}, where)
-        assert isinstance(space, spaces.Space)
-        return space
 
     def _decode(self, value: Any, where: str) -> Any:
         if self._custom is not None and where:

@@ -286,6 +286,7 @@ def test_read_parameters_gives_what_set_parameters_takes(trained: Model, file: P
 
 def test_the_models_own_methods_save_and_load(trained: Model, tmp_path: Path) -> None:
     trained.save(tmp_path / "agent")
+    assert SavedAgent(tmp_path / "agent").n_envs == 2
     again = RecurrentPPO.load(tmp_path / "agent", device="cpu")
     assert_same_weights(trained, again)
     other = small_ppo(VecNormalize(clocks(n_envs=2)), "lstm", "separate", seed=8)
@@ -740,6 +741,14 @@ def test_without_an_environment_the_statistics_stay_with_the_agent(trained: Mode
     assert_equal(moments(wrapper), moments(trained.get_vec_normalize_env()))
 
 
+def test_a_normaliser_below_another_wrapper_gets_its_statistics_there() -> None:
+    model = small_ppo(VecFrameStack(normalized_clocks(), 2), "lstm").learn(32)
+    again = loaded(model, VecFrameStack(normalized_clocks(), 2))
+    assert_equal(moments(again.get_vec_normalize_env()), moments(model.get_vec_normalize_env()))
+    with pytest.raises(CheckpointError, match="wrap it in VecNormalize yourself, where it belongs"):
+        loaded(model, VecFrameStack(clocks(n_envs=2), 2))
+
+
 def test_a_normaliser_of_some_keys_comes_back() -> None:
     env = VecNormalize(DummyVecEnv([Pictures] * 2), norm_obs_keys=["ant"])
     model = RecurrentPPO("MultiInputLstmPolicy", env, n_steps=4, batch_size=4, n_epochs=1, device="cpu").learn(8)
@@ -1156,6 +1165,11 @@ def policy_kwargs(agent: Any) -> Any:
         (lambda agent: agent["normalizer"]["settings"].pop("gamma"), "the normaliser cannot be understood"),
         (lambda agent: agent["normalizer"].update(rewards=[1, 2, 3]), "the normaliser cannot be understood"),
         (lambda agent: agent["random"].update(model={}), "random states cannot be understood"),
+        (lambda agent: agent["random"]["model"].update(state={"$array": "random.torch"}), "random states cannot be"),
+        (lambda agent: agent.update(algorithm=[]), r"was saved by \[\]"),
+        (lambda agent: agent["carried"].update(_last_state={"a": 1}), "the carried memory is no tuple of tensors"),
+        (lambda agent: agent["settings"].update(use_sde={"$device": "nope"}), "use_sde cannot be understood"),
+        (lambda agent: agent["settings"].update(learning_rate={"$scalar": ["<f4", 1]}), "no RecurrentPPO can be built"),
     ],
 )
 def test_a_forged_setting_is_refused(file: Path, edit: Any, message: str) -> None:

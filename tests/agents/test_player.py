@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 
 from agents import RecurrentA2C, RecurrentPPO
 from agents.checkpoint import CheckpointError, save_algorithm
@@ -246,6 +246,13 @@ def test_a_damaged_or_missing_file_is_an_error(model: Any, tmp_path: Path) -> No
     (tmp_path / "agent.zip").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"agent\.zip"):
         Player.load(tmp_path / "agent")
+
+
+def test_a_wrapper_between_normaliser_and_policy_is_named() -> None:
+    model = small_ppo(VecFrameStack(VecNormalize(clocks()), 2), "gru").learn(24)
+    with pytest.raises(CheckpointError, match="a wrapper stood between them, such as a frame stack"):
+        player_of(model)
+    assert Player(model.policy).act(np.zeros(6)) in (0, 1, 2)
 
 
 def test_a_player_can_be_made_of_a_policy_at_hand() -> None:
