@@ -1,6 +1,6 @@
 """Environments: their ids are registered with gymnasium when this package is imported.
 
-    make                         an id, how many, wrappers -> a fast vector environment behind Stable-Baselines3's VecEnv
+    make                         an id, how many, wrappers -> a fast vector environment behind SB3's VecEnv
     control                      classic control without velocities
     recall                       tasks whose best return is known
     wrappers                     what hides, garbles or adds to observations

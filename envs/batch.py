@@ -40,6 +40,9 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
     """
 
     metadata = METADATA
+    # What a perfect memory and the best policy without memory earn on average, where that is known.
+    best_return: float | None = None
+    memoryless_return: float | None = None
 
     def __init__(
         self,
@@ -176,6 +179,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         self.observation_space = batch.single_observation_space
         self.action_space = batch.single_action_space
         self.render_mode = batch.render_mode
+        self.best_return, self.memoryless_return = batch.best_return, batch.memoryless_return
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; a seed makes it and those that follow reproducible."""

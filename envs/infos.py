@@ -50,6 +50,9 @@ class Infos(MutableSequence[dict[str, Any]]):
     def __reduce__(self) -> Any:
         return list, (list(self),)
 
+    def copy(self) -> list[dict[str, Any]]:
+        return list(self)
+
     def __delitem__(self, index: Any) -> None:
         raise TypeError("the infos of a step have one entry for each environment: none can be removed")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import envs  # noqa: F401  registers the ids
+import envs
 from envs.recall import RepeatFirst, RepeatPrevious, TMaze
 
 RIGHT, UP, LEFT, DOWN = range(4)
@@ -127,6 +127,14 @@ def test_the_policies_without_memory_are_told_apart_over_many_episodes() -> None
     other = returns(env, lambda seen: (seen[-1] + 1) % 4).mean()
     assert same == pytest.approx(env.memoryless_return, abs=0.004)
     assert other < env.memoryless_return + 0.004
+
+
+@pytest.mark.parametrize("backend", ["vector", "serial"])
+def test_the_known_returns_can_be_asked_of_any_vector_environment(backend: str) -> None:
+    venv = envs.make("RepeatPrevious-v0", 2, backend=backend)  # type: ignore[arg-type]
+    assert venv.get_attr("best_return") == [1.0, 1.0]
+    assert venv.get_attr("memoryless_return", 0) == [pytest.approx(-25 / 51)]
+    assert envs.make("PendulumNoVel-v1", 1, backend=backend).get_attr("best_return") == [None]  # type: ignore[arg-type]
 
 
 def test_a_deck_holds_as_many_cards_of_each_suit_in_an_order_of_its_own() -> None:

@@ -264,6 +264,7 @@ def test_categories_are_one_hot_and_numbers_stay(space: spaces.Space, value: Any
     assert encoder.space.shape == (len(code),)
 
 
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped", "ignore:.*A Box observation space m")
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_a_wrapped_environment_passes_the_checkers(name: str) -> None:
     env = wrap(gymnasium.make("TMaze-v0"), [(name, SETTINGS.get(name, {}))])
