@@ -474,6 +474,29 @@ def test_saving_moves_nothing() -> None:
     assert_same_run(run(save=False), run(save=True))
 
 
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_a_run_that_a_callback_saved_between_updates_ends_as_if_never_stopped(actions: str) -> None:
+    """Schedules included: what is left of the run is learned, and the end is the same to the last bit."""
+    kept: list[Any] = []
+
+    class SaveBeforeTheThirdRollout(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps == 48:
+                kept.extend((saved(self.model), copy.deepcopy(self.model.get_env().unwrapped)))
+
+        def _on_step(self) -> bool:
+            return True
+
+    settings = dict(learning_rate=LinearSchedule(1e-2, 0, 1.0), clip_range=LinearSchedule(0.3, 0.1, 1.0))
+    env = VecNormalize(clocks(actions))
+    model = small_ppo(env, "lstm", actions=actions, **settings).learn(96, SaveBeforeTheThirdRollout())
+    file, env = kept
+    again = load_algorithm(RecurrentPPO, file, env, device="cpu", force_reset=False)
+    again.learn(96 - again.num_timesteps, reset_num_timesteps=False)
+    assert_same_run(model, again)
+    assert_equal(moments(again.get_vec_normalize_env()), moments(model.get_vec_normalize_env()))
+
+
 def test_recent_episodes_come_back() -> None:
     model = small_ppo(clocks(), "lstm", stats_window_size=3)
     model.learn(24)
