@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 
 from agents.buffer import map_observations
@@ -112,6 +112,8 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
         and isinstance(policy.observation_space, spaces.Box | spaces.Discrete)
         and not is_image_space(policy.observation_space)
         and not policy.use_sde
+        and not _has_code_of_its_own(policy)
+        and type(policy.mlp_extractor) is MlpExtractor
         and isinstance(policy.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.MultiBinary)
         and all(memory is None or _has_step(memory) for memory in (policy.memory_actor, policy.memory_critic))
         and _are_plain(policy.mlp_extractor.policy_net, policy.action_net)
@@ -119,8 +121,19 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
     )
 
 
+def _has_code_of_its_own(policy: RecurrentActorCriticPolicy) -> bool:
+    """Whether a subclass or a hook changes how the policy acts, which a copy of its layers would pass by."""
+    ours = ("forward", "extract_features", "_encode", "_features", "_step", "_heads", "_value")
+    return any(
+        getattr(type(policy), name) is not getattr(RecurrentActorCriticPolicy, name)
+        for name in (*ours, "_distribution_parameters")
+    ) or any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+
+
 def _has_step(memory: nn.Module) -> bool:
-    return memory.numpy_step() is not None  # type: ignore[operator]
+    """Whether the memory steps in NumPy, and no subclass has changed the step that this stands for."""
+    defining = [cls for cls in type(memory).__mro__ if {"step", "numpy_step"} & vars(cls).keys()]
+    return "numpy_step" in vars(defining[0]) and memory.numpy_step() is not None  # type: ignore[operator]
 
 
 def _step_of(memory: Any) -> NumpyStep:

@@ -189,14 +189,14 @@ def clocks(actions: str = "discrete", n_envs: int = 3, **kwargs: Any) -> Recorde
     return Recorder(vectorized(lambda i: Clock(i, ACTION_SPACES[actions], **kwargs), n_envs))
 
 
-def small(memory: str, **kwargs: Any) -> dict[str, Any]:
+def small(memory: Any, **kwargs: Any) -> dict[str, Any]:
     """Arguments of a memory that make it small, with two layers where it has layers."""
-    known = inspect.signature(MEMORIES[memory]).parameters
+    known = inspect.signature(MEMORIES[memory]).parameters if memory in MEMORIES else {}
     sizes = dict(hidden_size=6, num_layers=2)
     return {**{name: size for name, size in sizes.items() if name in known}, **kwargs}
 
 
-def policy_arguments(memory: str = "lstm", critic_memory: str = "shared", **kwargs: Any) -> dict[str, Any]:
+def policy_arguments(memory: Any = "lstm", critic_memory: str = "shared", **kwargs: Any) -> dict[str, Any]:
     """``policy_kwargs`` of a small general policy whose outputs depend on all its parts from the start."""
     arguments = dict(
         memory=memory,

@@ -1,0 +1,284 @@
+"""Acting in NumPy and acting through torch are the same policy.
+
+Axes: T steps, B environments.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
+
+from agents.acting import NumpyActor, TorchActor, acts_in_numpy, make_actor
+from agents.memory import GRU, MEMORIES
+from agents.policy import LstmPolicy, RecurrentActorCriticPolicy
+
+from .probe_envs import (
+    ACTION_SPACES,
+    ALL_CRITIC_MEMORIES,
+    ALL_MEMORIES,
+    policy_arguments,
+    states_equal,
+)
+from .test_actions import chi_square
+
+B = 5
+PLAIN = [name for name in ACTION_SPACES if "gsde" not in name]
+OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2, 3))
+
+
+def make_policy(
+    action_space: spaces.Space[Any] = ACTION_SPACES["discrete"],
+    memory: str = "lstm",
+    critic_memory: str = "shared",
+    observation_space: spaces.Space[Any] = OBSERVATIONS,
+    cls: type[RecurrentActorCriticPolicy] = RecurrentActorCriticPolicy,
+    **kwargs: Any,
+) -> RecurrentActorCriticPolicy:
+    """A policy no parameter of which is zero, so that a forgotten one shows."""
+    torch.manual_seed(0)
+    arguments = kwargs if issubclass(cls, LstmPolicy) else policy_arguments(memory, critic_memory, **kwargs)
+    policy = cls(observation_space, action_space, lambda _: 1e-3, **arguments)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    policy.set_training_mode(False)
+    return policy
+
+
+def a_rollout(space: spaces.Space[Any], n_steps: int = 9) -> list[tuple[Any, Any]]:
+    """Observations and episode starts, with resets at random places."""
+    rng = np.random.default_rng(0)
+    space.seed(0)
+    starts = rng.random((n_steps, B)) < 0.3
+    starts[0] = True
+    return [(np.stack([_draw(space, rng) for _ in range(B)]), starts[t]) for t in range(n_steps)]
+
+
+def _draw(space: spaces.Space[Any], rng: np.random.Generator) -> Any:
+    return rng.standard_normal(space.shape).astype(space.dtype) if space is OBSERVATIONS else space.sample()
+
+
+def assert_equals_the_policy(policy: RecurrentActorCriticPolicy, actor: Any, n_steps: int = 9) -> None:
+    """Values, log-probabilities of the actions taken, and states equal those of the policy's torch code."""
+    policy_state = policy.renew(policy.initial_state(B))
+    state = actor.begin(policy_state)
+    for observations, starts in a_rollout(policy.observation_space, n_steps):
+        actions, values, log_probs, state = actor.act(observations, state, starts)
+        with torch.no_grad():
+            tensor, start = torch.as_tensor(observations), torch.as_tensor(starts)
+            expected_values, expected_log_probs, _ = policy.evaluate_actions(
+                tensor[None], torch.as_tensor(actions)[None], policy_state, start[None]
+            )
+            _, stepped_values, _, policy_state = policy(tensor, policy_state, start)
+        assert values.shape == log_probs.shape == (B,)
+        assert actions.shape == (B, *policy.head.shape)
+        assert values.dtype == log_probs.dtype == np.float32
+        for ours in (expected_values[0], stepped_values):
+            assert np.allclose(values, ours, atol=1e-5)
+        assert np.allclose(log_probs, expected_log_probs[0], atol=1e-5)
+        assert states_equal(actor.end(state), policy_state)
+
+
+@pytest.mark.parametrize("action_space", PLAIN)
+@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
+@pytest.mark.parametrize("memory", ALL_MEMORIES)
+def test_an_actor_has_the_values_log_probabilities_and_states_of_its_policy(
+    memory: str, critic_memory: str, action_space: str
+) -> None:
+    policy = make_policy(ACTION_SPACES[action_space], memory, critic_memory)
+    actor = make_actor(policy, np.random.default_rng(0))
+    assert isinstance(actor, NumpyActor) == acts_in_numpy(policy)
+    assert_equals_the_policy(policy, actor)
+    assert_equals_the_policy(policy, TorchActor(policy), n_steps=3)
+
+
+@pytest.mark.parametrize("action_space", PLAIN)
+@pytest.mark.parametrize("memory", [name for name in MEMORIES if MEMORIES[name](3).numpy_step() is not None])
+def test_a_memory_with_a_step_in_numpy_acts_in_numpy(memory: str, action_space: str) -> None:
+    for critic_memory in ("shared", "detached", "separate"):
+        assert acts_in_numpy(make_policy(ACTION_SPACES[action_space], memory, critic_memory))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(activation_fn=nn.ReLU),
+        dict(activation_fn=nn.ELU),
+        dict(net_arch=[]),
+        dict(net_arch=dict(pi=[4, 3], vf=[5])),
+        dict(net_arch=dict(pi=[], vf=[5])),
+        dict(critic_memory="separate", share_features_extractor=False),
+        dict(memory="lstm", memory_kwargs=dict(hidden_size=4, num_layers=3, dropout=0.5)),
+        dict(memory="gru", memory_kwargs=dict(hidden_size=4, num_layers=2, bias=False)),
+        dict(cls=LstmPolicy, lstm_hidden_size=5, n_lstm_layers=2),
+        dict(cls=LstmPolicy, lstm_hidden_size=5, enable_critic_lstm=False),
+        dict(observation_space=spaces.Discrete(6)),
+        dict(observation_space=spaces.Box(0, 255, (7,), dtype=np.uint8)),
+        dict(observation_space=spaces.Box(-1, 1, (3,), dtype=np.float64)),
+        dict(observation_space=spaces.Box(-9, 9, (3,), dtype=np.int32)),
+        dict(observation_space=spaces.MultiDiscrete([3, 2])),
+        dict(observation_space=spaces.MultiBinary((2, 2))),
+        dict(observation_space=spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)),
+    ],
+)
+def test_whatever_a_policy_is_made_of_its_actor_agrees_with_it(kwargs: dict[str, Any]) -> None:
+    policy = make_policy(**kwargs)
+    assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
+
+
+class Halved(nn.Module):
+    """A custom network in Stable-Baselines3's place for one: no ``policy_net``, no ``value_net``."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.latent_dim_pi = self.latent_dim_vf = 4
+        self.linear = nn.Linear(size, 4)
+
+    def forward_actor(self, features: Any) -> Any:
+        return self.linear(features) / 2
+
+    def forward_critic(self, features: Any) -> Any:
+        return self.linear(features)
+
+
+class OfItsOwnNetwork(RecurrentActorCriticPolicy):
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        self.mlp_extractor = Halved(self.memory_actor.output_size)  # type: ignore[assignment]
+
+
+class Scaled(MlpExtractor):
+    def forward_actor(self, features: Any) -> Any:
+        return 3 * super().forward_actor(features)
+
+
+class OfAnExtendedNetwork(RecurrentActorCriticPolicy):
+    def _build_mlp_extractor(self) -> None:
+        super()._build_mlp_extractor()
+        self.mlp_extractor = Scaled(self.memory_actor.output_size, [4], nn.Tanh)
+
+
+class OfItsOwnValue(RecurrentActorCriticPolicy):
+    def _value(self, latent: Any) -> Any:
+        return 2 * super()._value(latent)
+
+
+class OfItsOwnDistribution(RecurrentActorCriticPolicy):
+    def _distribution_parameters(self, latent: Any, obs: Any) -> Any:
+        return tuple(2 * part for part in super()._distribution_parameters(latent, obs))
+
+
+class OfItsOwnFeatures(RecurrentActorCriticPolicy):
+    def _features(self, obs: Any, extractor: Any) -> Any:
+        return super()._features(obs, extractor) - 1
+
+
+class Forgetful(GRU):
+    """A memory that changes the step it inherits, and its unrolling with it."""
+
+    def step(self, features: Any, state: Any, episode_starts: Any) -> Any:
+        return super().step(features, state, torch.ones_like(episode_starts))
+
+    def unroll(self, features: Any, state: Any, episode_starts: Any) -> Any:
+        return super().unroll(features, state, torch.ones_like(episode_starts))
+
+
+class Shifted(FlattenExtractor):
+    def forward(self, observations: Any) -> Any:
+        return super().forward(observations) + 1
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(cls=OfItsOwnNetwork),
+        dict(cls=OfAnExtendedNetwork),
+        dict(cls=OfItsOwnValue),
+        dict(cls=OfItsOwnDistribution),
+        dict(cls=OfItsOwnFeatures),
+        dict(features_extractor_class=Shifted),
+        dict(memory=Forgetful, memory_kwargs=dict(hidden_size=4)),
+    ],
+)
+def test_a_policy_with_code_of_its_own_acts_by_that_code(kwargs: dict[str, Any]) -> None:
+    policy = make_policy(**kwargs)
+    assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
+
+
+def test_a_policy_with_a_forward_of_its_own_acts_through_it() -> None:
+    class Constant(RecurrentActorCriticPolicy):
+        def forward(self, obs: Any, state: Any, episode_starts: Any, deterministic: bool = False) -> Any:
+            actions, values, log_probs, state = super().forward(obs, state, episode_starts, deterministic)
+            return torch.ones_like(actions), values, log_probs, state
+
+    policy = make_policy(cls=Constant)
+    actor = make_actor(policy, np.random.default_rng(0))
+    for observations, starts in a_rollout(OBSERVATIONS):
+        actions, *_ = actor.act(observations, actor.begin(policy.initial_state(B)), starts)
+        assert (actions == 1).all()
+
+
+def test_a_hook_on_a_layer_is_not_passed_by() -> None:
+    policy = make_policy()
+    policy.value_net.register_forward_hook(lambda module, inputs, output: output + 1)
+    assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
+
+
+def test_acting_changes_neither_the_state_that_came_in_nor_the_parameters() -> None:
+    policy = make_policy(critic_memory="separate")
+    state = tuple(torch.randn_like(part) for part in policy.initial_state(B))
+    kept = [part.clone() for part in (*state, *policy.parameters())]
+    for actor in (NumpyActor(policy, np.random.default_rng(0)), TorchActor(policy)):
+        carried = actor.begin(state)
+        for observations, starts in a_rollout(OBSERVATIONS):
+            *_, carried = actor.act(observations, carried, starts)
+        assert all(torch.equal(a, b) for a, b in zip((*state, *policy.parameters()), kept, strict=True))
+
+
+def test_an_actor_draws_from_the_source_of_chance_it_was_given_and_from_no_other() -> None:
+    policy = make_policy()
+    observations, starts = a_rollout(OBSERVATIONS)[0]
+
+    def actions(seed: int) -> Any:
+        actor = NumpyActor(policy, np.random.default_rng(seed))
+        state = actor.begin(policy.initial_state(B))
+        return [actor.act(observations, state, starts)[0].tolist() for _ in range(8)]
+
+    before = torch.get_rng_state()
+    assert actions(1) == actions(1)
+    assert actions(1) != actions(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def sampled(action_space: spaces.Space[Any], n: int = 20_000) -> tuple[Any, Any]:
+    """Actions of one and the same observation, many times, and their log-probabilities."""
+    policy = make_policy(action_space)
+    actor = NumpyActor(policy, np.random.default_rng(0))
+    observations = np.ones((n, 2, 3), dtype=np.float32)
+    actions, _, log_probs, _ = actor.act(observations, actor.begin(policy.initial_state(n)), np.ones(n, dtype=bool))
+    return actions, log_probs
+
+
+@pytest.mark.parametrize(("name", "limit"), [("discrete", 13.8), ("multi discrete", 20.5), ("multi binary", 24.3)])
+def test_actions_drawn_in_numpy_come_as_often_as_they_say(name: str, limit: float) -> None:
+    actions, log_probs = sampled(ACTION_SPACES[name])
+    kinds, first, counts = np.unique(actions, axis=0, return_index=True, return_counts=True)
+    probabilities = np.exp(log_probs[first])
+    assert len(kinds) == {"discrete": 3, "multi discrete": 6, "multi binary": 8}[name]
+    assert probabilities.sum() == pytest.approx(1.0, abs=1e-5)
+    assert chi_square(counts, probabilities) < limit  # 0.1 % of fair samples exceed it
+
+
+def test_gaussian_actions_drawn_in_numpy_have_the_mean_and_deviation_of_the_policy() -> None:
+    actions, _ = sampled(ACTION_SPACES["box"])
+    policy = make_policy(ACTION_SPACES["box"])
+    with torch.no_grad():
+        state = policy.initial_state(1)
+        distribution, _ = policy.get_distribution(torch.ones(1, 2, 3), state, torch.ones(1, dtype=torch.bool))
+    assert np.allclose(actions.mean(0), distribution.mode()[0], atol=0.04)
+    assert np.allclose(actions.std(0), policy.log_std.detach().exp(), rtol=0.03)
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 0.03
