@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Interrupted(KeyboardInterrupt):
 
 class BetweenUpdates(BaseCallback):
     """Calls ``act`` before every rollout and after the last update."""
+
+    needs_steps: ClassVar[bool] = False  # collecting need not stop at every step to call
 
     def act(self) -> None:
         raise NotImplementedError
