@@ -39,11 +39,12 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=["limit", "loop", "padded"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work is running")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cases = itertools.product(arguments.memory, arguments.units, arguments.sequences)
     if arguments.what == "step":
-        time_steps(list(cases), arguments.repeats)
+        time_steps(list(cases), arguments)
     else:
         time_unrolls(list(cases), arguments)
 
@@ -56,29 +57,31 @@ def time_unrolls(cases: Sequence[tuple[str, int, int]], arguments: argparse.Name
     for (memory, units, sequences), mean in itertools.product(cases, arguments.mean_episode):
         ways = ways_through(memory, units, arguments.steps, sequences, mean)
         chosen = {name: ways[name] for name in ("ours", *arguments.against)}
-        medians = in_turn(chosen, arguments.repeats)
+        medians = in_turn(chosen, arguments)
         row = "".join(f"{medians[way]:9.2f} ({medians[way] / medians['ours']:5.2f})" for way in arguments.against)
         print(f"{memory:8}{units:6}{sequences:4}{mean:6}{medians['ours']:9.2f}{row}", flush=True)
 
 
-def time_steps(cases: Sequence[tuple[str, int, int]], repeats: int) -> None:
+def time_steps(cases: Sequence[tuple[str, int, int]], arguments: argparse.Namespace) -> None:
     print("one acting step, microseconds")
     print(f"{'memory':8}{'units':>6}{'B':>4}{'numpy_step':>12}{'step':>8}{'ratio':>7}")
     for memory_name, units, n_envs in cases:
         memory = make_memory(memory_name, units, {"hidden_size": units})
-        medians = in_turn({"numpy_step": numpy_steps(memory, n_envs), "step": torch_steps(memory, n_envs)}, repeats)
+        ways = {"numpy_step": numpy_steps(memory, n_envs), "step": torch_steps(memory, n_envs)}
+        medians = in_turn(ways, arguments)
         ours, eager = (1000 * medians[way] / STEPS_IN_TURN for way in ("numpy_step", "step"))
         print(f"{memory_name:8}{units:6}{n_envs:4}{ours:12.1f}{eager:8.1f}{eager / ours:7.2f}", flush=True)
 
 
-def in_turn(ways: dict[str, Way], repeats: int) -> dict[str, float]:
+def in_turn(ways: dict[str, Way], arguments: argparse.Namespace) -> dict[str, float]:
     """Median milliseconds of each way, run A B A B after one round to warm up."""
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats + 1):
+    for _ in range(arguments.repeats + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             way()
-            times[name].append(1000 * (time.perf_counter() - start))
+            times[name].append(1000 * (clock() - start))
     return {name: statistics.median(several[1:]) for name, several in times.items()}
 
 

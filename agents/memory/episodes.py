@@ -8,13 +8,17 @@ So the pieces alive at the k-th step are always the first ones, each step is a b
 them is padding: torch's ``PackedSequence`` layout, here taken straight from the resets.
 """
 
+import functools
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Indices = NDArray[np.int64]
 
@@ -43,38 +47,52 @@ class Pieces:
 
     @cached_property
     def before(self) -> Indices:
-        """(N,) where each packed row's predecessor is among the P rows before the pieces followed by the packed rows."""
+        """(N,) where the state that each packed row starts from is found: first P rows before the pieces, then N."""
         alive_before = np.concatenate((self.batch_sizes[:1], self.batch_sizes[:-1]))
-        return np.arange(self.batch_sizes[0], self.offsets[-1] + self.batch_sizes[0]) - np.repeat(
-            alive_before, self.batch_sizes
-        )
+        n_pieces, n_steps = self.batch_sizes[0], self.batch_sizes.sum()
+        return np.arange(n_pieces, n_pieces + n_steps) - np.repeat(alive_before, self.batch_sizes)
 
     @cached_property
     def sizes(self) -> list[int]:
-        """``batch_sizes`` as Python numbers."""
+        """``batch_sizes`` as Python's numbers."""
         sizes: list[int] = self.batch_sizes.tolist()
         return sizes
 
     @cached_property
-    def offsets_list(self) -> list[int]:
-        """``offsets`` as Python numbers."""
-        offsets: list[int] = self.offsets.tolist()
-        return offsets
-
-    @cached_property
-    def piece(self) -> Indices:
-        """(N,) the piece of each packed row."""
-        return np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.batch_sizes)
-
-    @cached_property
-    def offsets(self) -> Indices:
-        """(L + 1,) first packed row of each step's block, and N."""
-        return np.concatenate(([0], np.cumsum(self.batch_sizes)))
+    def bounds(self) -> list[int]:
+        """(L + 1,) first packed row of each step's block, and N, as Python's numbers."""
+        return [0, *itertools.accumulate(self.sizes)]
 
 
-def cut(episode_starts: NDArray[np.bool_]) -> Pieces:
-    """The pieces of a block from its (T, B) episode starts."""
+def cut(episode_starts: Tensor) -> Pieces:
+    """The pieces of a block from its (T, B) episode starts, boolean, on the CPU.
+
+    Layers, and the memories of actor and critic, go through the same block one after the other: the last few are kept.
+    """
     n_steps, n_sequences = episode_starts.shape
+    return _cut(episode_starts.numpy().tobytes(), n_steps, n_sequences)
+
+
+def at_pieces(state: Tensor, pieces: Pieces) -> Tensor:
+    """The state before a block (B, ...) -> the state before each of its pieces (P, ...)."""
+    sequence = torch.from_numpy(pieces.sequence).to(state.device)
+    starts = torch.from_numpy(~pieces.carried).to(state.device)
+    return state.index_select(0, sequence).masked_fill(starts.view(-1, *[1] * (state.dim() - 1)), 0.0)
+
+
+def take_rows(rows: Tensor, pieces: Pieces, back: bool = False) -> Tensor:
+    """Rows in the order of the block (N, ...) -> packed, or ``back``. The gradient takes the way back."""
+    if pieces.packed is None or pieces.unpacked is None:
+        return rows
+    there, again = torch.from_numpy(pieces.packed).to(rows.device), torch.from_numpy(pieces.unpacked).to(rows.device)
+    order = (again, there) if back else (there, again)
+    result: Tensor = _TakeRows.apply(rows, *order)  # type: ignore[no-untyped-call]
+    return result
+
+
+@functools.lru_cache(maxsize=8)
+def _cut(starts_bytes: bytes, n_steps: int, n_sequences: int) -> Pieces:
+    episode_starts = np.frombuffer(starts_bytes, dtype=np.bool_).reshape(n_steps, n_sequences)
     if not episode_starts[1:].any():
         return Pieces(
             batch_sizes=np.full(n_steps, n_sequences),
@@ -93,8 +111,7 @@ def cut(episode_starts: NDArray[np.bool_]) -> Pieces:
 
     batch_sizes = len(first) - np.cumsum(np.bincount(lengths))[:-1]
     step = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
-    offsets = np.cumsum(batch_sizes) - batch_sizes
-    piece = np.arange(starts.size) - offsets[step]
+    piece = np.arange(starts.size) - (np.cumsum(batch_sizes) - batch_sizes)[step]
     return Pieces(
         batch_sizes=batch_sizes,
         sequence=sequence,
@@ -103,20 +120,13 @@ def cut(episode_starts: NDArray[np.bool_]) -> Pieces:
     )
 
 
-def take_rows(rows: Tensor, index: Indices | None, inverse: Indices | None) -> Tensor:
-    """Permutes the rows of a matrix; None for the identity. The inverse spares the gradient a scattered sum."""
-    if index is None or inverse is None:
-        return rows
-    result: Tensor = _TakeRows.apply(rows, torch.from_numpy(index), torch.from_numpy(inverse))  # type: ignore
-    return result
-
-
 class _TakeRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, index, inverse):  # type: ignore
-        ctx.inverse = inverse
-        return rows.index_select(0, index.to(rows.device))
+    def forward(ctx: Any, rows: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return rows.index_select(0, there)
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore
-        return gradient.index_select(0, ctx.inverse.to(gradient.device)), None, None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, ctx.back), None, None

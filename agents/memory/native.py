@@ -9,7 +9,7 @@ Axes: T time, B sequences (or environments), F features in, H hidden units, G ga
 
 import ctypes
 import importlib.machinery
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from agents.memory.core import Array, NumpyState, NumpyStep
-
-Parameters = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w_ih (GH, F), w_hh (GH, H), b_ih (GH), b_hh (GH)
+from agents.memory.kernels import Parameters
+from agents.memory.numpy_step import gru_side_by_side, side_by_side
 
 
 def _load() -> ctypes.CDLL | None:
@@ -231,10 +231,10 @@ def _weight_gradients(d_sums: Tensor, inputs: Tensor, has_bias: bool) -> tuple[T
     return _weight_gradient(d_sums, inputs), d_sums.sum((0, 1)) if has_bias else None
 
 
-def lstm_step(layers: list[Parameters]) -> NumpyStep:
+def lstm_step(layers: Sequence[Parameters]) -> NumpyStep:
     """The acting step of stacked LSTM layers, on the parameters as they are now."""
     library = _loaded()
-    prepared = [(*_packed(w_ih, w_hh, _sum(b_ih, b_hh)), w_ih.shape[1]) for w_ih, w_hh, b_ih, b_hh in layers]
+    prepared = [(*_packed(*side_by_side(*layer)), layer[0].shape[1]) for layer in layers]
     size = layers[0][1].shape[1]
     stride = len(layers) * size
 
@@ -252,10 +252,10 @@ def lstm_step(layers: list[Parameters]) -> NumpyStep:
     return _stacked(through, len(layers), 2)
 
 
-def gru_step(layers: list[Parameters]) -> NumpyStep:
+def gru_step(layers: Sequence[Parameters]) -> NumpyStep:
     """The acting step of stacked GRU layers, on the parameters as they are now."""
     library = _loaded()
-    prepared = [(*_packed_gru(*layer), layer[0].shape[1]) for layer in layers]
+    prepared = [(*_packed(*gru_side_by_side(*layer)), layer[0].shape[1]) for layer in layers]
     size = layers[0][1].shape[1]
     stride = len(layers) * size
 
@@ -272,10 +272,10 @@ def gru_step(layers: list[Parameters]) -> NumpyStep:
     return _stacked(through, len(layers), 1)
 
 
-def rnn_step(layers: list[Parameters], relu: bool) -> NumpyStep:
+def rnn_step(layers: Sequence[Parameters], relu: bool) -> NumpyStep:
     """The acting step of stacked layers of the plain network, on the parameters as they are now."""
     library = _loaded()
-    prepared = [(*_packed(w_ih, w_hh, _sum(b_ih, b_hh)), w_ih.shape[1]) for w_ih, w_hh, b_ih, b_hh in layers]
+    prepared = [(*_packed(*side_by_side(*layer)), layer[0].shape[1]) for layer in layers]
     size = layers[0][1].shape[1]
     stride = len(layers) * size
 
@@ -311,25 +311,12 @@ def _stacked(through: Callable[[int, Array, NumpyState, NumpyState, int], int], 
     return step
 
 
-def _packed(w_ih: Tensor, w_hh: Tensor, bias: Tensor | None) -> tuple[Array, Array]:
-    """W_ih (N, F) beside W_hh (N, H), packed for the step's one product, and the bias (N)."""
-    weights = torch.cat((w_ih.detach(), w_hh.detach()), dim=1)
+def _packed(weights: Tensor, bias: Tensor) -> tuple[Array, Array]:
+    """Weights (N, K), packed for the step's one product, and the bias (N)."""
     rows, columns = weights.shape
     packed = np.empty(_loaded().packed_size(columns, rows), dtype=np.float32)
     _loaded().pack(weights.data_ptr(), columns, rows, 1, columns, _address(packed))
-    return packed, np.zeros(rows, np.float32) if bias is None else bias.detach().numpy()
-
-
-def _packed_gru(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Array, Array]:
-    """The GRU's n needs its two products apart: columns r, z of both, n of the features, n of the state."""
-    size = w_hh.shape[1]
-    no_bias = w_hh.new_zeros(3 * size)
-    from_features, from_state = (no_bias if bias is None else bias.detach() for bias in (b_ih, b_hh))
-    gates, rest = slice(0, 2 * size), slice(2 * size, 3 * size)
-    inputs = torch.cat((w_ih.detach(), w_ih.new_zeros(size, w_ih.shape[1])))
-    recurrent = torch.cat((w_hh.detach()[gates], w_hh.new_zeros(size, size), w_hh.detach()[rest]))
-    bias = torch.cat((from_features[gates] + from_state[gates], from_features[rest], from_state[rest]))
-    return _packed(inputs, recurrent, bias)
+    return packed, bias.numpy()
 
 
 def _loaded() -> ctypes.CDLL:

@@ -10,20 +10,19 @@ ever computed. Parameters are named as in ``torch.nn.LSTM`` (``weight_ih_l0``, .
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.memory import native, through_time
+from agents.memory import native, numpy_step, packed, through_time
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
-from agents.memory.episodes import Pieces, cut, take_rows
+from agents.memory.kernels import Kernels, Parameters, Steps
 
 Initialisation = Literal["orthogonal", "torch"]
-NumpyCell = Callable[[Array, NumpyState], NumpyState]
 
 
 class Recurrent(Memory):
@@ -92,93 +91,82 @@ class Recurrent(Memory):
             if layer > 0 and masks:
                 output = output * masks[0][:, layer - 1]
             before = tuple(part[:, layer] for part in carried)
-            after.append(self._cell(output, before, *self._layer_parameters(layer)))
+            after.append(self._cell(output, before, self._layer_parameters(layer)))
             output = after[-1][0]
+        if self.num_layers == 1:
+            return output, tuple(part.unsqueeze(1) for part in after[0])
         return output, (*(torch.stack(layers, dim=1) for layers in zip(*after, strict=True)), *masks)
 
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        if native.takes(features, self.hidden_size):
-            return self._unroll_compiled(features, state, episode_starts)
-        return self._unroll_pieces(features, state, episode_starts)
-
-    def _unroll_compiled(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        """By the kernels of ``native``: resets are part of their loop."""
+        self._check_shapes(features.shape[1:], state, episode_starts.shape[1:])
+        if episode_starts.shape[0] != features.shape[0]:
+            raise ValueError(f"{len(features)} steps of features came with {len(episode_starts)} of episode_starts")
+        if episode_starts.dtype != torch.bool:
+            raise TypeError(f"episode_starts must be boolean; got {episode_starts.dtype}, use episode_starts.bool()")
+        kernels, starts = self._kernels(features), episode_starts.cpu()
         output = features
         for layer in range(self.num_layers):
             if layer > 0 and self._drops:
                 output = output * state[-1][:, layer - 1]
             before = tuple(part[:, layer] for part in state[: self.carried_parts])
-            output = self._through_compiled(output, before, episode_starts, self._layer_parameters(layer))
+            output = self._through(kernels, output, before, starts, self._layer_parameters(layer))
         return output
 
-    def _unroll_pieces(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        """By torch's kernels, over the episodes cut apart and packed."""
-        pieces = cut(episode_starts.cpu().numpy())
-        packed = take_rows(features.flatten(0, 1), pieces.packed, pieces.unpacked)
-        sequence = torch.as_tensor(pieces.sequence, device=packed.device)
-        reset = torch.as_tensor(~pieces.carried, device=packed.device).view(-1, 1, 1)
-        before = tuple(part[sequence].masked_fill(reset, 0.0) for part in state[: self.carried_parts])
-        for layer in range(self.num_layers):
-            if layer > 0 and self._drops:
-                packed = packed * state[-1][sequence, layer - 1][torch.as_tensor(pieces.piece, device=packed.device)]
-            packed = self._through_layer(packed, tuple(part[:, layer] for part in before), pieces, layer)
-        return take_rows(packed, pieces.unpacked, pieces.packed).view(*episode_starts.shape, -1)
-
-    def numpy_step(self) -> NumpyStep:
+    def numpy_step(self) -> NumpyStep | None:
         layers = [self._layer_parameters(layer) for layer in range(self.num_layers)]
-        if native.takes(layers[0][1], self.hidden_size):
-            return self._compiled_step(layers)
-        cells = [self._numpy_cell(*map(_as_numpy, self._layer_parameters(layer))) for layer in range(self.num_layers)]
-        n_carried = self.carried_parts
+        weights = layers[0][0]
+        if weights.device.type != "cpu" or weights.dtype != torch.float32:
+            return None
+        step = self._step_of(native if native.takes(weights, self.hidden_size) else numpy_step, layers)
 
-        def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
-            carried, masks = state[:n_carried], state[n_carried:]
-            if np.count_nonzero(episode_starts):
-                carried = tuple(np.where(episode_starts[:, None, None], np.float32(0), part) for part in carried)
-            output, after = features, []
-            for layer, cell in enumerate(cells):
-                if layer > 0 and masks:
-                    output = output * masks[0][:, layer - 1]
-                after.append(cell(output, tuple(part[:, layer] for part in carried)))
-                output = after[-1][0]
-            return output, (*(np.stack(layers, axis=1) for layers in zip(*after, strict=True)), *masks)
+        def checked_step(
+            features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]
+        ) -> tuple[Array, NumpyState]:
+            self._check_shapes(features.shape, state, episode_starts.shape)
+            return step(features, state, episode_starts)
 
-        return step
+        return checked_step
 
     @abstractmethod
-    def _cell(self, features: Tensor, state: State, *parameters: Tensor | None) -> State:
+    def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
         """One step of one layer: (B, F), (B, H) each -> (B, H) each, the output first."""
 
     @abstractmethod
-    def _numpy_cell(self, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> NumpyCell:
-        """``_cell`` on arrays."""
-
-    @abstractmethod
-    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
-        """The step of all layers by the compiled kernels."""
-
-    @abstractmethod
-    def _through_compiled(
-        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    def _through(
+        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
     ) -> Tensor:
-        """One layer over a block by the compiled kernels: (T, B, F), (B, H) each, (T, B) -> (T, B, H)."""
+        """One layer over a block: (T, B, F), (B, H) each, (T, B) on the CPU -> (T, B, H)."""
 
     @abstractmethod
-    def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
-        """One layer over packed pieces by torch's own kernel: (N, F), (1, P, H) each -> (N, H)."""
+    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
+        """The acting step of all layers, by ``native`` or ``numpy_step``."""
 
-    def _through_layer(self, packed: Tensor, state: State, pieces: Pieces, layer: int) -> Tensor:
-        if packed.device.type == "cpu":
-            return self._through_time(packed, state, self._layer_parameters(layer), pieces)
-        parameters = [parameter for parameter in self._layer_parameters(layer) if parameter is not None]
-        batch_sizes = torch.as_tensor(pieces.batch_sizes)
-        return self._through_packed(packed, batch_sizes, tuple(part.unsqueeze(0) for part in state), parameters)
+    def _check_shapes(self, features: tuple[int, ...], state: Sequence[Any], episode_starts: tuple[int, ...]) -> None:
+        """Compiled kernels take sizes on trust, so they are checked before. Shapes without the time axis."""
+        expected = (*episode_starts, self.num_layers, self.hidden_size)
+        if (
+            features != (*episode_starts, self.input_size)
+            or len(state) != self.carried_parts + self._drops
+            or any(part.shape != expected for part in state[: self.carried_parts])
+            or (self._drops and state[-1].shape != (*episode_starts, self.num_layers - 1, self.hidden_size))
+        ):
+            raise ValueError(
+                f"{type(self).__name__} expects features (B, {self.input_size}), episode_starts (B,) and a state as "
+                f"initial_state(B) gives it, {[tuple(part.shape) for part in self.initial_state(1)]} for B = 1; got "
+                f"features {tuple(features)}, episode_starts {tuple(episode_starts)} and state "
+                f"{[tuple(part.shape) for part in state]} (the time axis left out)"
+            )
+
+    def _kernels(self, features: Tensor) -> Kernels:
+        if native.takes(features, self.hidden_size):
+            return native
+        return through_time if features.device.type == "cpu" else packed
 
     @property
     def _drops(self) -> bool:
         return self.dropout > 0 and self.num_layers > 1
 
-    def _layer_parameters(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _layer_parameters(self, layer: int) -> Parameters:
         w_ih, w_hh, b_ih, b_hh = (
             self._parameters[f"{name}_l{layer}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
@@ -236,33 +224,17 @@ class RNN(Recurrent):
         self.nonlinearity = nonlinearity
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation)
 
-    def _cell(self, features: Tensor, state: State, *parameters: Tensor | None) -> State:
-        cell = torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
+    def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
+        cell: Any = torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
         return (cell(features, state[0], *parameters),)
 
-    def _numpy_cell(self, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> NumpyCell:
-        nonlinearity = np.tanh if self.nonlinearity == "tanh" else (lambda x: np.maximum(x, 0))
-        bias = 0 if b_ih is None else b_ih + b_hh
-
-        def cell(features: Array, state: NumpyState) -> NumpyState:
-            return (nonlinearity(features @ w_ih.T + state[0] @ w_hh.T + bias),)
-
-        return cell
-
-    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
-        return native.rnn_step(layers, self.nonlinearity == "relu")
-
-    def _through_compiled(
-        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    def _through(
+        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
     ) -> Tensor:
-        return native.rnn(features, state[0], episode_starts, parameters, self.nonlinearity == "relu")
+        return kernels.rnn(features, state[0], episode_starts, parameters, self.nonlinearity == "relu")
 
-    def _through_time(self, packed, state, parameters, pieces):
-        return through_time.rnn(packed, *state, parameters, pieces, self.nonlinearity)
-
-    def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
-        through = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
-        return through(packed, batch_sizes, state[0], parameters, self.bias, 1, 0.0, self.training, False)[0]
+    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
+        return steps.rnn_step(layers, self.nonlinearity == "relu")
 
 
 class LSTM(Recurrent):
@@ -306,32 +278,18 @@ class LSTM(Recurrent):
             for layer in range(num_layers):
                 self._set_bias(layer, gate=1, total=forget_bias)
 
-    def _cell(self, features: Tensor, state: State, *parameters: Tensor | None) -> State:
-        return torch.lstm_cell(features, state, *parameters)
+    def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
+        cell: Any = torch.lstm_cell  # its stub asks for biases, which may be None
+        after: State = cell(features, state, *parameters)
+        return after
 
-    def _numpy_cell(self, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> NumpyCell:
-        bias = 0 if b_ih is None else b_ih + b_hh
-
-        def cell(features: Array, state: NumpyState) -> NumpyState:
-            i, f, g, o = np.split(features @ w_ih.T + state[0] @ w_hh.T + bias, 4, axis=1)
-            c = _sigmoid(f) * state[1] + _sigmoid(i) * np.tanh(g)
-            return _sigmoid(o) * np.tanh(c), c
-
-        return cell
-
-    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
-        return native.lstm_step(layers)
-
-    def _through_compiled(
-        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    def _through(
+        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
     ) -> Tensor:
-        return native.lstm(features, *state, episode_starts, parameters)
+        return kernels.lstm(features, state[0], state[1], episode_starts, parameters)
 
-    def _through_time(self, packed, state, parameters, pieces):
-        return through_time.lstm(packed, *state, parameters, pieces)
-
-    def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
-        return torch.lstm(packed, batch_sizes, state, parameters, self.bias, 1, 0.0, self.training, False)[0]
+    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
+        return steps.lstm_step(layers)
 
 
 class GRU(Recurrent):
@@ -365,47 +323,21 @@ class GRU(Recurrent):
             for layer in range(num_layers):
                 self._set_bias(layer, gate=1, total=_chrono_bias(hidden_size, chrono_horizon))
 
-    def _cell(self, features: Tensor, state: State, *parameters: Tensor | None) -> State:
-        return (torch.gru_cell(features, state[0], *parameters),)
+    def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
+        cell: Any = torch.gru_cell  # its stub asks for biases, which may be None
+        return (cell(features, state[0], *parameters),)
 
-    def _numpy_cell(self, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> NumpyCell:
-        b_in, b_hidden = (0, 0) if b_ih is None else (b_ih, b_hh)
-
-        def cell(features: Array, state: NumpyState) -> NumpyState:
-            (h,) = state
-            x_r, x_z, x_n = np.split(features @ w_ih.T + b_in, 3, axis=1)
-            h_r, h_z, h_n = np.split(h @ w_hh.T + b_hidden, 3, axis=1)
-            z = _sigmoid(x_z + h_z)
-            n = np.tanh(x_n + _sigmoid(x_r + h_r) * h_n)
-            return (n + z * (h - n),)
-
-        return cell
-
-    def _compiled_step(self, layers: list[native.Parameters]) -> NumpyStep:
-        return native.gru_step(layers)
-
-    def _through_compiled(
-        self, features: Tensor, state: State, episode_starts: Tensor, parameters: native.Parameters
+    def _through(
+        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
     ) -> Tensor:
-        return native.gru(features, state[0], episode_starts, parameters)
+        return kernels.gru(features, state[0], episode_starts, parameters)
 
-    def _through_time(self, packed, state, parameters, pieces):
-        return through_time.gru(packed, *state, parameters, pieces)
-
-    def _through_packed(self, packed: Tensor, batch_sizes: Tensor, state: State, parameters: list[Tensor]) -> Tensor:
-        return torch.gru(packed, batch_sizes, state[0], parameters, self.bias, 1, 0.0, self.training, False)[0]
+    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
+        return steps.gru_step(layers)
 
 
 def _chrono_bias(hidden_size: int, horizon: float) -> Tensor:
     return torch.empty(hidden_size).uniform_(1.0, horizon - 1.0).log()
-
-
-def _sigmoid(x: Array) -> Array:
-    return np.float32(0.5) * np.tanh(np.float32(0.5) * x) + np.float32(0.5)
-
-
-def _as_numpy(parameter: Tensor | None) -> Array | None:
-    return None if parameter is None else parameter.detach().cpu().numpy()
 
 
 def _check_sizes(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:

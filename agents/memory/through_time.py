@@ -9,43 +9,58 @@ once (projecting the inputs, the derivative of every gate, the gradients of the 
 loop is one matrix product and a few elementwise products: products by torch, elementwise work by NumPy on the same
 memory, since it has the least overhead for a call.
 
-Each function takes (N, F), the state before each piece (P, H) and the parameters of ``torch.nn``'s layer of that name,
-and gives the output (N, H).
 """
 
-from collections.abc import Sequence
+import itertools
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from agents.memory.episodes import Pieces
+from agents.memory.episodes import Pieces, at_pieces, cut, take_rows
+from agents.memory.kernels import Parameters
 
 _sigmoid_derivative = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_derivative = torch.ops.aten.tanh_backward.grad_input
-_relu_derivative = torch.ops.aten.threshold_backward.grad_input
 
 
-def lstm(packed: Tensor, hidden: Tensor, cell: Tensor, parameters: Sequence[Tensor | None], pieces: Pieces) -> Tensor:
-    """A layer of ``torch.nn.LSTM``."""
-    output: Tensor = _LSTM.apply(packed, hidden, cell, *parameters, pieces)  # type: ignore[no-untyped-call]
-    return output
+def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
+    """(T, B, F), state before the first step (B, H) each, (T, B) -> (T, B, H)."""
+    pieces = cut(episode_starts)
+    before = at_pieces(hidden, pieces), at_pieces(cell, pieces)
+    if pieces.packed is None and features.dtype == torch.float32:
+        return _fused_lstm(features, before, parameters)
+    outputs = _LSTM.apply(take_rows(features.flatten(0, 1), pieces), *before, *parameters, pieces)  # type: ignore[no-untyped-call]
+    return take_rows(outputs, pieces, back=True).view(*episode_starts.shape, -1)
 
 
-def gru(packed: Tensor, hidden: Tensor, parameters: Sequence[Tensor | None], pieces: Pieces) -> Tensor:
-    """A layer of ``torch.nn.GRU``."""
-    output: Tensor = _GRU.apply(packed, hidden, *parameters, pieces)  # type: ignore[no-untyped-call]
-    return output
+def gru(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
+    """(T, B, F), state before the first step (B, H), (T, B) -> (T, B, H)."""
+    pieces = cut(episode_starts)
+    rows, before = take_rows(features.flatten(0, 1), pieces), at_pieces(hidden, pieces)
+    outputs = _GRU.apply(rows, before, *parameters, pieces)  # type: ignore[no-untyped-call]
+    return take_rows(outputs, pieces, back=True).view(*episode_starts.shape, -1)
 
 
-def rnn(
-    packed: Tensor, hidden: Tensor, parameters: Sequence[Tensor | None], pieces: Pieces, nonlinearity: str
-) -> Tensor:
-    """A layer of ``torch.nn.RNN``."""
-    output: Tensor = _RNN.apply(packed, hidden, *parameters, pieces, nonlinearity)  # type: ignore[no-untyped-call]
-    return output
+def rnn(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters, relu: bool) -> Tensor:
+    """(T, B, F), state before the first step (B, H), (T, B) -> (T, B, H)."""
+    pieces = cut(episode_starts)
+    rows, before = take_rows(features.flatten(0, 1), pieces), at_pieces(hidden, pieces)
+    outputs = _RNN.apply(rows, before, *parameters, pieces, relu)  # type: ignore[no-untyped-call]
+    return take_rows(outputs, pieces, back=True).view(*episode_starts.shape, -1)
+
+
+def _fused_lstm(features: Tensor, state: tuple[Tensor, Tensor], parameters: Parameters) -> Tensor:
+    """Without resets inside the block torch has one fused call, for float32 LSTMs only."""
+    weights = [parameter for parameter in parameters if parameter is not None]
+    layers, dropout, train, bidirectional, batch_first = 1, 0.0, torch.is_grad_enabled(), False, False
+    before = [part.unsqueeze(0) for part in state]
+    return torch.lstm(features, before, weights, len(weights) == 4, layers, dropout, train, bidirectional, batch_first)[
+        0
+    ]
 
 
 class _LSTM(torch.autograd.Function):
@@ -76,14 +91,14 @@ class _LSTM(torch.autograd.Function):
 
         scratch, two, one = np.empty_like(hidden.numpy()), _scalar(2, hidden), _scalar(1, hidden)
         multiply, add, subtract, tanh, sigmoid = np.multiply, np.add, np.subtract, np.tanh, torch.sigmoid
-        h_rows = hiddens.split([len(hidden), *sizes])
+        h_rows = hiddens.split_with_sizes([len(hidden), *sizes])
         c_rows = _steps(cells.numpy(), pieces, before=len(hidden))
         h_before, c_before = h_rows[0], c_rows[0]
         alive = len(hidden)
         for x, by_gate, activated, i, f, g, o, h, h_array, c, t in zip(
-            projected.split(sizes),
-            projected.view(-1, 4, n_units).transpose(0, 1).split(sizes, dim=1),
-            gates.split(sizes, dim=1),
+            projected.split_with_sizes(sizes),
+            projected.view(-1, 4, n_units).transpose(0, 1).split_with_sizes(sizes, dim=1),
+            gates.split_with_sizes(sizes, dim=1),
             *(_steps(gate, pieces) for gate in gates.numpy()),
             h_rows[1:],
             _steps(hiddens.numpy(), pieces, before=len(hidden))[1:],
@@ -109,7 +124,8 @@ class _LSTM(torch.autograd.Function):
         return hiddens[len(hidden) :]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    @once_differentiable
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         packed, w_ih, w_hh, gates, hiddens, cells, squashed = ctx.saved_tensors
         pieces: Pieces = ctx.pieces
         sizes = pieces.sizes
@@ -125,7 +141,7 @@ class _LSTM(torch.autograd.Function):
         _sigmoid_derivative(squashed, o, grad_input=factors[:, 5])
         products = torch.empty_like(factors)  # the same slots: dc, dc handed on, d(i, f, g, o) before activation
         d_gates = products.view(n_steps, -1)[:, 2 * n_units :]
-        d_hidden = gradients[0].clone(memory_format=torch.contiguous_format)
+        d_hidden = d_output.clone(memory_format=torch.contiguous_format)
 
         multiply, add = np.multiply, np.add
         k, p = factors.numpy(), products.numpy()
@@ -133,7 +149,7 @@ class _LSTM(torch.autograd.Function):
         handed_on = p[:0, 1]
         alive_after = 0
         for dh, dh_array, of_dh, from_dh, dc, dc_wide, of_dc, from_dc, next_handed_on, next_d_gates in zip(
-            reversed(d_hidden.split(sizes)),
+            reversed(d_hidden.split_with_sizes(sizes)),
             *(
                 reversed(_steps(array, pieces))
                 for array in (
@@ -147,7 +163,7 @@ class _LSTM(torch.autograd.Function):
                     p[:, 1],
                 )
             ),
-            reversed(d_gates.split(sizes)),
+            reversed(d_gates.split_with_sizes(sizes)),
             strict=True,
         ):
             if alive_after < len(dc):
@@ -205,14 +221,14 @@ class _GRU(torch.autograd.Function):
 
         multiply, add, subtract, tanh, sigmoid = np.multiply, np.add, np.subtract, np.tanh, torch.sigmoid
         columns = projected.numpy()
-        h_rows = hiddens.split([len(hidden), *sizes])
+        h_rows = hiddens.split_with_sizes([len(hidden), *sizes])
         h_arrays = _steps(hiddens.numpy(), pieces, before=len(hidden))
         h_before, h_array_before = h_rows[0], h_arrays[0]
         alive = len(hidden)
         for x, r_z, activated, r, z, h_n, x_n, n, h, h_array in zip(
-            projected[:, : 3 * n_units].split(sizes),
-            projected.view(-1, 4, n_units)[:, 1:3].transpose(0, 1).split(sizes, dim=1),
-            gates.split(sizes, dim=1),
+            projected[:, : 3 * n_units].split_with_sizes(sizes),
+            projected.view(-1, 4, n_units)[:, 1:3].transpose(0, 1).split_with_sizes(sizes, dim=1),
+            gates.split_with_sizes(sizes, dim=1),
             *(_steps(gate, pieces) for gate in gates.numpy()),
             _steps(columns[:, :n_units], pieces),
             _steps(columns[:, 3 * n_units :], pieces),
@@ -238,7 +254,8 @@ class _GRU(torch.autograd.Function):
         return hiddens[len(hidden) :]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    @once_differentiable
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         packed, w_ih, w_hh, (r, z), new, hiddens, projected = ctx.saved_tensors
         pieces: Pieces = ctx.pieces
         sizes = pieces.sizes
@@ -253,7 +270,7 @@ class _GRU(torch.autograd.Function):
         _sigmoid_derivative(to_xn * projected[:, :n_units], r, grad_input=to_r)
         _sigmoid_derivative(before - new, z, grad_input=to_z)
         products = torch.empty_like(factors)
-        d_hidden = gradients[0].clone(memory_format=torch.contiguous_format)
+        d_hidden = d_output.clone(memory_format=torch.contiguous_format)
         d_recurrent = products.view(n_steps, -1)[:, n_units : 4 * n_units]
         d_inputs = products.view(n_steps, -1)[:, 2 * n_units :]
         w_re = _n_first(w_hh, n_units)
@@ -262,9 +279,9 @@ class _GRU(torch.autograd.Function):
         k, p, d = factors.numpy(), products.numpy(), d_hidden.numpy()
         handed_on, d_gates_after = p[:0, 0], d_recurrent[:0]
         for dh, dh_array, dh_wide, of_dh, from_dh, next_handed_on, next_d_gates in zip(
-            reversed(d_hidden.split(sizes)),
+            reversed(d_hidden.split_with_sizes(sizes)),
             *(reversed(_steps(array, pieces)) for array in (d, d[:, None], k, p, p[:, 0])),
-            reversed(d_recurrent.split(sizes)),
+            reversed(d_recurrent.split_with_sizes(sizes)),
             strict=True,
         ):
             alive_after = len(handed_on)
@@ -299,7 +316,7 @@ class _RNN(torch.autograd.Function):
         b_ih: Tensor | None,
         b_hh: Tensor | None,
         pieces: Pieces,
-        nonlinearity: str,
+        relu: bool,
     ) -> Tensor:
         sizes = pieces.sizes
         bias = None if b_ih is None or b_hh is None else b_ih + b_hh
@@ -307,7 +324,7 @@ class _RNN(torch.autograd.Function):
         hiddens[: len(hidden)] = hidden
         _project(packed, w_ih.t(), bias, out=hiddens[len(hidden) :])
         w_re = w_hh.t().contiguous()
-        h_rows = hiddens.split([len(hidden), *sizes])
+        h_rows = hiddens.split_with_sizes([len(hidden), *sizes])
         h_arrays = _steps(hiddens.numpy(), pieces, before=len(hidden))
         zero = _scalar(0, hidden)
         h_before = h_rows[0]
@@ -315,30 +332,31 @@ class _RNN(torch.autograd.Function):
             if len(h_before) > len(h_array):
                 h_before = h_before[: len(h_array)]
             h.addmm_(h_before, w_re)
-            if nonlinearity == "tanh":
-                np.tanh(h_array, h_array)
+            if relu:
+                np.maximum(h_array, zero, out=h_array)
             else:
-                np.maximum(h_array, zero, h_array)
+                np.tanh(h_array, h_array)
             h_before = h
         ctx.save_for_backward(packed, w_ih, w_hh, hiddens)
-        ctx.pieces, ctx.nonlinearity = pieces, nonlinearity
+        ctx.pieces, ctx.relu = pieces, relu
         return hiddens[len(hidden) :]
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    @once_differentiable
+    def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         packed, w_ih, w_hh, hiddens = ctx.saved_tensors
         pieces: Pieces = ctx.pieces
         sizes = pieces.sizes
         output = hiddens[sizes[0] :]
         derivative = torch.empty_like(output)
-        if ctx.nonlinearity == "tanh":
-            _tanh_derivative(output.new_ones(()).expand_as(output), output, grad_input=derivative)
-        else:
+        if ctx.relu:
             torch.gt(output, 0, out=derivative)
-        d_hidden = gradients[0].clone(memory_format=torch.contiguous_format)
+        else:
+            _tanh_derivative(output.new_ones(()).expand_as(output), output, grad_input=derivative)
+        d_hidden = d_output.clone(memory_format=torch.contiguous_format)
         d_after = d_hidden[:0]
         for dh, dh_array, factor in zip(
-            reversed(d_hidden.split(sizes)),
+            reversed(d_hidden.split_with_sizes(sizes)),
             reversed(_steps(d_hidden.numpy(), pieces)),
             reversed(_steps(derivative.numpy(), pieces)),
             strict=True,
@@ -383,12 +401,12 @@ def _before(rows: Tensor, pieces: Pieces) -> Tensor:
 
 def _steps(array: NDArray[Any], pieces: Pieces, before: int = 0) -> list[NDArray[Any]]:
     """A view of each step's rows; of the ``before`` first rows too if there are any."""
-    bounds = pieces.offsets_list
+    bounds = pieces.bounds
     if not before:
-        return [array[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        return [array[start:end] for start, end in itertools.pairwise(bounds)]
     return [
         array[:before],
-        *(array[start + before : end + before] for start, end in zip(bounds, bounds[1:], strict=False)),
+        *(array[start + before : end + before] for start, end in itertools.pairwise(bounds)),
     ]
 
 

@@ -1,0 +1,48 @@
+"""What a set of kernels for RNN, LSTM and GRU offers: one layer over a whole block. Three modules do.
+
+- ``native``: compiled, float32 on a CPU, a hidden size of a multiple of 8; the fastest;
+- ``through_time``: NumPy and torch, any hidden size and precision on a CPU, no compiler needed;
+- ``packed``: torch's own, any device; cuDNN on a GPU.
+
+Axes: T time, B sequences, F features in, H hidden units, G gates of a cell.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from agents.memory.core import NumpyStep
+
+Parameters = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""w_ih (GH, F), w_hh (GH, H), b_ih (GH), b_hh (GH), gates in torch's order."""
+
+
+class Kernels(Protocol):
+    """Features (T, B, F), state before the first step (B, H), (T, B) boolean on the CPU -> outputs (T, B, H)."""
+
+    def lstm(
+        self, features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters
+    ) -> Tensor:
+        """A layer of ``torch.nn.LSTM``."""
+
+    def gru(self, features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
+        """A layer of ``torch.nn.GRU``."""
+
+    def rnn(
+        self, features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters, relu: bool
+    ) -> Tensor:
+        """A layer of ``torch.nn.RNN``."""
+
+
+class Steps(Protocol):
+    """The acting step of stacked layers, on their parameters as they are now: ``native`` and ``numpy_step`` do."""
+
+    def lstm_step(self, layers: Sequence[Parameters]) -> NumpyStep:
+        """That of ``torch.nn.LSTM``."""
+
+    def gru_step(self, layers: Sequence[Parameters]) -> NumpyStep:
+        """That of ``torch.nn.GRU``."""
+
+    def rnn_step(self, layers: Sequence[Parameters], relu: bool) -> NumpyStep:
+        """That of ``torch.nn.RNN``."""
