@@ -57,7 +57,7 @@ def make(
     `wrappers`: from the innermost out; each a name of `envs.wrappers.WRAPPERS`, (name, settings), {name: settings}, or
     in place of a name "module:Class" or a class for a `gymnasium.Wrapper`.
     `backend`: "vector" steps all environments in one NumPy program, where the id has one; "serial" one after the other;
-    "subprocess" in worker processes, for environments that take longer than a message to a worker and back (some 0.2 ms).
+    "subprocess" in worker processes, for environments slower than a message to a worker and back (some 0.2 ms).
     "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
 
     A finished episode is told by infos[i]: "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l",
