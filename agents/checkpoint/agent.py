@@ -543,11 +543,13 @@ def _encoded_carried(encoder: Encoder, model: "RecurrentOnPolicyAlgorithm", carr
 
 def _random_states(model: "RecurrentOnPolicyAlgorithm") -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002  (what Stable-Baselines3 seeds)
+    numpy["state"]["key"] = numpy["state"]["key"].astype(np.int64)  # older safetensors know no uint32
     used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = torch.cuda.get_rng_state_all() if used else []
     return {
         "python": [version, np.array(numbers, np.int64), gauss],
-        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  (what Stable-Baselines3 seeds)
+        "numpy": numpy,
         "torch": torch.get_rng_state(),
         "cuda": cuda,
         "model": model._rng.bit_generator.state,

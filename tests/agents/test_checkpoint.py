@@ -601,6 +601,13 @@ def test_loading_for_prediction_leaves_the_random_states_alone(trained: Model) -
     assert again._rng.bit_generator.state == trained._rng.bit_generator.state
 
 
+def test_loading_with_an_environment_restores_the_random_states(trained: Model) -> None:
+    file = saved(trained)
+    drawn = [random.random(), np.random.random(), float(torch.rand(()))]  # noqa: NPY002
+    load_algorithm(RecurrentPPO, file, clocks(n_envs=2), device="cpu")
+    assert [random.random(), np.random.random(), float(torch.rand(()))] == drawn  # noqa: NPY002
+
+
 def test_a_new_seed_decides_anew(trained: Model) -> None:
     def continued(seed: int) -> Model:
         return loaded(trained, clocks(n_envs=2), seed=seed).learn(32)
