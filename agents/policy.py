@@ -158,9 +158,15 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         elif self.critic_memory == "none":
             self.memory_critic = Projection(critic_features, self.memory_actor.output_size)
         self._n_actor_parts = len(self.memory_actor.initial_state(1))
-        self.mlp_extractor = MlpExtractor(
-            self.memory_actor.output_size, self.net_arch, self.activation_fn, device=self.device
-        )
+        self.mlp_extractor = self._make_heads(self.memory_actor.output_size)
+        if self.memory_critic is not None and self.memory_critic.output_size != self.memory_actor.output_size:
+            # The critic sees more than the actor, and its memory is as wide as what it sees.
+            of_critic = self._make_heads(self.memory_critic.output_size)
+            self.mlp_extractor.value_net = of_critic.value_net
+            self.mlp_extractor.latent_dim_vf = of_critic.latent_dim_vf
+
+    def _make_heads(self, size: int) -> MlpExtractor:
+        return MlpExtractor(size, self.net_arch, self.activation_fn, device=self.device)
 
     def initial_state(self, batch_size: int) -> State:
         """The state of every memory before an episode's first step, (B, ...) each."""
@@ -260,13 +266,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         batch_size = len(next(iter(tensors.values()))) if isinstance(tensors, dict) else len(tensors)
         self._notice_lost_memory(state, episode_start)
         with torch.no_grad():
-            starts = (
-                np.zeros(batch_size, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
-            )
             actor_state = self._import_state(state, batch_size)
-            if len(starts.reshape(-1)) != batch_size:
-                raise ValueError(f"episode_start has {starts.size} entries for a batch of {batch_size} observations")
-            episode_starts = torch.as_tensor(starts.reshape(-1), device=self.device)
+            episode_starts = self._import_episode_start(episode_start, batch_size)
             actions, actor_state = self._predict(tensors, actor_state, episode_starts, deterministic)
         for_environment = self.head.to_environment(actions.cpu().numpy())
         return (for_environment if vectorized else for_environment[0]), self._export_state(actor_state)
@@ -299,7 +300,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         return state
 
     def _notice_lost_memory(self, state: Any, episode_start: Any) -> None:
-        if state is not None or episode_start is not None or not self._n_actor_parts:
+        at_start = episode_start is not None and np.all(episode_start)
+        if state is not None or at_start or not self._n_actor_parts:
             self._calls_without_state = 0
             return
         self._calls_without_state += 1
