@@ -268,6 +268,8 @@ class LSTM(Recurrent):
         chrono_horizon: float | None = None,
     ) -> None:
         _check_horizon(chrono_horizon, bias)
+        if forget_bias is not None and not math.isfinite(forget_bias):
+            raise ValueError(f"forget_bias must be a finite number or None; got {forget_bias!r}")
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation)
         if chrono_horizon is not None:
             for layer in range(num_layers):
@@ -342,7 +344,7 @@ def _chrono_bias(hidden_size: int, horizon: float) -> Tensor:
 
 def _check_sizes(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:
     for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1); got {dropout!r}")

@@ -1,0 +1,189 @@
+"""Every set of kernels gives what torch's cells give step by step, forward and backward."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from agents.memory import LSTM, Memory, make_memory, native, numpy_step, packed, through_time
+
+T, B, F, H = 11, 4, 5, 16
+
+KERNELS = [
+    pytest.param(native, marks=pytest.mark.skipif(not native.available, reason="built without a C compiler")),
+    through_time,
+    packed,
+]
+CELLS: list[tuple[str, dict[str, Any]]] = [
+    ("lstm", {}),
+    ("gru", {}),
+    ("rnn", {}),
+    ("rnn", {"nonlinearity": "relu"}),
+    ("lstm", {"bias": False}),
+    ("gru", {"bias": False}),
+    ("rnn", {"bias": False}),
+]
+
+every_cell = pytest.mark.parametrize(("name", "kwargs"), CELLS)
+
+
+def build(name: str, kwargs: dict[str, Any]) -> Memory:
+    torch.manual_seed(0)
+    memory = make_memory(name, F, {"hidden_size": H, "initialisation": "torch", **kwargs})
+    for parameter in memory.parameters():
+        parameter.data.mul_(2.0)  # far enough from linear for every derivative to matter
+    return memory
+
+
+def gradients(memory: Memory, output: Any, features: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    features = features.clone().requires_grad_()
+    before = tuple(part.clone().requires_grad_() for part in state)
+    outputs = output(features, before)
+    weights = torch.linspace(-1, 1, outputs.numel()).view_as(outputs)
+    return outputs, list(torch.autograd.grad((outputs * weights).sum(), [features, *before, *memory.parameters()]))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("kernels", KERNELS)
+@every_cell
+def test_a_block_through_the_kernels_is_torchs_cell_step_by_step(
+    name: str, kwargs: dict[str, Any], kernels: ModuleType, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory: Any = build(name, kwargs)
+    monkeypatch.setattr(memory, "_kernels", lambda features: kernels)
+    features, starts = torch.randn(T, B, F), torch.rand(T, B) < rate
+    state = tuple(torch.randn_like(part) for part in memory.initial_state(B))
+
+    def by_steps(x: Tensor, before: tuple[Tensor, ...]) -> Tensor:
+        outputs = []
+        for x_t, starts_t in zip(x, starts, strict=True):
+            output, before = memory.step(x_t, before, starts_t)
+            outputs.append(output)
+        return torch.stack(outputs)
+
+    outputs, ours = gradients(memory, lambda x, before: memory.unroll(x, before, starts), features, state)
+    expected_outputs, expected = gradients(memory, by_steps, features, state)
+    torch.testing.assert_close(outputs, expected_outputs, rtol=1e-5, atol=1e-6)
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [through_time, packed])
+@every_cell
+def test_float64_kernels_agree_to_float64_precision(
+    name: str, kwargs: dict[str, Any], kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory: Any = build(name, kwargs).double()
+    monkeypatch.setattr(memory, "_kernels", lambda features: kernels)
+    features, starts = torch.randn(T, B, F, dtype=torch.float64), torch.rand(T, B) < 0.2
+    state = before = tuple(torch.randn_like(part) for part in memory.initial_state(B))
+    outputs = memory.unroll(features, state, starts)
+    for t in range(T):
+        expected, before = memory.step(features[t], before, starts[t])
+        torch.testing.assert_close(outputs[t], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [KERNELS[0], numpy_step])
+@every_cell
+def test_a_step_without_torch_is_torchs_cell(
+    name: str, kwargs: dict[str, Any], steps: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory: Any = build(name, kwargs)
+    monkeypatch.setattr(native, "available", steps is native)
+    step = memory.numpy_step()
+    for batch_size in (1, 2, 3, 4, 5, 6, 7, 9, 13):  # every path through blocks of rows
+        features, starts = torch.randn(batch_size, F), torch.arange(batch_size) % 3 == 1
+        state = tuple(torch.randn_like(part) for part in memory.initial_state(batch_size))
+        with torch.no_grad():
+            expected, expected_state = memory.step(features, state, starts)
+        output, after = step(features.numpy(), tuple(part.numpy() for part in state), starts.numpy())
+        np.testing.assert_allclose(output, expected.numpy(), rtol=1e-5, atol=1e-6)
+        for part, expected_part in zip(after, expected_state, strict=True):
+            np.testing.assert_allclose(part, expected_part.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [KERNELS[0], numpy_step])
+def test_a_step_reads_arrays_whatever_their_strides(steps: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "available", steps is native)
+    memory = build("lstm", {"num_layers": 2})
+    step = memory.numpy_step()
+    assert step is not None
+    features, hidden, cell = np.random.default_rng(0).normal(size=(3, B, 2, H)).astype(np.float32)
+    features, starts = features[:, 0, :F], np.array([True, False, False, True])
+    expected, expected_state = step(features.copy(), (hidden.copy(), cell.copy()), starts)
+    output, state = step(np.asfortranarray(features), (np.asfortranarray(hidden), hidden[::-1] * 0 + cell), starts)
+    np.testing.assert_array_equal(output, expected)
+    for part, expected_part in zip(state, expected_state, strict=True):
+        np.testing.assert_array_equal(part, expected_part)
+    every_other = np.repeat(starts, 2)[::2]
+    np.testing.assert_array_equal(step(features, (hidden, cell), every_other)[0], expected)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_numbers_far_out_saturate_and_stay_finite(
+    name: str, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory: Any = build(name, {})
+    monkeypatch.setattr(memory, "_kernels", lambda features: kernels)
+    features = torch.randn(T, B, F) * 1e6
+    features.requires_grad_()
+    outputs = memory.unroll(features, memory.initial_state(B), torch.zeros(T, B, dtype=torch.bool))
+    outputs.sum().backward()
+    assert outputs.abs().max() <= 1.0
+    assert all(torch.isfinite(parameter.grad).all() for parameter in memory.parameters())
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_a_nan_stays_one_and_stays_where_it_is(name: str, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory: Any = build(name, {})
+    monkeypatch.setattr(memory, "_kernels", lambda features: kernels)
+    features, starts = torch.randn(T, B, F), torch.zeros(T, B, dtype=torch.bool)
+    features[3, 1, 2] = torch.nan
+    starts[6, 1] = True
+    outputs = memory.unroll(features, memory.initial_state(B), starts)
+    poisoned = outputs.isnan().any(dim=-1)
+    assert poisoned[3:6, 1].all()
+    assert poisoned.sum() == 3
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_a_block_goes_through_without_gradients_too(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory: Any = LSTM(F, H)
+    monkeypatch.setattr(memory, "_kernels", lambda features: kernels)
+    features, starts = torch.randn(T, B, F), torch.rand(T, B) < 0.2
+    with_gradients = memory.unroll(features, memory.initial_state(B), starts)
+    with torch.no_grad():
+        without = memory.unroll(features, memory.initial_state(B), starts)
+    assert not without.requires_grad
+    assert torch.equal(without, with_gradients.detach())
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_memory_laid_out_otherwise_is_read_right(
+    name: str, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices and transposes, as a minibatch of the buffer or a caller's own code may hand them in."""
+    memory: Any = build(name, {"num_layers": 2})
+    monkeypatch.setattr(memory, "_kernels", lambda features: kernels)
+    features, starts = torch.randn(T, B, F), torch.rand(T, B) < 0.2
+    state = tuple(torch.randn_like(part) for part in memory.initial_state(B))
+    expected = memory.unroll(features, state, starts)
+    weights = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), list(memory.parameters()))
+    outputs = memory.unroll(
+        features.transpose(0, 1).contiguous().transpose(0, 1),
+        tuple(part.transpose(0, 2).contiguous().transpose(0, 2) for part in state),
+        torch.stack((starts, ~starts), dim=-1)[..., 0],
+    )
+    torch.testing.assert_close(outputs, expected)
+    strided = weights.transpose(0, 2).contiguous().transpose(0, 2)
+    for one, other in zip(
+        torch.autograd.grad(outputs, list(memory.parameters()), strided), expected_gradients, strict=True
+    ):
+        torch.testing.assert_close(one, other)
