@@ -510,6 +510,7 @@ class SampleFactory:
             from sample_factory.utils.utils import log
 
             log.setLevel("ERROR")
+            _let_sample_factory_run_on_numpy_2()
             makers = gymnasium_envs(case)
 
             def make(name: str, settings: Any, env_config: Any, render_mode: str | None = None) -> Any:
@@ -553,7 +554,7 @@ class SampleFactory:
             finally:
                 self._learner.train = plain
         if len(marks) <= n_iterations:
-            raise Unavailable(f"its run ends before its first update with NumPy {np.__version__} (it asks for NumPy 1)")
+            raise Unavailable(f"its run ended after {len(marks)} of {n_iterations + 1} updates")
         (first, trained_before), (last, trained) = marks[0], marks[n_iterations]
         whole, learned = last - first, trained - trained_before
         return Seconds(whole, whole - learned, learned)
@@ -598,3 +599,20 @@ class SampleFactory:
         arguments = [f"--{name}={value}" for name, value in said.items()] + ["--encoder_mlp_layers"]
         parser, _ = parse_sf_args(arguments)
         return parse_full_cfg(parser, arguments)
+
+
+def _let_sample_factory_run_on_numpy_2() -> None:
+    """It writes arrays of one entry into scalar slots, which NumPy 2.4 refuses: they are given the slot's shape."""
+    from sample_factory.algo.utils.tensor_dict import TensorDict
+
+    plain = TensorDict._set_data_func
+    if plain.__module__ == __name__:
+        return
+
+    def set_data(self: Any, kept: Any, index: Any, data: Any) -> None:
+        if isinstance(kept, np.ndarray) and isinstance(data, np.ndarray):
+            kept[index] = data.reshape(np.shape(kept[index]))
+        else:
+            plain(self, kept, index, data)
+
+    TensorDict._set_data_func = set_data
