@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.memory import Memory, make_memory
+from agents.memory import Memory, make_memory, native
 
 Way = Callable[[], object]
 
@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work is running")
+    parser.add_argument("--portable", action="store_true", help="as where no C compiler built the kernels")
     arguments = parser.parse_args()
+    native.available = native.available and not arguments.portable
     torch.set_num_threads(arguments.threads)
     cases = itertools.product(arguments.memory, arguments.units, arguments.sequences)
     if arguments.what == "step":
@@ -50,7 +52,8 @@ def main() -> None:
 
 
 def time_unrolls(cases: Sequence[tuple[str, int, int]], arguments: argparse.Namespace) -> None:
-    print(f"forward + backward, T = {arguments.steps}, {arguments.threads} thread(s), ms (ratio to ours)")
+    kernels = "compiled kernels" if native.available else "no compiled kernels"
+    print(f"forward + backward, T = {arguments.steps}, {arguments.threads} thread(s), {kernels}, ms (ratio to ours)")
     print(
         f"{'memory':8}{'units':>6}{'B':>4}{'mean':>6}{'ours':>9}" + "".join(f"{way:>17}" for way in arguments.against)
     )
@@ -162,7 +165,7 @@ def padded(layer: nn.RNNBase, features: Tensor, starts: Tensor) -> Tensor:
     real = torch.from_numpy(within < lengths)
     steps = torch.from_numpy(np.minimum(begin + within, first.size - 1))
     outputs = layer(features.transpose(0, 1).flatten(0, 1)[steps])[0]
-    by_sequence = outputs.transpose(0, 1)[real.T]
+    by_sequence: Tensor = outputs.transpose(0, 1)[real.T]
     return by_sequence.view(n_sequences, n_steps, -1).transpose(0, 1)
 
 
