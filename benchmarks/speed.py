@@ -4,6 +4,8 @@
     python benchmarks/speed.py --write-docs     everything, into docs/speed.md, docs/speed.png, docs/results/speed.json
     python benchmarks/speed.py --only "256 units, separate"     the cases whose name contains this
 
+The peers are those of benchmarks/peers.txt; one that is missing or breaks is named with the reason.
+
 Contenders of a case take turns (A B C A B C ...), each with the same network, environments, steps, minibatches and
 epochs. A ratio is taken within a turn, so that what slows the machine for a while slows both sides of it.
 """
@@ -19,7 +21,6 @@ from typing import Annotated, Any
 import tyro
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BASE = "sb3-contrib"
 OURS = "RecuRL"
 
 
@@ -94,17 +95,21 @@ def main(settings: Settings) -> None:
 
 def measure(case: Any, rounds: int, seconds: float, names: tuple[str, ...]) -> CaseResult:
     """Lets the contenders of a case take turns."""
-    from contenders import Unavailable, build
+    from contenders import build
     from limits import limits_of
 
     rows = {name: Row(case.name, name) for name in names if name in case.contenders}
     contenders: dict[str, Any] = {}
+    n_iterations: dict[str, int] = {}
     for name, row in rows.items():
         try:
             contenders[name] = build(name, case)
-        except (Unavailable, ImportError) as error:
+            n_iterations[name] = _iterations_for(seconds, contenders[name])
+        except Exception as error:
+            if name.startswith(OURS):
+                raise
+            contenders.pop(name, None)
             row.error = f"{type(error).__name__}: {error}".splitlines()[0]
-    n_iterations = {name: _iterations_for(seconds, contender) for name, contender in contenders.items()}
     turns: dict[str, list[Any]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
