@@ -102,6 +102,7 @@ def evaluate_run(
     with (
         closing(make_environments(settings, min(n_envs, episodes))) as env,
         reported_as(NotFinite, "evaluation", FloatingPointError),
+        reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
         evaluation = evaluate(player, env, episodes, seed=seed)

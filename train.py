@@ -59,7 +59,9 @@ def train(settings: Settings) -> RunDirectory:
         reported_as(CheckpointFault, "saving", CheckpointError),
         configs.environment_blamed(about),
     ):
-        with reported_as(SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError):
+        with reported_as(
+            SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError
+        ):
             normalized = normalize(
                 env,
                 observations=task.normalize_observations,

@@ -159,12 +159,15 @@ def evaluate(
 
     Raises:
         FloatingPointError: an episode's return is not finite.
+        ValueError: the agent does not fit the environments.
     """
     if episodes < 1:
         raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
     if isinstance(env, VecNormalize):
         env = env.venv
     with undisturbed(), _acting(_player(agent), deterministic) as player:
+        if player.policy.action_space != env.action_space:
+            raise ValueError(f"the agent's actions are {player.policy.action_space}, those here {env.action_space}")
         if seed is not None:
             env.seed(seed)
             torch.manual_seed(seed)

@@ -66,25 +66,27 @@ def environment_blamed(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        place = _place_in_environment(error)
-        if place is None:
+        # EnvError tells environment and step itself; this package does not know its class.
+        is_told = type(error).__name__ == "EnvError"
+        if not is_told and not _is_of_environment(error):
             raise
-        raise EnvironmentFault(f"{what}: {describe(error)} ({place}); --debug shows the traceback") from error
+        said = str(error) if is_told else describe(error)
+        raise EnvironmentFault(f"{what}: {said}{_place(error.__cause__ if is_told else error)}") from error
 
 
-def _place_in_environment(error: Exception) -> str | None:
-    """The line that raised, if it was called by a Gymnasium environment or is a worker's report of one."""
+def _is_of_environment(error: Exception) -> bool:
+    """Whether a Gymnasium environment was on the way to it."""
     from gymnasium import Env
     from gymnasium.vector import VectorEnv
 
-    for cause in (error, error.__cause__):
-        if type(cause).__name__ == "EnvError":
-            return "in a worker process"
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not any(isinstance(frame.f_locals.get("self"), Env | VectorEnv) for frame in frames):
-        return None
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{last.filename}:{last.lineno}, in {last.name}"
+    return any(isinstance(frame.f_locals.get("self"), Env | VectorEnv) for frame in frames)
+
+
+def _place(error: BaseException | None) -> str:
+    """The line that raised, in brackets; nothing where that is not known here."""
+    frames = traceback.extract_tb(error.__traceback__) if error is not None else []
+    return f" ({frames[-1].filename}:{frames[-1].lineno}; --debug shows the traceback)" if frames else ""
 
 
 def describe(error: BaseException) -> str:

@@ -29,6 +29,9 @@ ENCODERS: dict[str, tuple[str, ...]] = {
 }
 """The encoders that have a name, and the arguments each takes."""
 
+WRAPPERS = ("mask", "flicker", "delay", "noise", "previous_action_reward", "history", "flatten")
+"""The wrappers that have a name."""
+
 Kwargs = dict[str, Any]
 Wrapper = object  # a name, or {name: {argument: value}}; checked below
 
@@ -61,7 +64,8 @@ class EnvironmentSettings:
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
     wrappers: tuple[Wrapper, ...] = ()
-    """Wrappers, innermost first: a name, or `{name: {argument: value}}`."""
+    """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, or
+    `module:Class`; with arguments `{name: {argument: value}}`."""
     backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
     """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
     that the id has."""
@@ -264,8 +268,7 @@ def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
     if not settings.env.id.strip():
         yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
     for wrapper in settings.env.wrappers:
-        if not _is_wrapper(wrapper):
-            yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
+        yield from _unusable_wrapper(wrapper)
     name = settings.name
     if name is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
         yield "name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"
@@ -289,8 +292,7 @@ PPO_ONLY = ("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip
 def _unknown_choice(
     kind: str, name: str, kwargs: Kwargs, known: dict[str, tuple[str, ...]]
 ) -> Iterator[tuple[str, str]]:
-    module, _, attribute = name.partition(":")
-    if module and attribute.isidentifier():
+    if _is_class(name):
         return
     if name not in known:
         hint = did_you_mean(name, tuple(known))
@@ -310,11 +312,20 @@ def did_you_mean(name: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _is_wrapper(value: Any) -> bool:
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, kwargs),) = value.items()
-        return isinstance(name, str) and (kwargs is None or isinstance(kwargs, dict))
-    return isinstance(value, str) and bool(value)
+def _unusable_wrapper(wrapper: Any) -> Iterator[tuple[str, str]]:
+    name, kwargs = wrapper, None
+    if isinstance(wrapper, dict) and len(wrapper) == 1:
+        ((name, kwargs),) = wrapper.items()
+    if not isinstance(name, str) or not (kwargs is None or isinstance(kwargs, dict)):
+        yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
+    elif name not in WRAPPERS and not _is_class(name):
+        hint = did_you_mean(name, WRAPPERS)
+        yield "env.wrappers", f"must hold {', '.join(WRAPPERS)} or module:Class; got {name!r}{hint}"
+
+
+def _is_class(name: str) -> bool:
+    module, _, attribute = name.partition(":")
+    return bool(module) and attribute.isidentifier()
 
 
 def _choices(declared: Any) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ def test_a_printed_configuration_reads_back_to_the_same_settings(file: str, tmp_
         "--algorithm.clip-range-vf",
         "0.3",
         "--env.wrappers",
-        "{noise: {std: 1e-2}}",
+        "{noise: {scale: 1e-2}}",
         "--name",
         "1",
     ]

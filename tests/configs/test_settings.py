@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from configs import Settings, SettingsError
-from configs.settings import ENCODERS, MEMORIES, PPO_ONLY, AlgorithmSettings, PolicySettings, problems
+from configs.settings import (
+    ENCODERS,
+    MEMORIES,
+    PPO_ONLY,
+    WRAPPERS,
+    AlgorithmSettings,
+    EnvironmentSettings,
+    PolicySettings,
+    problems,
+)
 
 
 def changed(key: str, value: Any) -> Settings:
@@ -49,6 +58,7 @@ def test_the_defaults_are_in_range() -> None:
         ("env.backend", "threads"),
         ("env.clip_observations", 0.0),
         ("env.wrappers", (1,)),
+        ("env.wrappers", ("flickr",)),
         ("env.wrappers", ({"flicker": 3},)),
         ("env.wrappers", ({"flicker": {}, "delay": {}},)),
         ("policy.memory", "lstn"),
@@ -107,8 +117,8 @@ def test_arguments_of_a_memory_of_ones_own_are_left_to_it() -> None:
 
 @pytest.mark.parametrize("name", PPO_ONLY)
 def test_a_setting_of_ppo_is_refused_for_a2c(name: str) -> None:
-    other = {"batch_size": 64, "n_epochs": 3, "clip_range": 0.1, "clip_range_schedule": "linear"}.get(name, 0.5)
-    algorithm = AlgorithmSettings(name="a2c", **{name: other})
+    other: Any = {"batch_size": 64, "n_epochs": 3, "clip_range": 0.1, "clip_range_schedule": "linear"}.get(name, 0.5)
+    algorithm = dataclasses.replace(AlgorithmSettings(name="a2c"), **{name: other})
     with pytest.raises(SettingsError, match=f"algorithm.{name} is a setting of ppo"):
         dataclasses.replace(Settings(), algorithm=algorithm).check()
 
@@ -129,6 +139,12 @@ def test_the_encoders_named_here_are_those_there_are() -> None:
     }
 
 
+def test_the_wrappers_named_here_are_those_there_are() -> None:
+    from envs.wrappers import WRAPPERS as REGISTERED
+
+    assert set(WRAPPERS) == set(REGISTERED)
+
+
 def test_every_argument_that_shapes_learning_is_a_setting() -> None:
     from agents import RecurrentA2C, RecurrentPPO
 
@@ -144,18 +160,15 @@ def test_every_argument_that_shapes_learning_is_a_setting() -> None:
 
 
 def test_every_setting_says_what_it_means() -> None:
-    for group in (Settings, *(type(getattr(Settings(), each.name)) for each in dataclasses.fields(Settings))):
-        if not dataclasses.is_dataclass(group):
-            continue
-        source = inspect.getsource(group)
-        for each in dataclasses.fields(group):
-            if not dataclasses.is_dataclass(each.type):
-                _, _, after = source.partition(f"    {each.name}: ")
-                assert '"""' in after.split("\n    ")[1] or dataclasses.is_dataclass(getattr(group(), each.name)), (
-                    each.name
-                )
+    groups: list[Any] = [Settings()]
+    groups += [value for value in vars(groups[0]).values() if dataclasses.is_dataclass(value)]
+    for group in groups:
+        source = inspect.getsource(type(group))
+        for name, value in vars(group).items():
+            _, _, after = source.partition(f"    {name}: ")
+            assert dataclasses.is_dataclass(value) or after.split("\n    ")[1].startswith('"""'), name
 
 
-def test_help_names_every_memory_and_encoder() -> None:
-    source = inspect.getsource(PolicySettings)
-    assert all(name in source for name in (*MEMORIES, *ENCODERS))
+def test_help_names_every_memory_encoder_and_wrapper() -> None:
+    source = inspect.getsource(PolicySettings) + inspect.getsource(EnvironmentSettings)
+    assert all(name in source for name in (*MEMORIES, *ENCODERS, *WRAPPERS))
