@@ -7,7 +7,9 @@
 
    Axes: T time, B sequences, F features, H hidden units, G gates of a cell; arrays are contiguous float32 in the order
    named, unless a stride is given. H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the
-   state before that step is zero, and no gradient crosses it. Functions return 0, or 1 if memory ran out.
+   state before that step is zero, and no gradient crosses it. Pieces have nothing to do with each other, so threads may
+   share a block: each takes one `part` of `parts`. Gradients of the state before the block are written only where no
+   episode starts. Functions return 0, or 1 if memory ran out.
 
    Compiled with GCC or clang as plain C and called through ctypes (native.py); without a compiler at installation the
    package works through torch alone. */
@@ -60,6 +62,10 @@ INLINE vec bend(vec x, int relu) {
 }
 
 static long padded(long columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
+
+/* Raised whenever a function's arguments change: native.py refuses a library of another version, built from an older
+   checkout say, in place of handing it what it would misread. */
+long kernels_version(void) { return 2; }
 
 /* How many floats packed weights (K, N) take. */
 long packed_size(long K, long N) { return padded(N) * K; }
@@ -138,29 +144,32 @@ static void release(work *w) {
 
 static float *zeros(long count) { return calloc((size_t)(count ? count : 1), sizeof(float)); }
 
-/* Cuts the block, packs the weights (K, N), and makes room: rows (P, K), sums (P, padded N), carry (P, H). */
-static int prepare(work *w, long T, long B, long H, const uint8_t *starts, const float *weights, long K, long N,
-                   long along_k, long along_n) {
+/* Cuts the block, keeps every parts-th piece from the part-th on, packs the weights (K, N), and makes room: rows
+   (P, K), sums (P, padded N), carry (P, H). */
+static int prepare(work *w, long T, long B, long H, long part, long parts, const uint8_t *starts, const float *weights,
+                   long K, long N, long along_k, long along_n) {
     *w = (work){0};
+    long all_pieces = 0, last = -1;
     for (long b = 0; b < B; b++)
-        for (long t = 0; t < T; t++) w->count += t == 0 || starts[t * B + b];
-    w->width = padded(N);
-    w->pieces = malloc((size_t)(w->count + 1) * sizeof(piece));
-    w->packed = malloc((size_t)(packed_size(K, N) + 1) * sizeof(float));
-    w->rows = zeros(w->count * K);
-    w->sums = zeros(w->count * w->width);
-    w->carry = zeros(w->count * H);
-    if (!w->pieces || !w->packed || !w->rows || !w->sums || !w->carry) { release(w); return 1; }
-    pack(weights, K, N, along_k, along_n, w->packed);
-    long last = -1;
+        for (long t = 0; t < T; t++) all_pieces += t == 0 || starts[t * B + b];
+    w->pieces = malloc((size_t)(all_pieces + 1) * sizeof(piece));
+    if (!w->pieces) return 1;
     for (long b = 0; b < B; b++)
         for (long t = 0; t < T; t++) {
             if (t == 0 || starts[t * B + b])
                 w->pieces[++last] = (piece){t * B + b, 0, t == 0 && !starts[b] ? b : -1};
             w->pieces[last].length++;
         }
-    qsort(w->pieces, (size_t)w->count, sizeof(piece), longer_first);
+    qsort(w->pieces, (size_t)all_pieces, sizeof(piece), longer_first);
+    for (long p = part; p < all_pieces; p += parts) w->pieces[w->count++] = w->pieces[p];
     w->longest = w->count ? w->pieces[0].length : 0;
+    w->width = padded(N);
+    w->packed = malloc((size_t)(packed_size(K, N) + 1) * sizeof(float));
+    w->rows = zeros(w->count * K);
+    w->sums = zeros(w->count * w->width);
+    w->carry = zeros(w->count * H);
+    if (!w->packed || !w->rows || !w->sums || !w->carry) { release(w); return 1; }
+    pack(weights, K, N, along_k, along_n, w->packed);
     return 0;
 }
 
@@ -189,9 +198,9 @@ static void gather(const work *w, long s, long live, long B, long H, const float
     }
 }
 
-/* What reaches the state before the block, from each piece's row in `from`: nothing where an episode starts. */
-static void give_back(const work *w, const float *from, long stride, long B, long H, float *to) {
-    clear(to, B * H);
+/* What reaches the state before the block, from each piece's row in `from`: nothing where an episode starts, and there
+   `to` stays as it is. */
+static void give_back(const work *w, const float *from, long stride, long H, float *to) {
     for (long p = 0; p < w->count; p++)
         if (w->pieces[p].sequence >= 0) copy(to + w->pieces[p].sequence * H, from + p * stride, H);
 }
@@ -199,11 +208,12 @@ static void give_back(const work *w, const float *from, long stride, long B, lon
 /* c' = f c + i g, h' = o tanh(c'); inputs (T, B, 4H) hold W_ih x + b_ih + b_hh in the order i, f, g, o.
    Writes outputs (T, B, H) and, for the backward pass, gates (T, B, 4H) after their nonlinearity, the cells and their
    tanh (T, B, H), and the hidden state and cell before each step (T, B, H). */
-int lstm_forward(long T, long B, long H, const float *inputs, const float *w_hh, const float *hidden, const float *cell,
-                 const uint8_t *starts, float *outputs, float *gates, float *cells, float *tanh_cells, float *before) {
+int lstm_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
+                 const float *hidden, const float *cell, const uint8_t *starts, float *outputs, float *gates,
+                 float *cells, float *tanh_cells, float *before) {
     long N = 4 * H;
     work w;
-    if (prepare(&w, T, B, H, starts, w_hh, H, N, 1, H)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, N, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
@@ -229,12 +239,12 @@ int lstm_forward(long T, long B, long H, const float *inputs, const float *w_hh,
 }
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 4H), and d_hidden, d_cell (B, H) of the state before the block. */
-int lstm_backward(long T, long B, long H, const float *d_outputs, const float *w_hh, const float *cell,
-                  const uint8_t *starts, const float *gates, const float *cells, const float *tanh_cells,
-                  float *d_inputs, float *d_hidden, float *d_cell) {
+int lstm_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
+                  const float *cell, const uint8_t *starts, const float *gates, const float *cells,
+                  const float *tanh_cells, float *d_inputs, float *d_hidden, float *d_cell) {
     long N = 4 * H;
     work w;
-    if (prepare(&w, T, B, H, starts, w_hh, N, H, H, 1)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, w_hh, N, H, H, 1)) return 1;
     float *cell_before = zeros(w.count * H);
     if (!cell_before) { release(&w); return 1; }
     const vec one = all(1.0f);
@@ -260,8 +270,8 @@ int lstm_backward(long T, long B, long H, const float *d_outputs, const float *w
         clear(w.sums, live * w.width);
         multiply(w.rows, live, N, w.packed, w.sums, w.width);
     }
-    give_back(&w, w.sums, w.width, B, H, d_hidden);
-    give_back(&w, w.carry, H, B, H, d_cell);
+    give_back(&w, w.sums, w.width, H, d_hidden);
+    give_back(&w, w.carry, H, H, d_cell);
     free(cell_before);
     release(&w);
     return 0;
@@ -270,11 +280,12 @@ int lstm_backward(long T, long B, long H, const float *d_outputs, const float *w
 /* r, z = sigmoid(x + W h), n = tanh(x_n + r (W_hn h + b_hn)), h' = n + z (h - n). inputs (T, B, 3H) hold
    W_ih x + b_ih, and of b_hh the r and z parts; bias_n (H) is b_hn. Writes outputs, the gates r, z, n (T, B, 3H),
    q = W_hn h + b_hn (T, B, H), and the hidden state before each step. */
-int gru_forward(long T, long B, long H, const float *inputs, const float *w_hh, const float *bias_n, const float *hidden,
-                const uint8_t *starts, float *outputs, float *gates, float *q, float *before) {
+int gru_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
+                const float *bias_n, const float *hidden, const uint8_t *starts, float *outputs, float *gates, float *q,
+                float *before) {
     long N = 3 * H;
     work w;
-    if (prepare(&w, T, B, H, starts, w_hh, H, N, 1, H)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, N, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
@@ -302,12 +313,12 @@ int gru_forward(long T, long B, long H, const float *inputs, const float *w_hh, 
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 3H) of the input projections, d_sums (T, B, 3H) of W_hh h + b_hh
    (the same but for n, where the gate r stands between), and d_hidden (B, H) of the state before the block. */
-int gru_backward(long T, long B, long H, const float *d_outputs, const float *w_hh, const uint8_t *starts,
-                 const float *gates, const float *q, const float *before, float *d_inputs, float *d_sums,
-                 float *d_hidden) {
+int gru_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
+                 const uint8_t *starts, const float *gates, const float *q, const float *before, float *d_inputs,
+                 float *d_sums, float *d_hidden) {
     long N = 3 * H;
     work w;
-    if (prepare(&w, T, B, H, starts, w_hh, N, H, H, 1)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, w_hh, N, H, H, 1)) return 1;
     const vec one = all(1.0f);
     for (long s = w.longest - 1; s >= 0; s--) {
         long live = alive(&w, s);
@@ -329,16 +340,16 @@ int gru_backward(long T, long B, long H, const float *d_outputs, const float *w_
         }
         multiply(w.rows, live, N, w.packed, w.sums, w.width);
     }
-    give_back(&w, w.sums, w.width, B, H, d_hidden);
+    give_back(&w, w.sums, w.width, H, d_hidden);
     release(&w);
     return 0;
 }
 
 /* h' = tanh(inputs + W h), or with relu in its place. Writes outputs and the hidden state before each step. */
-int rnn_forward(long T, long B, long H, const float *inputs, const float *w_hh, const float *hidden,
-                const uint8_t *starts, int relu, float *outputs, float *before) {
+int rnn_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
+                const float *hidden, const uint8_t *starts, int relu, float *outputs, float *before) {
     work w;
-    if (prepare(&w, T, B, H, starts, w_hh, H, H, 1, H)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, H, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
@@ -355,10 +366,10 @@ int rnn_forward(long T, long B, long H, const float *inputs, const float *w_hh, 
 }
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, H), and d_hidden (B, H) of the state before the block. */
-int rnn_backward(long T, long B, long H, const float *d_outputs, const float *w_hh, const uint8_t *starts, int relu,
-                 const float *outputs, float *d_inputs, float *d_hidden) {
+int rnn_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
+                 const uint8_t *starts, int relu, const float *outputs, float *d_inputs, float *d_hidden) {
     work w;
-    if (prepare(&w, T, B, H, starts, w_hh, H, H, H, 1)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, H, H, 1)) return 1;
     for (long s = w.longest - 1; s >= 0; s--) {
         long live = alive(&w, s);
         for (long p = 0; p < live; p++) {
@@ -375,7 +386,7 @@ int rnn_backward(long T, long B, long H, const float *d_outputs, const float *w_
         clear(w.sums, live * w.width);
         multiply(w.rows, live, H, w.packed, w.sums, w.width);
     }
-    give_back(&w, w.sums, w.width, B, H, d_hidden);
+    give_back(&w, w.sums, w.width, H, d_hidden);
     release(&w);
     return 0;
 }

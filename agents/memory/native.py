@@ -9,6 +9,8 @@ Axes: T time, B sequences (or environments), F features in, H hidden units, G ga
 
 import ctypes
 import importlib.machinery
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from agents.memory.core import Array, NumpyState, NumpyStep
 from agents.memory.kernels import Parameters
 from agents.memory.numpy_step import gru_side_by_side, side_by_side
 
+_VERSION = 2  # of the functions' arguments, as in kernels.c
+
 
 def _load() -> ctypes.CDLL | None:
     """The library built for this processor, if there is one."""
@@ -31,8 +35,15 @@ def _load() -> ctypes.CDLL | None:
     for name in names:
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
             if (path := folder / (name + suffix)).exists():
-                return _declared(ctypes.CDLL(str(path)))
+                library = ctypes.CDLL(str(path))
+                if _version_of(library) == _VERSION:
+                    return _declared(library)
+                warnings.warn(f"{path.name} was built from other sources and is not used: install again", stacklevel=2)
     return None
+
+
+def _version_of(library: ctypes.CDLL) -> int:
+    return int(library.kernels_version()) if hasattr(library, "kernels_version") else 1
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -116,7 +127,7 @@ class _Lstm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before = ctx.saved_tensors
-        d_inputs, d_hidden, d_cell = torch.empty_like(gates), torch.empty_like(cell), torch.empty_like(cell)
+        d_inputs, d_hidden, d_cell = torch.empty_like(gates), torch.zeros_like(cell), torch.zeros_like(cell)
         d_outputs = d_outputs.contiguous()
         _call(
             "lstm_backward", d_outputs,
@@ -155,7 +166,7 @@ class _Gru(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         features, episode_starts, w_ih, w_hh, gates, q, before = ctx.saved_tensors
-        d_inputs, d_sums, d_hidden = torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(before[0])
+        d_inputs, d_sums, d_hidden = torch.empty_like(gates), torch.empty_like(gates), torch.zeros_like(before[0])
         d_outputs = d_outputs.contiguous()
         _call("gru_backward", d_outputs, d_outputs, w_hh, episode_starts, gates, q, before, d_inputs, d_sums, d_hidden)
         d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
@@ -189,7 +200,7 @@ class _Rnn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         features, episode_starts, w_ih, w_hh, outputs, before = ctx.saved_tensors
-        d_inputs, d_hidden = torch.empty_like(outputs), torch.empty_like(outputs[0])
+        d_inputs, d_hidden = torch.empty_like(outputs), torch.zeros_like(outputs[0])
         d_outputs = d_outputs.contiguous()
         _call("rnn_backward", d_outputs, d_outputs, w_hh, episode_starts, ctx.relu, outputs, d_inputs, d_hidden)
         d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
@@ -199,10 +210,30 @@ class _Rnn(torch.autograd.Function):
 
 def _call(name: str, block: Tensor, *arguments: Tensor | bool) -> None:
     """Runs a kernel on a block (T, B, H). The tensors must outlive the call, be contiguous, and on the CPU."""
-    sizes = (ctypes.c_long(size) for size in block.shape)
-    given = (ctypes.c_int(part) if isinstance(part, bool) else ctypes.c_void_p(part.data_ptr()) for part in arguments)
-    if getattr(_library, name)(*sizes, *given):
+    kernel = getattr(_library, name)
+    sizes = [ctypes.c_long(size) for size in block.shape]
+    given = [ctypes.c_int(part) if isinstance(part, bool) else ctypes.c_void_p(part.data_ptr()) for part in arguments]
+    parts = _worthwhile_threads(*block.shape)
+    failed: list[int] = []
+
+    def run(part: int) -> None:
+        if kernel(*sizes, ctypes.c_long(part), ctypes.c_long(parts), *given):
+            failed.append(part)
+
+    others = [threading.Thread(target=run, args=(part,)) for part in range(1, parts)]
+    for thread in others:
+        thread.start()
+    run(0)
+    for thread in others:
+        thread.join()
+    if failed:
         raise MemoryError(f"{name} ran out of memory for a block of {tuple(block.shape)}")
+
+
+def _worthwhile_threads(n_steps: int, n_sequences: int, hidden_size: int) -> int:
+    """As many of torch's threads as have a millisecond or so of work and at least two sequences each."""
+    products = n_steps * n_sequences * hidden_size * hidden_size
+    return max(1, min(torch.get_num_threads(), n_sequences // 2, products // 8_000_000))
 
 
 def _project(features: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:

@@ -187,3 +187,33 @@ def test_memory_laid_out_otherwise_is_read_right(
         torch.autograd.grad(outputs, list(memory.parameters()), strided), expected_gradients, strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.skipif(not native.available, reason="built without a C compiler")
+@pytest.mark.parametrize("n_sequences", [3, 8])
+@every_cell
+def test_threads_change_no_bit(
+    name: str, kwargs: dict[str, Any], n_sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = build(name, kwargs)
+    features, starts = torch.randn(T, n_sequences, F), torch.rand(T, n_sequences) < 0.15
+    state = tuple(torch.randn_like(part) for part in memory.initial_state(n_sequences))
+    results = []
+    for threads in (1, 2, 3, 100):  # more than there are pieces, too
+        monkeypatch.setattr(native, "_worthwhile_threads", lambda *sizes, threads=threads: threads)
+        outputs, found = gradients(memory, lambda x, before: memory.unroll(x, before, starts), features, state)
+        results.append([outputs, *found])
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+def test_a_library_of_another_version_is_told_from_ours() -> None:
+    class Older:
+        pass
+
+    class Ours:
+        def kernels_version(self) -> int:
+            return native._VERSION
+
+    assert native._version_of(Older()) != native._VERSION  # type: ignore[arg-type]
+    assert native._version_of(Ours()) == native._VERSION  # type: ignore[arg-type]
