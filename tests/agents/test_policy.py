@@ -376,7 +376,7 @@ def test_a_state_or_episode_starts_of_another_size_are_refused() -> None:
     policy = make_policy("gru")
     observation = np.ones((B, 3), dtype=np.float32)
     _, state = policy.predict(observation)
-    with pytest.raises(ValueError, match=r"state has shapes .*\(4, 2, 6\).* expected .*\(2, 2, 6\)"):
+    with pytest.raises(ValueError, match=r"state has shapes .*\(4, 2, 8\).* expected .*\(2, 2, 8\)"):
         policy.predict(observation[:2], state)
     with pytest.raises(ValueError, match="expected"):
         policy.predict(observation, ())
