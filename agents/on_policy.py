@@ -200,9 +200,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
+        callback.on_rollout_start()  # before anything random, so that an agent saved here goes on as if never stopped
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        callback.on_rollout_start()
         steps_call_back = needs_steps(callback)
         actor = make_actor(self.policy, self._rng)
         lstm_states = actor.begin(self._starting_state(env.num_envs))

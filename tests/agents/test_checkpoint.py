@@ -474,7 +474,7 @@ def test_saving_moves_nothing() -> None:
     assert_same_run(run(save=False), run(save=True))
 
 
-@pytest.mark.parametrize("actions", ["discrete", "box"])
+@pytest.mark.parametrize("actions", ["discrete", "box", "gsde"])
 def test_a_run_that_a_callback_saved_between_updates_ends_as_if_never_stopped(actions: str) -> None:
     """Schedules included: what is left of the run is learned, and the end is the same to the last bit."""
     kept: list[Any] = []
