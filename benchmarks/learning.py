@@ -7,7 +7,7 @@
 A run's result is appended to docs/results/learning.jsonl when the run ends, so a benchmark that was killed goes on with
 the next seed; deleting a line repeats its run. Two kinds of runs:
 
-- *tasks*: ``train.py`` with the settings below, then 300 episodes of the best checkpoint by periodic evaluation.
+- *tasks*: ``train.py`` with the settings in configs/, then 300 episodes of the best checkpoint by periodic evaluation.
 - *equal*: sb3-contrib's RecurrentPPO and ours, the same script for both with RL Baselines3 Zoo's settings, evaluated
   every so many steps. The last network counts, not the best.
 
@@ -59,87 +59,61 @@ class Settings:
 class Task:
     """A task, how it is trained, and what a return of it means.
 
-    ``arguments`` are train.py's. ``goal`` is the mean return to reach and ``source`` where it comes from;
+    ``config`` is a file of configs/. ``goal`` is the mean return to reach and ``source`` where it comes from;
     ``memoryless`` is the best return without memory, if it is known.
     """
 
     name: str
     title: str
-    arguments: tuple[str, ...]
+    config: str
     memories: tuple[str, ...]
-    steps: int
     goal: float
     source: str
     memoryless: float | None = None
 
 
-# RL Baselines3 Zoo's ppo_lstm settings (hyperparams/ppo_lstm.yml); its figures are from its benchmark table.
-ZOO_CARTPOLE = (
-    *("--env.id", "CartPoleNoVel-v1", "--env.n-envs", "8"),
-    *("--algorithm.n-steps", "32", "--algorithm.batch-size", "256", "--algorithm.n-epochs", "20"),
-    *("--algorithm.gamma", "0.98", "--algorithm.gae-lambda", "0.8", "--algorithm.learning-rate", "1e-3"),
-    *("--algorithm.learning-rate-schedule", "linear", "--algorithm.clip-range-schedule", "linear"),
-    *("--policy.memory-kwargs", "hidden_size=64", "--policy.critic-memory", "separate"),
-    *("--policy.net-arch", "64", "--policy.activation", "relu"),
-)
-ZOO_PENDULUM = (
-    *("--env.id", "PendulumNoVel-v1", "--env.n-envs", "4"),
-    *("--algorithm.n-steps", "1024", "--algorithm.batch-size", "128", "--algorithm.n-epochs", "10"),
-    *("--algorithm.gamma", "0.9", "--algorithm.gae-lambda", "0.95", "--algorithm.learning-rate", "1e-3"),
-    *("--algorithm.use-sde", "--algorithm.sde-sample-freq", "4"),
-    *("--policy.memory-kwargs", "hidden_size=64", "--policy.critic-memory", "separate"),
-    *("--policy.net-arch", "64", "--policy.activation", "relu", "--policy.kwargs", "ortho_init=false"),
-)
-T_MAZE = (
-    *("--env.id", "TMaze-v0", "--env.kwargs", "length=20", "--env.n-envs", "32"),
-    *("--env.no-normalize-observations", "--env.no-normalize-rewards"),
-    *("--algorithm.n-steps", "64", "--algorithm.batch-size", "512", "--algorithm.n-epochs", "4"),
-    *("--algorithm.learning-rate", "1e-3", "--algorithm.ent-coef", "0.01"),
-)
-REPEAT = (
-    *("--env.id", "RepeatPrevious-v0", "--env.kwargs", "k=4", "--env.n-envs", "32"),
-    *("--env.no-normalize-observations", "--env.no-normalize-rewards"),
-    *("--algorithm.n-steps", "64", "--algorithm.batch-size", "512", "--algorithm.n-epochs", "4"),
-    *("--algorithm.learning-rate", "1e-3", "--algorithm.gamma", "0.5", "--algorithm.gae-lambda", "0.5"),
-)
-
+# Published are RL Baselines3 Zoo's figures for ppo_lstm, from its benchmark table: mean +- deviation between episodes.
 TASKS = [
     Task(
         "cartpole",
         "CartPole without velocities",
-        ZOO_CARTPOLE,
+        "cartpole_novel",
         ("lstm",),
-        100_000,
-        500.0,
-        "RL Zoo: 500.0 +- 0.0",
+        goal=500.0,
+        source="RL Zoo: 500.0 +- 0.0",
     ),
     Task(
         "pendulum",
         "Pendulum without velocities",
-        ZOO_PENDULUM,
+        "pendulum_novel",
         ("lstm",),
-        100_000,
-        -217.9,
-        "RL Zoo: -217.9 +- 140.1",
+        goal=-217.9,
+        source="RL Zoo: -217.9 +- 140.1",
+    ),
+    Task(
+        "mountaincar",
+        "MountainCarContinuous without velocities",
+        "mountaincar_novel",
+        ("lstm",),
+        goal=91.5,
+        source="RL Zoo: 91.5 +- 1.8",
     ),
     Task(
         "tmaze",
         "T-maze, length 20",
-        T_MAZE,
+        "tmaze",
         ("lstm", "gru", "none"),
-        400_000,
-        0.95,
-        "best possible: 1",
+        goal=0.95,
+        source="best possible: 1",
         memoryless=0.5,
     ),
     Task(
         "repeat",
         "RepeatPrevious, k = 4",
-        REPEAT,
+        "repeat_previous",
         ("lstm", "gru", "none"),
-        300_000,
-        0.95,
-        "best possible: 1",
+        goal=0.95,
+        source="best possible: 1",
         memoryless=-25 / 51,
     ),
 ]
@@ -206,19 +180,17 @@ def _task_run(task: Task, memory: str, seed: int) -> Callable[[int], dict[str, A
         import configs
         import train
 
-        total = steps or task.steps
-        arguments = without_memory_arguments(task.arguments) if memory == "none" else task.arguments
         with tempfile.TemporaryDirectory() as folder:
             asked = configs.parse(
                 [
-                    *arguments,
-                    *("--policy.memory", memory, "--seed", str(seed), "--total-timesteps", str(total)),
-                    *("--evaluation.every", str(max(total // 20, 1)), "--evaluation.episodes", "40"),
-                    *("--evaluation.n-envs", "20", "--evaluation.final-episodes", str(EPISODES)),
-                    *("--checkpoint.every", "0", "--tracking.no-tensorboard", "--no-progress"),
+                    *("--config", task.config, "--policy.memory", memory, "--seed", str(seed)),
+                    *("--total-timesteps", str(steps)) * bool(steps),
+                    *("--evaluation.final-episodes", str(EPISODES), "--checkpoint.every", "0"),
+                    *("--tracking.no-tensorboard", "--no-progress"),
                     *("--device", "cpu", "--runs", folder, "--name", "run"),
                 ]
             )
+            total = asked.settings.total_timesteps
             began = time.perf_counter()
             run = train.train(asked.settings)
             seconds = time.perf_counter() - began
@@ -230,14 +202,6 @@ def _task_run(task: Task, memory: str, seed: int) -> Callable[[int], dict[str, A
         return dict(steps=total, seconds=seconds, curve=curve, returns=returns)
 
     return start
-
-
-def without_memory_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
-    """The arguments less ``--policy.memory-kwargs`` and its value, which "none" does not take."""
-    if "--policy.memory-kwargs" not in arguments:
-        return arguments
-    at = arguments.index("--policy.memory-kwargs")
-    return arguments[:at] + arguments[at + 2 :]
 
 
 # Equal settings, by one script for both
@@ -376,7 +340,7 @@ def write_docs(found: list[dict[str, Any]]) -> None:
         "",
         "## Tasks",
         "",
-        f"Trained by `train.py` with the settings in `benchmarks/learning.py`; {EPISODES} episodes a seed of the best",
+        f"Trained by `train.py` with the settings in `configs/`; {EPISODES} episodes a seed of the best",
         "checkpoint, the most probable action taken.",
         "",
         "| task | memory | seeds | steps | mean | interval | middle half's mean | interval | goal | verdict | s |",

@@ -7,6 +7,7 @@ import learning
 import numpy as np
 import pytest
 
+import configs
 from agents.evaluation import interquartile_mean
 
 
@@ -94,7 +95,8 @@ def test_the_middle_half_is_that_of_evaluation() -> None:
     assert learning.interquartile_mean(values) == interquartile_mean(values) == 5.0
 
 
-def test_arguments_of_a_memory_are_left_out_without_one() -> None:
-    arguments = ("--env.id", "x", "--policy.memory-kwargs", "hidden_size=64", "--seed", "1")
-    assert learning.without_memory_arguments(arguments) == ("--env.id", "x", "--seed", "1")
-    assert learning.without_memory_arguments(("--seed", "1")) == ("--seed", "1")
+def test_every_task_has_its_settings_and_they_parse() -> None:
+    for task in learning.TASKS:
+        for memory in task.memories:
+            settings = configs.parse(["--config", task.config, "--policy.memory", memory]).settings
+            assert settings.policy.memory == memory
