@@ -9,6 +9,7 @@ Axes: T time, B sequences (or environments), F features in, H hidden units, G ga
 
 import ctypes
 import importlib.machinery
+import operator
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +27,10 @@ from agents.memory.kernels import Parameters
 from agents.memory.numpy_step import gru_side_by_side, side_by_side
 
 _VERSION = 2  # of the functions' arguments, as in kernels.c
+
+_STEPS_AHEAD = 16  # a kept state keeps this many steps' states in memory
+_FLOAT = 4  # bytes
+Addresses = tuple[int, ...]
 
 
 def _load() -> ctypes.CDLL | None:
@@ -264,90 +269,134 @@ def _weight_gradients(d_sums: Tensor, inputs: Tensor, has_bias: bool) -> tuple[T
 
 def lstm_step(layers: Sequence[Parameters]) -> NumpyStep:
     """The acting step of stacked LSTM layers, on the parameters as they are now."""
-    library = _loaded()
-    prepared = [(*_packed(*side_by_side(*layer)), layer[0].shape[1]) for layer in layers]
-    size = layers[0][1].shape[1]
-    stride = len(layers) * size
+    library, size = _loaded(), layers[0][1].shape[1]
+    prepared = [_Prepared(*side_by_side(*layer), size) for layer in layers]
 
-    def through(layer: int, x: Array, state: NumpyState, after: NumpyState, starts: int) -> int:
-        packed, bias, n_features = prepared[layer]
-        at = 4 * layer * size
-        hidden, cell, new_hidden, new_cell = (_address(part) + at for part in (*state, *after))
-        return int(
-            library.lstm_step(
-                len(x), n_features, size, _address(x), x.strides[0] // 4, hidden, cell, stride, starts,
-                _address(packed), _address(bias), new_hidden, new_cell,
-            )
+    def through(
+        layer: int, n_rows: int, x: int, x_stride: int, before: Addresses, starts: int, after: Addresses
+    ) -> int:
+        it = prepared[layer]
+        code: int = library.lstm_step(
+            n_rows, it.n_features, size, x, x_stride, before[0], before[1], len(layers) * size, starts,
+            it.packed_address, it.bias_address, after[0], after[1],
         )  # fmt: skip
+        return code
 
-    return _stacked(through, len(layers), 2)
+    return _Stacked(through, [it.n_features for it in prepared], size, carried=2)
 
 
 def gru_step(layers: Sequence[Parameters]) -> NumpyStep:
     """The acting step of stacked GRU layers, on the parameters as they are now."""
-    library = _loaded()
-    prepared = [(*_packed(*gru_side_by_side(*layer)), layer[0].shape[1]) for layer in layers]
-    size = layers[0][1].shape[1]
-    stride = len(layers) * size
+    library, size = _loaded(), layers[0][1].shape[1]
+    prepared = [_Prepared(*gru_side_by_side(*layer), size) for layer in layers]
 
-    def through(layer: int, x: Array, state: NumpyState, after: NumpyState, starts: int) -> int:
-        packed, bias, n_features = prepared[layer]
-        at = 4 * layer * size
-        return int(
-            library.gru_step(
-                len(x), n_features, size, _address(x), x.strides[0] // 4, _address(state[0]) + at, stride, starts,
-                _address(packed), _address(bias), _address(after[0]) + at,
-            )
+    def through(
+        layer: int, n_rows: int, x: int, x_stride: int, before: Addresses, starts: int, after: Addresses
+    ) -> int:
+        it = prepared[layer]
+        code: int = library.gru_step(
+            n_rows, it.n_features, size, x, x_stride, before[0], len(layers) * size, starts,
+            it.packed_address, it.bias_address, after[0],
         )  # fmt: skip
+        return code
 
-    return _stacked(through, len(layers), 1)
+    return _Stacked(through, [it.n_features for it in prepared], size, carried=1)
 
 
 def rnn_step(layers: Sequence[Parameters], relu: bool) -> NumpyStep:
     """The acting step of stacked layers of the plain network, on the parameters as they are now."""
-    library = _loaded()
-    prepared = [(*_packed(*side_by_side(*layer)), layer[0].shape[1]) for layer in layers]
-    size = layers[0][1].shape[1]
-    stride = len(layers) * size
+    library, size = _loaded(), layers[0][1].shape[1]
+    prepared = [_Prepared(*side_by_side(*layer), size) for layer in layers]
 
-    def through(layer: int, x: Array, state: NumpyState, after: NumpyState, starts: int) -> int:
-        packed, bias, n_features = prepared[layer]
-        at = 4 * layer * size
-        return int(
-            library.rnn_step(
-                len(x), n_features, size, _address(x), x.strides[0] // 4, _address(state[0]) + at, stride, starts,
-                _address(packed), _address(bias), relu, _address(after[0]) + at,
-            )
+    def through(
+        layer: int, n_rows: int, x: int, x_stride: int, before: Addresses, starts: int, after: Addresses
+    ) -> int:
+        it = prepared[layer]
+        code: int = library.rnn_step(
+            n_rows, it.n_features, size, x, x_stride, before[0], len(layers) * size, starts,
+            it.packed_address, it.bias_address, relu, after[0],
         )  # fmt: skip
+        return code
 
-    return _stacked(through, len(layers), 1)
+    return _Stacked(through, [it.n_features for it in prepared], size, carried=1)
 
 
-def _stacked(through: Callable[[int, Array, NumpyState, NumpyState, int], int], depth: int, carried: int) -> NumpyStep:
-    """A step through layers on top of each other, with dropout masks between them if the state has a part for them."""
+class _Prepared:
+    """A layer's weights (GH, F + H), packed for the step's one product, and its bias (GH)."""
 
-    def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
-        before, masks = tuple(np.ascontiguousarray(part, np.float32) for part in state[:carried]), state[carried:]
-        after = tuple(np.empty_like(part) for part in before)
-        starts = np.ascontiguousarray(episode_starts, np.bool_)
-        output = np.ascontiguousarray(features, np.float32)
-        for layer in range(depth):
+    def __init__(self, weights: Tensor, bias: Tensor, hidden_size: int) -> None:
+        rows, columns = weights.shape
+        self.n_features = columns - hidden_size
+        self.packed = np.empty(_loaded().packed_size(columns, rows), dtype=np.float32)
+        self.bias = bias.numpy()
+        self.packed_address, self.bias_address = _address(self.packed), _address(self.bias)
+        _loaded().pack(weights.data_ptr(), columns, rows, 1, columns, self.packed_address)
+
+
+class _Stacked:
+    """A step through layers on top of each other, with dropout masks between them if the state has a part for them.
+
+    To ask NumPy for an array's address takes longer than many a kernel runs. So what comes in is copied to places
+    whose addresses are known, and states are handed out from blocks of several steps, each part of which is used once:
+    what was returned stays as it is. A state that comes back as it was handed out is read where it lies.
+    """
+
+    def __init__(self, through: Callable[..., int], n_features: list[int], hidden_size: int, carried: int) -> None:
+        self._through, self._n_features, self._hidden_size, self._carried = through, n_features, hidden_size, carried
+        self._batch_size = -1
+        self._last: NumpyState = ()
+        self._last_addresses: Addresses = ()
+
+    def __call__(
+        self, features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]
+    ) -> tuple[Array, NumpyState]:
+        if len(episode_starts) != self._batch_size:
+            self._make_room(len(episode_starts))
+        masks = state[self._carried :]
+        before = self._addresses_of(state[: self._carried])
+        np.copyto(self._features, features)
+        np.copyto(self._starts, episode_starts)
+        after, to = self._next_state()
+        x, x_stride = self._features_address, self._n_features[0]
+        for layer in range(len(self._n_features)):
+            at = _FLOAT * layer * self._hidden_size
             if layer and masks:
-                output = output * masks[0][:, layer - 1]
-            if through(layer, output, before, after, _address(starts)):
-                raise MemoryError(f"a step of {len(features)} environments ran out of memory")
-            output = after[0][:, layer]
-        return output, (*after, *masks)
+                np.multiply(after[0][:, layer - 1], masks[0][:, layer - 1], out=self._between)
+                x, x_stride = self._between_address, self._hidden_size
+            from_here, to_here = tuple(part + at for part in before), tuple(part + at for part in to)
+            if self._through(layer, self._batch_size, x, x_stride, from_here, self._starts_address, to_here):
+                raise MemoryError(f"a step of {self._batch_size} environments ran out of memory")
+            x, x_stride = to_here[0], len(self._n_features) * self._hidden_size
+        self._last, self._last_addresses = after, to
+        return after[0][:, -1], (*after, *masks)
 
-    return step
+    def _make_room(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._features = np.empty((batch_size, self._n_features[0]), dtype=np.float32)
+        self._between = np.empty((batch_size, self._hidden_size), dtype=np.float32)
+        self._starts = np.empty(batch_size, dtype=np.bool_)
+        self._features_address, self._between_address = _address(self._features), _address(self._between)
+        self._starts_address = _address(self._starts)
+        self._last, self._last_addresses = (), ()
+        self._handed_out = _STEPS_AHEAD
 
+    def _addresses_of(self, carried: NumpyState) -> Addresses:
+        if self._last and all(map(operator.is_, carried, self._last)):
+            return self._last_addresses
+        self._last = tuple(np.ascontiguousarray(part, np.float32) for part in carried)  # lives until it has been read
+        return tuple(map(_address, self._last))
 
-def _packed(weights: Tensor, bias: Tensor) -> tuple[Array, Array]:
-    """Weights (N, K), packed for the step's one product, and the bias (N)."""
-    rows, columns = weights.shape
-    packed = np.empty(_loaded().packed_size(columns, rows), dtype=np.float32)
-    _loaded().pack(weights.data_ptr(), columns, rows, 1, columns, _address(packed))
-    return packed, bias.numpy()
+    def _next_state(self) -> tuple[NumpyState, Addresses]:
+        """Arrays (B, D, H) that nobody has seen yet, and their addresses."""
+        if self._handed_out == _STEPS_AHEAD:
+            depth = len(self._n_features)
+            shape = (_STEPS_AHEAD, self._carried, self._batch_size, depth, self._hidden_size)
+            self._block, self._handed_out = np.empty(shape, dtype=np.float32), 0
+            self._block_address = _address(self._block)
+        step, part_size = self._block[self._handed_out], self._block.strides[1]
+        first = self._block_address + self._handed_out * self._block.strides[0]
+        self._handed_out += 1
+        return tuple(step), tuple(range(first, first + self._carried * part_size, part_size))
 
 
 def _loaded() -> ctypes.CDLL:

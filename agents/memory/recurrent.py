@@ -118,11 +118,15 @@ class Recurrent(Memory):
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             return None
         step = self._step_of(native if native.takes(weights, self.hidden_size) else numpy_step, layers)
+        known = set()  # shapes that fit; the same come again and again
 
         def checked_step(
             features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]
         ) -> tuple[Array, NumpyState]:
-            self._check_shapes(features.shape, state, episode_starts.shape)
+            shapes = (features.shape, episode_starts.shape, *[part.shape for part in state])
+            if shapes not in known:
+                self._check_shapes(features.shape, state, episode_starts.shape)
+                known.add(shapes)
             return step(features, state, episode_starts)
 
         return checked_step

@@ -108,7 +108,7 @@ def test_unroll_gives_what_steps_give(name: str, kwargs: dict[str, Any], kind: s
     memory = build(name, kwargs)
     features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of(kind)
     expected, _ = step_by_step(memory, features, state, starts)
-    torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-5, atol=1e-5)
 
 
 @every_memory
@@ -122,7 +122,7 @@ def test_unroll_gives_what_steps_give_for_any_block(
     features, state = torch.randn(n_steps, n_sequences, F), random_state(memory, n_sequences)
     starts = torch.rand(n_steps, n_sequences) < rate
     expected, _ = step_by_step(memory, features, state, starts)
-    torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,7 +199,7 @@ def test_a_sequence_comes_out_the_same_in_any_company(name: str, kwargs: dict[st
     together = memory.unroll(features, state, starts)
     for b in range(B):
         alone = memory.unroll(features[:, [b]], tuple(part[[b]] for part in state), starts[:, [b]])
-        torch.testing.assert_close(alone[:, 0], together[:, b], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(alone[:, 0], together[:, b], rtol=1e-5, atol=1e-5)
 
 
 @every_memory
@@ -212,7 +212,7 @@ def test_episodes_one_after_the_other_come_out_as_they_do_side_by_side(name: str
     side_by_side = memory.unroll(
         features.view(3, 4, F).transpose(0, 1), memory.initial_state(3), starts_of("first", 4, 3)
     )
-    torch.testing.assert_close(in_turn.view(3, 4, -1).transpose(0, 1), side_by_side, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(in_turn.view(3, 4, -1).transpose(0, 1), side_by_side, rtol=1e-5, atol=1e-5)
 
 
 @every_memory
@@ -221,7 +221,7 @@ def test_a_block_may_be_cut_in_time_when_the_state_is_handed_on(name: str, kwarg
     features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of("random")
     whole = memory.unroll(features, state, starts)
     _, between = step_by_step(memory, features[:7], state, starts[:7])
-    torch.testing.assert_close(memory.unroll(features[7:], between, starts[7:]), whole[7:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(memory.unroll(features[7:], between, starts[7:]), whole[7:], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,11 +237,11 @@ def test_the_numpy_step_gives_what_the_step_gives(name: str, kwargs: dict[str, A
         for x, start in zip(features, starts, strict=True):
             output, state = memory.step(x, state, start)
             numpy_output, numpy_state = numpy_step(x.numpy(), numpy_state, start.numpy())
-            np.testing.assert_allclose(numpy_output, output.numpy(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(numpy_output, output.numpy(), rtol=1e-5, atol=1e-5)
             assert len(numpy_state) == len(state)
             for numpy_part, part in zip(numpy_state, state, strict=True):
                 assert numpy_part.dtype == np.float32
-                np.testing.assert_allclose(numpy_part, part.numpy(), rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(numpy_part, part.numpy(), rtol=1e-5, atol=1e-5)
 
 
 @every_memory
