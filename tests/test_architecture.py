@@ -33,17 +33,21 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-class RunTime(ast.NodeTransformer):
-    """Leaves out what is imported for type checkers alone."""
+class AtImport(ast.NodeTransformer):
+    """Leaves out what is imported for type checkers alone, or only when a function is called."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        return None
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else self.generic_visit(node)
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of all that a file imports at run time, at its top or within a function."""
+def imported(path: Path, at_import: bool = False) -> set[str]:
+    """Full names of all that a file imports: at its top, within functions, for types alone; or when it is imported."""
     names: set[str] = set()
-    for node in ast.walk(RunTime().visit(ast.parse(path.read_text()))):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(AtImport().visit(tree) if at_import else tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -81,8 +85,8 @@ def test_parts_of_agents_do_not_import_in_circles() -> None:
     graph: dict[str, set[str]] = {}
     for path in sources("agents"):
         importer = part_of(module_name(path))
-        below = {part_of(name) for name in imported(path) if name.startswith("agents.")} - {importer, ""}
-        graph.setdefault(importer, set()).update(below)
+        below = {part_of(name) for name in imported(path, at_import=True) if name.startswith("agents.")}
+        graph.setdefault(importer, set()).update(below - {importer, ""})
 
     def visit(part: str, way: tuple[str, ...]) -> None:
         assert part not in way, " -> ".join((*way, part))
@@ -103,13 +107,8 @@ def test_memories_know_nothing_of_reinforcement_learning() -> None:
 def test_settings_are_read_without_torch() -> None:
     slow = {"torch", "stable_baselines3", "sb3_contrib", "gymnasium"}
     for path in sources("configs"):
-        names = {
-            name.split(".")[0]
-            for node in ast.parse(path.read_text()).body
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
-        }
-        assert not names & slow, path.relative_to(ROOT)
+        top_level = {name.split(".")[0] for name in imported(path, at_import=True)}
+        assert not top_level & slow, path.relative_to(ROOT)
 
 
 def test_the_sources_were_found() -> None:
