@@ -32,7 +32,12 @@ MEMORIES: dict[str, type[Memory]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU, "none
 def make_memory(memory: str | type[Memory], input_size: int, kwargs: Mapping[str, Any] | None = None) -> Memory:
     """Builds a memory over features of ``input_size`` from a name, ``"module:Class"`` or a class.
 
-    :param kwargs: further arguments of its constructor; checked, so that a misspelt one says what there is
+    Args:
+        kwargs: further arguments of its constructor; checked, so that a misspelt one says what there is.
+
+    Raises:
+        ValueError: no memory of that name, or an argument's value is out of range.
+        TypeError: not a memory, or it takes no argument of that name.
     """
     cls = memory_class(memory)
     kwargs = dict(kwargs or {})

@@ -33,6 +33,13 @@ class Recurrent(Memory):
     Dropout between layers is *consistent* (Hausknecht & Wagener 2022, "Consistent Dropout for Policy Gradient
     Reinforcement Learning"): a mask is drawn per environment by ``renew`` as a rollout starts and travels in the state,
     so that learning sees the very network that acted. ``initial_state`` holds masks of ones: no dropout.
+
+    Args, beside those of each class:
+        input_size: F.
+        hidden_size: H, also the size of the output.
+        num_layers: D, each on the output of the one below.
+        bias: whether there are biases.
+        dropout: probability in [0, 1) that an output between two layers is dropped.
     """
 
     gates: ClassVar[int]
@@ -113,6 +120,7 @@ class Recurrent(Memory):
         return output
 
     def numpy_step(self) -> NumpyStep | None:
+        """For float32 on a CPU. What a step returns is never written over and may be kept. One thread at a time."""
         layers = [self._layer_parameters(layer) for layer in range(self.num_layers)]
         weights = layers[0][0]
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
@@ -206,8 +214,9 @@ class Recurrent(Memory):
 class RNN(Recurrent):
     """The plain recurrent network (Elman 1990): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or with relu.
 
-    :param initialisation: "orthogonal" (recurrent weights orthogonal, input weights Xavier, biases 0) or "torch"
-        (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.RNN`` draws them)
+    Args:
+        initialisation: "orthogonal" (recurrent weights orthogonal, input weights Xavier, biases 0) or "torch"
+            (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.RNN`` draws them)
     """
 
     gates = 1
@@ -247,13 +256,14 @@ class LSTM(Recurrent):
     ``i, f, o = sigmoid(...)``, ``g = tanh(...)``, each of ``W_ih x + b_ih + W_hh h + b_hh``;
     ``c' = f c + i g``, ``h' = o tanh(c')``.
 
-    :param initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
-        "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.LSTM`` draws them)
-    :param forget_bias: what the forget gate's two biases add up to (Jozefowicz et al. 2015; 3 or more for memories of
-        a hundred steps and longer); None leaves them as the initialisation drew them. Without effect if not ``bias``
-    :param chrono_horizon: instead of ``forget_bias``, the longest dependency expected, in steps: forget biases are
-        drawn as ``log(uniform(1, horizon - 1))`` and input biases are their negatives (Tallec & Ollivier 2018, "Can
-        recurrent neural networks warp time?")
+    Args:
+        initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
+            "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.LSTM`` draws them)
+        forget_bias: what the forget gate's two biases add up to (Jozefowicz et al. 2015; 3 or more for memories of
+            a hundred steps and longer); None leaves them as the initialisation drew them. No effect without ``bias``
+        chrono_horizon: instead of ``forget_bias``, the longest dependency expected, in steps: forget biases are
+            drawn as ``log(uniform(1, horizon - 1))`` and input biases are their negatives (Tallec & Ollivier 2018, "Can
+            recurrent neural networks warp time?")
     """
 
     gates = 4
@@ -304,10 +314,11 @@ class GRU(Recurrent):
     ``r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
     ``h' = (1 - z) n + z h``.
 
-    :param initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
-        "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.GRU`` draws them)
-    :param chrono_horizon: the longest dependency expected, in steps: the biases of z, which here is the gate that
-        keeps, are drawn as ``log(uniform(1, horizon - 1))`` (Tallec & Ollivier 2018); None leaves them
+    Args:
+        initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
+            "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.GRU`` draws them)
+        chrono_horizon: the longest dependency expected, in steps: the biases of z, which here is the gate that
+            keeps, are drawn as ``log(uniform(1, horizon - 1))`` (Tallec & Ollivier 2018); None leaves them
     """
 
     gates = 3
