@@ -293,12 +293,12 @@ def test_weights_and_biases_gets_settings_and_metrics(runs: Path) -> None:
     words = [*TINY, *PPO, *QUICK, "--runs", str(runs), "--tracking.wandb", "online", "--tracking.wandb-timeout", "1"]
     assert train.main(words) == 0
     (record,) = runs.glob("*/wandb/offline-run-*/run-*.wandb")
-    words = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda")
+    expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda")
     for _ in range(300):  # its service writes a moment after the end
-        if all(word in record.read_bytes() for word in words):
+        if all(word in record.read_bytes() for word in expected):
             break
         time.sleep(0.1)
-    assert all(word in record.read_bytes() for word in words)
+    assert all(word in record.read_bytes() for word in expected)
 
 
 @pytest.fixture
