@@ -7,8 +7,7 @@ PyTorch has a fused CPU kernel for LSTMs without resets only. A loop over time i
 bookkeeping, not on arithmetic. Here everything that does not depend on the previous step is done for all N steps at
 once (projecting the inputs, the derivative of every gate, the gradients of the weights), so that what is left in the
 loop is one matrix product and a few elementwise products: products by torch, elementwise work by NumPy on the same
-memory, since it has the least overhead for a call.
-
+memory, since it has the least overhead for a call. The LSTM without resets inside the block takes torch's fused call.
 """
 
 import itertools
@@ -33,7 +32,8 @@ def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor,
     before = at_pieces(hidden, pieces), at_pieces(cell, pieces)
     if pieces.packed is None and features.dtype == torch.float32:
         return _fused_lstm(features, before, parameters)
-    outputs = _LSTM.apply(take_rows(features.flatten(0, 1), pieces), *before, *parameters, pieces)  # type: ignore[no-untyped-call]
+    rows = take_rows(features.flatten(0, 1), pieces)
+    outputs = _LSTM.apply(rows, *before, *parameters, pieces)  # type: ignore[no-untyped-call]
     return take_rows(outputs, pieces, back=True).view(*episode_starts.shape, -1)
 
 
@@ -56,11 +56,9 @@ def rnn(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Pa
 def _fused_lstm(features: Tensor, state: tuple[Tensor, Tensor], parameters: Parameters) -> Tensor:
     """Without resets inside the block torch has one fused call, for float32 LSTMs only."""
     weights = [parameter for parameter in parameters if parameter is not None]
-    layers, dropout, train, bidirectional, batch_first = 1, 0.0, torch.is_grad_enabled(), False, False
-    before = [part.unsqueeze(0) for part in state]
-    return torch.lstm(features, before, weights, len(weights) == 4, layers, dropout, train, bidirectional, batch_first)[
-        0
-    ]
+    settings = (len(weights) == 4, 1, 0.0, torch.is_grad_enabled(), False, False)  # biases, layers, dropout, training
+    output: Tensor = torch.lstm(features, [part.unsqueeze(0) for part in state], weights, *settings)[0]
+    return output
 
 
 class _LSTM(torch.autograd.Function):
