@@ -291,6 +291,23 @@ def test_a_forbidden_action_has_probability_zero_wherever_a_policy_is_asked(memo
         assert len(sizes) == 1 or 2 not in predicted[:, 1]
 
 
+@pytest.mark.parametrize("memory", ALL_MEMORIES)
+def test_every_step_of_every_sequence_has_a_mask_of_its_own(memory: str) -> None:
+    space = spaces.Dict(seen=BOX, mask=spaces.MultiBinary(3))
+    policy = make_policy(memory, "shared", "discrete", space, action_mask="mask")
+    n = 50
+    mask = torch.rand(T, n, 3) < 0.5
+    mask[..., 0] |= ~mask.any(-1)
+    observations = {"seen": torch.randn(T, n, 3), "mask": mask.to(torch.int8)}
+    starts, state = torch.rand(T, n) < 0.2, some_state(policy, n)
+    chosen, _, log_probs = act(policy, observations, starts, state)
+    assert mask.gather(-1, chosen[..., None]).all()
+    _, again, entropy = policy.evaluate_actions(observations, chosen, state, starts)
+    assert torch.allclose(again, log_probs, atol=1e-5)
+    assert entropy is not None
+    assert torch.equal(entropy < 1e-6, mask.sum(-1) == 1)  # no choice, no entropy
+
+
 def test_the_gradient_of_a_masked_policy_is_finite_and_zero_for_forbidden_logits() -> None:
     space = spaces.Dict(seen=BOX, mask=spaces.MultiBinary(3))
     policy = make_policy("gru", "shared", "discrete", space, action_mask="mask")
