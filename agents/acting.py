@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from agents.policy import RecurrentActorCriticPolicy
 
 Array = NDArray[np.float32]
 Layers = Callable[[Array], Array]
-Sample = Callable[[Array], tuple[NDArray[Any], Array]]
+Sample = Callable[[Array, Array], tuple[NDArray[Any], Array]]  # last layer's output, its input -> actions, log-probs
 
 
 class Actor(Protocol):
@@ -75,8 +76,9 @@ class NumpyActor:
         self._actor_step = _step_of(policy.memory_actor)
         self._critic_step = None if policy.memory_critic is None else _step_of(policy.memory_critic)
         self._n_actor_parts = len(policy.memory_actor.initial_state(1))
-        self._actor_layers = _layers_of(policy.mlp_extractor.policy_net, policy.action_net)
-        self._critic_layers = _layers_of(policy.mlp_extractor.value_net, policy.value_net)
+        self._actor_layers = _layers_of([*policy.mlp_extractor.policy_net])
+        self._action_layer = _layers_of([policy.action_net])
+        self._critic_layers = _layers_of([*policy.mlp_extractor.value_net, policy.value_net])
         self._sample = _sampler_of(policy, rng)
 
     def begin(self, state: State) -> NumpyState:
@@ -90,7 +92,8 @@ class NumpyActor:
     ) -> tuple[NDArray[Any], Array, Array, NumpyState]:
         features = self._features(observations)
         hidden, actor_state = self._actor_step(features, state[: self._n_actor_parts], episode_starts)
-        actions, log_probs = self._sample(self._actor_layers(hidden))
+        latent = self._actor_layers(hidden)
+        actions, log_probs = self._sample(self._action_layer(latent), latent)
         if self._critic_step is None:
             return actions, self._critic_layers(hidden)[:, 0], log_probs, actor_state
         critic_hidden, critic_state = self._critic_step(features, state[self._n_actor_parts :], episode_starts)
@@ -111,7 +114,7 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
         and type(policy.vf_features_extractor) is FlattenExtractor
         and isinstance(policy.observation_space, spaces.Box | spaces.Discrete)
         and not is_image_space(policy.observation_space)
-        and not policy.use_sde
+        and not policy.squash_output
         and not _has_code_of_its_own(policy)
         and type(policy.mlp_extractor) is MlpExtractor
         and isinstance(policy.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.MultiBinary)
@@ -159,10 +162,10 @@ def _are_plain(hidden: nn.Sequential, last: nn.Module) -> bool:
     return all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in (*hidden, last))
 
 
-def _layers_of(hidden: nn.Sequential, last: nn.Module) -> Layers:
+def _layers_of(layers: list[nn.Module]) -> Layers:
     """The layers as one function on arrays; weights transposed once, so that a step is plain matrix products."""
     steps: list[Any] = []
-    for layer in (*hidden, last):
+    for layer in layers:
         if isinstance(layer, nn.Linear):
             weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
             steps.append((weight, None if layer.bias is None else layer.bias.detach().numpy(), None))
@@ -188,12 +191,14 @@ def _layers_of(hidden: nn.Sequential, last: nn.Module) -> Layers:
 def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> Sample:
     space = policy.action_space
     if isinstance(space, spaces.Discrete):
-        return lambda logits: _sample_categorical(logits, rng)
+        return lambda logits, latent: _sample_categorical(logits, rng)
     if isinstance(space, spaces.MultiDiscrete):
         edges = np.cumsum([int(n) for n in space.nvec])[:-1]
-        return lambda logits: _sample_several(np.split(logits, edges, axis=1), rng)
+        return lambda logits, latent: _sample_several(np.split(logits, edges, axis=1), rng)
     if isinstance(space, spaces.MultiBinary):
-        return lambda logits: _sample_bits(logits, rng)
+        return lambda logits, latent: _sample_bits(logits, rng)
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        return _state_dependent_sampler(policy.action_dist, policy.log_std)
     return _gaussian_sampler(policy.log_std.detach().numpy(), rng)
 
 
@@ -223,10 +228,28 @@ def _gaussian_sampler(log_std: Array, rng: np.random.Generator) -> Sample:
     std = np.exp(log_std)
     log_norm = np.float32(log_std.sum() + 0.5 * np.log(2 * np.pi) * len(log_std))
 
-    def sample(mean: Array) -> tuple[Array, Array]:
+    def sample(mean: Array, latent: Array) -> tuple[Array, Array]:
         noise = rng.standard_normal(mean.shape, dtype=np.float32)
         log_probs: Array = np.float32(-0.5) * np.square(noise).sum(axis=1) - log_norm
         return np.add(mean, std * noise, dtype=np.float32), log_probs
+
+    return sample
+
+
+def _state_dependent_sampler(distribution: StateDependentNoiseDistribution, log_std: Tensor) -> Sample:
+    """Noise that is a function of the state, by matrices that the policy's ``reset_noise`` draws anew."""
+    variances = distribution.get_std(log_std.detach()).square().numpy()  # (features, A)
+
+    def sample(mean: Array, latent: Array) -> tuple[Array, Array]:
+        matrices = distribution.exploration_matrices
+        if len(latent) == 1 or len(latent) != len(matrices):
+            noise = latent @ distribution.exploration_mat.detach().numpy()
+        else:
+            noise = np.matmul(latent[:, None, :], matrices.detach().numpy())[:, 0]
+        variance = np.square(latent) @ variances + np.float32(distribution.epsilon)
+        terms = np.square(noise) / variance + np.log(variance) + np.float32(np.log(2 * np.pi))
+        log_probs: Array = np.float32(-0.5) * terms.sum(axis=1)
+        return mean + noise, log_probs
 
     return sample
 

@@ -282,3 +282,28 @@ def test_gaussian_actions_drawn_in_numpy_have_the_mean_and_deviation_of_the_poli
     assert np.allclose(actions.mean(0), distribution.mode()[0], atol=0.04)
     assert np.allclose(actions.std(0), policy.log_std.detach().exp(), rtol=0.03)
     assert abs(np.corrcoef(actions.T)[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("n_matrices", [B, 1])
+@pytest.mark.parametrize("kwargs", [{}, dict(full_std=False), dict(use_expln=True), dict(net_arch=[])])
+def test_state_dependent_noise_in_numpy_is_that_of_the_policy(kwargs: dict[str, Any], n_matrices: int) -> None:
+    """The noise is a function of the state and of matrices drawn now and then, so the very actions must agree."""
+    policy = make_policy(ACTION_SPACES["gsde"], "gru", "separate", use_sde=True, **kwargs)
+    actor = make_actor(policy, np.random.default_rng(0))
+    assert isinstance(actor, NumpyActor)
+    expected_state = policy.initial_state(B)
+    state = actor.begin(expected_state)
+    for step, (observations, starts) in enumerate(a_rollout(OBSERVATIONS)):
+        if step % 4 == 0:
+            policy.reset_noise(n_matrices)
+        actions, values, log_probs, state = actor.act(observations, state, starts)
+        with torch.no_grad():
+            expected = policy(torch.as_tensor(observations), expected_state, torch.as_tensor(starts))
+        expected_state = expected[3]
+        for ours, theirs in zip((actions, values, log_probs), expected[:3], strict=True):
+            assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def test_squashed_actions_are_left_to_torch() -> None:
+    policy = make_policy(ACTION_SPACES["squashed gsde"], use_sde=True, squash_output=True)
+    assert isinstance(make_actor(policy, np.random.default_rng(0)), TorchActor)
