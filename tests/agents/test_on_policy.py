@@ -481,6 +481,8 @@ def test_minibatches_of_reset_steps_alone_do_no_harm(cls: Any, n_steps: int, bat
     model = small_ppo(env, cls=cls, n_steps=n_steps, sequence_length=1, **kwargs)
     model.learn(3 * 24)
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+    names = ("train/value_loss", "train/entropy_loss")
+    assert all(np.isfinite(model.logger.name_to_value[name]) for name in names if name in model.logger.name_to_value)
 
 
 # Callbacks
