@@ -125,6 +125,10 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.sequence_length = sequence_length
         self._last_state: State | None = None
         self._check_settings()
+        # Environments and files take Python's integers only, not NumPy's.
+        for name in ("n_steps", "batch_size", "sequence_length", "seed"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else int(value))
         if _init_setup_model:
             if env is None:
                 raise ValueError("env is None: give an environment, its id, or a vector environment to train on")

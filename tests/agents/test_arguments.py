@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -154,8 +155,12 @@ def test_a_wrong_setting_is_refused_at_construction(cls: Any, name: str, value: 
         ("seed", np.int64(7)),
     ],
 )
-def test_settings_at_the_edge_of_what_makes_sense_work(cls: Any, name: str, value: Any) -> None:
-    assert train(cls=cls, **{name: value}).num_timesteps == 16
+def test_settings_at_the_edge_of_what_makes_sense_work(cls: Any, name: str, value: Any, tmp_path: Path) -> None:
+    model = train(cls=cls, **{name: value})
+    assert model.num_timesteps == 16
+    if not callable(value):
+        model.save(tmp_path / "model.zip")
+        assert cls.load(tmp_path / "model.zip", env=Stub(), device="cpu").learn(16).num_timesteps == 16
 
 
 @pytest.mark.parametrize(
