@@ -322,6 +322,7 @@ def one_at(t_of_nan: int, value: float) -> Callable[[int], Any]:
 @pytest.mark.parametrize("memory", ["lstm", "none"])
 @pytest.mark.parametrize("action_space", [spaces.Discrete(2), spaces.Box(-1, 1, (2,)), spaces.MultiBinary(2)])
 @pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_an_observation_that_is_not_finite_names_its_environment_and_step_and_spares_the_weights(
     cls: Any, action_space: Any, memory: str
 ) -> None:

@@ -168,8 +168,8 @@ def updated_by_hand(policy: RecurrentActorCriticPolicy, model: Any) -> tuple[lis
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= model.lr_schedule(1.0) * scale * gradient
         figures = {
-            "train/loss": float(loss),
-            "train/approx_kl": float((ratio - 1 - torch.log(ratio)).mean()),
+            "train/loss": float(loss.detach()),
+            "train/approx_kl": float((ratio - 1 - torch.log(ratio)).mean().detach()),
             "clipped": float(((ratio - 1).abs() > epsilon).float().mean()),
         }
     return [parameter.detach() for parameter in parameters], figures
