@@ -422,10 +422,12 @@ def _not_finite(observations: Any, axes: int) -> list[list[int]]:
 
 
 def needs_steps(callback: BaseCallback) -> bool:
-    """Whether a callback does anything at a step."""
+    """Whether a callback does anything at a step; one that does not may say so by ``needs_steps = False``."""
     if type(callback) is CallbackList:
         return any(needs_steps(child) for child in callback.callbacks)
-    return not (isinstance(callback, ConvertCallback) and callback.callback is None)
+    if isinstance(callback, ConvertCallback):
+        return callback.callback is not None
+    return bool(getattr(callback, "needs_steps", True))
 
 
 def _catch_up(callback: BaseCallback, n_calls: int, num_timesteps: int) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from agents.actions import ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
 from agents.encoders import default_encoder
-from agents.memory import Memory, State, make_memory
+from agents.memory import Memory, NumpyStep, State, make_memory
 
 CRITIC_MEMORIES = ("shared", "detached", "separate", "none")
 
@@ -52,6 +52,13 @@ class Projection(Memory):
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         output: Tensor = self.linear(features)
         return output
+
+    def numpy_step(self) -> NumpyStep | None:
+        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return None
+        by_column, offset = np.ascontiguousarray(weight.numpy().T), bias.numpy()
+        return lambda features, state, episode_starts: (features @ by_column + offset, ())
 
 
 class Latents(NamedTuple):

@@ -99,7 +99,7 @@ def test_an_actor_has_the_values_log_probabilities_and_states_of_its_policy(
 @pytest.mark.parametrize("action_space", PLAIN)
 @pytest.mark.parametrize("memory", [name for name in MEMORIES if MEMORIES[name](3).numpy_step() is not None])
 def test_a_memory_with_a_step_in_numpy_acts_in_numpy(memory: str, action_space: str) -> None:
-    for critic_memory in ("shared", "detached", "separate"):
+    for critic_memory in ALL_CRITIC_MEMORIES:
         assert acts_in_numpy(make_policy(ACTION_SPACES[action_space], memory, critic_memory))
 
 

@@ -669,3 +669,25 @@ def test_progress_runs_from_one_to_zero_and_not_below() -> None:
     assert seen[0] == 1.0
     assert min(seen) == 0.0
     assert seen == sorted(seen, reverse=True)
+
+
+def test_a_callback_that_needs_no_steps_is_called_at_none_and_counts_them_all_the_same() -> None:
+    class OncePerRollout(BaseCallback):
+        needs_steps = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = self.rollouts = 0
+
+        def _on_step(self) -> bool:
+            self.steps += 1
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.rollouts += 1
+
+    callback = OncePerRollout()
+    model = small_ppo(clocks())
+    model.learn(2 * model.n_steps * model.n_envs, callback)
+    assert (callback.steps, callback.rollouts) == (0, 2)
+    assert (callback.n_calls, callback.num_timesteps) == (2 * model.n_steps, model.num_timesteps)
