@@ -105,7 +105,7 @@ def evaluate_run(
         reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
-        evaluation = evaluate(player, env, episodes, seed=seed)
+        evaluation = evaluate(player, env, episodes, seed=seed, max_steps=settings.evaluation.max_steps)
     how = "deterministic" if player.deterministic else "sampled"
     result = {
         "run": str(run.path),

@@ -152,6 +152,7 @@ def schedule(settings: Settings) -> Schedule:
         evaluation_episodes=settings.evaluation.episodes,
         deterministic=settings.evaluation.deterministic,
         stop_at_return=settings.evaluation.stop_at_return,
+        longest_episode=settings.evaluation.max_steps,
         checkpoint_every=settings.checkpoint.every,
         checkpoints_kept=settings.checkpoint.keep,
         log_interval=settings.tracking.log_interval,

@@ -154,6 +154,7 @@ class PeriodicEvaluation(BetweenUpdates):
         env: environments of the evaluation's own.
         every: environment steps; 0 for never.
         stop_at_return: a mean return at which training has done what it was for; None for none.
+        max_steps: an episode is cut there; None for never.
         report: is told a line about each.
     """
 
@@ -167,12 +168,13 @@ class PeriodicEvaluation(BetweenUpdates):
         deterministic: bool,
         seed: int,
         stop_at_return: float | None = None,
+        max_steps: int | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
         self._run, self._env = run, env
         self._every, self._episodes, self._deterministic, self._seed = every, episodes, deterministic, seed
-        self._stop_at_return, self._report = stop_at_return, report
+        self._stop_at_return, self._max_steps, self._report = stop_at_return, max_steps, report
         self._next, self._last, self._best = every, -1, -math.inf
 
     def act(self) -> None:
@@ -188,7 +190,14 @@ class PeriodicEvaluation(BetweenUpdates):
         step = self._last = self.model.num_timesteps
         seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0] >> 1)
         model: Any = self.model
-        result = evaluate(model, self._env, self._episodes, deterministic=self._deterministic, seed=seed)
+        result = evaluate(
+            model,
+            self._env,
+            self._episodes,
+            deterministic=self._deterministic,
+            seed=seed,
+            max_steps=self._max_steps,
+        )
         # Of equals the later one: it has seen more.
         is_best = result.mean >= self._best
         if is_best:
@@ -196,7 +205,8 @@ class PeriodicEvaluation(BetweenUpdates):
             self.model.save(self._run.best)
         self._record(result, step)
         best = ", the best" if is_best else ""
-        self._report(f"step {step:,}: mean return {result.mean:.2f} over {result.episodes} episodes{best}")
+        cut = f" ({result.cut} cut after {self._max_steps:,} steps)" if result.cut else ""
+        self._report(f"step {step:,}: mean return {result.mean:.2f} over {result.episodes} episodes{cut}{best}")
         if self._stop_at_return is not None and result.mean >= self._stop_at_return:
             raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({self._stop_at_return})")
 
@@ -267,7 +277,7 @@ class ProgressDisplay(BetweenUpdates):
             self._bar.update(self._bar.task_ids[0], completed=done, rate=rate, last_return=last_return, refresh=True)
         elif self._shown and now - self._last_line >= self._seconds:
             self._last_line = now
-            left = (self._total - done) / max(rate, 1e-9)
+            left = max(0, self._total - done) / max(rate, 1e-9)
             self.report(
                 f"{done:,} of {self._total:,} steps, {rate:,.0f} a second, {left:.0f} s left, return {last_return}"
             )

@@ -48,6 +48,7 @@ class Evaluation:
         successes: (E,) what the environment says in ``info["is_success"]``; empty where it says nothing.
         deterministic: whether the most probable action was taken, instead of a sample.
         seed: of environments and samples; None for none.
+        cut: how many of the episodes did not end but were cut.
     """
 
     returns: tuple[float, ...]
@@ -55,6 +56,7 @@ class Evaluation:
     successes: tuple[bool, ...] = ()
     deterministic: bool = True
     seed: int | None = None
+    cut: int = 0
 
     @property
     def episodes(self) -> int:
@@ -94,6 +96,7 @@ class Evaluation:
         returns = np.array(self.returns)
         return {
             "episodes": self.episodes,
+            "cut": self.cut,
             "deterministic": self.deterministic,
             "seed": self.seed,
             "return": {
@@ -133,6 +136,8 @@ class Evaluation:
             low, high = wilson(self.successes)
             table.add_row("success rate", f"{self.success_rate:.1%}", f"{low:.1%} to {high:.1%}")
         table.add_row("episodes", str(self.episodes), "")
+        if self.cut:
+            table.add_row("of them cut, without an end", str(self.cut), "")
         return table
 
 
@@ -143,6 +148,7 @@ def evaluate(
     *,
     deterministic: bool | None = None,
     seed: int | None = None,
+    max_steps: int | None = None,
 ) -> Evaluation:
     """Lets an agent act for whole episodes, with its memory carried and reset, and looks on.
 
@@ -156,6 +162,8 @@ def evaluate(
         episodes: in all, shared out evenly among the environments beforehand.
         deterministic: the most probable action in place of a sample; None: as the player is set.
         seed: of environments and samples; None goes on with their random numbers as they are.
+        max_steps: an episode that is longer is cut there and counts as it is, and its environment plays no further; for
+            environments in which an episode need not end. None for no limit.
 
     Raises:
         FloatingPointError: an episode's return is not finite.
@@ -171,7 +179,7 @@ def evaluate(
         if seed is not None:
             env.seed(seed)
             torch.manual_seed(seed)
-        finished = list(_episodes(player, env, episodes))
+        finished = list(_episodes(player, env, episodes, max_steps))
     successes = [each.success for each in finished if each.success is not None]
     return Evaluation(
         returns=tuple(each.total for each in finished),
@@ -179,18 +187,20 @@ def evaluate(
         successes=tuple(successes) if len(successes) == len(finished) else (),
         deterministic=player.deterministic if deterministic is None else deterministic,
         seed=seed,
+        cut=sum(each.cut for each in finished),
     )
 
 
 class Episode(NamedTuple):
-    """One that ended."""
+    """One that ended, or was cut."""
 
     total: float
     length: int
     success: bool | None
+    cut: bool = False
 
 
-def _episodes(player: Player, env: VecEnv, episodes: int) -> Iterator[Episode]:
+def _episodes(player: Player, env: VecEnv, episodes: int, max_steps: int | None) -> Iterator[Episode]:
     """Plays until every environment has finished its share, and gives the episodes as they end."""
     left = (episodes + np.arange(env.num_envs)) // env.num_envs
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
@@ -206,6 +216,10 @@ def _episodes(player: Player, env: VecEnv, episodes: int) -> Iterator[Episode]:
                 left[i] -= 1
                 yield _episode(infos[i], float(returns[i]), int(lengths[i]), int(i))
             returns[i], lengths[i] = 0.0, 0
+        if max_steps is not None:
+            for i in np.flatnonzero((lengths >= max_steps) & (left > 0)):
+                left[i] = 0
+                yield Episode(float(returns[i]), int(lengths[i]), None, cut=True)
         player.reset(dones | resets)
 
 

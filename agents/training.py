@@ -30,6 +30,7 @@ class Schedule:
     evaluation_episodes: int
     deterministic: bool
     stop_at_return: float | None
+    longest_episode: int | None
     checkpoint_every: int
     checkpoints_kept: int
     log_interval: int
@@ -64,6 +65,7 @@ def learn(
         deterministic=schedule.deterministic,
         seed=schedule.seed,
         stop_at_return=schedule.stop_at_return,
+        max_steps=schedule.longest_episode,
         report=progress.report,
     )
     logger = make_logger(run, tensorboard=tensorboard, wandb=wandb)

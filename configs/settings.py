@@ -165,6 +165,8 @@ class EvaluationSettings:
     """Environments evaluated side by side, at most the number of episodes; None: as many as in training."""
     deterministic: bool = True
     """Take the most probable action, instead of sampling."""
+    max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
+    """Steps after which an episode is cut; None: never. Without a time limit of its own an episode need not end."""
     stop_at_return: Annotated[float | None, FINITE] = None
     """End training when an evaluation's mean return reaches this; None: train to the end."""
 

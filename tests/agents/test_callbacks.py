@@ -189,6 +189,7 @@ def test_the_figures_of_the_last_update_are_written(agent: RecurrentPPO, run: Ru
         evaluation_episodes=1,
         deterministic=True,
         stop_at_return=None,
+        longest_episode=None,
         checkpoint_every=0,
         checkpoints_kept=1,
         log_interval=1,

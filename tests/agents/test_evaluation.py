@@ -160,6 +160,12 @@ def test_success_is_what_the_environment_says(agent: RecurrentPPO) -> None:
     assert evaluate(agent, lines(2), 3).success_rate is None
 
 
+def test_an_episode_without_an_end_is_cut_and_said_so(agent: RecurrentPPO) -> None:
+    result = evaluate(agent, lines(3, 10**9, reward=2.0), 6, max_steps=20)
+    assert sorted(zip(result.lengths, result.returns, strict=True)) == [(3, 6.0)] * 3 + [(20, 40.0)]
+    assert (result.cut, result.to_json()["cut"]) == (1, 1)
+
+
 def test_a_return_that_is_not_finite_is_an_error(agent: RecurrentPPO) -> None:
     with pytest.raises(FloatingPointError, match="environment 0 is nan"):
         evaluate(agent, lines(2, reward=math.nan), 1)
