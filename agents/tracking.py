@@ -174,10 +174,10 @@ def _cannot_go_online(timeout: float) -> str | None:
 
 
 def _has_key() -> bool:
-    import wandb
-
     if os.environ.get("WANDB_API_KEY"):
         return True
+    import wandb
+
     try:
         return bool(wandb.login(prompt=False))
     except TypeError:  # wandb before 0.31 has no such argument
