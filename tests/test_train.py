@@ -57,7 +57,35 @@ class Faulty(gymnasium.Env):
         reward = float("nan") if bad and self.fault == "reward" else 1.0
         return observation, reward, self.steps % 5 == 0, False, {}
 
+SPACES = {
+    "picture": gymnasium.spaces.Box(0, 255, (36, 36, 3), np.uint8),
+    "mixed": gymnasium.spaces.Dict(
+        numbers=gymnasium.spaces.Box(-5, 5, (3,)),
+        inner=gymnasium.spaces.Dict(choice=gymnasium.spaces.Discrete(3)),
+    ),
+    "choices": gymnasium.spaces.MultiDiscrete([2, 3]),
+    "bits": gymnasium.spaces.MultiBinary(3),
+    "numbers": gymnasium.spaces.Box(-2, 2, (2, 2)),
+}
+
+class Shown(gymnasium.Env):
+    """Observations and actions of any space; episodes of ten steps, all of them successes."""
+    def __init__(self, seen, done, render_mode=None):
+        self.observation_space, self.action_space, self.steps = SPACES[seen], SPACES[done], 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, self.steps == 10, False, {"is_success": True}
+
 gymnasium.register("Faulty-v0", entry_point=Faulty)
+gymnasium.register("Shown-v0", entry_point=Shown)
 '''
 
 
@@ -81,7 +109,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_environments.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(gymnasium.registry, "Faulty-v0", raising=False)
+    for name in ("Faulty-v0", "Shown-v0"):
+        monkeypatch.delitem(gymnasium.registry, name, raising=False)
     monkeypatch.delitem(sys.modules, "own_environments", raising=False)
     return "own_environments:Faulty-v0"
 
@@ -164,6 +193,25 @@ def test_a2c_and_any_memory_and_no_normalisation_run_too(runs: Path, own_module:
     assert train.main([*words, "--runs", str(runs), "--name", "mine"]) == 0
     agent = RecurrentA2C.load(runs / "mine" / "checkpoints" / "step_000000000128.zip", device="cpu")
     assert agent.policy_kwargs["critic_memory"] == "separate"
+
+
+@pytest.mark.parametrize(
+    ("seen", "done"), [("picture", "choices"), ("mixed", "numbers"), ("choices", "bits"), ("bits", "choices")]
+)
+def test_any_spaces_train_and_evaluate_by_the_defaults(seen: str, done: str, runs: Path, own_module: str) -> None:
+    words = [
+        *TINY,
+        *PPO,
+        "--env.id",
+        own_module.replace("Faulty", "Shown"),
+        "--env.kwargs",
+        f"seen={seen}",
+        f"done={done}",
+    ]
+    assert train.main([*words, "--runs", str(runs)]) == 0
+    (path,) = runs.glob("*/evaluations/*.json")
+    result = json.loads(path.read_text())
+    assert (result["return"]["mean"], result["success_rate"], result["lengths"]) == (10.0, 1.0, [10, 10, 10])
 
 
 def test_a_named_run_is_never_overwritten(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
