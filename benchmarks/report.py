@@ -163,12 +163,15 @@ def _case_table(name: str, result: dict[str, Any]) -> list[str]:
 
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
-    """Steps per second of every contender, one panel a case, on a logarithmic axis."""
+    """Steps per second of every contender, one panel for each case in which there was a peer."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    results = {name: result for name, result in results.items() if _has_peer(result)}
+    if not results:
+        return
     columns = min(len(results), 3)
     n_rows = -(-len(results) // columns)
     figure, axes = plt.subplots(n_rows, columns, figsize=(6.2 * columns, 2.1 * n_rows), squeeze=False)
@@ -179,11 +182,15 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
         names, rates = [row["contender"] for row in rows], [row["whole"] for row in rows]
         bars = axis.barh(names, rates, color=["#c44e52" if name.startswith(OURS) else "#8c96a3" for name in names])
         axis.bar_label(bars, [f" {rate:,.0f}" for rate in rates], fontsize=7)
-        axis.set(title=name, xscale="log", xlim=(min(rates) * 0.6, max(rates) * 2.2))
+        axis.set(title=name, xlim=(0, max(rates) * 1.2))
         axis.title.set_fontsize(8)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("environment steps per second, whole training run (log scale)", fontsize=9)
+    figure.supxlabel("environment steps per second, whole training run", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _has_peer(result: dict[str, Any]) -> bool:
+    return any(not row["error"] and not row["contender"].startswith(OURS) for row in result["rows"])
