@@ -615,7 +615,9 @@ def shapes_of(policy: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def with_equal_weights(env: Callable[[], VecEnv], policy: str = "MlpLstmPolicy", **kwargs: Any) -> tuple[Any, Any]:
     """A model of theirs and one of ours with its weights."""
-    theirs, ours = (algorithm(policy, env(), device="cpu", **kwargs) for algorithm in (THEIRS, OURS))
+    theirs, ours = (algorithm(policy, env(), device="cpu", **{"seed": 0, **kwargs}) for algorithm in (THEIRS, OURS))
+    with torch.no_grad():  # a first layer of actions is almost nothing, and the most probable one a matter of rounding
+        theirs.policy.action_net.weight *= 30.0
     weights = {as_ours(name): value.clone() for name, value in theirs.policy.state_dict().items()}
     ours.policy.load_state_dict(weights)
     return theirs, ours
