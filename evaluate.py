@@ -101,8 +101,8 @@ def evaluate_run(
     player, file = load(run, settings, checkpoint, deterministic, device)
     with (
         closing(make_environments(settings, min(n_envs, episodes))) as env,
-        reported_as(NotFinite, "evaluation", FloatingPointError),
         reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
+        reported_as(NotFinite, "evaluation", FloatingPointError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
         evaluation = evaluate(player, env, episodes, seed=seed, max_steps=settings.evaluation.max_steps)

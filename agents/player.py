@@ -30,6 +30,10 @@ from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
 
+class NotFiniteObservation(ValueError, FloatingPointError):
+    """An observation with NaN or infinity in it: wrong input to a player, and the end of a run that meets it."""
+
+
 class Player:
     """Acts with a policy, carries its memory, and normalises observations as in training.
 
@@ -177,7 +181,7 @@ def _checked(observation: Any, space: spaces.Space[Any], key: str = "") -> tuple
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} is of dtype {array.dtype}, expected numbers of {space}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"{name} is not finite at {np.argwhere(~np.isfinite(array))[:3].tolist()}: {array}")
+        raise NotFiniteObservation(f"{name} is not finite at {np.argwhere(~np.isfinite(array))[:3].tolist()}: {array}")
     for shape in _shapes(space):
         if array.shape == shape:
             return array, None

@@ -186,6 +186,11 @@ def test_an_observation_of_another_kind_is_named(model: Any, observation: Any, m
         player_of(model).act(observation)
 
 
+def test_an_observation_that_is_not_finite_is_a_numerical_fault_too(model: Any) -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        player_of(model).act(np.full(3, np.inf))
+
+
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
