@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/cartpole_novel.yaml
 BIN := $(VENV)/bin
+COMPILED := $(wildcard agents/*.c agents/memory/*.[ch])
 
 .PHONY: help train test test-slow lint format clean
 
@@ -37,11 +38,11 @@ format: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(COMPILED) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(COMPILED) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@ $(VENV)/.installed
 

@@ -20,6 +20,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 
+from agents import fused
 from agents.buffer import map_observations
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
@@ -28,6 +29,9 @@ from agents.policy import RecurrentActorCriticPolicy
 Array = NDArray[np.float32]
 Layers = Callable[[Array], Array]
 Sample = Callable[[Array, Array], tuple[NDArray[Any], Array]]  # last layer's output, its input -> actions, log-probs
+
+
+Finish = Callable[[], tuple[Any, Any, Any]]  # -> values (B,), log-probabilities (B,), state after the step
 
 
 class Actor(Protocol):
@@ -39,8 +43,8 @@ class Actor(Protocol):
     def end(self, state: Any) -> State:
         """What this actor carries, as tensors."""
 
-    def act(self, observations: Any, state: Any, episode_starts: NDArray[np.bool_]) -> tuple[Any, Any, Any, Any]:
-        """(B, ...), state before, (B,) -> actions (B, A), values (B,), log-probabilities (B,), state after."""
+    def act(self, observations: Any, state: Any, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
+        """(B, ...), state before, (B,) -> actions (B, A), and what to call for the rest while the environments step."""
 
 
 class TorchActor:
@@ -56,7 +60,7 @@ class TorchActor:
     def end(self, state: State) -> State:
         return state
 
-    def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Any, Any, State]:
+    def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
         with torch.no_grad():
             actions, values, log_probs, state = self._policy(
                 map_observations(lambda part: torch.as_tensor(part, device=self._policy.device), observations),
@@ -64,8 +68,8 @@ class TorchActor:
                 torch.as_tensor(episode_starts, device=self._policy.device),
             )
         if self._on_cpu:
-            return actions.numpy(), values.numpy(), log_probs.numpy(), state
-        return actions, values, log_probs, state
+            return actions.numpy(), lambda: (values.numpy(), log_probs.numpy(), state)
+        return actions, lambda: (values, log_probs, state)
 
 
 class NumpyActor:
@@ -76,9 +80,11 @@ class NumpyActor:
         self._actor_step = _step_of(policy.memory_actor)
         self._critic_step = None if policy.memory_critic is None else _step_of(policy.memory_critic)
         self._n_actor_parts = len(policy.memory_actor.initial_state(1))
-        self._actor_layers = _layers_of([*policy.mlp_extractor.policy_net])
-        self._action_layer = _layers_of([policy.action_net])
-        self._critic_layers = _layers_of([*policy.mlp_extractor.value_net, policy.value_net])
+        heads = policy.mlp_extractor
+        self._reads_latent = isinstance(policy.action_dist, StateDependentNoiseDistribution)
+        self._latent = _layers_of(heads.policy_net) if self._reads_latent else None
+        self._output = _layers_of(*() if self._reads_latent else (heads.policy_net,), policy.action_net)
+        self._values = _layers_of(heads.value_net, policy.value_net)
         self._sample = _sampler_of(policy, rng)
 
     def begin(self, state: State) -> NumpyState:
@@ -89,15 +95,21 @@ class NumpyActor:
 
     def act(
         self, observations: Any, state: NumpyState, episode_starts: NDArray[np.bool_]
-    ) -> tuple[NDArray[Any], Array, Array, NumpyState]:
+    ) -> tuple[NDArray[Any], Finish]:
         features = self._features(observations)
+        if self._critic_step is not None:
+            features = features.copy()  # environments at work may write over what they gave
         hidden, actor_state = self._actor_step(features, state[: self._n_actor_parts], episode_starts)
-        latent = self._actor_layers(hidden)
-        actions, log_probs = self._sample(self._action_layer(latent), latent)
-        if self._critic_step is None:
-            return actions, self._critic_layers(hidden)[:, 0], log_probs, actor_state
-        critic_hidden, critic_state = self._critic_step(features, state[self._n_actor_parts :], episode_starts)
-        return actions, self._critic_layers(critic_hidden)[:, 0], log_probs, actor_state + critic_state
+        latent = hidden if self._latent is None else self._latent(hidden)
+        actions, log_probs = self._sample(self._output(latent), latent)
+
+        def finish() -> tuple[Array, Array, NumpyState]:
+            if self._critic_step is None:
+                return self._values(hidden)[:, 0].copy(), log_probs, actor_state
+            critic_hidden, critic_state = self._critic_step(features, state[self._n_actor_parts :], episode_starts)
+            return self._values(critic_hidden)[:, 0].copy(), log_probs, actor_state + critic_state
+
+        return actions, finish
 
 
 def make_actor(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> Actor:
@@ -126,7 +138,7 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
 
 def _has_code_of_its_own(policy: RecurrentActorCriticPolicy) -> bool:
     """Whether a subclass or a hook changes how the policy acts, which a copy of its layers would pass by."""
-    ours = ("forward", "extract_features", "_encode", "_features", "_step", "_heads", "_value")
+    ours = ("forward", "extract_features", "_encode", "_features", "_step", "_value")
     return any(
         getattr(type(policy), name) is not getattr(RecurrentActorCriticPolicy, name)
         for name in (*ours, "_distribution_parameters")
@@ -162,15 +174,20 @@ def _are_plain(hidden: nn.Sequential, last: nn.Module) -> bool:
     return all(type(layer) is nn.Linear or type(layer) in _ACTIVATIONS for layer in (*hidden, last))
 
 
-def _layers_of(layers: list[nn.Module]) -> Layers:
-    """The layers as one function on arrays; weights transposed once, so that a step is plain matrix products."""
+def _layers_of(*networks: nn.Module) -> Layers:
+    """Networks one after the other as one function on arrays, whose result the next call may write over."""
+    compiled = fused.layers_of(*networks)
+    if compiled is not None:
+        return fused.PackedPerceptron(compiled)
     steps: list[Any] = []
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
-            steps.append((weight, None if layer.bias is None else layer.bias.detach().numpy(), None))
-        else:
-            steps.append((None, None, _ACTIVATIONS[type(layer)]))
+    for network in networks:
+        for layer in network if isinstance(network, nn.Sequential) else [network]:
+            if isinstance(layer, nn.Linear):
+                # Transposed once, so that a step is a plain matrix product.
+                weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
+                steps.append((weight, None if layer.bias is None else layer.bias.detach().numpy(), None))
+            else:
+                steps.append((None, None, _ACTIVATIONS[type(layer)]))
 
     def run(x: Array) -> Array:
         fresh = False  # the memory's output is not ours to write over
@@ -190,6 +207,8 @@ def _layers_of(layers: list[nn.Module]) -> Layers:
 
 def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> Sample:
     space = policy.action_space
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and fused.available:
+        return _compiled_sampler(space, rng)
     if isinstance(space, spaces.Discrete):
         return lambda logits, latent: _sample_categorical(logits, rng)
     if isinstance(space, spaces.MultiDiscrete):
@@ -202,9 +221,23 @@ def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) ->
     return _gaussian_sampler(policy.log_std.detach().numpy(), rng)
 
 
+def _compiled_sampler(space: spaces.Discrete | spaces.MultiDiscrete, rng: np.random.Generator) -> Sample:
+    if isinstance(space, spaces.MultiDiscrete):
+        several = fused.CategoricalSampler([int(n) for n in space.nvec])
+        return lambda logits, latent: several(logits, rng)
+    one = fused.CategoricalSampler([int(space.n)])
+
+    def sample(logits: Array, latent: Array) -> tuple[NDArray[np.int64], Array]:
+        actions, log_probs = one(logits, rng)
+        return actions[:, 0], log_probs
+
+    return sample
+
+
 def _sample_categorical(logits: Array, rng: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
     """(B, n) -> (B,) by Gumbel-max, and log softmax there."""
-    actions = (logits - np.log(rng.standard_exponential(logits.shape, dtype=np.float32))).argmax(axis=1)
+    noise = np.maximum(rng.standard_exponential(logits.shape, dtype=np.float32), np.float32(1e-45))  # may be 0
+    actions = (logits - np.log(noise)).argmax(axis=1)
     shifted = logits - logits.max(axis=1, keepdims=True)
     chosen = shifted[np.arange(len(actions)), actions]
     return actions, chosen - np.log(np.exp(shifted).sum(axis=1))

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import Tensor
 
+from agents import fused
+
 Parameters = tuple[Tensor, ...]
 
 
@@ -62,7 +64,10 @@ class CategoricalHead(ActionHead):
         return parameters[0].argmax(-1)
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = torch.log_softmax(parameters[0], dim=-1)
+        (logits,) = parameters
+        if fused.takes(logits):
+            return fused.categorical(logits, (logits.shape[-1],), actions[:, None])
+        log_probs = torch.log_softmax(logits, dim=-1)
         return log_probs.gather(-1, actions[:, None]).squeeze(-1), categorical_entropy(log_probs)
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
@@ -85,6 +90,8 @@ class MultiCategoricalHead(ActionHead):
         return torch.stack([logits.argmax(-1) for _, logits in self._split(parameters)], dim=-1)
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
+        if fused.takes(*parameters):
+            return fused.categorical(parameters[0], tuple(self._sizes), actions)
         terms = [
             choice.evaluate((logits,), actions[:, axis])
             for axis, (choice, logits) in enumerate(self._split(parameters))
@@ -139,8 +146,10 @@ class GaussianHead(ActionHead):
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = parameters
         log_norm = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.shape[0]
-        error = (actions - mean) * (-log_std).exp()
         entropy = (log_norm + 0.5 * self.shape[0]).expand(len(mean))
+        if fused.takes(mean, log_std, actions):
+            return fused.gaussian(mean, log_std, actions), entropy
+        error = (actions - mean) * (-log_std).exp()
         return -0.5 * error.square().sum(-1) - log_norm, entropy
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:

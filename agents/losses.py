@@ -3,8 +3,63 @@
 Axis: N steps of a minibatch, every one a real transition.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from agents import fused
+
+
+class Figures(NamedTuple):
+    """What is logged of a minibatch, one number each."""
+
+    loss: Tensor
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy_loss: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+def ppo_objective(
+    log_probs: Tensor,
+    entropies: Tensor | None,
+    values: Tensor,
+    old_log_probs: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    *,
+    normalize: bool,
+    clip_range: float,
+    clip_range_vf: float | None,
+    ent_coef: float,
+    vf_coef: float,
+) -> tuple[Tensor, Figures]:
+    """PPO's loss (Schulman et al. 2017, equation 9, negated), and what is logged of it; all tensors are (N,).
+
+        L = clipped_surrogate + ent_coef * entropy_loss + vf_coef * value_error,  entropy_loss = -mean H,
+
+    or mean log pi(a|s) in place of -mean H where ``entropies`` is None: an estimate by the actions taken. Compiled
+    where that is to be had, with the same result; no value leaves the device.
+    """
+    if fused.takes(log_probs, values, old_log_probs, old_values, advantages, returns):
+        loss, figures = fused.clipped_objective(
+            log_probs, entropies, values, old_log_probs, old_values, advantages, returns,
+            normalize=normalize, clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef,
+        )  # fmt: skip
+        return loss, Figures(*figures.unbind())
+    log_ratio = log_probs - old_log_probs
+    policy_loss = clipped_surrogate(log_ratio, normalized(advantages) if normalize else advantages, clip_range)
+    value_loss = value_error(values, returns, old_values, clip_range_vf)
+    entropy_loss = log_probs.mean() if entropies is None else -entropies.mean()
+    loss = policy_loss + ent_coef * entropy_loss + vf_coef * value_loss
+    with torch.no_grad():
+        divergence, clipped = approximate_kl(log_ratio), clip_fraction(log_ratio, clip_range)
+    return loss, Figures(
+        loss.detach(), policy_loss.detach(), value_loss.detach(), entropy_loss.detach(), divergence, clipped
+    )
 
 
 def normalized(advantages: Tensor) -> Tensor:

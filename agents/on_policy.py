@@ -207,7 +207,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_start()  # before anything random, so that an agent saved here goes on as if never stopped
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        steps_call_back = needs_steps(callback)
+        steps_call_back, steps_alone = needs_steps(callback), _steps_alone(env)
         actor = make_actor(self.policy, self._rng)
         lstm_states = actor.begin(self._starting_state(env.num_envs))
         terminals: list[Terminal] = []
@@ -219,10 +219,13 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             obs, episode_starts = self._last_obs, self._last_episode_starts
             kept = self._state_to_keep(lstm_states, episode_starts) if rollout_buffer.starts_sequence() else ()
             rollout_buffer.add_observations(obs, episode_starts, kept)
-            actions, values, log_probs, lstm_states = actor.act(obs, lstm_states, episode_starts)
-            rollout_buffer.add_actions(actions, values, log_probs)
+            actions, finish = actor.act(obs, lstm_states, episode_starts)
             clipped_actions = self.policy.head.to_environment(to_array(actions))
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            if steps_alone:
+                env.step_async(clipped_actions)
+            values, log_probs, lstm_states = finish()
+            rollout_buffer.add_actions(actions, values, log_probs)
+            new_obs, rewards, dones, infos = env.step_wait() if steps_alone else env.step(clipped_actions)
             resets = _reset_steps(episode_starts, infos)
             starts = dones.copy()
             starts[resets] = True
@@ -394,6 +397,16 @@ def _reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
     if not episode_starts.any():
         return []
     return [int(i) for i in np.flatnonzero(episode_starts) if infos[i].get("reset_step")]
+
+
+def _steps_alone(env: VecEnv) -> bool:
+    """Whether steps may be asked for and fetched apart: not where a subclass has put something into ``step`` itself."""
+    for cls in type(env).__mro__:
+        if {"step_async", "step_wait"} & vars(cls).keys():
+            return True
+        if "step" in vars(cls):
+            return False
+    return True
 
 
 def _cut_by_time_limit(dones: NDArray[np.bool_], infos: Any) -> list[int]:

@@ -28,6 +28,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from agents import fused
 from agents.actions import ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
 from agents.encoders import default_encoder
@@ -61,8 +62,8 @@ class Projection(Memory):
         return lambda features, state, episode_starts: (features @ by_column + offset, ())
 
 
-class Latents(NamedTuple):
-    """What the heads of actor and critic read, (N, H) each."""
+class Remembered(NamedTuple):
+    """What the memories of actor and critic give, (N, H) each."""
 
     actor: Tensor
     critic: Tensor
@@ -201,11 +202,11 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
         Actions are as the buffer stores them, (B,) or (B, A); values and log-probabilities are (B,).
         """
-        latents, state = self._step(obs, state, episode_starts)
-        parameters = self._distribution_parameters(latents.actor, obs)
+        hidden, state = self._step(obs, state, episode_starts)
+        parameters = self._distribution_parameters(hidden.actor, obs)
         actions = self.head.mode(parameters) if deterministic else self.head.sample(parameters)
         log_probs, _ = self.head.evaluate(parameters, actions)
-        return actions, self._value(latents.critic), log_probs, state
+        return actions, self._value(hidden.critic), log_probs, state
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Any, actions: Tensor, state: State, episode_starts: Tensor
@@ -216,16 +217,16 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         """
         shape = episode_starts.shape
         pi_features, vf_features = self._encode(_flatten_time(obs), shape)
-        latents = self._unroll(pi_features, vf_features, state, episode_starts)
-        parameters = self._distribution_parameters(latents.actor, _flatten_time(obs))
+        hidden = self._unroll(pi_features, vf_features, state, episode_starts)
+        parameters = self._distribution_parameters(hidden.actor, _flatten_time(obs))
         log_probs, entropy = self.head.evaluate(parameters, actions.flatten(0, 1))
-        values = self._value(latents.critic).view(shape)
+        values = self._value(hidden.critic).view(shape)
         return values, log_probs.view(shape), None if entropy is None else entropy.view(shape)
 
     def predict_values(self, obs: Any, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
         """V of observations (B, ...) through the state before them -> (B,). The state that came in stays as it was."""
-        latents, _ = self._step(obs, state, episode_starts)
-        return self._value(latents.critic)
+        hidden, _ = self._step(obs, state, episode_starts)
+        return self._value(hidden.critic)
 
     def get_distribution(  # type: ignore[override]
         self, obs: Any, state: State, episode_starts: Tensor
@@ -234,8 +235,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
         ``state`` may hold the actor's parts alone or those of the critic too.
         """
-        latent, state = self._actor_step(obs, state, episode_starts)
-        parameters = self._distribution_parameters(latent, obs)
+        hidden, state = self._actor_step(obs, state, episode_starts)
+        parameters = self._distribution_parameters(hidden, obs)
         distribution: Any = self.action_dist
         by_name = {"action_logits": parameters[0]} if len(parameters) == 1 else None
         made: Distribution = (
@@ -247,8 +248,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self, observation: Any, state: State, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, State]:
         """One step of the actor alone: actions as the buffer stores them, and its state."""
-        latent, state = self._actor_step(observation, state, episode_starts)
-        parameters = self._distribution_parameters(latent, observation)
+        hidden, state = self._actor_step(observation, state, episode_starts)
+        parameters = self._distribution_parameters(hidden, observation)
         return (self.head.mode(parameters) if deterministic else self.head.sample(parameters)), state
 
     def predict(
@@ -339,42 +340,60 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             return obs
         return {key: part for key, part in obs.items() if key not in self.privileged}
 
-    def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Latents, State]:
+    def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Remembered, State]:
         pi_features, vf_features = self._encode(obs, episode_starts.shape)
         actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
         hidden, actor_state = self.memory_actor.step(pi_features, actor_state, episode_starts)
         if self.memory_critic is None:
-            return self._heads(hidden, hidden.detach() if self.critic_memory == "detached" else hidden), actor_state
+            return self._of_both(hidden), actor_state
         critic_hidden, critic_state = self.memory_critic.step(vf_features, critic_state, episode_starts)
-        return self._heads(hidden, critic_hidden), actor_state + critic_state
+        return Remembered(hidden, critic_hidden), actor_state + critic_state
 
-    def _unroll(self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor) -> Latents:
+    def _unroll(self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor) -> Remembered:
         actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
         hidden = self.memory_actor.unroll(pi_features, actor_state, episode_starts).flatten(0, 1)
         if self.memory_critic is None:
-            return self._heads(hidden, hidden.detach() if self.critic_memory == "detached" else hidden)
-        return self._heads(hidden, self.memory_critic.unroll(vf_features, critic_state, episode_starts).flatten(0, 1))
+            return self._of_both(hidden)
+        return Remembered(hidden, self.memory_critic.unroll(vf_features, critic_state, episode_starts).flatten(0, 1))
+
+    def _of_both(self, hidden: Tensor) -> Remembered:
+        """One memory, which the critic's loss shapes or not."""
+        return Remembered(hidden, hidden.detach() if self.critic_memory == "detached" else hidden)
 
     def _actor_step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
-        hidden, state = self.memory_actor.step(features, state[: self._n_actor_parts], episode_starts)
-        return self.mlp_extractor.forward_actor(hidden), state
+        return self.memory_actor.step(features, state[: self._n_actor_parts], episode_starts)
 
-    def _heads(self, hidden: Tensor, critic_hidden: Tensor) -> Latents:
-        return Latents(self.mlp_extractor.forward_actor(hidden), self.mlp_extractor.forward_critic(critic_hidden))
+    def _value(self, hidden: Tensor) -> Tensor:
+        """(N, H) of the critic's memory -> (N,)"""
+        values = self._in_one_call(hidden, "value_net", self.value_net)
+        if values is None:
+            values = self.value_net(self.mlp_extractor.forward_critic(hidden))
+        return values.squeeze(-1)
 
-    def _value(self, latent: Tensor) -> Tensor:
-        value: Tensor = self.value_net(latent)
-        return value.squeeze(-1)
+    def _distribution_parameters(self, hidden: Tensor, obs: Any) -> Parameters:
+        """(N, H) of the actor's memory, and the observations for their mask -> the parameters of the action head."""
+        if self.use_sde:
+            latent = self._in_one_call(hidden, "policy_net")
+            if latent is None:
+                latent = self.mlp_extractor.forward_actor(hidden)
+            return self.action_net(latent), self.log_std, latent
+        output = self._in_one_call(hidden, "policy_net", self.action_net)
+        if output is None:
+            output = self.action_net(self.mlp_extractor.forward_actor(hidden))
+        if isinstance(self.action_space, spaces.Box):
+            return output, self.log_std
+        if self.action_mask is None:
+            return (output,)
+        allowed = obs[self.action_mask].reshape(output.shape).bool()
+        return (output.masked_fill(~allowed, torch.finfo(output.dtype).min),)
 
-    def _distribution_parameters(self, latent: Tensor, obs: Any) -> Parameters:
-        output = self.action_net(latent)
-        if not isinstance(self.action_space, spaces.Box):
-            if self.action_mask is None:
-                return (output,)
-            allowed = obs[self.action_mask].reshape(output.shape).bool()
-            return (output.masked_fill(~allowed, torch.finfo(output.dtype).min),)
-        return (output, self.log_std, latent) if self.use_sde else (output, self.log_std)
+    def _in_one_call(self, hidden: Tensor, head: str, *last: nn.Module) -> Tensor | None:
+        """A network of the heads and the layer behind it, or None where they are not plain or not to be compiled."""
+        if type(self.mlp_extractor) is not MlpExtractor or not fused.takes(hidden):
+            return None
+        plain = fused.layers_of(getattr(self.mlp_extractor, head), *last)
+        return None if plain is None else fused.perceptron(plain, hidden)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()

@@ -3,7 +3,7 @@
 Axes: L steps of a sequence, S sequences of a minibatch, N real steps of a minibatch.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,22 +13,11 @@ from torch import Tensor
 
 from agents.buffer import SequenceBatch
 from agents.checks import check_count, check_positive, check_range
-from agents.losses import approximate_kl, clip_fraction, clipped_surrogate, normalized, value_error
+from agents.losses import Figures, ppo_objective
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
 SelfRecurrentPPO = TypeVar("SelfRecurrentPPO", bound="RecurrentPPO")
-
-
-class LossTerms(NamedTuple):
-    """One minibatch's figures, each a scalar tensor without a gradient but the first."""
-
-    loss: Tensor
-    policy_loss: Tensor
-    value_loss: Tensor
-    entropy_loss: Tensor
-    approx_kl: Tensor
-    clip_fraction: Tensor
 
 
 class RecurrentPPO(RecurrentOnPolicyAlgorithm):
@@ -141,7 +130,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         """One update: epochs of minibatches of whole sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        history: list[LossTerms] = []
+        history: list[Figures] = []
         for epoch in range(self.n_epochs):
             first_of_epoch = len(history)
             goes_on = self._train_epoch(history)
@@ -154,40 +143,40 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         if history:  # else no step of the rollout was a transition
             self._record(history, first_of_epoch)
 
-    def _train_epoch(self, history: list[LossTerms]) -> bool:
+    def _train_epoch(self, history: list[Figures]) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
+        optimizer, parameters = self.policy.optimizer, list(self.policy.parameters())
         for batch in self.rollout_buffer.get(self.batch_size):
-            terms = self._loss(batch)
-            history.append(LossTerms(terms.loss.detach(), *terms[1:]))
-            if self.target_kl is not None and float(terms.approx_kl) > 1.5 * self.target_kl:
+            loss, figures = self._loss(batch)
+            history.append(figures)
+            if self.target_kl is not None and float(figures.approx_kl) > 1.5 * self.target_kl:
                 return False
-            self.policy.optimizer.zero_grad()
-            terms.loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-            self.policy.optimizer.step()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+            optimizer.step()
         return True
 
-    def _loss(self, batch: SequenceBatch) -> LossTerms:
+    def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:
         """The loss of one minibatch, and what is logged of it; no value leaves the device."""
         clip_range, clip_range_vf = self._clip_ranges()
         values, log_probs, entropy = self.policy.evaluate_actions(
             batch.observations, batch.actions, batch.state, batch.episode_starts
         )
-        log_probs = batch.steps(log_probs)
-        log_ratio = log_probs - batch.steps(batch.old_log_probs)
-        advantages = batch.steps(batch.advantages)
-        if self.normalize_advantage:
-            advantages = normalized(advantages)
-        policy_loss = clipped_surrogate(log_ratio, advantages, clip_range)
-        value_loss = value_error(
-            batch.steps(values), batch.steps(batch.returns), batch.steps(batch.old_values), clip_range_vf
+        return ppo_objective(
+            batch.steps(log_probs),
+            None if entropy is None else batch.steps(entropy),
+            batch.steps(values),
+            batch.steps(batch.old_log_probs),
+            batch.steps(batch.old_values),
+            batch.steps(batch.advantages),
+            batch.steps(batch.returns),
+            normalize=self.normalize_advantage,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
         )
-        # Without a closed form the entropy is estimated by the actions taken.
-        entropy_loss = log_probs.mean() if entropy is None else -batch.steps(entropy).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-        with torch.no_grad():
-            kl, clipped = approximate_kl(log_ratio), clip_fraction(log_ratio, clip_range)
-        return LossTerms(loss, policy_loss.detach(), value_loss.detach(), entropy_loss.detach(), kl, clipped)
 
     def _clip_ranges(self) -> tuple[float, float | None]:
         progress = self._current_progress_remaining
@@ -195,7 +184,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         clip_range_vf: Any = self.clip_range_vf
         return clip_range(progress), None if clip_range_vf is None else clip_range_vf(progress)
 
-    def _record(self, history: list[LossTerms], first_of_epoch: int) -> None:
+    def _record(self, history: list[Figures], first_of_epoch: int) -> None:
         """Logs an update under Stable-Baselines3's names; the one place where figures leave the device."""
         figures = torch.stack([torch.stack(terms) for terms in history]).cpu().numpy()
         loss, policy_loss, value_loss, entropy_loss, kl, clipped = figures.T

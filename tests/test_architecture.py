@@ -13,6 +13,7 @@ FLOORS = {
     "memory": 0,
     "encoders": 0,
     "layers": 0,
+    "fused": 0,
     "returns": 0,
     "losses": 0,
     "actions": 0,

@@ -8,10 +8,8 @@ Axes: T time, B sequences (or environments), F features in, H hidden units, G ga
 """
 
 import ctypes
-import importlib.machinery
 import operator
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from agents.memory.core import Array, NumpyState, NumpyStep
 from agents.memory.kernels import Parameters
+from agents.memory.library import load
 from agents.memory.numpy_step import gru_side_by_side, side_by_side
 
 _VERSION = 2  # of the functions' arguments, as in kernels.c
@@ -31,24 +30,6 @@ _VERSION = 2  # of the functions' arguments, as in kernels.c
 _STEPS_AHEAD = 16  # a kept state keeps this many steps' states in memory
 _FLOAT = 4  # bytes
 Addresses = tuple[int, ...]
-
-
-def _load() -> ctypes.CDLL | None:
-    """The library built for this processor, if there is one."""
-    folder = Path(__file__).parent
-    names = ["_kernels_avx2", "_kernels"] if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else ["_kernels"]
-    for name in names:
-        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            if (path := folder / (name + suffix)).exists():
-                library = ctypes.CDLL(str(path))
-                if _version_of(library) == _VERSION:
-                    return _declared(library)
-                warnings.warn(f"{path.name} was built from other sources and is not used: install again", stacklevel=2)
-    return None
-
-
-def _version_of(library: ctypes.CDLL) -> int:
-    return int(library.kernels_version()) if hasattr(library, "kernels_version") else 1
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -66,7 +47,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-_library = _load()
+_library = _declared(library) if (library := load(Path(__file__).parent, "kernels", _VERSION)) else None
 available = _library is not None
 
 

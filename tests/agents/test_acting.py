@@ -67,7 +67,8 @@ def assert_equals_the_policy(policy: RecurrentActorCriticPolicy, actor: Any, n_s
     policy_state = policy.renew(policy.initial_state(B))
     state = actor.begin(policy_state)
     for observations, starts in a_rollout(policy.observation_space, n_steps):
-        actions, values, log_probs, state = actor.act(observations, state, starts)
+        actions, finish = actor.act(observations, state, starts)
+        values, log_probs, state = finish()
         with torch.no_grad():
             tensor, start = torch.as_tensor(observations), torch.as_tensor(starts)
             expected_values, expected_log_probs, _ = policy.evaluate_actions(
@@ -163,13 +164,13 @@ class OfAnExtendedNetwork(RecurrentActorCriticPolicy):
 
 
 class OfItsOwnValue(RecurrentActorCriticPolicy):
-    def _value(self, latent: Any) -> Any:
-        return 2 * super()._value(latent)
+    def _value(self, hidden: Any) -> Any:
+        return 2 * super()._value(hidden)
 
 
 class OfItsOwnDistribution(RecurrentActorCriticPolicy):
-    def _distribution_parameters(self, latent: Any, obs: Any) -> Any:
-        return tuple(2 * part for part in super()._distribution_parameters(latent, obs))
+    def _distribution_parameters(self, hidden: Any, obs: Any) -> Any:
+        return tuple(2 * part for part in super()._distribution_parameters(hidden, obs))
 
 
 class OfItsOwnFeatures(RecurrentActorCriticPolicy):
@@ -235,7 +236,8 @@ def test_acting_changes_neither_the_state_that_came_in_nor_the_parameters() -> N
     for actor in (NumpyActor(policy, np.random.default_rng(0)), TorchActor(policy)):
         carried = actor.begin(state)
         for observations, starts in a_rollout(OBSERVATIONS):
-            *_, carried = actor.act(observations, carried, starts)
+            _, finish = actor.act(observations, carried, starts)
+            *_, carried = finish()
         assert all(torch.equal(a, b) for a, b in zip((*state, *policy.parameters()), kept, strict=True))
 
 
@@ -259,7 +261,8 @@ def sampled(action_space: spaces.Space[Any], n: int = 20_000) -> tuple[Any, Any]
     policy = make_policy(action_space)
     actor = NumpyActor(policy, np.random.default_rng(0))
     observations = np.ones((n, 2, 3), dtype=np.float32)
-    actions, _, log_probs, _ = actor.act(observations, actor.begin(policy.initial_state(n)), np.ones(n, dtype=bool))
+    actions, finish = actor.act(observations, actor.begin(policy.initial_state(n)), np.ones(n, dtype=bool))
+    _, log_probs, _ = finish()
     return actions, log_probs
 
 
@@ -296,7 +299,8 @@ def test_state_dependent_noise_in_numpy_is_that_of_the_policy(kwargs: dict[str, 
     for step, (observations, starts) in enumerate(a_rollout(OBSERVATIONS)):
         if step % 4 == 0:
             policy.reset_noise(n_matrices)
-        actions, values, log_probs, state = actor.act(observations, state, starts)
+        actions, finish = actor.act(observations, state, starts)
+        values, log_probs, state = finish()
         with torch.no_grad():
             expected = policy(torch.as_tensor(observations), expected_state, torch.as_tensor(starts))
         expected_state = expected[3]

@@ -229,10 +229,10 @@ def test_an_update_is_the_one_computed_by_hand_for_every_action_space(actions: s
 def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None:
     model = small_ppo(clocks(), "lstm", "separate", normalize_advantage=False, ent_coef=0.1)
     model.learn(24)
-    whole, *nothing = (model._loss(batch) for batch in model.rollout_buffer.get(None))
+    whole, *nothing = (model._loss(batch)[1] for batch in model.rollout_buffer.get(None))
     assert not nothing
     for batch_size in (4, 8):
-        parts = [model._loss(batch) for batch in model.rollout_buffer.get(batch_size)]
+        parts = [model._loss(batch)[1] for batch in model.rollout_buffer.get(batch_size)]
         assert len(parts) == 24 // batch_size
         for name in ("loss", "policy_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction"):
             mean = torch.stack([getattr(part, name) for part in parts]).mean()
@@ -251,7 +251,7 @@ def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
     (batch,) = buffer.get(None)
     real = buffer.advantages[buffer.real]
     normal = (real - real.mean()) / (real.std() + 1e-8)
-    terms = model._loss(batch)
+    _, terms = model._loss(batch)
     # All ratios are one, so that the loss is -mean of the normalised advantages.
     assert terms.policy_loss.item() == pytest.approx(-float(normal.mean()), abs=1e-5)
     assert terms.value_loss.item() < 1e6
@@ -262,7 +262,7 @@ def test_without_a_closed_form_the_entropy_is_that_of_the_actions_taken() -> Non
     model = small_ppo(clocks("squashed gsde"), "gru", actions="squashed gsde", learning_rate=0.0)
     model.learn(24)
     (batch,) = model.rollout_buffer.get(None)
-    assert model._loss(batch).entropy_loss.item() == pytest.approx(float(batch.old_log_probs.mean()), abs=1e-5)
+    assert model._loss(batch)[1].entropy_loss.item() == pytest.approx(float(batch.old_log_probs.mean()), abs=1e-5)
 
 
 def test_the_gradient_is_clipped_at_its_norm() -> None:

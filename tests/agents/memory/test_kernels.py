@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.memory import LSTM, Memory, make_memory, native, numpy_step, packed, through_time
+from agents.memory import LSTM, Memory, library, make_memory, native, numpy_step, packed, through_time
 
 T, B, F, H = 11, 4, 5, 16
 
@@ -215,5 +215,5 @@ def test_a_library_of_another_version_is_told_from_ours() -> None:
         def kernels_version(self) -> int:
             return native._VERSION
 
-    assert native._version_of(Older()) != native._VERSION  # type: ignore[arg-type]
-    assert native._version_of(Ours()) == native._VERSION  # type: ignore[arg-type]
+    assert library._version_of(Older(), "kernels") != native._VERSION  # type: ignore[arg-type]
+    assert library._version_of(Ours(), "kernels") == native._VERSION  # type: ignore[arg-type]

@@ -1,0 +1,31 @@
+"""Finds the compiled parts of the package, if they were built at installation."""
+
+import ctypes
+import importlib.machinery
+import warnings
+from pathlib import Path
+
+import torch
+
+
+def load(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
+    """The library ``name`` in ``folder`` built for this processor, or None where there is none.
+
+    Args:
+        version: of its functions' arguments; a library of another one, built from an older checkout say, would misread
+            them, and is left alone with a warning.
+    """
+    kinds = ["_avx2", ""] if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else [""]
+    for kind in kinds:
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            if (path := folder / f"_{name}{kind}{suffix}").exists():
+                library = ctypes.CDLL(str(path))
+                if _version_of(library, name) == version:
+                    return library
+                warnings.warn(f"{path.name} was built from other sources and is not used: install again", stacklevel=2)
+    return None
+
+
+def _version_of(library: ctypes.CDLL, name: str) -> int:
+    function = f"{name}_version"
+    return int(getattr(library, function)()) if hasattr(library, function) else 1
