@@ -14,7 +14,7 @@
 #include "memory/vectors.h"
 
 /* Raised whenever a function's arguments change. */
-long fused_version(void) { return 1; }
+long fused_version(void) { return 3; }
 
 static long padded(long columns) { return (columns + TILE - 1) / TILE * TILE; }
 
@@ -168,10 +168,10 @@ static int layer_backward(long N, long K, long M, const float *x, long x_row, co
         for (long m = 0; m < M; m++) memcpy(d_weights + m * K, rough + m * x_width, (size_t)K * sizeof(float));
         free(rough);
     }
-    if (d_bias) {
-        for (long m = 0; m < M; m++) d_bias[m] = 0;
-        for (long n = 0; n < N; n++)
-            for (long m = 0; m < M; m++) d_bias[m] += d[n * width + m];
+    for (long m = 0; d_bias && m < M; m += LANES) {
+        vec sum = all(0.0f);
+        for (long n = 0; n < N; n++) sum += load(d + n * width + m);
+        for (long lane = 0; lane < LANES && m + lane < M; lane++) d_bias[m + lane] = sum[lane];
     }
     if (d_x) {
         const float *by_row = with_padded_rows(weights, M, K, &padded_weights);
@@ -376,4 +376,46 @@ void clipped_objective(long N, const float *log_probs, const float *entropies, c
     figures[3] = (float)(share * entropy);
     figures[4] = (float)(share * divergence);
     figures[5] = (float)(share * clipped);
+}
+
+/* Scales `count` gradients so that their norm, taken together, is at most max_norm. A norm that is not finite makes them
+   all so: the caller looks at the weights. */
+void clip_gradients(long count, const long *sizes, float *const *gradients, double max_norm) {
+    double squares = 0;
+    for (long i = 0; i < count; i++) {
+        const float *from = gradients[i];
+        long at = 0;
+        while (at + LANES <= sizes[i]) { /* stretches of single precision, added up in double */
+            vec sum = all(0.0f);
+            for (long end = at + 64 * LANES; at < end && at + LANES <= sizes[i]; at += LANES) {
+                vec x = load(from + at);
+                sum += x * x;
+            }
+            for (int lane = 0; lane < LANES; lane++) squares += sum[lane];
+        }
+        for (; at < sizes[i]; at++) squares += (double)from[at] * from[at];
+    }
+    double scale = max_norm / (sqrt(squares) + 1e-6);
+    if (scale >= 1) return;
+    for (long i = 0; i < count; i++)
+        for (long at = 0; at < sizes[i]; at++) gradients[i][at] *= (float)scale;
+}
+
+/* Adam (Kingma & Ba 2015) on `count` parameters, each with its own count of steps taken, as torch keeps them. */
+void adam(long count, const long *sizes, float *const *parameters, const float *const *gradients, float *const *means,
+          float *const *squares, float *const *steps, double rate, double beta_1, double beta_2, double epsilon) {
+    for (long i = 0; i < count; i++) {
+        *steps[i] += 1;
+        float step_size = (float)(rate / (1 - pow(beta_1, *steps[i])));
+        float root = (float)sqrt(1 - pow(beta_2, *steps[i])), tiny = (float)epsilon;
+        float forget = (float)beta_2, add_1 = (float)(1 - beta_1), add_2 = (float)(1 - beta_2);
+        float *restrict parameter = parameters[i], *restrict mean = means[i], *restrict square = squares[i];
+        const float *restrict gradient = gradients[i];
+        for (long at = 0; at < sizes[i]; at++) {
+            float g = gradient[at];
+            mean[at] += add_1 * (g - mean[at]);
+            square[at] = forget * square[at] + add_2 * g * g;
+            parameter[at] -= step_size * mean[at] / (sqrtf(square[at]) / root + tiny);
+        }
+    }
 }

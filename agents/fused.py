@@ -10,7 +10,7 @@ Axes: N steps, K inputs and M outputs of a layer, A axes of an action.
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from agents.memory.core import Array
 from agents.memory.library import load
 
-_VERSION = 1  # of the functions' arguments, as in fused.c
+_VERSION = 3  # of the functions' arguments, as in fused.c
 
 _NONLINEARITIES: dict[type[nn.Module], int] = {nn.Tanh: 1, nn.ReLU: 2}
 _TILE = 16
@@ -46,6 +46,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes, function.restype = [size, size, *[address] * addresses], None
     library.clipped_objective.argtypes = [size, *[address] * 7, flag, *[number] * 4, *[address] * 4]
     library.clipped_objective.restype = None
+    library.adam.argtypes, library.adam.restype = [size, *[address] * 6, *[number] * 4], None
+    library.clip_gradients.argtypes, library.clip_gradients.restype = [size, address, address, number], None
     return library
 
 
@@ -61,47 +63,46 @@ def takes(*tensors: Tensor) -> bool:
 # Perceptrons
 
 
-class Layers:
+class Layers(NamedTuple):
     """Linear layers with one kind of nonlinearity between them, as plain lists.
 
-    Attributes:
-        widths: inputs of the first layer, then outputs of each.
-        nonlinearity: its number in ``fused.c``.
-        bend_last: whether the nonlinearity follows the last layer too.
+    ``widths`` are the inputs of the first layer, then the outputs of each; ``nonlinearity`` is a number of ``fused.c``;
+    ``bend_last`` says whether it follows the last layer too.
     """
 
-    def __init__(self, linear: list[nn.Linear], nonlinearity: int, bend_last: bool) -> None:
-        self.widths = (linear[0].in_features, *(layer.out_features for layer in linear))
-        self.nonlinearity, self.bend_last = nonlinearity, bend_last
-        self.weights = [layer.weight for layer in linear]
-        self.biases = [layer.bias for layer in linear]
+    widths: tuple[int, ...]
+    nonlinearity: int
+    bend_last: bool
+    weights: list[Tensor]
+    biases: list[Tensor | None]
 
 
 def layers_of(*networks: nn.Module) -> Layers | None:
     """Networks one after the other as layers for :func:`perceptron`, or None where they are not of a kind known here.
 
-    Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU, without hooks.
+    Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU, without hooks. Asked
+    at every pass, since a user may put in other layers or hooks at any time: hence the plain dictionaries.
     """
     modules: list[nn.Module] = []
     for network in networks:
-        modules += [network, *network] if isinstance(network, nn.Sequential) else [network]
-    if not available or any(_has_hooks(module) for module in modules):
-        return None
+        modules.append(network)
+        if type(network) is nn.Sequential:
+            modules.extend(network._modules.values())
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return None
     layers = [module for module in modules if type(module) is not nn.Sequential]
-    linear, bends = layers[::2], layers[1::2]
-    kinds = {type(module) for module in bends}
-    if not all(type(layer) is nn.Linear and takes(layer.weight) for layer in linear) or len(kinds) > 1:
+    linear: list[Any] = layers[::2]
+    kinds = {type(module) for module in layers[1::2]}
+    if not available or not linear or len(kinds) > 1 or any(type(layer) is not nn.Linear for layer in linear):
         return None
     kind = _NONLINEARITIES.get(kinds.pop()) if kinds else _NONLINEARITIES[nn.Tanh]
-    if kind is None or not linear:
+    weights = [layer._parameters["weight"] for layer in linear]
+    if kind is None or not takes(*weights):
         return None
-    return Layers(linear, kind, bend_last=len(bends) == len(linear))  # type: ignore[arg-type]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    widths = (linear[0].in_features, *[layer.out_features for layer in linear])
+    biases = [layer._parameters["bias"] for layer in linear]
+    return Layers(widths, kind, len(layers) == 2 * len(linear), weights, biases)
 
 
 def perceptron(layers: Layers, x: Tensor) -> Tensor:
@@ -290,7 +291,7 @@ class _Gaussian(torch.autograd.Function):
         return d_means, d_log_std, None
 
 
-# PPO's objective
+# PPO's objective and its step
 
 
 def clipped_objective(
@@ -339,6 +340,93 @@ class _ClippedObjective(torch.autograd.Function):
         d_log_probs, d_entropies, d_values = ctx.saved_tensors
         by_entropy = None if d_entropies is None else d_entropies * d_loss
         return d_log_probs * d_loss, by_entropy, d_values * d_loss, *[None] * 9
+
+
+def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> None:
+    """Scales all gradients so that their norm, taken together, is at most ``max_norm``: in place, and in two sweeps.
+
+    What ``torch.nn.utils.clip_grad_norm_`` does, which serves what is not to be compiled.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not takes(*gradients) or not all(gradient.is_contiguous() for gradient in gradients):
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    sizes = (ctypes.c_long * len(gradients))(*[gradient.numel() for gradient in gradients])
+    _loaded().clip_gradients(len(gradients), sizes, _addresses(gradients), max_norm)
+
+
+class AdamStep:
+    """Steps of Adam for an optimizer of torch, whose state, settings and schedule stay where they are.
+
+    What the optimizer's own ``step`` does, without its dozens of operations on lists of small tensors. That one serves
+    where it is not plain Adam on float32 on a CPU, where something hooks into it, and for the first step. Make one for
+    every update: it remembers where the optimizer keeps its state.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._known: dict[int, tuple[list[int], _AdamState]] = {}
+
+    def __call__(self) -> None:
+        if self._is_plain():
+            chosen = [self._state_of(number, group) for number, group in enumerate(self._optimizer.param_groups)]
+            if all(state is not None for state in chosen):
+                for group, state in zip(self._optimizer.param_groups, chosen, strict=True):
+                    _step_adam(group, state)  # type: ignore[arg-type]
+                return
+        self._optimizer.step()
+
+    def _is_plain(self) -> bool:
+        optimizer: Any = self._optimizer
+        return (
+            available
+            and type(optimizer) is torch.optim.Adam
+            and "step" not in vars(optimizer)  # as torch's schedulers put there
+            and not optimizer._optimizer_step_pre_hooks
+            and not optimizer._optimizer_step_post_hooks
+            and not any(
+                group["weight_decay"] or group["amsgrad"] or group["maximize"] or isinstance(group["lr"], Tensor)
+                for group in optimizer.param_groups
+            )
+        )
+
+    def _state_of(self, number: int, group: dict[str, Any]) -> "_AdamState | None":
+        """Of the parameters of a group that have a gradient; None where torch has to take this step."""
+        given = [parameter for parameter in group["params"] if parameter.grad is not None]
+        names = [id(parameter) for parameter in given]
+        if number not in self._known or self._known[number][0] != names:
+            state = _adam_state(given, self._optimizer.state)
+            if state is None:
+                return None
+            self._known[number] = (names, state)
+        return self._known[number][1]
+
+
+class _AdamState(NamedTuple):
+    parameters: list[Tensor]
+    kept: list[Tensor]  # keeps what is pointed to alive
+    sizes: Any
+    addresses: list[Any]  # of parameters, means, squares, steps
+
+
+def _adam_state(parameters: list[Tensor], state: Any) -> _AdamState | None:
+    if not all(parameter in state and parameter.is_contiguous() for parameter in parameters):
+        return None
+    parts = [[state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq", "step")]
+    kept = [tensor for part in (parameters, *parts) for tensor in part]
+    if not all(takes(tensor) and tensor.is_contiguous() for tensor in kept):
+        return None
+    sizes = (ctypes.c_long * len(parameters))(*[parameter.numel() for parameter in parameters])
+    return _AdamState(parameters, kept, sizes, [_addresses(part) for part in (parameters, *parts)])
+
+
+def _step_adam(group: dict[str, Any], state: _AdamState) -> None:
+    gradients = [_contiguous(parameter.grad) for parameter in state.parameters]
+    parameters, means, squares, steps = state.addresses
+    _loaded().adam(
+        len(gradients), state.sizes, parameters, _addresses(gradients), means, squares, steps,
+        float(group["lr"]), *group["betas"], group["eps"],
+    )  # fmt: skip
 
 
 def _loaded() -> ctypes.CDLL:

@@ -44,7 +44,7 @@ def ppo_objective(
     or mean log pi(a|s) in place of -mean H where ``entropies`` is None: an estimate by the actions taken. Compiled
     where that is to be had, with the same result; no value leaves the device.
     """
-    if fused.takes(log_probs, values, old_log_probs, old_values, advantages, returns):
+    if fused.takes(log_probs, values):
         loss, figures = fused.clipped_objective(
             log_probs, entropies, values, old_log_probs, old_values, advantages, returns,
             normalize=normalize, clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef,

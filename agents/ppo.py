@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
+from agents import fused
 from agents.buffer import SequenceBatch
 from agents.checks import check_count, check_positive, check_range
 from agents.losses import Figures, ppo_objective
@@ -145,16 +146,17 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def _train_epoch(self, history: list[Figures]) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
-        optimizer, parameters = self.policy.optimizer, list(self.policy.parameters())
+        step, parameters = fused.AdamStep(self.policy.optimizer), list(self.policy.parameters())
         for batch in self.rollout_buffer.get(self.batch_size):
             loss, figures = self._loss(batch)
             history.append(figures)
             if self.target_kl is not None and float(figures.approx_kl) > 1.5 * self.target_kl:
                 return False
-            optimizer.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-            optimizer.step()
+            fused.clip_gradients(parameters, self.max_grad_norm)
+            step()
         return True
 
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:

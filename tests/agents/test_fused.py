@@ -3,6 +3,7 @@
 Axes: N steps, K inputs and M outputs of a layer, A axes of an action.
 """
 
+import copy
 import itertools
 from typing import Any
 
@@ -251,3 +252,79 @@ def test_what_is_not_a_number_reaches_the_loss_and_the_gradient() -> None:
     assert loss.isnan()
     (gradient,) = torch.autograd.grad(loss, drawn["log_probs"])
     assert gradient.isnan().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6, float("inf")])
+def test_gradients_are_clipped_as_torch_clips_them(max_norm: float) -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((3,), (64, 70), (1,), (1200,))]
+    without = nn.Parameter(torch.randn(5))  # has no gradient
+    for parameter in ours:
+        parameter.grad = torch.randn_like(parameter)
+    theirs = copy.deepcopy(ours)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None
+        other.grad = one.grad.clone()
+    fused.clip_gradients([*ours, without], max_norm)
+    nn.utils.clip_grad_norm_(theirs, max_norm)
+    for one, other in zip(ours, theirs, strict=True):
+        close(one.grad, other.grad)
+    assert without.grad is None
+
+
+def test_one_gradient_that_is_not_a_number_is_not_hidden_by_clipping() -> None:
+    parameters = [nn.Parameter(torch.zeros(9)), nn.Parameter(torch.zeros(2))]
+    parameters[0].grad, parameters[1].grad = torch.ones(9), torch.tensor([0.0, float("nan")])
+    fused.clip_gradients(parameters, 0.5)
+    assert all(parameter.grad is not None and parameter.grad.isnan().all() for parameter in parameters)
+
+
+def adam_runs(n_steps: int, take: Any, **settings: Any) -> tuple[Any, Any]:
+    """Parameters and state after some steps along gradients of which one is missing now and then."""
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((3,), (17, 5), (64, 64))]
+    optimizer = torch.optim.Adam(
+        [dict(params=parameters[:2]), dict(params=parameters[2:], lr=0.3)], **{"lr": 0.01, "eps": 1e-5, **settings}
+    )
+    step = take(optimizer)
+    for number in range(n_steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        if number % 3 == 2:
+            parameters[0].grad = None
+        optimizer.param_groups[0]["lr"] = 0.01 / (number + 1)
+        step()
+    return [parameter.detach() for parameter in parameters], optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, dict(fused=True), dict(betas=(0.5, 0.9)), dict(weight_decay=0.1), dict(amsgrad=True)], ids=str
+)
+def test_adam_takes_torchs_steps_and_keeps_its_state_where_torch_does(settings: dict[str, Any]) -> None:
+    wanted, kept = adam_runs(8, lambda optimizer: optimizer.step, **settings)
+    found, ours = adam_runs(8, fused.AdamStep, **settings)
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+    assert ours.keys() == kept.keys()
+    for number, state in kept.items():
+        assert ours[number].keys() == state.keys()
+        for name, part in state.items():
+            close(ours[number][name], part)
+
+
+def test_steps_that_something_hooks_into_are_the_optimizers_own() -> None:
+    called = []
+
+    def hooked_step(optimizer: torch.optim.Optimizer) -> Any:
+        optimizer.register_step_pre_hook(lambda *_: called.append(1))
+        return fused.AdamStep(optimizer)
+
+    adam_runs(3, hooked_step)
+    assert len(called) == 3
+
+
+def test_another_optimizer_takes_its_own_steps() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.ones(2)
+    fused.AdamStep(torch.optim.SGD([parameter], lr=0.5))()
+    close(parameter.detach(), torch.full((2,), 0.5))
