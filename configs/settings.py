@@ -26,6 +26,12 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "flatten": (),
     "nature_cnn": ("features_dim", "normalized_image"),
     "combined": ("cnn_output_dim", "normalized_image"),
+    "sequence": ("features_dim", "cell", "hidden_size", "num_layers", "bidirectional", "pool", "mask_key"),
+    "attention": ("features_dim", "over", "score", "heads", "hidden_size", "cell", "bidirectional", "mask_key"),
+    "transformer": (
+        *("features_dim", "width", "num_layers", "heads", "expansion", "causal", "positions", "pool", "mask_key"),
+    ),
+    "impala": ("features_dim", "width", "normalized_image"),
 }
 """The encoders that have a name, and the arguments each takes."""
 
@@ -135,8 +141,8 @@ class PolicySettings:
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"
     """The critic's memory: the actor's, the actor's without shaping it, its own, or none."""
     encoder: str | None = None
-    """What turns an observation into features: flatten, nature_cnn, combined, or `module:Class`; None: chosen by
-    the observation space."""
+    """What turns an observation into features: flatten, nature_cnn, impala, combined, sequence, attention,
+    transformer, or `module:Class`; None: chosen by the observation space."""
     encoder_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the encoder."""
     net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = (64,)

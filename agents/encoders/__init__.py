@@ -15,10 +15,19 @@ from stable_baselines3.common.torch_layers import (
     NatureCNN,
 )
 
+from agents.encoders.attention import AttentionEncoder
+from agents.encoders.sequence import SequenceEncoder
+from agents.encoders.transformer import TransformerEncoder
+from agents.encoders.vision import ImpalaCNN
+
 ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
     "flatten": FlattenExtractor,
     "nature_cnn": NatureCNN,
     "combined": CombinedExtractor,
+    "sequence": SequenceEncoder,
+    "attention": AttentionEncoder,
+    "transformer": TransformerEncoder,
+    "impala": ImpalaCNN,
 }
 
 
