@@ -36,8 +36,8 @@ class TransformerEncoder(BaseFeaturesExtractor):
         causal: a token sees only itself and those before it.
         positions: "rotary" (Su et al. 2021, "RoFormer": scores depend on distances alone), "learned" (one vector a
             slot) or "none".
-        pool: "last": the last real token, the newest of a window; "mean": of all; "cls": one more token after the
-            others, which sees all of them (Devlin et al. 2019, "BERT").
+        pool: "last": the last real token, the newest of a window; "mean": of all; "cls": one more token right after
+            the last real one, which sees all of them (Devlin et al. 2019, "BERT").
         mask_key: the key of the mask in a Dict observation; None: every token is real.
     """
 
@@ -116,7 +116,8 @@ class TransformerEncoder(BaseFeaturesExtractor):
             values = values + self.position[slots]
         if self.pool == "cls":
             values = torch.cat((values, self.summary.expand(len(values), 1, -1)), dim=1)
-            slots = functional.pad(slots, (0, 1), value=self.reader.length)
+            newest = slots[:, -1:] if tokens.lengths is None else slots.gather(1, _last_place(tokens.lengths)[:, None])
+            slots = torch.cat((slots, newest + 1), dim=1)
         return values, slots
 
     def _visible(self, tokens: Tokens, n_tokens: int) -> Tensor | None:
@@ -144,7 +145,11 @@ class TransformerEncoder(BaseFeaturesExtractor):
         """Which token is asked for the answer, (N,)."""
         if self.pool == "cls" or tokens.lengths is None:
             return torch.full((len(tokens.values),), n_tokens - 1, device=tokens.values.device)
-        return (tokens.lengths - 1).clamp(min=0)
+        return _last_place(tokens.lengths)
+
+
+def _last_place(lengths: Tensor) -> Tensor:
+    return (lengths - 1).clamp(min=0)
 
 
 class Block(nn.Module):
