@@ -1,0 +1,119 @@
+"""Losses that a part of a policy brings along are found, wherever it stands."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from agents.encoders.auxiliary import HasAuxiliaryLosses, auxiliary_losses
+from agents.policy import RecurrentActorCriticPolicy
+
+BOX = spaces.Box(-1, 1, (3,))
+
+
+class Reconstructing(BaseFeaturesExtractor):
+    """Two features from which the observation can be told."""
+
+    def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 2, weight: float = 0.5) -> None:
+        super().__init__(observation_space, features_dim)
+        self.weight = weight
+        self.down, self.up = nn.Linear(3, features_dim), nn.Linear(features_dim, 3)
+        self._losses: dict[str, Tensor] = {}
+
+    def forward(self, observations: Tensor) -> Tensor:
+        features: Tensor = self.down(observations)
+        self._losses = {}
+        if self.training:
+            error = (self.up(features) - observations).square().mean()
+            self._losses = {"reconstruction_loss": self.weight * error}
+        return features
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        losses, self._losses = self._losses, {}
+        return losses
+
+
+def policy(**kwargs: Any) -> RecurrentActorCriticPolicy:
+    torch.manual_seed(0)
+    return RecurrentActorCriticPolicy(
+        BOX, spaces.Discrete(2), lambda _: 1e-3, features_extractor_class=Reconstructing, **kwargs
+    )
+
+
+def evaluated(of: RecurrentActorCriticPolicy, observations: Tensor) -> None:
+    starts = torch.zeros(observations.shape[:2], dtype=torch.bool)
+    of.evaluate_actions(
+        observations, torch.zeros(starts.shape, dtype=torch.long), of.initial_state(starts.shape[1]), starts
+    )
+
+
+def test_an_encoder_with_losses_follows_the_protocol() -> None:
+    assert isinstance(Reconstructing(BOX), HasAuxiliaryLosses)
+    assert not isinstance(nn.Linear(1, 1), HasAuxiliaryLosses)
+
+
+def test_the_losses_of_a_policys_encoder_are_those_of_its_last_pass_in_training() -> None:
+    learner, observations = policy(), torch.randn(4, 2, 3)
+    assert auxiliary_losses(learner) == {}
+    learner.set_training_mode(True)
+    evaluated(learner, 2 * observations)
+    evaluated(learner, observations)
+    losses = auxiliary_losses(learner)
+    encoder = learner.features_extractor
+    rows = observations.flatten(0, 1)
+    expected = 0.5 * (encoder.up(encoder.down(rows)) - rows).square().mean()
+    assert list(losses) == ["reconstruction_loss"]
+    assert torch.allclose(losses["reconstruction_loss"], expected)
+    losses["reconstruction_loss"].backward()
+    assert encoder.down.weight.grad is not None
+    assert auxiliary_losses(learner) == {}
+    copy.deepcopy(learner)
+
+
+def test_acting_leaves_no_losses() -> None:
+    learner, observations = policy(), torch.randn(4, 2, 3)
+    learner.set_training_mode(True)
+    evaluated(learner, observations)
+    learner.set_training_mode(False)
+    evaluated(learner, observations)
+    assert auxiliary_losses(learner) == {}
+
+
+def test_the_losses_of_two_encoders_are_added_up() -> None:
+    learner, observations = policy(share_features_extractor=False, critic_memory="separate"), torch.randn(4, 2, 3)
+    learner.set_training_mode(True)
+    evaluated(learner, observations)
+    apart = [
+        dict(part._losses)["reconstruction_loss"]
+        for part in (learner.pi_features_extractor, learner.vf_features_extractor)
+    ]
+    assert apart[0] != apart[1]
+    assert torch.allclose(auxiliary_losses(learner)["reconstruction_loss"], apart[0] + apart[1])
+
+
+def test_a_module_answers_for_those_inside_it() -> None:
+    inner = Reconstructing(BOX)
+    inner(torch.randn(2, 3))
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def auxiliary_losses(self) -> dict[str, Tensor]:
+            return {f"inner_{name}": loss for name, loss in self.inner.auxiliary_losses().items()}
+
+    assert list(auxiliary_losses(nn.Sequential(Outer()))) == ["inner_reconstruction_loss"]
+
+
+def test_a_loss_that_is_no_scalar_is_refused() -> None:
+    class Wrong(nn.Module):
+        def auxiliary_losses(self) -> dict[str, Tensor]:
+            return {"each": torch.zeros(3)}
+
+    with pytest.raises(ValueError, match=r"Wrong.auxiliary_losses\(\) must hold scalars; 'each' is \(3,\)"):
+        auxiliary_losses(Wrong())
