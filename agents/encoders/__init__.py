@@ -1,7 +1,14 @@
 """Encoders: one observation -> one feature vector.
 
+    flatten, combined   Stable-Baselines3's, for numbers and for a Dict of them and of images
+    nature_cnn, impala  images
+    sequence            RNN, LSTM or GRU over a window of past observations
+    attention           attention over a window, or over a set of entities
+    transformer         self-attention over a window, a set or words
+
 Every encoder is a Stable-Baselines3 ``BaseFeaturesExtractor`` and carries nothing from step to step, so it serves
 Stable-Baselines3's own algorithms too. ``ENCODERS`` maps names to classes; to add one, write a class and a line here.
+What observations those of windows and sets take, ``agents.encoders.tokens`` says.
 """
 
 from typing import Any

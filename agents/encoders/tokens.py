@@ -5,7 +5,7 @@ Axes: N observations of a batch, K tokens in each, F numbers of a token, C numbe
 A space is read so:
 
     Box (K, ...)          K tokens of the rest flattened, all of them real
-    MultiDiscrete([n]*K)  K tokens, one-hot
+    MultiDiscrete([n]*K)  K tokens, one-hot, for encoders of words
     Dict                  every part of at least two axes, (K, ...), side by side; "mask" (K,), 1 where a token is real;
                           what else there is, flattened, is context: it concerns the observation as a whole
 
@@ -59,6 +59,8 @@ class TokenReader:
         space: the observation space.
         mask_key: the key of the mask in a Dict; None: there is none, every token is real.
         kind: "window" or "set": what is expected, for messages.
+        words: read MultiDiscrete of equal choices as tokens. It may be one observation of several numbers instead, so
+            an encoder that is meant for windows alone refuses it.
 
     Attributes:
         length: K in the observation.
@@ -69,7 +71,9 @@ class TokenReader:
         ValueError: the space has no tokens, or what it has does not fit together.
     """
 
-    def __init__(self, encoder: str, space: spaces.Space[Any], mask_key: str | None, kind: str) -> None:
+    def __init__(
+        self, encoder: str, space: spaces.Space[Any], mask_key: str | None, kind: str, words: bool = False
+    ) -> None:
         self._expects = f'encoder "{encoder}" reads a {kind} of tokens, Box (K, F) or a Dict with one'
         self._advice = ADVICE[kind]
         parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
@@ -77,7 +81,7 @@ class TokenReader:
             raise ValueError(f'{self._expects}; {space} is or has an image: use "nature_cnn", "impala" or "combined"')
         self._mask_key = self._find_mask(parts, mask_key)
         self._keys = [key for key, part in parts.items() if key != self._mask_key and len(part.shape or ()) >= 2]
-        if not self._keys:
+        if not self._keys and words:
             self._keys = [key for key, part in parts.items() if _is_of_equal_choices(part)]
         if not self._keys:
             raise self._refusal(f"got {space}, which has none", self._advice)

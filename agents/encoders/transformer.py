@@ -22,9 +22,10 @@ POOLS = ("last", "mean", "cls")
 class TransformerEncoder(BaseFeaturesExtractor):
     """A transformer (Vaswani et al. 2017), normalising before each block (Xiong et al. 2020), without dropout.
 
-    Observations are read as ``agents.encoders.tokens`` says. Positions count from the observation's own slots, so that
-    the newest of a window is always the same. With ``positions="none"``, ``pool="mean"`` or ``"cls"`` and without
-    ``causal`` the order of the tokens does not matter: self-attention over a set.
+    Observations are read as ``agents.encoders.tokens`` says, MultiDiscrete ones of equal choices as words. Positions
+    count from the observation's own slots, so that the newest of a window is always the same. With
+    ``positions="none"``, ``pool="mean"`` or ``"cls"`` and without ``causal`` the order of the tokens does not matter:
+    self-attention over a set.
 
     Args:
         observation_space: of one observation.
@@ -67,7 +68,7 @@ class TransformerEncoder(BaseFeaturesExtractor):
                 f"width of {width + heads}, or positions='learned'"
             )
         super().__init__(observation_space, features_dim)
-        self.reader = TokenReader("transformer", observation_space, mask_key, "window")
+        self.reader = TokenReader("transformer", observation_space, mask_key, "window", words=True)
         self.causal, self.positions, self.pool, self.of_head = causal, positions, pool, width // heads
         self.embedding = nn.Linear(self.reader.token_size, width)
         if positions == "learned":
@@ -91,19 +92,19 @@ class TransformerEncoder(BaseFeaturesExtractor):
         """(N, W), without meaning where no token is real."""
         values, slots = self._embedded(tokens)
         visible = self._visible(tokens, values.shape[1])
-        angles = _angles(slots, self.of_head) if self.positions == "rotary" else None
+        turns = _turns(slots, self.of_head) if self.positions == "rotary" else None
         *lower, top = self.blocks
         for block in lower:
-            values = block(values, values, visible, angles, angles)
+            values = block(values, values, visible, turns, turns)
         if self.pool == "mean":
-            return mean(self.norm(top(values, values, visible, angles, angles)), tokens.lengths)
+            return mean(self.norm(top(values, values, visible, turns, turns)), tokens.lengths)
         # Of the top block only one token is asked for, so only its query is computed.
         at = self._asked(tokens, values.shape[1])
         asked = take(values, at).unsqueeze(1)
         seen = None if visible is None else visible.expand(len(values), 1, values.shape[1], -1)
         seen = None if seen is None else take(seen[:, 0], at)[:, None, None]
-        turned = None if angles is None else take(angles.expand(len(values), -1, -1), at).unsqueeze(1)
-        pooled: Tensor = self.norm(top(asked, values, seen, turned, angles))[:, 0]
+        turn = None if turns is None else take(turns.expand(len(values), -1, -1, -1), at).unsqueeze(1)
+        pooled: Tensor = self.norm(top(asked, values, seen, turn, turns))[:, 0]
         return pooled
 
     def _embedded(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -177,15 +178,15 @@ class Block(nn.Module):
         asking: Tensor,
         values: Tensor,
         visible: Tensor | None,
-        asking_angles: Tensor | None,
-        angles: Tensor | None,
+        asking_turns: Tensor | None,
+        turns: Tensor | None,
     ) -> Tensor:
-        """(N, Q, W) asking tokens among (N, K, W), which sees which (N, 1, Q, K), angles (N, Q, E / 2) -> (N, Q, W)."""
+        """(N, Q, W) asking tokens among (N, K, W), which sees which (N, 1, Q, K), turns as `rotated` -> (N, Q, W)."""
         normed = self.norm(values)
         query = self._by_head(self.of_query(normed if asking is values else self.norm(asking)))
         key, value = self._by_head(self.of_key(normed)), self._by_head(self.of_value(normed))
-        if asking_angles is not None and angles is not None:
-            query, key = rotated(query, asking_angles), rotated(key, angles)
+        if asking_turns is not None and turns is not None:
+            query, key = rotated(query, asking_turns), rotated(key, turns)
         attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         asking = asking + self.of_heads(attended.transpose(1, 2).flatten(2))
         output: Tensor = asking + self.feed_forward(asking)
@@ -196,17 +197,18 @@ class Block(nn.Module):
         return rows.reshape(*rows.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-def rotated(rows: Tensor, angles: Tensor) -> Tensor:
-    """Turns each pair of numbers by its angle: (N, A, K, E), (N or 1, K, E / 2) -> (N, A, K, E).
+def rotated(rows: Tensor, turns: Tensor) -> Tensor:
+    """Turns each pair of numbers: (N, A, K, E), cosines and sines (N or 1, K, 2, E / 2) -> (N, A, K, E).
 
     The product of two rows so turned depends on the difference of their angles alone (Su et al. 2021, equation 16).
     """
-    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    cos, sin = turns.unsqueeze(1).unbind(3)
     first, second = rows.chunk(2, dim=3)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=3)
 
 
-def _angles(slots: Tensor, of_head: int) -> Tensor:
-    """Position times 10000 ** (-2 i / E) for pair i: (N, K) -> (N, K, E / 2)."""
-    exponents = torch.arange(0, of_head, 2, device=slots.device) / of_head
-    return slots.unsqueeze(2) * torch.exp(-math.log(10_000.0) * exponents)
+def _turns(slots: Tensor, of_head: int) -> Tensor:
+    """Cosine and sine of position times 10000 ** (-2 i / E) for pair i: (N, K) -> (N, K, 2, E / 2)."""
+    frequencies = torch.exp(-math.log(10_000.0) / of_head * torch.arange(0, of_head, 2, device=slots.device))
+    angles = slots.unsqueeze(2) * frequencies
+    return torch.stack((angles.cos(), angles.sin()), dim=2)

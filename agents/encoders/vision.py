@@ -6,6 +6,7 @@ Axes: N observations, C channels, H rows, W columns.
 from itertools import pairwise
 from typing import Any
 
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -50,7 +51,8 @@ class ImpalaCNN(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Images (N, C, H, W) -> (N, features_dim)."""
-        features: Tensor = self.linear(self.cnn(observations))
+        # With the channels innermost in memory, convolutions of this few channels are nearly twice as fast on a CPU.
+        features: Tensor = self.linear(self.cnn(observations.contiguous(memory_format=torch.channels_last)))
         return features
 
 

@@ -153,8 +153,12 @@ def test_rotary_scores_depend_on_distances_alone() -> None:
     query, key = torch.randn(2, 1, 1, 1, 8).unbind(0)
     frequencies = torch.tensor([1.0, 0.3, 0.1, 0.03])
 
+    def turned(row: Tensor, position: int) -> Tensor:
+        angles = position * frequencies
+        return rotated(row, torch.stack((angles.cos(), angles.sin()))[None, None])
+
     def score(at: int, of: int) -> Tensor:
-        return (rotated(query, at * frequencies[None, None]) * rotated(key, of * frequencies[None, None])).sum()
+        return (turned(query, at) * turned(key, of)).sum()
 
     assert torch.allclose(score(7, 4), score(3, 0), atol=1e-5)
     assert not torch.allclose(score(7, 4), score(4, 4), atol=1e-3)
@@ -207,6 +211,6 @@ def test_a_token_is_read_from_every_part_of_a_dict_side_by_side() -> None:
 
 def test_words_are_tokens_one_hot() -> None:
     space = spaces.MultiDiscrete([4, 4, 4])
-    reader = TokenReader("transformer", space, "mask", "window")
+    reader = TokenReader("transformer", space, "mask", "window", words=True)
     words = torch.tensor([[1, 0, 3], [2, 2, 0]])
     assert torch.equal(reader(preprocess_obs(words, space)).values, functional.one_hot(words, 4).float())

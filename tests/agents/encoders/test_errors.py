@@ -25,6 +25,14 @@ def test_an_encoder_of_windows_given_none_asks_for_the_history_wrapper(name: str
         ENCODERS[name](space)
 
 
+@pytest.mark.parametrize("name", ["sequence", "attention"])
+def test_several_numbers_of_one_observation_are_no_window(name: str) -> None:
+    space = spaces.MultiDiscrete([3, 3])
+    with pytest.raises(ValueError, match=r"got MultiDiscrete.*history"):
+        ENCODERS[name](space)
+    assert ENCODERS["transformer"](space).reader.length == 2  # type: ignore[union-attr]
+
+
 def test_an_encoder_of_sets_given_none_says_what_a_set_is() -> None:
     with pytest.raises(ValueError, match=r"reads a set of tokens.*got Box.*entities as Box \(E, F\)"):
         ENCODERS["attention"](FLAT, over="set")  # type: ignore[call-arg]

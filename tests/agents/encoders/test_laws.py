@@ -123,6 +123,15 @@ def test_training_computes_what_acting_computes(case: Case) -> None:
     assert torch.equal(learning, acting)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_a_gpu_computes_what_a_cpu_computes(case: Case) -> None:
+    encoder, observations = make(case), masked(some_tokens())
+    expected = encoder(observations)
+    on_gpu = encoder.cuda()({key: part.cuda() for key, part in observations.items()})
+    assert torch.allclose(on_gpu.cpu(), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_context_is_seen_and_no_token(case: Case) -> None:
     encoder, values = make(case, WITH_CONTEXT), some_tokens()
