@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import (
 from agents.encoders.attention import AttentionEncoder
 from agents.encoders.sequence import SequenceEncoder
 from agents.encoders.transformer import TransformerEncoder
-from agents.encoders.vision import ImpalaCNN
+from agents.encoders.vision import SMALLEST, ImpalaCNN
 
 ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
     "flatten": FlattenExtractor,
@@ -39,7 +39,16 @@ ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
 
 
 def default_encoder(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
-    """The encoder that fits an observation space: images get a CNN, a Dict one encoder a key, all else is flattened."""
+    """The encoder that fits an observation space.
+
+    Images get a CNN: Stable-Baselines3's, or the residual one below the 36 x 36 that it needs; a Dict gets one encoder
+    a key; all else, and images too small for any, is flattened.
+    """
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
-    return NatureCNN if is_image_space(space) else FlattenExtractor
+    if not is_image_space(space):
+        return FlattenExtractor
+    assert space.shape is not None
+    _, height, width = space.shape  # channels first, as Stable-Baselines3 arranges images
+    smallest = min(height, width)
+    return NatureCNN if smallest >= 36 else ImpalaCNN if smallest >= SMALLEST else FlattenExtractor

@@ -135,6 +135,14 @@ def test_the_first_ratio_is_one_over_an_encoder(case: Case, memory: str) -> None
     assert model.n_checked == 96
 
 
+@pytest.mark.parametrize(("side", "name"), [(36, "nature_cnn"), (35, "impala"), (8, "impala"), (7, "flatten")])
+def test_images_of_every_size_have_an_encoder_by_default(side: int, name: str) -> None:
+    env = noise(spaces.Box(0, 255, (40, side, 3), np.uint8), DISCRETE)
+    model = RecurrentPPO("RecurrentPolicy", env, n_steps=4, batch_size=4, n_epochs=1, device="cpu")
+    assert type(model.policy.features_extractor) is ENCODERS[name]
+    model.learn(8)
+
+
 @pytest.mark.parametrize("backend", ["vector", "serial"])
 def test_a_young_episode_is_read_like_a_short_window(backend: str) -> None:
     """What lies before an episode's start does not reach its features: they are those of the real part alone."""
