@@ -8,6 +8,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from agents.buffer import SequenceBatch
 from agents.checks import check_mapping, check_positive
+from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.losses import normalized, policy_gradient, value_error
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
@@ -100,12 +101,16 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         value_loss = value_error(batch.steps(values), batch.steps(batch.returns), batch.steps(batch.old_values), None)
         entropy_loss = log_probs.mean() if entropy is None else -batch.steps(entropy).mean()
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        auxiliary = AuxiliaryTerms(self.policy)
+        loss = auxiliary.add_to(loss)
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
         self._record(policy_loss, value_loss, entropy_loss)
+        for name, mean in auxiliary.means().items():
+            self.logger.record(f"train/{name}", mean)
 
     def _record(self, policy_loss: torch.Tensor, value_loss: torch.Tensor, entropy_loss: torch.Tensor) -> None:
         buffer = self.rollout_buffer

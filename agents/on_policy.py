@@ -244,7 +244,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 self._update_info_buffer([infos[i] for i in np.flatnonzero(dones)], dones[dones])
                 if cut := _cut_by_time_limit(dones, infos):
                     last = [infos[i]["terminal_observation"] for i in cut]
-                    terminals.append((n_steps, cut, last, tuple(part[cut] for part in actor.end(lstm_states))))
+                    terminals.append((n_steps, cut, last, actor.end(tuple(part[cut] for part in lstm_states))))
             self._last_obs, self._last_episode_starts = new_obs, starts
 
         self._last_state = actor.end(lstm_states)

@@ -14,6 +14,7 @@ from torch import Tensor
 from agents import fused
 from agents.buffer import SequenceBatch
 from agents.checks import check_count, check_positive, check_range
+from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.losses import Figures, ppo_objective
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
@@ -132,9 +133,10 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         history: list[Figures] = []
+        auxiliary = AuxiliaryTerms(self.policy)
         for epoch in range(self.n_epochs):
             first_of_epoch = len(history)
-            goes_on = self._train_epoch(history)
+            goes_on = self._train_epoch(history, auxiliary)
             self._n_updates += 1
             if not goes_on:
                 if self.verbose >= 1:
@@ -143,13 +145,16 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
                 break
         if history:  # else no step of the rollout was a transition
             self._record(history, first_of_epoch)
+            for name, mean in auxiliary.means().items():
+                self.logger.record(f"train/{name}", mean)
 
-    def _train_epoch(self, history: list[Figures]) -> bool:
+    def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
         step, parameters = fused.AdamStep(self.policy.optimizer), list(self.policy.parameters())
         for batch in self.rollout_buffer.get(self.batch_size):
             loss, figures = self._loss(batch)
-            history.append(figures)
+            loss = auxiliary.add_to(loss)
+            history.append(figures._replace(loss=loss.detach()))
             if self.target_kl is not None and float(figures.approx_kl) > 1.5 * self.target_kl:
                 return False
             for parameter in parameters:

@@ -4,8 +4,10 @@ Any module of a policy may have the hook; :func:`auxiliary_losses` asks all of t
 the modules inside it, too.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -31,8 +33,31 @@ def auxiliary_losses(module: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: a loss is not a scalar.
     """
+    return _losses_of(_sources(module, seen=set()))
+
+
+class AuxiliaryTerms:
+    """The auxiliary losses of a module through an update: made when it starts, since to look for them takes a while."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._sources = _sources(module, seen=set())
+        self._history: dict[str, list[Tensor]] = {}
+
+    def add_to(self, loss: Tensor) -> Tensor:
+        """The loss of a minibatch with the auxiliary losses of the pass that led to it."""
+        for name, term in _losses_of(self._sources).items():
+            self._history.setdefault(name, []).append(term.detach())
+            loss = loss + term
+        return loss
+
+    def means(self) -> dict[str, float]:
+        """Of each by its name, over the minibatches so far."""
+        return {name: torch.stack(terms).mean().item() for name, terms in self._history.items()}
+
+
+def _losses_of(found: Sequence[HasAuxiliaryLosses]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
-    for source in _sources(module, seen=set()):
+    for source in found:
         for name, loss in source.auxiliary_losses().items():
             if loss.dim() != 0:
                 raise ValueError(

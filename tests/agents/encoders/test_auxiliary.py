@@ -9,6 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
+import envs
+from agents import RecurrentA2C, RecurrentPPO
 from agents.encoders.auxiliary import HasAuxiliaryLosses, auxiliary_losses
 from agents.policy import RecurrentActorCriticPolicy
 
@@ -117,3 +119,36 @@ def test_a_loss_that_is_no_scalar_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"Wrong.auxiliary_losses\(\) must hold scalars; 'each' is \(3,\)"):
         auxiliary_losses(Wrong())
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentPPO, RecurrentA2C])
+def test_an_algorithm_minimises_the_losses_with_its_own_and_logs_them(algorithm: Any) -> None:
+    def last_loss(weight: float) -> dict[str, float]:
+        env = envs.make("CartPoleNoVel-v1", 4, env_kwargs=dict(remove_velocities=False))
+        chosen = dict(features_extractor_class=Measured, features_extractor_kwargs=dict(weight=weight))
+        model = algorithm(
+            "RecurrentPolicy", env, n_steps=16, learning_rate=1e-2, seed=0, policy_kwargs=dict(memory="gru", **chosen)
+        )
+        model.learn(64 * 12)
+        logged: dict[str, float] = model.logger.name_to_value
+        return logged
+
+    heavy, weightless = last_loss(10.0), last_loss(0.0)
+    assert weightless["train/reconstruction_loss"] == 0.0
+    assert heavy["train/measured_error"] < 0.5 * weightless["train/measured_error"]
+
+
+class Measured(Reconstructing):
+    """Says how well it reconstructs whatever the loss weighs, for CartPole's four numbers."""
+
+    def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 2, weight: float = 0.5) -> None:
+        super().__init__(observation_space, features_dim, weight)
+        self.down, self.up = nn.Linear(4, 3), nn.Linear(3, 4)
+        self._features_dim = 3
+
+    def forward(self, observations: Tensor) -> Tensor:
+        features = super().forward(observations)
+        if self.training:
+            error = (self.up(features) - observations).square().mean()
+            self._losses["measured_error"] = error.detach()
+        return features
