@@ -151,7 +151,7 @@ def load(
     from agents.player import Player
     from agents.run_directory import RunError
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or 1)
     if deterministic is None:
         deterministic = settings.evaluation.deterministic
     with reported_as(CheckpointFault, "checkpoint", RunError, CheckpointError, OSError, ValueError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import configs
@@ -19,6 +19,7 @@ from configs import CheckpointFault, EnvironmentFault, NotFinite, Settings, Sett
 if TYPE_CHECKING:  # torch takes seconds to import: not before the settings are known to be good
     from stable_baselines3.common.vec_env import VecEnv
 
+    from agents.on_policy import RecurrentOnPolicyAlgorithm
     from agents.run_directory import RunDirectory
     from agents.training import Schedule
 
@@ -50,7 +51,7 @@ def train(settings: Settings) -> RunDirectory:
     from agents.normalization import normalize
     from agents.training import learn
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or 1)
     run, task, about = start_run(settings), settings.env, f"environment {settings.env.id}"
     with (
         closing(make_environments(settings, task.n_envs, settings.seed)) as env,
@@ -77,6 +78,8 @@ def train(settings: Settings) -> RunDirectory:
                 seed=settings.seed,
                 device=settings.device,
             )
+        if settings.threads is None:
+            settings = with_measured_threads(settings, agent, run)
         learn(
             agent,
             evaluation_env,
@@ -106,6 +109,23 @@ def start_run(settings: Settings) -> RunDirectory:
         run.write_settings(configs.dump(settings))
         run.write_versions()
     return run
+
+
+def with_measured_threads(settings: Settings, agent: RecurrentOnPolicyAlgorithm, run: RunDirectory) -> Settings:
+    """Computes on as many threads as serve the agent best, and has the run's settings say how many they are.
+
+    Another number can change the last bits of a sum: what is written down repeats the run, measured anew it may not.
+    """
+    import torch
+
+    from agents.threads import choose_threads
+
+    choice = choose_threads(agent)
+    torch.set_num_threads(choice.threads)
+    print(f"computing on {choice}")
+    settings = replace(settings, threads=choice.threads)
+    run.write_settings(configs.dump(settings))
+    return settings
 
 
 def make_environments(

@@ -222,11 +222,12 @@ class Settings:
     total_timesteps: Annotated[int, AT_LEAST_1] = 500_000
     """Environment steps to train for, over all environments."""
     seed: Annotated[int, Range(lambda value: 0 <= value < 2**31, "between 0 and 2147483647")] = 0
-    """Decides every random number: the same seed on the same machine gives the same run."""
+    """Decides every random number: the same seed, and threads, on the same machine give the same run."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    threads: Annotated[int, AT_LEAST_1] = 1
-    """CPU threads of torch. Small networks are fastest on one; give more for images or hundreds of units."""
+    threads: Annotated[int | None, AT_LEAST_1] = None
+    """CPU threads of torch. None: measured on the agent before training and written into the run's settings, which
+    repeat the run bit for bit; a number makes this command do so too, whatever else the machine is doing."""
     runs: str = "runs"
     """Folder in which the run gets a directory of its own."""
     name: str | None = None

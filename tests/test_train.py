@@ -25,6 +25,7 @@ TINY = [
     *("--env.n-envs", "2", "--algorithm.n-steps", "16", "--policy.memory-kwargs", "hidden_size=4"),
     *("--evaluation.episodes", "2", "--evaluation.final-episodes", "3", "--evaluation.every", "64"),
     *("--checkpoint.every", "32", "--checkpoint.keep", "2", "--total-timesteps", "128", "--no-progress"),
+    *("--threads", "1"),
 ]
 PPO = ["--algorithm.batch-size", "16", "--algorithm.n-epochs", "1"]
 QUICK = ["--evaluation.every", "0", "--evaluation.final-episodes", "0", "--tracking.no-tensorboard"]
@@ -160,6 +161,18 @@ def test_the_settings_of_a_run_repeat_it(trained: Path, runs: Path) -> None:
         for run in (trained, again)
     ]
     assert untimed[0] == untimed[1]
+
+
+@pytest.mark.parametrize("asked", ["None", "1"])
+def test_a_run_writes_down_on_how_many_threads_it_computed(
+    asked: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*TINY, *PPO, *QUICK, "--runs", str(runs), "--threads", asked]) == 0
+    (run,) = runs.iterdir()
+    threads = configs.read(run / "settings.yaml").threads
+    assert threads == torch.get_num_threads()
+    assert (f"computing on {threads} thread(s)" in capsys.readouterr().out) == (asked == "None")
+    torch.set_num_threads(1)
 
 
 def test_metrics_bear_stable_baselines3s_names(trained: Path) -> None:
