@@ -144,6 +144,7 @@ def make_environments(
             wrappers=task.wrappers,
             backend=task.backend if render_mode is None else "serial",
             render_mode=render_mode,
+            workers=task.workers if render_mode is None else None,
         )
 
 

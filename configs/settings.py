@@ -75,6 +75,8 @@ class EnvironmentSettings:
     backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
     """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
     that the id has."""
+    workers: Annotated[int | None, AT_LEAST_1] = None
+    """Processes that share the environments evenly (subprocess); None: one a CPU. More serve environments that wait."""
     normalize_observations: bool = True
     """Scale observations to mean 0 and variance 1 as they come in (images and discrete parts are left alone)."""
     normalize_rewards: bool = True
@@ -276,6 +278,8 @@ def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
         yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
     if not settings.env.id.strip():
         yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
+    if settings.env.workers is not None and settings.env.backend != "subprocess":
+        yield "env.workers", f"go with env.backend subprocess, not with {settings.env.backend}; leave them out"
     for wrapper in settings.env.wrappers:
         yield from _unusable_wrapper(wrapper)
     name = settings.name

@@ -49,9 +49,15 @@ class SubprocessVecEnv(VecEnv):
     """
 
     def __init__(self, makers: Sequence[Maker], *, workers: int | None = None, timeout: float | None = None) -> None:
-        """`workers`: processes, by default one a CPU, at most N. `timeout`: seconds a step may take (None: any)."""
+        """`workers`: processes, by default one a CPU, at most N. `timeout`: seconds a step may take (None: any).
+
+        Each worker steps its share of the environments, N / workers, one after the other. More workers than CPUs serve
+        environments that wait (for a simulator, a device, a network) instead of computing.
+        """
         num_envs = len(makers)
-        workers = min(num_envs, workers or _cpus())
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, or None for one a CPU, not {workers}")
+        workers = min(num_envs, _cpus() if workers is None else workers)
         self._timeout = timeout
         self._steps = 0
         self._waiting = False

@@ -48,6 +48,7 @@ def make(
     wrappers: Sequence[Any] = (),
     backend: Backend = "auto",
     render_mode: str | None = None,
+    workers: int | None = None,
 ) -> VecEnv:
     """`n_envs` environments that step together, as Stable-Baselines3 takes them.
 
@@ -59,6 +60,8 @@ def make(
     `backend`: "vector" steps all environments in one NumPy program, where the id has one; "serial" one after the other;
     "subprocess" in worker processes, for environments slower than a message to a worker and back (some 0.2 ms).
     "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
+    `workers`: of "subprocess", how many processes share the environments evenly (None: one a CPU). More of them than
+    CPUs serve environments that wait for something other than the CPU.
 
     A finished episode is told by infos[i]: "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l",
     "t"}, so that no Monitor is needed. Nested Dict and Tuple observations come flattened ("outer/inner").
@@ -72,6 +75,8 @@ def make(
     spec = find(id) if isinstance(id, str) else None
     if spec is None and not callable(id):
         raise TypeError(f"expected an environment's id or a function that makes one, got {id!r}")
+    if workers is not None and backend != "subprocess":
+        raise ValueError(f"workers go with the backend 'subprocess', not with {backend!r}: leave them out")
     if spec is None and (kwargs or render_mode):
         raise ValueError("env_kwargs and render_mode go with an id; give them to what the function that is `id` makes")
     obstacle = _no_vector(spec, inside, render_mode)
@@ -85,7 +90,7 @@ def make(
         source: Any = id if spec is None else spec
         # The checker's warnings are the same for all environments: one of them is enough.
         makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
-        venv = SerialVecEnv(makers) if backend == "serial" else SubprocessVecEnv(makers)
+        venv = SerialVecEnv(makers) if backend == "serial" else SubprocessVecEnv(makers, workers=workers)
     else:
         raise ValueError(f"backend must be one of 'auto', 'vector', 'serial', 'subprocess', not {backend!r}")
     try:

@@ -57,6 +57,7 @@ def test_the_defaults_are_in_range() -> None:
         ("env.id", " "),
         ("env.backend", "threads"),
         ("env.clip_observations", 0.0),
+        ("env.workers", 2),
         ("env.wrappers", (1,)),
         ("env.wrappers", ("flickr",)),
         ("env.wrappers", ({"flicker": 3},)),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+
+from envs.worker import THREAD_VARIABLES
 
 
 class Counting(gymnasium.Env[Any, Any]):
@@ -50,6 +53,15 @@ class Counting(gymnasium.Env[Any, Any]):
     def render(self) -> Any:
         return np.full((4, 6, 3), 10 * self.number + self.t, np.uint8)
 
+    def process(self) -> int:
+        return os.getpid()
+
+    def threads(self) -> dict[str, Any]:
+        """On how many threads libraries compute in this process."""
+        import torch
+
+        return {"torch": torch.get_num_threads(), "variables": {os.environ[name] for name in THREAD_VARIABLES}}
+
     def double(self, value: int, plus: int = 0) -> int:
         return 2 * value + self.number + plus
 
@@ -89,6 +101,22 @@ class Failing(Counting):
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(600)
         return super().step(action)
+
+
+class Waiting(Counting):
+    """Its steps end when a file allows it, and files say how far it is."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        super().__init__(number, length=100)
+        self.folder = folder
+
+    def step(self, action: Any) -> Any:
+        (self.folder / f"inside {self.number}").touch()
+        while not (self.folder / "go on").exists():
+            time.sleep(0.01)
+        result = super().step(action)
+        (self.folder / f"done {self.number}").touch()
+        return result
 
 
 class Broken(Counting):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from counting import Broken, Composed, Counting, Failing
+from counting import Broken, Composed, Counting, Failing, Waiting
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
@@ -333,6 +336,58 @@ def test_a_worker_that_hangs_is_an_error_where_a_timeout_is_set() -> None:
         venv.step(np.full(1, 5))
 
 
+@pytest.mark.timeout(60)
+def test_workers_step_while_this_process_does_something_else(tmp_path: Path) -> None:
+    venv = SubprocessVecEnv([partial(Waiting, i, tmp_path) for i in range(3)], workers=3)
+    venv.reset()
+    venv.step_async(np.full(3, 5))
+    # Every environment is in the middle of its step, and none can end it, before this process goes on here.
+    while len(list(tmp_path.glob("inside *"))) < 3:
+        time.sleep(0.01)
+    assert not list(tmp_path.glob("done *"))
+    (tmp_path / "go on").touch()
+    # They end their steps unasked, before this process waits for them.
+    while len(list(tmp_path.glob("done *"))) < 3:
+        time.sleep(0.01)
+    observations, *_ = venv.step_wait()
+    np.testing.assert_array_equal(observations, [[0, 1, 1], [1, 1, 1], [2, 1, 1]])
+    venv.close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("workers", "shares"), [(1, [5]), (2, [2, 3]), (5, [1] * 5), (9, [1] * 5)])
+def test_workers_share_the_environments_evenly(workers: int, shares: list[int]) -> None:
+    venv = envs.make(Counting, 5, backend="subprocess", workers=workers)
+    processes = venv.env_method("process")
+    assert sorted(processes.count(process) for process in set(processes)) == sorted(shares)
+    assert os.getpid() not in processes
+    assert processes == sorted(processes, key=processes.index)  # neighbours share
+    venv.close()
+
+
+@pytest.mark.timeout(60)
+def test_steps_travel_through_shared_memory() -> None:
+    venv = SubprocessVecEnv([partial(Counting, i) for i in range(2)], workers=2)
+    venv.reset()
+    venv.step_async(np.full(2, 7))
+    for connection in venv._connections:
+        assert connection.poll(10.0)
+    # What the workers wrote is there before any of their messages is read.
+    np.testing.assert_array_equal(venv._arrays.observations, [[0, 1, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(venv._arrays.rewards, [11, 111])
+    assert venv._arrays.observations.base is not None
+    venv.step_wait()
+    venv.close()
+
+
+@pytest.mark.timeout(60)
+def test_torch_and_blas_in_a_worker_compute_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    venv = envs.make(Counting, 1, backend="subprocess")
+    assert venv.env_method("threads") == [{"torch": 1, "variables": {"1"}}]
+    venv.close()
+
+
 def test_an_environment_that_cannot_be_made_says_why() -> None:
     with pytest.raises(EnvError, match="OSError: no such simulator"):
         SubprocessVecEnv([Broken])
@@ -362,6 +417,8 @@ def test_an_unknown_id_is_answered_with_the_nearest_or_what_to_install(id: str, 
             {"id": "CartPole-v1", "backend": "vector", "wrappers": ["gymnasium.wrappers:FlattenObservation"]},
             "one environment at a time",
         ),
+        ({"backend": "subprocess", "workers": 0}, "workers must be at least 1, or None for one a CPU, not 0"),
+        ({"backend": "serial", "workers": 2}, "workers go with the backend 'subprocess', not with 'serial'"),
         ({"id": Counting, "backend": "vector"}, "a function makes one environment"),
         ({"id": "MountainCar-v0", "backend": "vector"}, "MountainCar-v0 has no vector_entry_point"),
         ({"id": Counting, "env_kwargs": {"number": 1}}, "go with an id"),
