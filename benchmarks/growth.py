@@ -6,7 +6,8 @@
 
 Every point runs in a process of its own, so that its peak memory is its own; what a tiny run takes, libraries and all,
 is subtracted. A cliff is a step between neighbouring points in which a figure per unit (an environment step, a squared
-hidden size: what the factor should cost) gets more than 1.5 times worse.
+hidden size: what the factor should cost) gets more than 1.5 times worse, or also better where it should not depend on
+the factor.
 """
 
 import json
@@ -97,7 +98,7 @@ class Factor:
 
 BASE = Point()
 LONG = Point(n_steps=2048, batch_size=4096)
-WIDE = Point(hidden=256, batch_size=1024)
+WIDE = Point(hidden=256, batch_size=1024, n_epochs=1)
 SMALLEST = Point(n_envs=1, n_steps=16, sequence_length=16, batch_size=16, hidden=8, episode=10)
 FLAT = Growth(0, may_fall=False)  # a figure that should not depend on the factor, neither way
 
@@ -140,7 +141,7 @@ FACTORS = [
     Factor(
         "n_steps",
         "steps of a rollout",
-        {steps: replace(WIDE, n_steps=steps) for steps in (128, 512, 2048)},
+        {steps: replace(WIDE, n_steps=steps) for steps in (128, 512, 2048, 8192)},
         (128, 512),
         time=Growth(0),
         memory=Growth(1),
@@ -285,9 +286,10 @@ def cliffs(results: dict[str, Any]) -> list[str]:
             for name in MEASURES:
                 for i, step in enumerate(steps(factor, rows, name)):
                     if step is not None and step.worse > CLIFF:
+                        (low, before), (high, after) = ((row["value"], row[name]) for row in rows[i - 1 : i + 1])
                         lines.append(
-                            f"Cliff: {contender}, {name}, {factor.title} {rows[i - 1]['value']} to {rows[i]['value']}: "
-                            f"{rows[i - 1][name]:.4g} to {rows[i][name]:.4g}, {step.worse:.1f} times worse per unit."
+                            f"Cliff: {contender}, {name}, {factor.title} {low} to {high}: {before:.4g} to {after:.4g}, "
+                            f"{step.worse:.1f} times {'worse' if after > before else 'better'} per unit."
                         )
             lines += [
                 f"{contender}, {factor.title} {row['value']}: not measured, {row['error']}"
@@ -336,7 +338,8 @@ def page(results: dict[str, Any]) -> str:
         "time the median over iterations. Collecting is per environment step, training per step and epoch.",
         "",
         "*Slope* is that between a point and the one before it on logarithmic axes: 0 is flat, 1 proportional, 2",
-        "quadratic. A figure in **bold** got more than 1.5 times worse per unit than at the neighbour: a cliff.",
+        "quadratic. A figure in **bold** got more than 1.5 times worse per unit than at the point before, or also better",
+        "where it should be flat: a cliff.",
         "",
         *(f"- {line}" for line in cliffs(results)),
         "",
@@ -350,10 +353,11 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _table(factor: Factor, result: dict[str, Any]) -> list[str]:
-    fixed = asdict(next(iter(factor.points.values())))
-    shown = {name: value for name, value in fixed.items() if name not in ("contender", factor.name)}
+    first = next(iter(factor.points.values()))
+    shown = {name: value for name, value in asdict(first).items() if name not in ("contender", factor.name)}
     if len({point.batch_size for point in factor.points.values()}) > 1:
         del shown["batch_size"]
+        shown["minibatches"] = first.rollout // first.batch_size
     lines = [
         f"## {factor.title.capitalize()}",
         "",
@@ -399,17 +403,16 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
                 axis.set_ylabel(title, fontsize=9)
         axes_of_factor[0].set_title(factor.title, fontsize=10)
         axes_of_factor[-1].set_xlabel(factor.title, fontsize=9)
-    figure.text(
-        0.5, 0.005, "dotted: the expected slope; ringed: more than 1.5 times worse per unit", ha="center", fontsize=9
-    )
+    figure.text(0.5, 0.005, "dotted: the expected slope; ringed: a cliff", ha="center", fontsize=9)
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _panel(axis: Any, factor: Factor, result: dict[str, Any], name: str) -> None:
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+    axis.set(xscale="log", yscale="log")
     lowest, highest = math.inf, 0.0
     for contender, rows in by_contender(result):
         there = [row for row in rows if "error" not in row]
@@ -423,19 +426,20 @@ def _panel(axis: Any, factor: Factor, result: dict[str, Any], name: str) -> None
         axis.plot(values, expected, ":", color=color, linewidth=1)
         fallen = [i for i, step in enumerate(steps(factor, there, name)) if step is not None and step.worse > CLIFF]
         axis.plot([values[i] for i in fallen], [figures[i] for i in fallen], "o", color="black", mfc="none", ms=11)
-        axis.set_xticks(values)
         lowest, highest = min(lowest, *figures), max(highest, *figures)
-    axis.set(xscale="log", yscale="log")
-    # Flat lines look flat: at least a decade is shown.
-    margin = max(1.3, math.sqrt(10 * lowest / highest)) if highest else 1.3
-    axis.set_ylim(lowest / margin, highest * margin)
+    if highest:
+        # Flat lines look flat: at least a decade is shown.
+        margin = max(1.3, math.sqrt(10 * lowest / highest))
+        axis.set_ylim(lowest / margin, highest * margin)
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set(major_locator=FixedLocator(sorted({row["value"] for row in result["rows"]})), major_formatter=plain)
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=plain, minor_formatter=NullFormatter())
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25, which="both", axis="y")
     axis.spines[["top", "right"]].set_visible(False)
     if len(by_contender(result)) > 1:
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, loc="center right")
 
 
 if __name__ == "__main__":
