@@ -212,8 +212,9 @@ def _pass_through(agent: RecurrentOnPolicyAlgorithm, length: int, n_sequences: i
     learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
     def run() -> None:
-        values, log_probs, _ = policy.evaluate_actions(observations, actions, state, starts)
-        torch.autograd.grad(values.mean() + log_probs.mean(), learned, allow_unused=True)
+        values, log_probs, entropy = policy.evaluate_actions(observations, actions, state, starts)
+        loss = values.mean() + log_probs.mean() + (0 if entropy is None else entropy.mean())
+        torch.autograd.grad(loss, learned, allow_unused=True)
 
     return run
 
