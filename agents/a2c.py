@@ -52,6 +52,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         sequence_length: int | None = None,
+        autocast: str | None = None,
     ) -> None:
         check_mapping("policy_kwargs", policy_kwargs)
         policy_kwargs = dict(policy_kwargs or {})
@@ -80,6 +81,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
             seed=seed,
             device=device,
             sequence_length=sequence_length,
+            autocast=autocast,
             _init_setup_model=_init_setup_model,
         )
 

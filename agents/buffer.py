@@ -3,23 +3,29 @@
 Axes: T steps of a rollout, B environments, L steps of a training sequence, C = T / L sequences an environment,
 S sequences of a minibatch.
 
-What is collected lies in tensors (T, B, ...) on the training device. A memory's state is kept only where a training
-sequence starts, (C, B, ...): its memory grows with T / L and not with T. Minibatches are whole sequences with the state
-before their first step; there is no padding and there are no masks, since resets live in the memory.
+What is collected lies in tensors (T, B, ...) on the training device, but for rewards, episode starts and the flags of
+reset steps: these come from the host and are needed there, so they stay on the CPU, and reading a minibatch never makes
+the host wait for an accelerator. A memory's state is kept only where a training sequence starts, (C, B, ...): what it
+takes grows with T / L and not with T. Minibatches are whole sequences with the state before their first step; there is
+no padding and there are no masks, since resets live in the memory.
 
 Observations are one tensor, or a (nested) dict of tensors, in the dtype of their space (images stay bytes).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.actions import ActionHead
 from agents.checks import check_observation_space
+from agents.devices import to_device
 from agents.memory.core import State
 from agents.returns import generalized_advantages
 
@@ -31,6 +37,7 @@ class SequenceBatch(NamedTuple):
 
     ``state`` is the one before each sequence's first step, (S, ...) each. ``real`` is None where every step is a
     transition, which is the rule; else (L, S), false at the steps in which an environment only reset itself.
+    ``episode_starts`` and ``real`` are on the CPU, all else is on the training device.
     """
 
     observations: Observations
@@ -45,7 +52,10 @@ class SequenceBatch(NamedTuple):
 
     def steps(self, field: Tensor) -> Tensor:
         """(L, S, ...) -> (N, ...): the real steps of a field, in time order."""
-        return field.flatten(0, 1) if self.real is None else field[self.real]
+        if self.real is None:
+            return field.flatten(0, 1)
+        rows = to_device(self.real.flatten().nonzero()[:, 0], field.device)
+        return field.flatten(0, 1).index_select(0, rows)
 
 
 class SequenceRolloutBuffer:
@@ -82,18 +92,18 @@ class SequenceRolloutBuffer:
         check_sequence_length(n_steps, self.sequence_length)
         self._rng = rng if rng is not None else np.random.default_rng()
 
-        def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.zeros((n_steps, n_envs, *shape), dtype=dtype, device=self.device)
+        def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = self.device) -> Tensor:
+            return torch.zeros((n_steps, n_envs, *shape), dtype=dtype, device=device)
 
         self.observations: Observations = _room_for_observations(observation_space, room)
         self.actions = room(actions.shape, actions.dtype)
-        self.rewards = room((), torch.float32)
+        self.rewards = room((), torch.float32, torch.device("cpu"))
         self.values = room((), torch.float32)
         self.log_probs = room((), torch.float32)
-        self.episode_starts = room((), torch.bool)
+        self.episode_starts = room((), torch.bool, torch.device("cpu"))
         self.advantages = room((), torch.float32)
         self.returns = room((), torch.float32)
-        self.real = room((), torch.bool)
+        self.real = room((), torch.bool, torch.device("cpu"))
         self._all_real = True
         n_sequences = n_steps // self.sequence_length
         self.states: State = tuple(
@@ -105,6 +115,7 @@ class SequenceRolloutBuffer:
     def reset(self) -> None:
         """Empties the buffer for the next rollout."""
         self.pos, self.full, self._closed = 0, False, False
+        self._next_order: NDArray[np.int64] | None = None
         self.real.fill_(True)
 
     def size(self) -> int:
@@ -159,6 +170,21 @@ class SequenceRolloutBuffer:
         """Says that in the step added last these environments only reset themselves: no transition, not trained on."""
         self.real[self.pos - 1, environments] = False
 
+    def recompute(
+        self, evaluate: Callable[[SequenceBatch], tuple[Tensor, Tensor]], batch_size: int | None = None
+    ) -> None:
+        """Replaces the values and log-probabilities that acting gave by those that learning starts from.
+
+        For where acting and learning round differently. ``evaluate`` gives a minibatch's values and log-probabilities,
+        (L, S) each; it gets the very minibatches of the next epoch, so that even arithmetic whose rounding depends on
+        the company (matrix products choose their way by size) gives the same again. Before the rollout is closed.
+        """
+        self._check_full()
+        for chosen in self._of_an_epoch(batch_size, ahead=True):
+            values, log_probs = evaluate(self._batch(chosen))
+            chosen.put(self.values, values.detach())
+            chosen.put(self.log_probs, log_probs.detach())
+
     def compute_returns_and_advantage(self, last_values: Tensor, dones: Any) -> None:
         """Closes the rollout: (B,) values of the observations after it, and whether they start an episode."""
         self.advantages = generalized_advantages(
@@ -166,7 +192,7 @@ class SequenceRolloutBuffer:
             self.values,
             self.episode_starts,
             last_values.reshape(self.n_envs).to(self.values),
-            torch.as_tensor(dones, device=self.device).bool(),
+            torch.as_tensor(dones).bool(),
             self.gamma,
             self.gae_lambda,
         )
@@ -181,29 +207,36 @@ class SequenceRolloutBuffer:
         so that no minibatch is much smaller than the others. None gives everything at once. A minibatch without a
         single transition, of reset steps alone, is left out.
         """
+        self._check_full()
+        if not self._closed:
+            raise RuntimeError("the rollout has no returns yet; call compute_returns_and_advantage() before reading")
+        for chosen in self._of_an_epoch(batch_size):
+            batch = self._batch(chosen)
+            if batch.real is None or batch.real.any():
+                yield batch
+
+    def _check_full(self) -> None:
         if not self.full:
             raise RuntimeError(
                 f"the rollout buffer holds {self.pos} of {self.buffer_size} steps; collect the rest before reading"
             )
-        if not self._closed:
-            raise RuntimeError("the rollout has no returns yet; call compute_returns_and_advantage() before reading")
-        for batch in self._minibatches(batch_size):
-            if batch.real is None or batch.real.any():
-                yield batch
 
-    def _minibatches(self, batch_size: int | None) -> Iterator[SequenceBatch]:
+    def _of_an_epoch(self, batch_size: int | None, ahead: bool = False) -> Iterator["_Sequences"]:
+        """What each minibatch of the next epoch takes; looking ``ahead`` leaves that epoch the next one."""
         n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
         n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
         if n_batches == 1:
-            yield self._batch(self._all_sequences, tuple(part.flatten(0, 1) for part in self.states))
+            yield _All(self.sequence_length, self.n_envs)
             return
-        order = torch.from_numpy(self._rng.permutation(n_sequences)).to(self.device)
-        for chosen in order.tensor_split(n_batches):
-            stretch, environment = chosen // self.n_envs, chosen % self.n_envs
-            take = self._taker(stretch, environment)
-            yield self._batch(take, tuple(part[stretch, environment] for part in self.states))
+        order = self._rng.permutation(n_sequences) if self._next_order is None else self._next_order
+        self._next_order = order if ahead else None
+        on_host = torch.from_numpy(order)
+        on_device = to_device(on_host, self.device)
+        for host, device in zip(on_host.tensor_split(n_batches), on_device.tensor_split(n_batches), strict=True):
+            yield _Some(self.sequence_length, self.n_envs, host, device)
 
-    def _batch(self, take: Callable[[Tensor], Tensor], state: State) -> SequenceBatch:
+    def _batch(self, chosen: "_Sequences") -> SequenceBatch:
+        take = chosen.take
         return SequenceBatch(
             observations=map_observations(take, self.observations),
             actions=take(self.actions),
@@ -212,24 +245,76 @@ class SequenceRolloutBuffer:
             advantages=take(self.advantages),
             returns=take(self.returns),
             episode_starts=take(self.episode_starts),
-            state=state,
+            state=tuple(map(chosen.take_state, self.states)),
             real=None if self._all_real else take(self.real),
         )
 
-    def _all_sequences(self, field: Tensor) -> Tensor:
-        """(T, B, ...) -> (L, C * B, ...): sequences of the same stretch of time side by side."""
-        return field.view(-1, self.sequence_length, *field.shape[1:]).transpose(0, 1).flatten(1, 2)
 
-    def _taker(self, stretch: Tensor, environment: Tensor) -> Callable[[Tensor], Tensor]:
-        """Picks S sequences, each a stretch of time of an environment: (T, B, ...) -> (L, S, ...)."""
-        if self.sequence_length == self.buffer_size:
-            return lambda field: field.index_select(1, environment)
+@dataclass(frozen=True)
+class _Sequences(ABC):
+    """Which sequences a minibatch is made of: reads them out of a field (T, B, ...), and writes into one."""
 
-        def take(field: Tensor) -> Tensor:
-            stretches = field.view(-1, self.sequence_length, *field.shape[1:])
-            return stretches.transpose(1, 2)[stretch, environment].transpose(0, 1)
+    length: int
+    n_envs: int
 
-        return take
+    @abstractmethod
+    def take(self, field: Tensor) -> Tensor:
+        """(T, B, ...) -> (L, S, ...)"""
+
+    @abstractmethod
+    def put(self, field: Tensor, values: Tensor) -> None:
+        """Writes (L, S) where ``take`` reads it from (T, B)."""
+
+    @abstractmethod
+    def take_state(self, part: Tensor) -> Tensor:
+        """(C, B, ...) -> (S, ...)"""
+
+    def by_stretch(self, field: Tensor) -> Tensor:
+        """(T, B, ...) -> (C, L, B, ...), a view."""
+        return field.view(-1, self.length, *field.shape[1:])
+
+
+class _All(_Sequences):
+    """All of them, those of the same stretch of time side by side: S = C * B."""
+
+    def take(self, field: Tensor) -> Tensor:
+        return self.by_stretch(field).transpose(0, 1).flatten(1, 2)
+
+    def put(self, field: Tensor, values: Tensor) -> None:
+        self.by_stretch(field).copy_(values.view(self.length, -1, self.n_envs).transpose(0, 1))
+
+    def take_state(self, part: Tensor) -> Tensor:
+        return part.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Some(_Sequences):
+    """S of them by number, stretch after stretch of time; the numbers are on the CPU and on the training device."""
+
+    on_host: Tensor
+    on_device: Tensor
+
+    def take(self, field: Tensor) -> Tensor:
+        if self.length == len(field):
+            return field.index_select(1, self._numbers(field))
+        stretch, environment = self._where(field)
+        return self.by_stretch(field).transpose(1, 2)[stretch, environment].transpose(0, 1)
+
+    def put(self, field: Tensor, values: Tensor) -> None:
+        stretch, environment = self._where(field)
+        self.by_stretch(field).transpose(1, 2)[stretch, environment] = values.transpose(0, 1)
+
+    def take_state(self, part: Tensor) -> Tensor:
+        stretch, environment = self._where(part)
+        return part[stretch, environment]
+
+    def _numbers(self, field: Tensor) -> Tensor:
+        return self.on_host if field.device == self.on_host.device else self.on_device
+
+    def _where(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,), (S,): the stretch and the environment of each."""
+        numbers = self._numbers(field)
+        return numbers // self.n_envs, numbers % self.n_envs
 
 
 class _Writable:
@@ -255,7 +340,7 @@ class _DeviceRows:
         self._tensor = tensor
 
     def __setitem__(self, row: int, value: Any) -> None:
-        self._tensor[row].copy_(torch.as_tensor(value), non_blocking=True)
+        self._tensor[row].copy_(to_device(value, self._tensor.device))
 
 
 def check_sequence_length(n_steps: int, sequence_length: int) -> None:

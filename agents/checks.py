@@ -43,6 +43,13 @@ def check_switch(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises ValueError unless ``value`` is one of the choices."""
+    known = list(choices)
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in known):
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
 def check_seed(seed: Any) -> None:
     """Raises ValueError unless ``seed`` is None or what NumPy and torch both take as one."""
     if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**32):

@@ -22,11 +22,12 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.acting import make_actor, to_array
-from agents.buffer import SequenceRolloutBuffer, check_sequence_length, map_observations
+from agents.acting import GraphActor, make_actor
+from agents.buffer import SequenceBatch, SequenceRolloutBuffer, check_sequence_length, map_observations
 from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
 from agents.checks import (
     check_acts_as_it_learns,
+    check_choice,
     check_count,
     check_mapping,
     check_policy_class,
@@ -39,6 +40,7 @@ from agents.checks import (
     check_switch,
     check_total_timesteps,
 )
+from agents.devices import to_device
 from agents.memory import State
 from agents.policy import (
     CnnLstmPolicy,
@@ -50,6 +52,7 @@ from agents.policy import (
 )
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="RecurrentOnPolicyAlgorithm")
+AUTOCAST: dict[str | None, torch.dtype | None] = {None: None, "bfloat16": torch.bfloat16}
 Terminal = tuple[int, list[int], list[Any], State]  # step, environments, their last observations, states after the step
 
 
@@ -60,7 +63,16 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         sequence_length: steps that gradients flow back through; a divisor of n_steps. None for the whole rollout, or
             for as much of it as a minibatch holds.
         batch_size: steps of a minibatch, None for the whole rollout.
+        autocast: ``"bfloat16"`` lets encoder, memory and hidden layers compute in it (``torch.autocast``); weights,
+            optimizer, distribution, losses and returns stay in float32, and so do RNN, LSTM and GRU. Acting and
+            learning then round differently, so when a rollout is complete its values and log-probabilities are computed
+            anew by the very pass that learns: probability ratios start at exactly one. What remains is that an action
+            was drawn from logits that were rounded elsewhere than those of its log-probability: the policy that behaved
+            differs from the one that is learned from by about one part in 250 of a hidden layer's outputs.
     """
+
+    captures_acting: ClassVar[bool] = True
+    """Whether acting on a GPU is captured as one CUDA graph; set False on an agent to act eagerly there."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "RecurrentPolicy": RecurrentActorCriticPolicy,
@@ -97,6 +109,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         seed: int | None,
         device: torch.device | str,
         sequence_length: int | None,
+        autocast: str | None,
         _init_setup_model: bool,
     ) -> None:
         super().__init__(
@@ -123,7 +136,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
         self.sequence_length = sequence_length
+        self.autocast = autocast
         self._last_state: State | None = None
+        self._captured_actor: GraphActor | None = None
         self._check_settings()
         # Environments and files take Python's integers only, not NumPy's.
         for name in ("n_steps", "batch_size", "sequence_length", "seed"):
@@ -150,6 +165,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_seed(self.seed)
         check_mapping("policy_kwargs", self.policy_kwargs)
         check_policy_class(self.policy_class, RecurrentActorCriticPolicy, self.policy_aliases)
+        check_choice("autocast", self.autocast, AUTOCAST)
         if self.batch_size is not None:
             check_count("batch_size", self.batch_size)
         if self.sequence_length is not None:
@@ -177,6 +193,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
         )
         self.policy = policy.to(self.device)
+        self.policy.autocast = AUTOCAST[self.autocast]
         self.policy.set_training_mode(True)
         check_acts_as_it_learns(self.policy)
         state = self.policy.initial_state(self.n_envs)
@@ -208,7 +225,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         steps_call_back, steps_alone = needs_steps(callback), _steps_alone(env)
-        actor = make_actor(self.policy, self._rng)
+        actor = make_actor(self.policy, self._rng, self._captured_actor, self.captures_acting)
+        self._captured_actor = actor if isinstance(actor, GraphActor) else None
         lstm_states = actor.begin(self._starting_state(env.num_envs))
         terminals: list[Terminal] = []
 
@@ -220,7 +238,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             kept = self._state_to_keep(lstm_states, episode_starts) if rollout_buffer.starts_sequence() else ()
             rollout_buffer.add_observations(obs, episode_starts, kept)
             actions, finish = actor.act(obs, lstm_states, episode_starts)
-            clipped_actions = self.policy.head.to_environment(to_array(actions))
+            clipped_actions = self.policy.head.to_environment(actor.on_host(actions))
             if steps_alone:
                 env.step_async(clipped_actions)
             values, log_probs, lstm_states = finish()
@@ -250,6 +268,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._last_state = actor.end(lstm_states)
         if not steps_call_back:
             _catch_up(callback, n_rollout_steps, self.num_timesteps)
+        if self.autocast is not None:
+            self._recompute(rollout_buffer)
         self._bootstrap_time_limits(rollout_buffer, terminals)
         rollout_buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
         self._check_finite(rollout_buffer, terminals)
@@ -268,8 +288,22 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if not episode_starts.any():
             return state
         tensors = tuple(torch.as_tensor(part, device=self.device) for part in state)
-        starts = torch.as_tensor(episode_starts, device=self.device)
+        starts = to_device(episode_starts, self.device)
         return self.policy.reset_state(tensors, starts)
+
+    def _recompute(self, buffer: SequenceRolloutBuffer) -> None:
+        """Values and log-probabilities as learning will find them, in place of those that acting gave."""
+
+        def evaluate(batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            values, log_probs, _ = self.policy.evaluate_actions(
+                batch.observations, batch.actions, batch.state, batch.episode_starts
+            )
+            return values, log_probs
+
+        # In training mode and with gradients, as in learning: without, layers may choose another way to compute.
+        self.policy.set_training_mode(True)
+        buffer.recompute(evaluate, self.batch_size)
+        self.policy.set_training_mode(False)
 
     def _bootstrap_time_limits(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """Adds gamma * V(s_{t+1}) to the last reward of every episode cut by a time limit, in one pass of the network.
@@ -283,7 +317,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         observations = _stack([observation for _, _, last, _ in terminals for observation in last])
         state = tuple(torch.cat(parts) for parts in zip(*(state for _, _, _, state in terminals), strict=True))
         values = self._values_of(observations, state, np.zeros(len(steps), dtype=bool))
-        buffer.rewards[steps, environments] += self.gamma * values
+        buffer.rewards[steps, environments] += self.gamma * values.cpu()
 
     def _last_values(self) -> torch.Tensor:
         assert self._last_state is not None
@@ -386,7 +420,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         super().set_parameters(parameters, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state", "_rng"]
+        return [*super()._excluded_save_params(), "_last_state", "_rng", "_captured_actor"]
 
 
 def _reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:

@@ -7,6 +7,7 @@ state is one flat tuple of tensors, batch first: the parts of the actor's memory
 critic has one of its own. State comes in and goes out; the policy hides none.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from agents import fused
 from agents.actions import ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
+from agents.devices import to_device
 from agents.encoders import default_encoder
 from agents.memory import Memory, NumpyStep, State, make_memory
 
@@ -69,6 +71,27 @@ class Remembered(NamedTuple):
     critic: Tensor
 
 
+def _in_autocast(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a policy that computes in the policy's ``autocast``; what comes out is in float32 all the same."""
+
+    @functools.wraps(compute)
+    def run(policy: "RecurrentActorCriticPolicy", *args: Any) -> Any:
+        if policy.autocast is None:
+            return compute(policy, *args)
+        with torch.autocast(policy.device.type, policy.autocast):
+            return _widened(compute(policy, *args), policy.autocast)
+
+    return run
+
+
+def _widened(result: Any, narrow: torch.dtype) -> Any:
+    """The same tensor or (nested, named) tuple of tensors, with float32 in place of ``narrow``."""
+    if isinstance(result, Tensor):
+        return result.float() if result.dtype == narrow else result
+    parts = [_widened(part, narrow) for part in result]
+    return type(result)(*parts) if isinstance(result, Remembered) else tuple(parts)
+
+
 class RecurrentActorCriticPolicy(ActorCriticPolicy):
     """The general policy with memory, ``"RecurrentPolicy"``.
 
@@ -87,6 +110,10 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     The other arguments are those of ``stable_baselines3.common.policies.ActorCriticPolicy``.
     """
+
+    autocast: torch.dtype | None = None
+    """What encoder, memory and hidden layers compute in under ``torch.autocast``; None: as their weights are. The last
+    layers and the distribution are always in float32, where a value of 100 keeps its digits. Set by the algorithm."""
 
     def __init__(
         self,
@@ -213,6 +240,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Learning: sequences (L, B, ...), the state before them -> values, log-probabilities, entropies, (L, B) each.
 
+        ``episode_starts`` may lie on the CPU or on the policy's device; from the CPU no recurrent memory need fetch it.
         Entropies are None where the distribution has no closed form (squashed state-dependent exploration).
         """
         shape = episode_starts.shape
@@ -323,6 +351,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
                 stacklevel=4,
             )
 
+    @_in_autocast
     def _encode(self, obs: Any, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """Features for actor and critic, in the leading shape given: the encoder sees all steps at once."""
         pi_features = vf_features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
@@ -340,6 +369,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             return obs
         return {key: part for key, part in obs.items() if key not in self.privileged}
 
+    @_in_autocast
     def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Remembered, State]:
         pi_features, vf_features = self._encode(obs, episode_starts.shape)
         actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
@@ -349,17 +379,19 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         critic_hidden, critic_state = self.memory_critic.step(vf_features, critic_state, episode_starts)
         return Remembered(hidden, critic_hidden), actor_state + critic_state
 
+    @_in_autocast
     def _unroll(self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor) -> Remembered:
         actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
-        hidden = self.memory_actor.unroll(pi_features, actor_state, episode_starts).flatten(0, 1)
+        hidden = _unrolled(self.memory_actor, pi_features, actor_state, episode_starts)
         if self.memory_critic is None:
             return self._of_both(hidden)
-        return Remembered(hidden, self.memory_critic.unroll(vf_features, critic_state, episode_starts).flatten(0, 1))
+        return Remembered(hidden, _unrolled(self.memory_critic, vf_features, critic_state, episode_starts))
 
     def _of_both(self, hidden: Tensor) -> Remembered:
         """One memory, which the critic's loss shapes or not."""
         return Remembered(hidden, hidden.detach() if self.critic_memory == "detached" else hidden)
 
+    @_in_autocast
     def _actor_step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
         return self.memory_actor.step(features, state[: self._n_actor_parts], episode_starts)
@@ -368,7 +400,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         """(N, H) of the critic's memory -> (N,)"""
         values = self._in_one_call(hidden, "value_net", self.value_net)
         if values is None:
-            values = self.value_net(self.mlp_extractor.forward_critic(hidden))
+            values = self.value_net(self._hidden_layers(self.mlp_extractor.forward_critic, hidden))
         return values.squeeze(-1)
 
     def _distribution_parameters(self, hidden: Tensor, obs: Any) -> Parameters:
@@ -376,11 +408,11 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if self.use_sde:
             latent = self._in_one_call(hidden, "policy_net")
             if latent is None:
-                latent = self.mlp_extractor.forward_actor(hidden)
+                latent = self._hidden_layers(self.mlp_extractor.forward_actor, hidden)
             return self.action_net(latent), self.log_std, latent
         output = self._in_one_call(hidden, "policy_net", self.action_net)
         if output is None:
-            output = self.action_net(self.mlp_extractor.forward_actor(hidden))
+            output = self.action_net(self._hidden_layers(self.mlp_extractor.forward_actor, hidden))
         if isinstance(self.action_space, spaces.Box):
             return output, self.log_std
         if self.action_mask is None:
@@ -388,9 +420,13 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         allowed = obs[self.action_mask].reshape(output.shape).bool()
         return (output.masked_fill(~allowed, torch.finfo(output.dtype).min),)
 
+    @_in_autocast
+    def _hidden_layers(self, layers: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        return layers(hidden)
+
     def _in_one_call(self, hidden: Tensor, head: str, *last: nn.Module) -> Tensor | None:
         """A network of the heads and the layer behind it, or None where they are not plain or not to be compiled."""
-        if type(self.mlp_extractor) is not MlpExtractor or not fused.takes(hidden):
+        if self.autocast is not None or type(self.mlp_extractor) is not MlpExtractor or not fused.takes(hidden):
             return None
         plain = fused.layers_of(getattr(self.mlp_extractor, head), *last)
         return None if plain is None else fused.perceptron(plain, hidden)
@@ -535,6 +571,12 @@ class MultiInputLstmPolicy(LstmPolicy):
     """``"MultiInputLstmPolicy"``: the same for Dict observations."""
 
     _default_extractor = CombinedExtractor
+
+
+def _unrolled(memory: Memory, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+    """(L, B, F) -> (L * B, H), the episode starts where the memory reads them."""
+    starts = episode_starts if memory.starts_on_host else to_device(episode_starts, features.device)
+    return memory.unroll(features, state, starts).flatten(0, 1)
 
 
 def _flatten_time(obs: Any) -> Any:

@@ -52,6 +52,10 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         device: ``"cpu"``, ``"cuda"``, ``"auto"``.
         sequence_length: steps that gradients flow back through (truncated backpropagation through time); divides
             n_steps. None for the whole rollout, or for as much of it as a minibatch holds.
+        autocast: ``"bfloat16"`` computes encoder, memory and hidden layers under ``torch.autocast``; None in float32.
+            RNN, LSTM and GRU keep float32, and so do last layers, losses, returns, weights and optimizer. A rollout's
+            values and log-probabilities are computed anew by the pass that learns, so that ratios start at one; the
+            policy that acted differs from it by its rounding.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         sequence_length: int | None = None,
+        autocast: str | None = None,
     ) -> None:
         self.n_epochs = n_epochs
         self.clip_range = clip_range
@@ -108,6 +113,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             seed=seed,
             device=device,
             sequence_length=sequence_length,
+            autocast=autocast,
             _init_setup_model=_init_setup_model,
         )
 

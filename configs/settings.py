@@ -130,6 +130,9 @@ class AlgorithmSettings:
     """Steps between two draws of its noise; -1: once a rollout."""
     target_kl: Annotated[float | None, POSITIVE] = None
     """Stop an update where the policy has moved further than this; None: never (ppo)."""
+    autocast: Literal["bfloat16"] | None = None
+    """Precision of encoder, memory and hidden layers: bfloat16, for large networks on a GPU; None: float32. Recurrent
+    cells, last layers, losses and weights are float32 in any case."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ def _out_of_range(group: Any, prefix: str) -> Iterator[tuple[str, str]]:
                 yield f"{prefix}{name}", f"must be {limit.words}, got {_said(value)}"
         choices = _choices(get_type_hints(type(group))[name])
         if choices and value not in choices:
-            yield f"{prefix}{name}", f"must be one of {', '.join(choices)}; got {value!r}"
+            yield f"{prefix}{name}", f"must be one of {', '.join(map(str, choices))}; got {value!r}"
 
 
 def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -341,8 +344,13 @@ def _is_class(name: str) -> bool:
     return bool(module) and attribute.isidentifier()
 
 
-def _choices(declared: Any) -> tuple[str, ...]:
-    return get_args(declared) if get_origin(declared) is Literal else ()
+def _choices(declared: Any) -> tuple[Any, ...]:
+    """The values of a Literal, None among them where it may be left out; none for any other type."""
+    if get_origin(declared) is Literal:
+        return get_args(declared)
+    *others, last = get_args(declared) or (None,)
+    optional = last is type(None) and len(others) == 1 and get_origin(others[0]) is Literal
+    return (*get_args(others[0]), None) if optional else ()
 
 
 def _said(value: Any) -> str:

@@ -18,6 +18,7 @@ FLOORS = {
     "losses": 0,
     "actions": 0,
     "checks": 0,
+    "devices": 0,
     "buffer": 1,
     "policy": 1,
     "acting": 1,

@@ -11,6 +11,7 @@ memory hides none.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,7 +30,14 @@ class Memory(nn.Module, ABC):
 
     Laws, tested for every registered memory: ``unroll`` gives what T calls of ``step`` give, resets included; nothing
     before an episode's start changes any output after it, and the gradient across it is exactly zero.
+
+    Under ``torch.autocast`` features may come in half precision and outputs may leave in it; the state is kept in
+    float32 by whoever carries it.
     """
+
+    starts_on_host: ClassVar[bool] = False
+    """Whether ``unroll`` reads ``episode_starts`` on the CPU, wherever the features are. Both places are taken; the
+    right one spares a copy that on an accelerator the host must wait for."""
 
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from agents.devices import to_device
+
 Indices = NDArray[np.int64]
 
 
@@ -52,6 +54,16 @@ class Pieces:
         n_pieces, n_steps = self.batch_sizes[0], self.batch_sizes.sum()
         return np.arange(n_pieces, n_pieces + n_steps) - np.repeat(alive_before, self.batch_sizes)
 
+    def on(self, device: torch.device, name: str) -> Tensor:
+        """One of the arrays as a tensor on a device, where it is copied once, without waiting."""
+        if (device, name) not in self._copies:
+            self._copies[device, name] = to_device(getattr(self, name), device)
+        return self._copies[device, name]
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.device, str], Tensor]:
+        return {}
+
     @cached_property
     def sizes(self) -> list[int]:
         """``batch_sizes`` as Python's numbers."""
@@ -75,16 +87,15 @@ def cut(episode_starts: Tensor) -> Pieces:
 
 def at_pieces(state: Tensor, pieces: Pieces) -> Tensor:
     """The state before a block (B, ...) -> the state before each of its pieces (P, ...)."""
-    sequence = torch.from_numpy(pieces.sequence).to(state.device)
-    starts = torch.from_numpy(~pieces.carried).to(state.device)
-    return state.index_select(0, sequence).masked_fill(starts.view(-1, *[1] * (state.dim() - 1)), 0.0)
+    sequence, carried = pieces.on(state.device, "sequence"), pieces.on(state.device, "carried")
+    return state.index_select(0, sequence).masked_fill(~carried.view(-1, *[1] * (state.dim() - 1)), 0.0)
 
 
 def take_rows(rows: Tensor, pieces: Pieces, back: bool = False) -> Tensor:
     """Rows in the order of the block (N, ...) -> packed, or ``back``. The gradient takes the way back."""
     if pieces.packed is None or pieces.unpacked is None:
         return rows
-    there, again = torch.from_numpy(pieces.packed).to(rows.device), torch.from_numpy(pieces.unpacked).to(rows.device)
+    there, again = pieces.on(rows.device, "packed"), pieces.on(rows.device, "unpacked")
     order = (again, there) if back else (there, again)
     result: Tensor = _TakeRows.apply(rows, *order)  # type: ignore[no-untyped-call]
     return result

@@ -10,7 +10,8 @@ ever computed. Parameters are named as in ``torch.nn.LSTM`` (``weight_ih_l0``, .
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +35,9 @@ class Recurrent(Memory):
     Reinforcement Learning"): a mask is drawn per environment by ``renew`` as a rollout starts and travels in the state,
     so that learning sees the very network that acted. ``initial_state`` holds masks of ones: no dropout.
 
+    Under ``torch.autocast`` a cell still computes in float32: what it carries sums up over hundreds of steps, for which
+    the 8 bits of bfloat16 are too few, and neither cuDNN's recurrent kernels as torch has them nor every CPU's take it.
+
     Args, beside those of each class:
         input_size: F.
         hidden_size: H, also the size of the output.
@@ -44,6 +48,7 @@ class Recurrent(Memory):
 
     gates: ClassVar[int]
     carried_parts: ClassVar[int] = 1
+    starts_on_host = True
 
     def __init__(
         self,
@@ -90,6 +95,9 @@ class Recurrent(Memory):
         return (*state[:-1], torch.bernoulli(kept) / (1 - self.dropout))
 
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        if torch.is_autocast_enabled(features.device.type):
+            with _in_float32(features.device.type):
+                return self.step(features.to(self._dtype), state, episode_starts)
         carried, masks = state[: self.carried_parts], state[self.carried_parts :]
         reset = episode_starts.view(-1, 1, 1)
         carried = tuple(part.masked_fill(reset, 0.0) for part in carried)
@@ -110,13 +118,16 @@ class Recurrent(Memory):
             raise ValueError(f"{len(features)} steps of features came with {len(episode_starts)} of episode_starts")
         if episode_starts.dtype != torch.bool:
             raise TypeError(f"episode_starts must be boolean; got {episode_starts.dtype}, use episode_starts.bool()")
-        kernels, starts = self._kernels(features), episode_starts.cpu()
-        output = features
-        for layer in range(self.num_layers):
-            if layer > 0 and self._drops:
-                output = output * state[-1][:, layer - 1]
-            before = tuple(part[:, layer] for part in state[: self.carried_parts])
-            output = self._through(kernels, output, before, starts, self._layer_parameters(layer))
+        starts, output = episode_starts.cpu(), features
+        if torch.is_autocast_enabled(features.device.type):
+            output = features.to(self._dtype)
+        with _in_float32(features.device.type):
+            kernels = self._kernels(output)
+            for layer in range(self.num_layers):
+                if layer > 0 and self._drops:
+                    output = output * state[-1][:, layer - 1]
+                before = tuple(part[:, layer] for part in state[: self.carried_parts])
+                output = self._through(kernels, output, before, starts, self._layer_parameters(layer))
         return output
 
     def numpy_step(self) -> NumpyStep | None:
@@ -173,6 +184,10 @@ class Recurrent(Memory):
         if native.takes(features, self.hidden_size):
             return native
         return through_time if features.device.type == "cpu" else packed
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.get_parameter("weight_hh_l0").dtype
 
     @property
     def _drops(self) -> bool:
@@ -351,6 +366,23 @@ class GRU(Recurrent):
 
     def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
         return steps.gru_step(layers)
+
+
+@contextmanager
+def _in_float32(device_type: str) -> Iterator[None]:
+    """Without autocast; and where that was off already, without the shortened products (TF32) that cuDNN's recurrent
+    kernels take by default on a GPU: ``step`` has none, and both must agree to 1e-5."""
+    if torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            yield
+    elif device_type == "cuda" and torch.backends.cudnn.allow_tf32:
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = True
+    else:
+        yield
 
 
 def _chrono_bias(hidden_size: int, horizon: float) -> Tensor:

@@ -87,6 +87,8 @@ OF_BOTH = [
     ("n_steps", 0, "n_steps must be a whole number of at least 1, got 0"),
     ("n_steps", 2.5, "n_steps must be a whole number of at least 1, got 2.5"),
     ("n_steps", NAN, "n_steps must be a whole number"),
+    ("autocast", "float16", "autocast must be None or 'bfloat16', got 'float16'"),
+    ("autocast", True, "autocast must be None or 'bfloat16', got True"),
     ("sequence_length", 3, "use n_steps 6 or 9, or another sequence_length"),
     ("sequence_length", 16, "use n_steps 16"),
     ("sequence_length", 0, "sequence_length must be a whole number of at least 1"),

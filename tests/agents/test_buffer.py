@@ -312,6 +312,73 @@ def test_closing_a_rollout_computes_its_advantages_and_returns() -> None:
     assert torch.equal(buffer.returns, buffer.advantages + buffer.values)
 
 
+@pytest.mark.parametrize(
+    ("n_envs", "n_steps", "sequence_length", "batch_size"),
+    [(3, 8, 4, 8), (3, 8, None, 8), (4, 6, 2, None), (5, 7, 7, 20), (7, 1, 1, 2), (1, 6, 2, 4)],
+)
+def test_what_is_computed_anew_for_a_sequence_comes_with_it_in_the_minibatch_it_was_computed_in(
+    n_envs: int, n_steps: int, sequence_length: int | None, batch_size: int | None
+) -> None:
+    buffer = fill(make_buffer(n_steps, n_envs, sequence_length), close=False)
+    evaluated: list[Tensor] = []
+
+    def evaluate(batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        evaluated.append(numbers_of(batch))
+        return 5.0 * numbers_of(batch), -7.0 * numbers_of(batch)
+
+    buffer.recompute(evaluate, batch_size)
+    buffer.compute_returns_and_advantage(torch.ones(n_envs), np.zeros(n_envs, dtype=bool))
+    epoch, later = list(buffer.get(batch_size)), list(buffer.get(batch_size))
+    assert all(torch.equal(numbers_of(batch), numbers) for batch, numbers in zip(epoch, evaluated, strict=True))
+    for batch in epoch + later:
+        assert torch.equal(batch.old_values, 5.0 * numbers_of(batch))
+        assert torch.equal(batch.old_log_probs, -7.0 * numbers_of(batch))
+    if len(epoch) > 2:
+        assert not all(torch.equal(numbers_of(a), numbers_of(b)) for a, b in zip(epoch, later, strict=True))
+    assert torch.equal(buffer.returns, buffer.advantages + buffer.values)
+
+
+def test_computing_anew_leaves_the_shuffles_as_they_would_have_been() -> None:
+    def epochs(anew: bool) -> list[list[int]]:
+        buffer, seen = make_buffer(8, 4, 2), []
+        for _ in range(2):
+            buffer.reset()
+            fill(buffer, close=False)
+            if anew:
+                buffer.recompute(lambda batch: (batch.old_values, batch.old_log_probs), 4)
+            buffer.compute_returns_and_advantage(torch.ones(4), np.zeros(4, dtype=bool))
+            seen += [numbers_of(batch).flatten().tolist() for _ in range(2) for batch in buffer.get(4)]
+        return seen
+
+    assert epochs(anew=True) == epochs(anew=False)
+
+
+def test_a_rollout_that_is_not_full_cannot_be_computed_anew() -> None:
+    with pytest.raises(RuntimeError, match="holds 0 of 4 steps"):
+        make_buffer(4, 3).recompute(lambda batch: (batch.old_values, batch.old_log_probs))
+
+
+@pytest.mark.parametrize(("sequence_length", "batch_size"), [(None, None), (None, 4), (2, 4)])
+def test_what_comes_from_the_host_stays_there_whatever_the_training_device(
+    sequence_length: int | None, batch_size: int | None
+) -> None:
+    """Torch's meta device stands for any that is not the CPU; it holds no numbers."""
+    buffer = fill(make_buffer(4, 3, sequence_length, device="meta"), close=False)
+    seen: list[Any] = []
+
+    def evaluate(batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        on_device = (batch.observations, batch.actions, batch.old_values, batch.advantages, *batch.state)
+        assert {part.device.type for part in on_device} == {"meta"}
+        assert batch.episode_starts.device.type == "cpu"
+        assert batch.episode_starts.shape == batch.actions.shape
+        seen.append(int(batch.episode_starts.sum()))
+        return batch.old_values, batch.old_log_probs
+
+    buffer.recompute(evaluate, batch_size)
+    assert buffer.rewards.device.type == buffer.real.device.type == "cpu"
+    assert sum(seen) == sum((100 * t + b) % 7 == 0 for t in range(4) for b in range(3))
+
+
 def test_what_is_added_is_copied() -> None:
     buffer = make_buffer(2, 3)
     observations, actions, rewards = np.ones((3, 2), dtype=np.float32), np.ones(3, dtype=np.int64), np.ones(3)

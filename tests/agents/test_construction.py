@@ -42,6 +42,7 @@ def test_every_setting_reaches_the_agent() -> None:
         vf_coef=0.2,
         max_grad_norm=0.9,
         target_kl=0.05,
+        autocast="bfloat16",
     )
     agent = made(algorithm, PolicySettings())
     assert isinstance(agent, RecurrentPPO)
