@@ -176,6 +176,7 @@ def test_every_setting_that_was_not_left_at_its_default_comes_back(cls: Any) -> 
         verbose=0,
         seed=11,
         sequence_length=6,
+        autocast="bfloat16",
         policy_kwargs=dict(memory="gru", memory_kwargs=dict(hidden_size=5), log_std_init=np.float32(-0.5)),
     )
     if cls is RecurrentPPO:
@@ -192,6 +193,13 @@ def test_every_setting_that_was_not_left_at_its_default_comes_back(cls: Any) -> 
         assert_equal(one, other)
     assert [again.lr_schedule(p) for p in (1.0, 0.7, 0.1)] == [model.lr_schedule(p) for p in (1.0, 0.7, 0.1)]
     assert type(again.policy.optimizer) is type(model.policy.optimizer)
+    assert again.policy.autocast is torch.bfloat16
+
+
+def test_a_file_from_before_autocast_was_a_setting_is_in_float32() -> None:
+    file = saved(small_ppo(clocks(), autocast="bfloat16"), exclude=["autocast"])
+    again = load_algorithm(RecurrentPPO, file, device="cpu")
+    assert again.autocast is again.policy.autocast is None
 
 
 def test_a2c_with_adam_comes_back_with_adam() -> None:
