@@ -3,10 +3,10 @@
     python benchmarks/gpu.py                    every case, some minutes; a record goes to docs/results/gpu.json
     python benchmarks/gpu.py --envs 8 --units 64 --turns 3 --no-record
 
-CartPole without velocities, rollouts of 128 steps, 4 minibatches, 4 epochs, one LSTM each for actor and critic; the same
-network, policy and sizes for every contender, which take turns (A B C A B C ...). A ratio is taken within a turn. The
-learning rate is 0, so that every iteration meets the same kind of episodes. sb3-contrib has the environment its users
-have (``DummyVecEnv``) and, beside it, our vectorised one. Without a GPU nothing is measured and nothing written.
+CartPole without velocities, rollouts of 128 steps, 4 minibatches, 4 epochs, one LSTM each for actor and critic. Every
+contender has the same network, policy and sizes, and they take turns (A B C A B C ...); a ratio is taken within a turn.
+The learning rate is 0, so that every iteration meets the same kind of episodes. sb3-contrib has the environment its
+users have (``DummyVecEnv``) and, beside it, our vectorised one. Without a GPU nothing is measured and nothing written.
 """
 
 import json
