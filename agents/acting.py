@@ -108,14 +108,14 @@ class GraphActor:
         self._capture = capture or (_captured if policy.device.type == "cuda" else _as_it_is)
         self._step: _Step | None = None
         self._eager: TorchActor | None = None
-        if reason := _why_not_captured(policy):
-            self._act_eagerly(reason)
 
     def acts_for(self, policy: RecurrentActorCriticPolicy) -> bool:
         """Whether this is the actor of a policy, so that what it captured serves again."""
         return self._policy is policy
 
     def begin(self, state: State) -> State:
+        if self._eager is None and (reason := _why_not_captured(self._policy)):
+            self._act_eagerly(reason)
         if self._step is not None and self._step.parameters_moved():
             self._step = None
         return state
@@ -126,14 +126,16 @@ class GraphActor:
     def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Any, Any, State]:
         if self._eager is None and (self._step is None or not self._step.fits(observations, state)):
             self._start(observations, state, episode_starts)
-        if self._eager is not None or self._step is None:
-            return (self._eager or TorchActor(self._policy)).act(observations, state, episode_starts)
-        return self._step(observations, state, episode_starts)
+        if self._step is not None:
+            return self._step(observations, state, episode_starts)
+        assert self._eager is not None  # one of the two there always is
+        return self._eager.act(observations, state, episode_starts)
 
     def on_host(self, actions: Any) -> NDArray[Any]:
-        if self._eager is not None or self._step is None:
-            return (self._eager or TorchActor(self._policy)).on_host(actions)
-        return self._step.actions_on_host()
+        if self._step is not None:
+            return self._step.actions_on_host()
+        assert self._eager is not None
+        return self._eager.on_host(actions)
 
     def _start(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> None:
         """Captures a step of these shapes; the random state stays as if nothing had been run for it."""
@@ -222,7 +224,8 @@ class _Step:
     @torch.no_grad()
     def _forward(self) -> tuple[Tensor, Tensor, Tensor, State]:
         observations = map_observations(self._on_device, self._inputs)
-        actions, values, log_probs, state = self._policy(observations, self._state, self._on_device(self._starts))
+        before = tuple(part.clone() for part in self._state)  # a memory may hand a part of it on as it came
+        actions, values, log_probs, state = self._policy(observations, before, self._on_device(self._starts))
         return actions, values, log_probs, state
 
     def _write(self, observations: Any, episode_starts: NDArray[np.bool_]) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from agents import on_policy
 from agents.acting import GraphActor, NumpyActor, TorchActor, acts_in_numpy, make_actor
-from agents.memory import GRU, MEMORIES
+from agents.memory import GRU, MEMORIES, Memory
 from agents.policy import LstmPolicy, RecurrentActorCriticPolicy
 
 from .probe_envs import (
@@ -455,11 +455,42 @@ def hooked() -> RecurrentActorCriticPolicy:
 )
 def test_a_policy_that_a_capture_would_pass_by_acts_eagerly(make: Any, reason: str) -> None:
     policy, captures = make(), list[int]()
+    actor = GraphActor(policy, counting(captures))
     with pytest.warns(UserWarning, match=reason) as caught:
-        actor = GraphActor(policy, counting(captures))
-    both_act(policy, actor)
+        both_act(policy, actor)
+        both_act(policy, actor)
     assert len(caught) == 1
     assert not captures
+
+
+def test_a_hook_that_comes_after_the_capture_is_not_passed_by() -> None:
+    policy = make_policy()
+    actor = GraphActor(policy)
+    both_act(policy, actor)
+    policy.value_net.register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.warns(UserWarning, match="hook"):
+        both_act(policy, actor)
+
+
+class DelayLine(Memory):
+    """Puts out what came in two steps ago: its state is handed on from part to part as it is."""
+
+    def __init__(self, input_size: int) -> None:
+        super().__init__(input_size, output_size=input_size)
+
+    def initial_state(self, batch_size: int) -> Any:
+        return (torch.zeros(batch_size, self.input_size), torch.zeros(batch_size, self.input_size))
+
+    def step(self, features: Any, state: Any, episode_starts: Any) -> Any:
+        return state[1] + 0.1 * features, (features, state[0])
+
+    def unroll(self, features: Any, state: Any, episode_starts: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_a_memory_that_hands_its_state_on_as_it_came_is_captured_too() -> None:
+    policy = make_policy(memory=DelayLine, memory_kwargs={})  # type: ignore[arg-type]
+    both_act(policy, GraphActor(policy))
 
 
 def test_actions_handed_out_and_states_at_the_end_stay_as_they_were() -> None:
