@@ -458,6 +458,8 @@ def test_a_policy_that_a_capture_would_pass_by_acts_eagerly(make: Any, reason: s
     actor = GraphActor(policy, counting(captures))
     with pytest.warns(UserWarning, match=reason) as caught:
         both_act(policy, actor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         both_act(policy, actor)
     assert len(caught) == 1
     assert not captures
