@@ -123,7 +123,7 @@ class GraphActor:
     def end(self, state: State) -> State:
         return tuple(part.clone() for part in state)
 
-    def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Any, Any, State]:
+    def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
         if self._eager is None and (self._step is None or not self._step.fits(observations, state)):
             self._start(observations, state, episode_starts)
         if self._step is not None:
@@ -185,7 +185,7 @@ class _Step:
         self._done = torch.cuda.Event() if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._addresses = self._where_parameters_are()
 
-    def __call__(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, ...]:
+    def __call__(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
         self._wait()  # the last step's copies out of the inputs are then done
         self._write(observations, episode_starts)
         if state is not self._state:
@@ -195,7 +195,7 @@ class _Step:
             self._replay()
             if self._done is not None:
                 self._done.record()
-        return self._actions, self._values, self._log_probs, self._state
+        return self._actions, lambda: (self._values, self._log_probs, self._state)
 
     def actions_on_host(self) -> NDArray[Any]:
         """A copy, since environments may keep what they are given."""

@@ -340,7 +340,8 @@ def both_act(policy: RecurrentActorCriticPolicy, actor: Any, n_steps: int = 9) -
         torch.manual_seed(6)
         state, rows = actor.begin(start), []
         for observations, starts in a_rollout(policy.observation_space, n_steps):
-            actions, values, log_probs, state = actor.act(observations, state, starts)
+            actions, finish = actor.act(observations, state, starts)
+            values, log_probs, state = finish()
             outputs = [torch.as_tensor(part).cpu().clone() for part in (actions, values, log_probs)]
             rows.append((actor.on_host(actions), *outputs, *(part.cpu() for part in actor.end(state))))
         return rows
@@ -502,7 +503,8 @@ def test_actions_handed_out_and_states_at_the_end_stay_as_they_were() -> None:
     kept: list[Any] = []
     copies: list[Any] = []
     for observations, starts in a_rollout(OBSERVATIONS):
-        actions, *_, state = actor.act(observations, state, starts)
+        actions, finish = actor.act(observations, state, starts)
+        *_, state = finish()
         kept += [torch.as_tensor(actor.on_host(actions)), *actor.end(state)]
         copies += [part.clone() for part in kept[len(copies) :]]
     assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
@@ -571,8 +573,9 @@ def test_on_a_gpu_an_update_and_a_captured_step_never_make_the_host_wait() -> No
     try:
         torch.cuda.set_sync_debug_mode("error")
         for _ in range(3):
-            actions, *_, state = actor.act(observations, state, starts)
+            actions, finish = actor.act(observations, state, starts)
             actor.on_host(actions)
+            *_, state = finish()
         model._train_epoch([])
     finally:
         torch.cuda.set_sync_debug_mode(mode)
