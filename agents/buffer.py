@@ -305,8 +305,7 @@ class _Some(_Sequences):
         self.by_stretch(field).transpose(1, 2)[stretch, environment] = values.transpose(0, 1)
 
     def take_state(self, part: Tensor) -> Tensor:
-        stretch, environment = self._where(part)
-        return part[stretch, environment]
+        return part.flatten(0, 1).index_select(0, self._numbers(part))
 
     def _numbers(self, field: Tensor) -> Tensor:
         return self.on_host if field.device == self.on_host.device else self.on_device
