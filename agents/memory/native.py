@@ -10,9 +10,9 @@ Axes: T time, B sequences (or environments), F features in, H hidden units, G ga
 import ctypes
 import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,152 +74,256 @@ def rnn(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Pa
     return output
 
 
+def both(kind: str, one: Sequence[Any], other: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Two layers of a kind over two blocks that have nothing to do with each other, each on threads of its own.
+
+    Args:
+        kind: "lstm", "gru" or "rnn".
+        one, other: what the function of that name takes, the parameters one by one.
+    """
+    outputs: tuple[Tensor, Tensor] = _Both.apply(kind, len(one), *one, *other)  # type: ignore[no-untyped-call]
+    return outputs
+
+
+# A pass is a generator: it prepares a kernel's run, yields it, and goes on when it has been run. So two can be run at
+# the same time, with the matrix products before and after them one after the other on all threads.
+
+
+class _Run(NamedTuple):
+    """A kernel, the block (T, B, H) it runs over, and its arguments, which must outlive it."""
+
+    name: str
+    block: Tensor
+    arguments: tuple[Tensor | bool, ...]
+
+
+Pass = Generator[_Run, None, Any]
+
+
+def _lstm_forward(
+    ctx: Any,
+    features: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    episode_starts: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> Pass:
+    inputs = _project(features, w_ih, _sum(b_ih, b_hh))
+    hidden, cell, w_hh, episode_starts = (part.contiguous() for part in (hidden, cell, w_hh, episode_starts))
+    outputs, cells, tanh_cells, before = (_like(inputs, w_hh.shape[1]) for _ in range(4))
+    gates = torch.empty_like(inputs)
+    yield _Run(
+        "lstm_forward",
+        outputs,
+        (inputs, w_hh, hidden, cell, episode_starts, outputs, gates, cells, tanh_cells, before),
+    )
+    ctx.save_for_backward(features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before)
+    ctx.has_bias = b_ih is not None
+    return outputs
+
+
+def _lstm_backward(ctx: Any, d_outputs: Tensor) -> Pass:
+    features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before = ctx.saved_tensors
+    d_inputs, d_hidden, d_cell = torch.empty_like(gates), torch.zeros_like(cell), torch.zeros_like(cell)
+    d_outputs = d_outputs.contiguous()
+    yield _Run(
+        "lstm_backward",
+        d_outputs,
+        (d_outputs, w_hh, cell, episode_starts, gates, cells, tanh_cells, d_inputs, d_hidden, d_cell),
+    )
+    d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
+    d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
+    return d_features, d_hidden, d_cell, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
+
+
+def _gru_forward(
+    ctx: Any,
+    features: Tensor,
+    hidden: Tensor,
+    episode_starts: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> Pass:
+    size = w_hh.shape[1]
+    bias_n = w_hh.new_zeros(size) if b_hh is None else b_hh[2 * size :].contiguous()
+    outside = None if b_hh is None else torch.cat((b_hh[: 2 * size], torch.zeros_like(bias_n)))
+    inputs = _project(features, w_ih, _sum(b_ih, outside))
+    hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
+    outputs, q, before = (_like(inputs, size) for _ in range(3))
+    gates = torch.empty_like(inputs)
+    yield _Run("gru_forward", outputs, (inputs, w_hh, bias_n, hidden, episode_starts, outputs, gates, q, before))
+    ctx.save_for_backward(features, episode_starts, w_ih, w_hh, gates, q, before)
+    ctx.has_bias = b_ih is not None
+    return outputs
+
+
+def _gru_backward(ctx: Any, d_outputs: Tensor) -> Pass:
+    features, episode_starts, w_ih, w_hh, gates, q, before = ctx.saved_tensors
+    d_inputs, d_sums, d_hidden = torch.empty_like(gates), torch.empty_like(gates), torch.zeros_like(before[0])
+    d_outputs = d_outputs.contiguous()
+    yield _Run(
+        "gru_backward", d_outputs, (d_outputs, w_hh, episode_starts, gates, q, before, d_inputs, d_sums, d_hidden)
+    )
+    d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
+    d_w_ih, d_b_ih = _weight_gradients(d_inputs, features, ctx.has_bias)
+    d_w_hh, d_b_hh = _weight_gradients(d_sums, before, ctx.has_bias)
+    return d_features, d_hidden, None, d_w_ih, d_w_hh, d_b_ih, d_b_hh
+
+
+def _rnn_forward(
+    ctx: Any,
+    features: Tensor,
+    hidden: Tensor,
+    episode_starts: Tensor,
+    relu: bool,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> Pass:
+    inputs = _project(features, w_ih, _sum(b_ih, b_hh))
+    hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
+    outputs, before = torch.empty_like(inputs), torch.empty_like(inputs)
+    yield _Run("rnn_forward", outputs, (inputs, w_hh, hidden, episode_starts, relu, outputs, before))
+    ctx.save_for_backward(features, episode_starts, w_ih, w_hh, outputs, before)
+    ctx.relu, ctx.has_bias = relu, b_ih is not None
+    return outputs
+
+
+def _rnn_backward(ctx: Any, d_outputs: Tensor) -> Pass:
+    features, episode_starts, w_ih, w_hh, outputs, before = ctx.saved_tensors
+    d_inputs, d_hidden = torch.empty_like(outputs), torch.zeros_like(outputs[0])
+    d_outputs = d_outputs.contiguous()
+    yield _Run("rnn_backward", d_outputs, (d_outputs, w_hh, episode_starts, ctx.relu, outputs, d_inputs, d_hidden))
+    d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
+    d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
+    return d_features, d_hidden, None, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
+
+
+_FORWARD: dict[str, Callable[..., Pass]] = {"lstm": _lstm_forward, "gru": _gru_forward, "rnn": _rnn_forward}
+_BACKWARD: dict[str, Callable[..., Pass]] = {"lstm": _lstm_backward, "gru": _gru_backward, "rnn": _rnn_backward}
+
+
 class _Lstm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        hidden: Tensor,
-        cell: Tensor,
-        episode_starts: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-    ) -> Tensor:
-        inputs = _project(features, w_ih, _sum(b_ih, b_hh))
-        hidden, cell, w_hh, episode_starts = (part.contiguous() for part in (hidden, cell, w_hh, episode_starts))
-        outputs, cells, tanh_cells, before = (_like(inputs, w_hh.shape[1]) for _ in range(4))
-        gates = torch.empty_like(inputs)
-        _call(
-            "lstm_forward",
-            outputs,
-            inputs,
-            w_hh,
-            hidden,
-            cell,
-            episode_starts,
-            outputs,
-            gates,
-            cells,
-            tanh_cells,
-            before,
-        )
-        ctx.save_for_backward(features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before)
-        ctx.has_bias = b_ih is not None
-        return outputs
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        output: Tensor = _finished([_lstm_forward(ctx, *arguments)])[0]
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before = ctx.saved_tensors
-        d_inputs, d_hidden, d_cell = torch.empty_like(gates), torch.zeros_like(cell), torch.zeros_like(cell)
-        d_outputs = d_outputs.contiguous()
-        _call(
-            "lstm_backward", d_outputs,
-            d_outputs, w_hh, cell, episode_starts, gates, cells, tanh_cells, d_inputs, d_hidden, d_cell,
-        )  # fmt: skip
-        d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
-        d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
-        return d_features, d_hidden, d_cell, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
+    def backward(ctx: Any, d_outputs: Tensor) -> Any:
+        return _finished([_lstm_backward(ctx, d_outputs)])[0]
 
 
 class _Gru(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        hidden: Tensor,
-        episode_starts: Tensor,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-    ) -> Tensor:
-        size = w_hh.shape[1]
-        bias_n = w_hh.new_zeros(size) if b_hh is None else b_hh[2 * size :].contiguous()
-        outside = None if b_hh is None else torch.cat((b_hh[: 2 * size], torch.zeros_like(bias_n)))
-        inputs = _project(features, w_ih, _sum(b_ih, outside))
-        hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
-        outputs, q, before = (_like(inputs, size) for _ in range(3))
-        gates = torch.empty_like(inputs)
-        _call("gru_forward", outputs, inputs, w_hh, bias_n, hidden, episode_starts, outputs, gates, q, before)
-        ctx.save_for_backward(features, episode_starts, w_ih, w_hh, gates, q, before)
-        ctx.has_bias = b_ih is not None
-        return outputs
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        output: Tensor = _finished([_gru_forward(ctx, *arguments)])[0]
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        features, episode_starts, w_ih, w_hh, gates, q, before = ctx.saved_tensors
-        d_inputs, d_sums, d_hidden = torch.empty_like(gates), torch.empty_like(gates), torch.zeros_like(before[0])
-        d_outputs = d_outputs.contiguous()
-        _call("gru_backward", d_outputs, d_outputs, w_hh, episode_starts, gates, q, before, d_inputs, d_sums, d_hidden)
-        d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
-        d_w_ih, d_b_ih = _weight_gradients(d_inputs, features, ctx.has_bias)
-        d_w_hh, d_b_hh = _weight_gradients(d_sums, before, ctx.has_bias)
-        return d_features, d_hidden, None, d_w_ih, d_w_hh, d_b_ih, d_b_hh
+    def backward(ctx: Any, d_outputs: Tensor) -> Any:
+        return _finished([_gru_backward(ctx, d_outputs)])[0]
 
 
 class _Rnn(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        hidden: Tensor,
-        episode_starts: Tensor,
-        relu: bool,
-        w_ih: Tensor,
-        w_hh: Tensor,
-        b_ih: Tensor | None,
-        b_hh: Tensor | None,
-    ) -> Tensor:
-        inputs = _project(features, w_ih, _sum(b_ih, b_hh))
-        hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
-        outputs, before = torch.empty_like(inputs), torch.empty_like(inputs)
-        _call("rnn_forward", outputs, inputs, w_hh, hidden, episode_starts, relu, outputs, before)
-        ctx.save_for_backward(features, episode_starts, w_ih, w_hh, outputs, before)
-        ctx.relu, ctx.has_bias = relu, b_ih is not None
-        return outputs
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        output: Tensor = _finished([_rnn_forward(ctx, *arguments)])[0]
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        features, episode_starts, w_ih, w_hh, outputs, before = ctx.saved_tensors
-        d_inputs, d_hidden = torch.empty_like(outputs), torch.zeros_like(outputs[0])
-        d_outputs = d_outputs.contiguous()
-        _call("rnn_backward", d_outputs, d_outputs, w_hh, episode_starts, ctx.relu, outputs, d_inputs, d_hidden)
-        d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
-        d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
-        return d_features, d_hidden, None, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
+    def backward(ctx: Any, d_outputs: Tensor) -> Any:
+        return _finished([_rnn_backward(ctx, d_outputs)])[0]
 
 
-def _call(name: str, block: Tensor, *arguments: Tensor | bool) -> None:
-    """Runs a kernel on a block (T, B, H). The tensors must outlive the call, be contiguous, and on the CPU."""
-    kernel = getattr(_library, name)
-    sizes = [ctypes.c_long(size) for size in block.shape]
-    given = [ctypes.c_int(part) if isinstance(part, bool) else ctypes.c_void_p(part.data_ptr()) for part in arguments]
-    parts = _worthwhile_threads(*block.shape)
-    failed: list[int] = []
+class _Note:
+    """What a pass writes down, for one of two that share a node of the graph."""
 
-    def run(part: int) -> None:
-        if kernel(*sizes, ctypes.c_long(part), ctypes.c_long(parts), *given):
-            failed.append(part)
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
 
-    others = [threading.Thread(target=run, args=(part,)) for part in range(1, parts)]
+
+class _Both(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: str, n_first: int, *arguments: Any) -> tuple[Tensor, Tensor]:
+        ctx.kind, ctx.notes = kind, (_Note(), _Note())
+        halves = arguments[:n_first], arguments[n_first:]
+        outputs = _finished([_FORWARD[kind](note, *half) for note, half in zip(ctx.notes, halves, strict=True)])
+        saved: list[tuple[Tensor, ...]] = [note.saved_tensors for note in ctx.notes]
+        ctx.save_for_backward(*saved[0], *saved[1])  # and nowhere else: outputs are among them
+        ctx.n_first, ctx.n_saved = n_first, len(saved[0])
+        for note in ctx.notes:
+            del note.saved_tensors
+        return outputs[0], outputs[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_outputs: Tensor) -> Any:
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        ctx.notes[0].saved_tensors, ctx.notes[1].saved_tensors = saved[: ctx.n_saved], saved[ctx.n_saved :]
+        ctx.notes[0].needs_input_grad, ctx.notes[1].needs_input_grad = needed[: ctx.n_first], needed[ctx.n_first :]
+        passes = [_BACKWARD[ctx.kind](note, part) for note, part in zip(ctx.notes, d_outputs, strict=True)]
+        one, other = _finished(passes)
+        for note in ctx.notes:
+            del note.saved_tensors
+        return None, None, *one, *other
+
+
+def _finished(passes: list[Pass]) -> list[Any]:
+    """Prepares all passes, runs their kernels at the same time, and gives their results."""
+    _call([next(one) for one in passes])
+    results = []
+    for one in passes:
+        try:
+            next(one)
+        except StopIteration as end:
+            results.append(end.value)
+    return results
+
+
+def _call(runs: list[_Run]) -> None:
+    """Runs kernels at the same time, each on as many threads as are worth it. All tensors contiguous and on the CPU."""
+    tasks = []
+    for name, block, arguments in runs:
+        given = [ctypes.c_int(it) if isinstance(it, bool) else ctypes.c_void_p(it.data_ptr()) for it in arguments]
+        sizes = [ctypes.c_long(size) for size in block.shape]
+        parts = _worthwhile_threads(block, torch.get_num_threads() // len(runs))
+        tasks += [(name, (*sizes, ctypes.c_long(part), ctypes.c_long(parts), *given)) for part in range(parts)]
+    failed: list[str] = []
+
+    def run(name: str, arguments: tuple[Any, ...]) -> None:
+        if getattr(_library, name)(*arguments):
+            failed.append(name)
+
+    others = [threading.Thread(target=run, args=task) for task in tasks[1:]]
     for thread in others:
         thread.start()
-    run(0)
+    run(*tasks[0])
     for thread in others:
         thread.join()
     if failed:
-        raise MemoryError(f"{name} ran out of memory for a block of {tuple(block.shape)}")
+        raise MemoryError(f"{failed[0]} ran out of memory for a block of {tuple(runs[0].block.shape)}")
 
 
-def _worthwhile_threads(n_steps: int, n_sequences: int, hidden_size: int) -> int:
-    """As many of torch's threads as have a millisecond or so of work and at least two sequences each."""
+def worth_two_threads(features: Tensor, hidden_size: int) -> bool:
+    """Whether a block (T, B, F) through this many units is enough work for a thread of its own: a millisecond or so."""
+    return torch.get_num_threads() > 1 and features[..., 0].numel() * hidden_size * hidden_size >= 4_000_000
+
+
+def _worthwhile_threads(block: Tensor, threads: int) -> int:
+    """As many of the threads as have a millisecond or so of work and at least two sequences each; block (T, B, H)."""
+    n_steps, n_sequences, hidden_size = block.shape
     products = n_steps * n_sequences * hidden_size * hidden_size
-    return max(1, min(torch.get_num_threads(), n_sequences // 2, products // 8_000_000))
+    return max(1, min(threads, n_sequences // 2, products // 8_000_000))
 
 
 def _project(features: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:

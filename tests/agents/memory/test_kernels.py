@@ -200,7 +200,7 @@ def test_threads_change_no_bit(
     state = tuple(torch.randn_like(part) for part in memory.initial_state(n_sequences))
     results = []
     for threads in (1, 2, 3, 100):  # more than there are pieces, too
-        monkeypatch.setattr(native, "_worthwhile_threads", lambda *sizes, threads=threads: threads)
+        monkeypatch.setattr(native, "_worthwhile_threads", lambda *_, threads=threads: threads)
         outputs, found = gradients(memory, lambda x, before: memory.unroll(x, before, starts), features, state)
         results.append([outputs, *found])
     for result in results[1:]:
