@@ -2,7 +2,7 @@
 
     make                         an id, how many, wrappers -> a fast vector environment behind SB3's VecEnv
     control                      classic control without velocities
-    recall                       tasks whose best return is known
+    recall, sequences            tasks whose best return is known
     wrappers                     what hides, garbles or adds to observations
     batch                        dynamics written once, for a batch and for one
     vector, serial, processes    the three ways to step: one NumPy program, one after the other, workers
@@ -40,6 +40,10 @@ _register("AcrobotNoVel-v1", "control", "Acrobot", max_episode_steps=500, reward
 _register("TMaze-v0", "recall", "TMaze", reward_threshold=0.95)
 _register("RepeatPrevious-v0", "recall", "RepeatPrevious", reward_threshold=0.95)
 _register("RepeatFirst-v0", "recall", "RepeatFirst", reward_threshold=0.95)
+_register("Copy-v0", "sequences", "Copy", reward_threshold=0.95)
+_register("AssociativeRecall-v0", "sequences", "AssociativeRecall", reward_threshold=0.95)
+_register("CountRecall-v0", "sequences", "CountRecall", reward_threshold=0.9)
+_register("PhaseForecast-v0", "sequences", "PhaseForecast", reward_threshold=0.9)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from envs.batch import BatchEnv, Rows, SingleEnv
+from envs.pictures import BACKGROUND, BLUE, GREEN, cell_size, enlarge
 
 
 class TMaze(BatchEnv):
@@ -112,16 +113,16 @@ class TMaze(BatchEnv):
 
     def _picture(self, row: int) -> NDArray[np.uint8]:
         """Cells as squares: the corridor grey, the sign on the oracle, the rewarded arm green, the agent blue."""
-        size = _cell_size(self._junction + 1)
-        colours = np.full((3, self._junction + 1, 3), _BACKGROUND, dtype=np.uint8)
+        size = cell_size(self._junction + 1)
+        colours = np.full((3, self._junction + 1, 3), BACKGROUND, dtype=np.uint8)
         colours[1, :] = colours[:, -1] = _FLOOR
         sign = int(self._sign[row])
-        colours[1 - sign, -1] = _GREEN
-        colours[1 - int(self._arm[row]), int(self._position[row])] = _BLUE
-        picture = _enlarge(colours, size)
+        colours[1 - sign, -1] = GREEN
+        colours[1 - int(self._arm[row]), int(self._position[row])] = BLUE
+        picture = enlarge(colours, size)
         # The sign fills the upper or the lower half of the oracle's cell.
         half = slice(size, size + size // 2) if sign > 0 else slice(size + size // 2, 2 * size)
-        picture[half, size // 4 : size - size // 4] = _GREEN
+        picture[half, size // 4 : size - size // 4] = GREEN
         return picture
 
 
@@ -181,12 +182,12 @@ class Cards(BatchEnv):
     def _picture(self, row: int) -> NDArray[np.uint8]:
         """The last 13 cards, a colour a suit, the newest on the right; below it the last answer."""
         shown, answer = int(self._shown[row]), int(self._answers[row])
-        colours = np.full((2, 13, 3), _BACKGROUND, dtype=np.uint8)
+        colours = np.full((2, 13, 3), BACKGROUND, dtype=np.uint8)
         recent = self._deck[row, max(0, shown - 12) : shown + 1]
         colours[0, 13 - len(recent) :] = _SUIT_COLOURS[recent]
         if answer >= 0:
             colours[1, -1] = _SUIT_COLOURS[answer]
-        return _enlarge(colours, _cell_size(13))
+        return enlarge(colours, cell_size(13))
 
 
 class RepeatPrevious(Cards):
@@ -280,19 +281,5 @@ _RIGHT = np.array([1, 0, -1, 0])
 _UP = np.array([0, 1, 0, -1])
 
 _SUITS = "♠♥♦♣"
-_BACKGROUND, _FLOOR = (255, 255, 255), (200, 200, 200)
-_BLUE, _GREEN = (50, 90, 200), (60, 170, 80)
+_FLOOR = (200, 200, 200)
 _SUIT_COLOURS = np.array([(40, 40, 40), (200, 50, 50), (230, 150, 40), (60, 140, 80)], dtype=np.uint8)
-
-
-def _cell_size(columns: int) -> int:
-    """Pixels a cell has in a picture about 480 wide: even, as video encoders want, and visible."""
-    return max(8, min(64, 480 // columns // 4 * 4))
-
-
-def _enlarge(colours: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(rows, columns, 3) -> (rows * size, columns * size, 3), with a thin line between cells."""
-    picture = colours.repeat(size, axis=0).repeat(size, axis=1)
-    picture[size - 1 :: size] = _BACKGROUND
-    picture[:, size - 1 :: size] = _BACKGROUND
-    return picture
