@@ -20,11 +20,14 @@ from envs.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecas
 from envs.sequences import Copy as CopyTask
 
 IDS = ["Copy-v0", "AssociativeRecall-v0", "CountRecall-v0", "PhaseForecast-v0"]
+SHARED = np.random.default_rng(0)
 Policy = Callable[[list[NDArray[Any]]], NDArray[Any]]
 
 
 def begin(env: BatchEnv, uniforms: NDArray[np.float64]) -> NDArray[Any]:
     """Put every environment at the start of the episode that its row of `uniforms` decides -> observations."""
+    for row in range(env.num_envs):  # the episode after it may be any: one generator for all is faster made
+        env._streams.seed(row, SHARED)
     env._begin(env._every_row, uniforms, {})
     env._ready = True
     return env._observe()
