@@ -176,32 +176,37 @@ def keep(result: dict[str, Any]) -> None:
 
 
 def _task_run(task: Task, memory: str, seed: int) -> Callable[[int], dict[str, Any]]:
-    def start(steps: int) -> dict[str, Any]:
-        import configs
-        import train
+    return lambda steps: trained(["--config", task.config, "--policy.memory", memory, "--seed", str(seed)], steps)
 
-        with tempfile.TemporaryDirectory() as folder:
-            asked = configs.parse(
-                [
-                    *("--config", task.config, "--policy.memory", memory, "--seed", str(seed)),
-                    *("--total-timesteps", str(steps)) * bool(steps),
-                    *("--evaluation.final-episodes", str(EPISODES), "--checkpoint.every", "0"),
-                    *("--tracking.no-tensorboard", "--no-progress"),
-                    *("--device", "cpu", "--runs", folder, "--name", "run"),
-                ]
-            )
-            total = asked.settings.total_timesteps
-            began = time.perf_counter()
-            run = train.train(asked.settings)
-            seconds = time.perf_counter() - began
-            with open(run.path / "evaluations.csv", newline="") as file:
-                rows = list(csv.DictReader(file))
-            (final,) = (run.path / "evaluations").glob("best-*.json")
-            returns = json.loads(final.read_text())["returns"]
-        curve = [[int(row["step"]), float(row["mean_reward"])] for row in rows]
-        return dict(steps=total, seconds=seconds, curve=curve, returns=returns)
 
-    return start
+def trained(words: list[str], steps: int = 0) -> dict[str, Any]:
+    """What ``train.py`` with these words comes to: its steps, seconds, curve and the returns of its best checkpoint.
+
+    ``steps`` in place of the settings' own; 0: those.
+    """
+    import configs
+    import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        asked = configs.parse(
+            [
+                *words,
+                *("--total-timesteps", str(steps)) * bool(steps),
+                *("--evaluation.final-episodes", str(EPISODES), "--checkpoint.every", "0"),
+                *("--tracking.no-tensorboard", "--no-progress"),
+                *("--device", "cpu", "--runs", folder, "--name", "run"),
+            ]
+        )
+        total = asked.settings.total_timesteps
+        began = time.perf_counter()
+        run = train.train(asked.settings)
+        seconds = time.perf_counter() - began
+        with open(run.path / "evaluations.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        (final,) = (run.path / "evaluations").glob("best-*.json")
+        returns = json.loads(final.read_text())["returns"]
+    curve = [[int(row["step"]), float(row["mean_reward"])] for row in rows]
+    return dict(steps=total, seconds=seconds, curve=curve, returns=returns)
 
 
 # Equal settings, by one script for both

@@ -1,0 +1,467 @@
+"""Which memory learns what: every memory on three tasks of rising memory length, with the same steps for all.
+
+    python benchmarks/memories.py                        all runs that have no result yet, then the page and the plot
+    python benchmarks/memories.py --only copy            those whose name contains this
+    python benchmarks/memories.py --steps 10000          a trial whose results are printed, not kept
+    python benchmarks/memories.py --report               the page and the plot of what there is
+
+A run's result is appended to docs/results/memories.jsonl when the run ends, so a benchmark that was killed goes on with
+the next; deleting a line repeats its run. Two kinds of runs:
+
+- *task/length/learner/seed*: ``train.py`` with the task's settings in configs/, then 300 episodes of the best
+  checkpoint by periodic evaluation. The learners are all of ``agents.memory.MEMORIES`` ("none" among them), 64 units
+  each, and "stack": no memory, but the last 64 observations at once. A memory with a window has one of 64 too.
+- *cost/learner*: seconds of collecting and of training, state and parameters, on one of the tasks.
+
+Axes: S seeds, E episodes.
+"""
+
+import inspect
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
+
+import learning  # noqa: E402
+from learning import Run, interval, mean  # noqa: E402
+
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results" / "memories.jsonl"
+WINDOW = 64
+STACK = "stack"
+GOAL = 0.95
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every memory on tasks of rising memory length."""
+
+    only: str = ""
+    """Only runs whose name contains this, such as "tmaze/100" or "/gru/"."""
+    seeds: int = 3
+    """Seeds of every memory on every task."""
+    steps: int = 0
+    """Environment steps in place of a task's own, for a trial whose result is printed, not kept. 0: the task's own."""
+    report: bool = False
+    """Run nothing, write the page and the plot."""
+    list: bool = False
+    """Run nothing, name the runs and say which have a result."""
+
+
+class Level(NamedTuple):
+    """A task at one memory length: arguments of the environment, and the steps that every learner gets."""
+
+    length: int
+    kwargs: dict[str, int]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of rising memory length. ``config`` is a file of configs/, ``unit`` what the length counts."""
+
+    name: str
+    title: str
+    config: str
+    unit: str
+    levels: tuple[Level, ...]
+
+
+TASKS = [
+    Task(
+        "tmaze",
+        "T-maze",
+        "tmaze",
+        "steps a sign is kept",
+        (
+            Level(10, dict(length=10), 200_000),
+            Level(30, dict(length=30), 300_000),
+            Level(100, dict(length=100), 600_000),
+        ),
+    ),
+    Task(
+        "associative_recall",
+        "Associative recall",
+        "associative_recall",
+        "pairs of key and value kept",
+        tuple(
+            Level(pairs, dict(pairs=pairs, keys=2 * pairs, queries=pairs), steps)
+            for pairs, steps in ((2, 300_000), (4, 600_000), (8, 1_000_000))
+        ),
+    ),
+    Task(
+        "copy",
+        "Copy",
+        "copy",
+        "symbols kept, in order",
+        tuple(
+            Level(length, dict(length=length), steps) for length, steps in ((2, 300_000), (4, 600_000), (8, 1_000_000))
+        ),
+    ),
+]
+COST = "associative_recall"
+"""The task on which costs are measured, at its middle length."""
+
+
+def main(settings: Settings) -> None:
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    done = {result["name"] for result in results()}
+    chosen = [run for run in all_runs(settings) if settings.only in run.name]
+    if settings.list:
+        print("\n".join(f"{'done' if run.name in done else '    '}  {run.name}" for run in chosen))
+        return
+    for run in [] if settings.report else chosen:
+        if settings.steps or run.name not in done:
+            result = {"name": run.name, **run.start(settings.steps)}
+            print(_said(result), flush=True)
+            if not settings.steps:
+                keep(result)
+    if not settings.steps and results():
+        write_docs(results())
+
+
+def learners() -> list[str]:
+    """The memories there are, the stack of observations, and last what has neither."""
+    from agents.memory import MEMORIES
+
+    return [*(name for name in MEMORIES if name != "none"), STACK, "none"]
+
+
+def all_runs(settings: Settings) -> list[Run]:
+    """Costs, then seed by seed, so that a first seed of everything is there early."""
+    runs = [Run(f"cost/{learner}", _cost_run(learner)) for learner in learners()]
+    for seed in range(settings.seeds):
+        for task in TASKS:
+            for level in task.levels:
+                for learner in learners():
+                    name = f"{task.name}/{level.length}/{learner}/{seed}"
+                    runs.append(Run(name, _task_run(task, level, learner, seed)))
+    return runs
+
+
+def results() -> list[dict[str, Any]]:
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text().splitlines() if line]
+
+
+def keep(result: dict[str, Any]) -> None:
+    """Appends one line at once, so that a kill leaves the lines before it whole."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def _said(result: dict[str, Any]) -> str:
+    if "returns" in result:
+        said = f"{np.mean(result['returns']):.2f} after {result['steps']} steps, {result['seconds']:.0f} s"
+    else:
+        said = f"acting {result['acting']:.1f}, training {result['training']:.1f} microseconds a step"
+    return f"{result['name']}: {said}"
+
+
+# Runs
+
+
+def words(task: Task, level: Level, learner: str, seed: int) -> list[str]:
+    """The command line of ``train.py``: the task's settings, 64 units or so many frames, the same steps for all."""
+    return [
+        *("--config", task.config, "--seed", str(seed), "--threads", "1"),
+        *("--total-timesteps", str(level.steps)),
+        *("--env.kwargs", *(f"{name}={value}" for name, value in level.kwargs.items())),
+        *_learner_words(learner),
+    ]
+
+
+def _learner_words(learner: str) -> list[str]:
+    if learner == STACK:
+        return ["--policy.memory", "none", "--env.wrappers", f"{{history: {{length: {WINDOW}}}}}"]
+    from agents.memory import memory_class
+
+    has_window = "window" in inspect.signature(memory_class(learner)).parameters
+    return ["--policy.memory", learner, *["--policy.memory-kwargs", f"window={WINDOW}"] * has_window]
+
+
+def _task_run(task: Task, level: Level, learner: str, seed: int) -> Callable[[int], dict[str, Any]]:
+    return lambda steps: learning.trained(words(task, level, learner, seed), steps)
+
+
+def _cost_run(learner: str) -> Callable[[int], dict[str, Any]]:
+    """Medians over rollouts, the first left out, of the agent as it is trained: environments and heads included."""
+
+    def start(steps: int) -> dict[str, Any]:
+        from stable_baselines3.common.callbacks import BaseCallback
+
+        import configs
+        import train
+        from agents.construction import make_agent
+        from agents.normalization import normalize
+
+        class Clock(BaseCallback):
+            def __init__(self) -> None:
+                super().__init__()
+                self.marks: list[float] = []
+
+            def _on_rollout_start(self) -> None:
+                self.marks.append(time.perf_counter())
+
+            def _on_rollout_end(self) -> None:
+                self.marks.append(time.perf_counter())
+
+            def _on_step(self) -> bool:
+                return True
+
+        (task,) = (task for task in TASKS if task.name == COST)
+        settings = configs.parse(words(task, task.levels[1], learner, seed=0)).settings
+        env = normalize(train.make_environments(settings, settings.env.n_envs, settings.seed))
+        agent = make_agent(
+            env, vars(settings.algorithm).copy(), vars(settings.policy).copy(), seed=settings.seed, device="cpu"
+        )
+        rollout = settings.env.n_envs * settings.algorithm.n_steps
+        clock = Clock()
+        agent.learn(steps or 8 * rollout, clock)
+        marks = [*clock.marks, time.perf_counter()]  # rollout, training, rollout, training, ...
+        collecting, training = np.diff(marks)[0::2], np.diff(marks)[1::2]
+        memory = agent.policy.memory_actor
+        state = sum(part[0].numel() for part in memory.initial_state(1))
+        if learner == STACK:
+            state = int(np.prod(env.observation_space.shape or ()))
+        env.close()
+        later = slice(1, None) if len(collecting) > 1 else slice(None)
+        return dict(
+            acting=1e6 * statistics.median(collecting[later]) / rollout,
+            training=1e6 * statistics.median(training[later]) / rollout / settings.algorithm.n_epochs,
+            state=state,
+            parameters=sum(parameter.numel() for parameter in agent.policy.parameters()),
+        )
+
+    return start
+
+
+# The page and the plot
+
+
+def write_docs(found: list[dict[str, Any]]) -> None:
+    lines = [
+        "# Which memory learns what",
+        "",
+        "    python benchmarks/memories.py",
+        "",
+        "Every memory on three tasks of rising memory length, with the same settings (those in `configs/`), the same",
+        f"steps and 64 units for all; windows hold {WINDOW} steps. *stack* has no memory and sees the last {WINDOW}",
+        "observations at once, *none* sees the present one alone. The settings suit an LSTM; nothing was tuned for the",
+        "others.",
+        "",
+        "![return against memory length](memories.png)",
+        "",
+        "## Who wins where",
+        "",
+        "The highest mean, and those whose interval reaches it: they are not told apart.",
+        "",
+        "| task | length | highest mean | not told apart from it |",
+        "|---|---|---|---|",
+        *(row for task in TASKS for level in task.levels for row in _winner_rows(task, level, found)),
+        "",
+        *_attention_lines(found),
+        "## Costs",
+        "",
+        "Microseconds an environment step: acting with the environments and normalisation, training one epoch. State:",
+        "numbers carried for each environment between steps (stack: those of its window).",
+        "",
+        "| memory | state | parameters | acting | training |",
+        "|---|---|---|---|---|",
+        *(_cost_row(result) for result in found if result["name"].startswith("cost/")),
+        "",
+        "## Returns",
+        "",
+        f"Mean return of {learning.EPISODES} episodes a seed of the best checkpoint, the most probable action taken,",
+        "with its 95 % bootstrap interval: seeds are drawn, then episodes of each. The best possible is 1. *Solved*: a",
+        f"mean of at least {GOAL:g}. *Memoryless*: an interval that reaches down to what is possible without memory,",
+        "or within 0.05 of it. Seconds are those of a whole run, evaluations included.",
+        "",
+        "| task | length | memory | seeds | steps | mean | interval | verdict | s |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(
+            row
+            for task in TASKS
+            for level in task.levels
+            for learner in named(found)
+            for row in _rows(task, level, learner, found)
+        ),
+    ]
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / "memories.md").write_text("\n".join(lines) + "\n")
+    plot(found, DOCS / "memories.png")
+
+
+def named(found: list[dict[str, Any]]) -> list[str]:
+    """The learners that have a result, in the order of the registry; those that it has no more come last."""
+    there = {result["name"].split("/")[2] for result in found if "returns" in result}
+    return [*(name for name in learners() if name in there), *sorted(there - set(learners()))]
+
+
+def returns_of(task: Task, level: Level, learner: str, found: list[dict[str, Any]]) -> Values | None:
+    """(S, E), None without a run."""
+    runs = learning.of(found, f"{task.name}/{level.length}/{learner}")
+    return np.array([run["returns"] for run in runs]) if runs else None
+
+
+def spans(task: Task, level: Level, found: list[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """Learner -> (mean, low, high), the highest mean first."""
+    result = {}
+    for learner in named(found):
+        returns = returns_of(task, level, learner, found)
+        if returns is not None:
+            result[learner] = (float(returns.mean()), *interval(returns, mean))
+    return dict(sorted(result.items(), key=lambda entry: -entry[1][0]))
+
+
+def memoryless_return(task: Task, level: Level) -> float:
+    """What the environment itself says."""
+    import configs
+    import train
+
+    settings = configs.parse(words(task, level, "none", seed=0)).settings
+    env = train.make_environments(settings, 1)
+    value = float(env.get_attr("memoryless_return")[0])
+    env.close()
+    return value
+
+
+def _winner_rows(task: Task, level: Level, found: list[dict[str, Any]]) -> list[str]:
+    known = spans(task, level, found)
+    if not known:
+        return []
+    first, *others = known
+    best = known[first][0]
+    near = [name for name in others if known[name][2] >= best]
+    return [f"| {task.title} | {level.length} | {first} ({best:.3f}) | {', '.join(near) or 'nobody'} |"]
+
+
+def _attention_lines(found: list[dict[str, Any]]) -> list[str]:
+    """Whether associative recall separates the other memories from a plain GRU."""
+    (task,) = (task for task in TASKS if task.name == "associative_recall")
+    lines = []
+    for level in task.levels:
+        known = spans(task, level, found)
+        if "gru" not in known:
+            continue
+        _, low, high = known["gru"]
+        above = [name for name in known if known[name][1] > high]
+        below = [name for name in known if known[name][2] < low]
+        alike = [name for name in known if name not in (*above, *below, "gru")]
+        sides = (("above", above), ("below", below), ("not separated", alike))
+        said = "; ".join(f"{side}: {', '.join(names) or 'nobody'}" for side, names in sides)
+        lines.append(f"- {level.length} pairs: {said}.")
+    if not lines:
+        return []
+    head = "Associative recall against a plain GRU, by intervals that do not meet:"
+    return [head, "", *lines, ""]
+
+
+def _cost_row(result: dict[str, Any]) -> str:
+    name, state, parameters = result["name"].removeprefix("cost/"), result["state"], result["parameters"]
+    return f"| {name} | {state:,} | {parameters:,} | {result['acting']:.1f} | {result['training']:.1f} |"
+
+
+def _rows(task: Task, level: Level, learner: str, found: list[dict[str, Any]]) -> list[str]:
+    runs = learning.of(found, f"{task.name}/{level.length}/{learner}")
+    if not runs:
+        return []
+    returns = np.array([run["returns"] for run in runs])
+    low, high = interval(returns, mean)
+    verdict = _verdict(float(returns.mean()), low, memoryless_return(task, level))
+    seconds = np.median([run["seconds"] for run in runs])
+    return [
+        f"| {task.title} | {level.length} | {learner} | {len(runs)} | {runs[0]['steps']:,} | {returns.mean():.3f} "
+        f"| {low:.3g} to {high:.3g} | {verdict} | {seconds:.0f} |"
+    ]
+
+
+def _verdict(value: float, low: float, memoryless: float) -> str:
+    if value >= GOAL:
+        return "solved"
+    return "memoryless" if low <= memoryless + 0.05 else "in part"
+
+
+COLOURS = {
+    "rnn": "#937860",
+    "lstm": "#c44e52",
+    "gru": "#4c72b0",
+    "mingru": "#64b5cd",
+    "lru": "#55a868",
+    "gtrxl": "#8172b3",
+    "attention": "#dd8452",
+    STACK: "#555555",
+    "none": "#b0b6be",
+}
+
+
+def plot(found: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Return against memory length, a panel a task, a line a memory with its interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(4.2 * len(TASKS), 3.6))
+    further = iter(plt.get_cmap("tab20").colors)
+    colours = {name: COLOURS.get(name) or next(further) for name in named(found)}
+    for axis, task in zip(axes, TASKS, strict=True):
+        lengths = [level.length for level in task.levels]
+        for place, learner in enumerate(named(found)):
+            points = [
+                (level.length, *spans(task, level, found)[learner])
+                for level in task.levels
+                if returns_of(task, level, learner, found) is not None
+            ]
+            if not points:
+                continue
+            at, value, low, high = np.array(points).T
+            # Beside each other, so that equal values can be told apart.
+            at = at * 1.035 ** (place - (len(colours) - 1) / 2)
+            style = ":" if learner in (STACK, "none") else "-"
+            axis.errorbar(
+                at,
+                value,
+                yerr=np.maximum([value - low, high - value], 0),
+                color=colours[learner],
+                linestyle=style,
+                marker="o",
+                markersize=3.5,
+                linewidth=1.2,
+                elinewidth=0.8,
+                label=learner,
+            )
+        memoryless = [memoryless_return(task, level) for level in task.levels]
+        axis.plot(lengths, memoryless, color="black", linewidth=0.6, linestyle="--")
+        axis.axhline(1.0, color="black", linewidth=0.6)
+        axis.set_xscale("log")
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.set_xticks([], minor=True)
+        axis.set_title(task.title, fontsize=10)
+        axis.set_xlabel(task.unit, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("mean return", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.legend(handles, labels, ncols=max(len(labels), 1), loc="lower center", fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))
