@@ -255,6 +255,7 @@ def _cost_run(learner: str) -> Callable[[int], dict[str, Any]]:
 
 
 def write_docs(found: list[dict[str, Any]]) -> None:
+    known = all_spans(found)
     lines = [
         "# Which memory learns what",
         "",
@@ -267,15 +268,17 @@ def write_docs(found: list[dict[str, Any]]) -> None:
         "",
         "![return against memory length](memories.png)",
         "",
+        "Bars are 95 % bootstrap intervals; dashed is the best that is possible without memory.",
+        "",
         "## Who wins where",
         "",
         "The highest mean, and those whose interval reaches it: they are not told apart.",
         "",
         "| task | length | highest mean | not told apart from it |",
         "|---|---|---|---|",
-        *(row for task in TASKS for level in task.levels for row in _winner_rows(task, level, found)),
+        *(row for task in TASKS for level in task.levels for row in _winner_rows(task, level, known)),
         "",
-        *_attention_lines(found),
+        *_attention_lines(known),
         "## Costs",
         "",
         "Microseconds an environment step: acting with the environments and normalisation, training one epoch. State:",
@@ -298,13 +301,13 @@ def write_docs(found: list[dict[str, Any]]) -> None:
             row
             for task in TASKS
             for level in task.levels
-            for learner in named(found)
-            for row in _rows(task, level, learner, found)
+            for learner in known[task.name, level.length]
+            for row in _rows(task, level, learner, found, known)
         ),
     ]
     DOCS.mkdir(exist_ok=True)
     (DOCS / "memories.md").write_text("\n".join(lines) + "\n")
-    plot(found, DOCS / "memories.png")
+    plot(known, DOCS / "memories.png")
 
 
 def named(found: list[dict[str, Any]]) -> list[str]:
@@ -313,63 +316,65 @@ def named(found: list[dict[str, Any]]) -> list[str]:
     return [*(name for name in learners() if name in there), *sorted(there - set(learners()))]
 
 
-def returns_of(task: Task, level: Level, learner: str, found: list[dict[str, Any]]) -> Values | None:
-    """(S, E), None without a run."""
-    runs = learning.of(found, f"{task.name}/{level.length}/{learner}")
-    return np.array([run["returns"] for run in runs]) if runs else None
+Span = tuple[float, float, float]
+Known = dict[tuple[str, int], dict[str, Span]]
 
 
-def spans(task: Task, level: Level, found: list[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
-    """Learner -> (mean, low, high), the highest mean first."""
-    result = {}
-    for learner in named(found):
-        returns = returns_of(task, level, learner, found)
-        if returns is not None:
-            result[learner] = (float(returns.mean()), *interval(returns, mean))
-    return dict(sorted(result.items(), key=lambda entry: -entry[1][0]))
+def all_spans(found: list[dict[str, Any]]) -> Known:
+    """(task, length) -> learner -> mean, low, high; in the order of the registry, and only those with a result."""
+    return {
+        (task.name, level.length): {
+            learner: _span(learning.of(found, f"{task.name}/{level.length}/{learner}"))
+            for learner in named(found)
+            if learning.of(found, f"{task.name}/{level.length}/{learner}")
+        }
+        for task in TASKS
+        for level in task.levels
+    }
+
+
+def _span(runs: list[dict[str, Any]]) -> Span:
+    returns: Values = np.array([run["returns"] for run in runs])  # (S, E)
+    return float(returns.mean()), *interval(returns, mean)
 
 
 def memoryless_return(task: Task, level: Level) -> float:
     """What the environment itself says."""
+    import gymnasium
+
     import configs
-    import train
+    import envs  # noqa: F401  (registers the ids)
 
-    settings = configs.parse(words(task, level, "none", seed=0)).settings
-    env = train.make_environments(settings, 1)
-    value = float(env.get_attr("memoryless_return")[0])
-    env.close()
-    return value
+    settings = configs.read(ROOT / "configs" / f"{task.config}.yaml")
+    env = gymnasium.make(settings.env.id, **{**settings.env.kwargs, **level.kwargs})
+    return float(env.get_wrapper_attr("memoryless_return"))
 
 
-def _winner_rows(task: Task, level: Level, found: list[dict[str, Any]]) -> list[str]:
-    known = spans(task, level, found)
-    if not known:
+def _winner_rows(task: Task, level: Level, known: Known) -> list[str]:
+    here = known[task.name, level.length]
+    if not here:
         return []
-    first, *others = known
-    best = known[first][0]
-    near = [name for name in others if known[name][2] >= best]
+    first = max(here, key=lambda learner: here[learner][0])
+    best = here[first][0]
+    near = [name for name in here if name != first and here[name][2] >= best]
     return [f"| {task.title} | {level.length} | {first} ({best:.3f}) | {', '.join(near) or 'nobody'} |"]
 
 
-def _attention_lines(found: list[dict[str, Any]]) -> list[str]:
+def _attention_lines(known: Known) -> list[str]:
     """Whether associative recall separates the other memories from a plain GRU."""
-    (task,) = (task for task in TASKS if task.name == "associative_recall")
     lines = []
-    for level in task.levels:
-        known = spans(task, level, found)
-        if "gru" not in known:
+    for (name, length), here in known.items():
+        if name != "associative_recall" or "gru" not in here:
             continue
-        _, low, high = known["gru"]
-        above = [name for name in known if known[name][1] > high]
-        below = [name for name in known if known[name][2] < low]
-        alike = [name for name in known if name not in (*above, *below, "gru")]
+        _, low, high = here["gru"]
+        above = [learner for learner, span in here.items() if span[1] > high]
+        below = [learner for learner, span in here.items() if span[2] < low]
+        alike = [learner for learner in here if learner not in (*above, *below, "gru")]
         sides = (("above", above), ("below", below), ("not separated", alike))
         said = "; ".join(f"{side}: {', '.join(names) or 'nobody'}" for side, names in sides)
-        lines.append(f"- {level.length} pairs: {said}.")
-    if not lines:
-        return []
+        lines.append(f"- {length} pairs: {said}.")
     head = "Associative recall against a plain GRU, by intervals that do not meet:"
-    return [head, "", *lines, ""]
+    return [head, "", *lines, ""] if lines else []
 
 
 def _cost_row(result: dict[str, Any]) -> str:
@@ -377,16 +382,13 @@ def _cost_row(result: dict[str, Any]) -> str:
     return f"| {name} | {state:,} | {parameters:,} | {result['acting']:.1f} | {result['training']:.1f} |"
 
 
-def _rows(task: Task, level: Level, learner: str, found: list[dict[str, Any]]) -> list[str]:
+def _rows(task: Task, level: Level, learner: str, found: list[dict[str, Any]], known: Known) -> list[str]:
     runs = learning.of(found, f"{task.name}/{level.length}/{learner}")
-    if not runs:
-        return []
-    returns = np.array([run["returns"] for run in runs])
-    low, high = interval(returns, mean)
-    verdict = _verdict(float(returns.mean()), low, memoryless_return(task, level))
+    value, low, high = known[task.name, level.length][learner]
+    verdict = _verdict(value, low, memoryless_return(task, level))
     seconds = np.median([run["seconds"] for run in runs])
     return [
-        f"| {task.title} | {level.length} | {learner} | {len(runs)} | {runs[0]['steps']:,} | {returns.mean():.3f} "
+        f"| {task.title} | {level.length} | {learner} | {len(runs)} | {runs[0]['steps']:,} | {value:.3f} "
         f"| {low:.3g} to {high:.3g} | {verdict} | {seconds:.0f} |"
     ]
 
@@ -410,44 +412,46 @@ COLOURS = {
 }
 
 
-def plot(found: list[dict[str, Any]], path: pathlib.Path) -> None:
+def plot(known: Known, path: pathlib.Path) -> None:
     """Return against memory length, a panel a task, a line a memory with its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(4.2 * len(TASKS), 3.6))
+    there = list(dict.fromkeys(learner for here in known.values() for learner in here))
     further = iter(plt.get_cmap("tab20").colors)
-    colours = {name: COLOURS.get(name) or next(further) for name in named(found)}
-    for axis, task in zip(axes, TASKS, strict=True):
-        lengths = [level.length for level in task.levels]
-        for place, learner in enumerate(named(found)):
-            points = [
-                (level.length, *spans(task, level, found)[learner])
-                for level in task.levels
-                if returns_of(task, level, learner, found) is not None
-            ]
-            if not points:
+    figure, axes = plt.subplots(1, len(TASKS), figsize=(4.2 * len(TASKS), 3.6))
+    lines: dict[str, Any] = {}
+    for place, learner in enumerate(there):
+        colour = COLOURS.get(learner) or next(further)
+        for axis, task in zip(axes, TASKS, strict=True):
+            lengths = [level.length for level in task.levels if learner in known[task.name, level.length]]
+            if not lengths:
                 continue
-            at, value, low, high = np.array(points).T
+            value, low, high = np.array([known[task.name, length][learner] for length in lengths]).T
             # Beside each other, so that equal values can be told apart.
-            at = at * 1.035 ** (place - (len(colours) - 1) / 2)
-            style = ":" if learner in (STACK, "none") else "-"
-            axis.errorbar(
+            at = np.array(lengths) * 1.035 ** (place - (len(there) - 1) / 2)
+            lines[learner] = axis.errorbar(
                 at,
                 value,
                 yerr=np.maximum([value - low, high - value], 0),
-                color=colours[learner],
-                linestyle=style,
+                color=colour,
+                linestyle=":" if learner in (STACK, "none") else "-",
                 marker="o",
                 markersize=3.5,
                 linewidth=1.2,
                 elinewidth=0.8,
-                label=learner,
             )
-        memoryless = [memoryless_return(task, level) for level in task.levels]
-        axis.plot(lengths, memoryless, color="black", linewidth=0.6, linestyle="--")
+    for axis, task in zip(axes, TASKS, strict=True):
+        lengths = [level.length for level in task.levels]
+        axis.plot(
+            lengths,
+            [memoryless_return(task, level) for level in task.levels],
+            color="black",
+            linewidth=0.6,
+            linestyle="--",
+        )
         axis.axhline(1.0, color="black", linewidth=0.6)
         axis.set_xscale("log")
         axis.set_xticks(lengths, [str(length) for length in lengths])
@@ -456,9 +460,8 @@ def plot(found: list[dict[str, Any]], path: pathlib.Path) -> None:
         axis.set_xlabel(task.unit, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("mean return", fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.legend(handles, labels, ncols=max(len(labels), 1), loc="lower center", fontsize=8, frameon=False)
+    figure.legend(lines.values(), lines.keys(), ncols=max(len(lines), 1), loc="lower center", fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
