@@ -101,7 +101,7 @@ def test_the_page_says_who_wins_and_what_is_not_told_apart(docs: pathlib.Path) -
     page = (docs / "memories.md").read_text().splitlines()
     assert "| Associative recall | 4 | lstm (0.950) | rnn |" in page
     assert "| T-maze | 100 | gru (1.000) | nobody |" in page
-    assert "- 4 pairs: above: lstm, rnn; below: none; not separated: stack." in page
+    assert "- 4 pairs: above: rnn, lstm; below: none; not separated: stack." in page
     assert "| gru | 1,234 | 56,789 | 10.0 | 20.5 |" in page
     (none,) = (line for line in page if line.startswith("| Associative recall | 4 | none"))
     (gru,) = (line for line in page if line.startswith("| Associative recall | 4 | gru"))
