@@ -122,7 +122,7 @@ def test_what_is_possible_without_memory_comes_from_the_environment() -> None:
 @pytest.mark.parametrize("learner", ["gru", "stack"])
 def test_a_cost_is_measured_on_a_whole_agent(learner: str) -> None:
     (run,) = (run for run in memories.all_runs(memories.Settings()) if run.name == f"cost/{learner}")
-    cost = run.start(9000)
+    cost = run.start(4000)
     assert cost["acting"] > 0
     assert cost["training"] > 0
     # 64 units; or 64 observations of 8 keys and 4 values.
