@@ -32,10 +32,18 @@ ENCODERS: dict[str, tuple[str, ...]] = {
         *("features_dim", "width", "num_layers", "heads", "expansion", "causal", "positions", "pool", "mask_key"),
     ),
     "impala": ("features_dim", "width", "normalized_image"),
+    "seq2seq": (
+        *("features_dim", "hidden_size", "cell", "bidirectional", "attention", "output_length", "pool"),
+        *("predict", "auxiliary_weight"),
+    ),
+    "graph": ("features_dim", "hidden_size", "rounds", "pool", "both_ways", "output", "node_features"),
 }
 """The encoders that have a name, and the arguments each takes."""
 
-WRAPPERS = ("mask", "flicker", "delay", "noise", "previous_action_reward", "history", "flatten")
+WRAPPERS = (
+    *("mask", "flicker", "delay", "noise", "previous_action_reward", "history", "flatten"),
+    *("pad_graph", "pad_sequence"),
+)
 """The wrappers that have a name."""
 
 Kwargs = dict[str, Any]
@@ -70,8 +78,8 @@ class EnvironmentSettings:
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
     wrappers: tuple[Wrapper, ...] = ()
-    """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, or
-    `module:Class`; with arguments `{name: {argument: value}}`."""
+    """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, pad_graph,
+    pad_sequence, or `module:Class`; with arguments `{name: {argument: value}}`."""
     backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
     """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
     that the id has."""
@@ -147,7 +155,7 @@ class PolicySettings:
     """The critic's memory: the actor's, the actor's without shaping it, its own, or none."""
     encoder: str | None = None
     """What turns an observation into features: flatten, nature_cnn, impala, combined, sequence, attention,
-    transformer, or `module:Class`; None: chosen by the observation space."""
+    transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space."""
     encoder_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the encoder."""
     net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = (64,)

@@ -3,7 +3,9 @@
     make                         an id, how many, wrappers -> a fast vector environment behind SB3's VecEnv
     control                      classic control without velocities
     recall, sequences            tasks whose best return is known
+    graphs                       a graph seen in part
     wrappers                     what hides, garbles or adds to observations
+    padding                      graphs and sequences as arrays of one size
     batch                        dynamics written once, for a batch and for one
     vector, serial, processes    the three ways to step: one NumPy program, one after the other, workers
 
@@ -44,6 +46,7 @@ _register("Copy-v0", "sequences", "Copy", reward_threshold=0.95)
 _register("AssociativeRecall-v0", "sequences", "AssociativeRecall", reward_threshold=0.95)
 _register("CountRecall-v0", "sequences", "CountRecall", reward_threshold=0.9)
 _register("PhaseForecast-v0", "sequences", "PhaseForecast", reward_threshold=0.9)
+_register("GraphSearch-v0", "graphs", "GraphSearch", reward_threshold=0.95)
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.observations import Tree, copied, take, write
 from envs.streams import Streams
 
 Rows = NDArray[np.intp]
@@ -120,8 +121,8 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
             "final_info": self._final_info(rows, finished),
         }
         self._restart(rows, {})
-        observations = observations.copy()
-        observations[rows] = self._observe()[rows]
+        observations = copied(observations)
+        write(observations, rows, take(self._observe(), rows))
         return observations, rewards, terminations, truncations, infos
 
     def render(self) -> tuple[Any, ...] | None:
@@ -141,8 +142,8 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
         """One step of the dynamics: rewards (N,) and whether the episode ended there (N,), as arrays of their own."""
 
     @abstractmethod
-    def _observe(self) -> NDArray[Any]:
-        """What the environments show now, (N, ...), as an array of its own."""
+    def _observe(self) -> Tree:
+        """What the environments show now, (N, ...), as an array of its own, or a dict of such."""
 
     def _outcome(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """What the info of the last step of an episode says, name -> (R,)."""
@@ -187,7 +188,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         if self.np_random is not self.batch._streams.generator(0):
             self.batch._streams.seed(0, self.np_random)
         observations, _ = self.batch.reset(options=options)
-        return observations[0], {}
+        return _only(observations), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if isinstance(self.action_space, spaces.Discrete) and not self.action_space.contains(action):
@@ -200,7 +201,7 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         if terminated:
             outcome = self.batch._outcome(self.batch._every_row)
             info = {name: values[0].item() for name, values in outcome.items()}
-        return self.batch._observe()[0], float(rewards[0]), terminated, False, info
+        return _only(self.batch._observe()), float(rewards[0]), terminated, False, info
 
     def render(self) -> Any:
         frames = self.batch.render()
@@ -208,6 +209,13 @@ class SingleEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         self.batch.close()
+
+
+def _only(observations: Tree) -> Any:
+    """The observation in a batch of one."""
+    if isinstance(observations, dict):
+        return {key: _only(part) for key, part in observations.items()}
+    return observations[0]
 
 
 def _seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> NDArray[Any]:

@@ -42,7 +42,8 @@ def leaves(space: spaces.Space[Any], path: tuple[str, ...] = ()) -> Iterator[tup
         where = f" at {'/'.join(path)!r}" if path else ""
         raise ValueError(
             "observations must be arrays of one shape (Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple "
-            f"of these); {space}{where} is not: turn it into one with a gymnasium.ObservationWrapper"
+            f"of these); {space}{where} is not: the wrappers 'pad_graph' and 'pad_sequence' make arrays of a Graph and "
+            "of a Sequence, a gymnasium.ObservationWrapper of yours of all else"
         )
 
 

@@ -7,10 +7,12 @@
     previous_action_reward   the last action and reward are seen too
     history                  the last few observations are seen at once
     flatten                  nested Dict and Tuple observations become a plain Dict
+    pad_graph, pad_sequence  graphs and sequences become arrays of one size with masks; see `envs.padding`
 
-Each is written once, as a `Transform` of N environments' observations, and serves a single `gymnasium.Env` (N = 1, see
-`wrap`) and a whole vector environment (`envs.make(..., wrappers=...)`) alike. At an episode's end its last observation
-belongs to the episode, with its history, delay, action and reward; the next episode's first knows nothing of it.
+Each but the last two is written once, as a `Transform` of N environments' observations, and serves a single
+`gymnasium.Env` (N = 1, see `wrap`) and a whole vector environment (`envs.make(..., wrappers=...)`) alike. At an
+episode's end its last observation belongs to the episode, with its history, delay, action and reward; the next
+episode's first knows nothing of it.
 
 Axes: N environments, R some of them ("rows"), K observations of a history.
 """
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 
 from envs.batch import Rows
 from envs.observations import Tree, is_array_space, leaves
+from envs.padding import PadGraph, PadSequence
 from envs.streams import Streams
 
 # The arrays of an observation by name, (N, ...) or (R, ...); a plain observation is the one named "".
@@ -453,7 +456,7 @@ class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return _single(seen), float(reward), terminated, truncated, info
 
 
-WRAPPERS: dict[str, type[Transform]] = {
+WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]]] = {
     "mask": Mask,
     "flicker": Flicker,
     "delay": Delay,
@@ -461,12 +464,16 @@ WRAPPERS: dict[str, type[Transform]] = {
     "previous_action_reward": PreviousActionReward,
     "history": History,
     "flatten": Flatten,
+    "pad_graph": PadGraph,
+    "pad_sequence": PadSequence,
 }
 
 
 def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Any]) -> gymnasium.Env[Any, Any]:
     """A single environment with `wrappers`, the first innermost, around it; each as `envs.make` takes them."""
     for name, settings in named(wrappers):
+        if name in WRAPPERS.values():
+            _check_settings(name, settings)
         env = WrappedEnv(env, _name(name), settings) if is_transform(name) else name(env, **settings)
     return env
 
@@ -504,9 +511,14 @@ def build(
     num_envs: int,
 ) -> Transform:
     """Make a transform; a setting it does not have, or lacks, is an error that lists those it has."""
+    _check_settings(transform, settings)
+    return transform(observation_space, action_space, num_envs, **settings)
+
+
+def _check_settings(wrapper: Any, settings: Mapping[str, Any]) -> None:
     parameters = {
         name: parameter
-        for name, parameter in inspect.signature(transform).parameters.items()
+        for name, parameter in inspect.signature(wrapper).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
     unknown = sorted(set(settings) - set(parameters))
@@ -515,8 +527,7 @@ def build(
     )
     if unknown or missing:
         wrong = f"has no setting {unknown[0]!r}" if unknown else f"needs a value for {missing[0]!r}"
-        raise ValueError(f"wrapper {_name(transform)!r} {wrong}; its settings are: {', '.join(parameters) or 'none'}")
-    return transform(observation_space, action_space, num_envs, **settings)
+        raise ValueError(f"wrapper {_name(wrapper)!r} {wrong}; its settings are: {', '.join(parameters) or 'none'}")
 
 
 def _resolved(wrapper: Any) -> Any:

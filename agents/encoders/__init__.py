@@ -5,6 +5,8 @@
     sequence            RNN, LSTM or GRU over a window of past observations
     attention           attention over a window, or over a set of entities
     transformer         self-attention over a window, a set or words
+    seq2seq             a recurrent encoder and a decoder that attends to it, over a window
+    graph               gated message passing over a graph
 
 Every encoder is a Stable-Baselines3 ``BaseFeaturesExtractor`` and carries nothing from step to step, so it serves
 Stable-Baselines3's own algorithms too. ``ENCODERS`` maps names to classes; to add one, write a class and a line here.
@@ -23,6 +25,8 @@ from stable_baselines3.common.torch_layers import (
 )
 
 from agents.encoders.attention import AttentionEncoder
+from agents.encoders.graph import GraphEncoder
+from agents.encoders.seq2seq import SequenceToSequenceEncoder
 from agents.encoders.sequence import SequenceEncoder
 from agents.encoders.transformer import TransformerEncoder
 from agents.encoders.vision import SMALLEST, ImpalaCNN
@@ -35,6 +39,8 @@ ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
     "attention": AttentionEncoder,
     "transformer": TransformerEncoder,
     "impala": ImpalaCNN,
+    "seq2seq": SequenceToSequenceEncoder,
+    "graph": GraphEncoder,
 }
 
 
