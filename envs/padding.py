@@ -118,9 +118,7 @@ class PadGraph(Padded):
         if self._edge_numbers is not None:
             edges = self._edge_numbers(() if graph.edges is None else graph.edges)
             if len(edges) != len(links):
-                raise ValueError(
-                    f"a graph has features of {len(edges)} edges but {len(links)} edge_links: give as many"
-                )
+                raise ValueError(f"a graph has {len(edges)} edges but {len(links)} edge_links: give as many of both")
             arrays["edges"] = _padded(edges, self.max_edges)
         arrays["edge_index"] = _padded(links.astype(np.int64), self.max_edges)
         arrays["node_mask"] = _padded(np.ones(len(nodes), np.int8), self.max_nodes)
