@@ -42,6 +42,7 @@ from agents.checks import (
 )
 from agents.devices import to_device
 from agents.memory import State
+from agents.node_policy import NodeActionPolicy
 from agents.policy import (
     CnnLstmPolicy,
     GruPolicy,
@@ -81,6 +82,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         "MultiInputLstmPolicy": MultiInputLstmPolicy,
         "MlpGruPolicy": GruPolicy,
         "MlpRnnPolicy": RnnPolicy,
+        "NodeActionPolicy": NodeActionPolicy,
     }
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]

@@ -108,10 +108,12 @@ class Watched(RecurrentPPO):
         super().train()
 
 
-def deviation_of_first_ratio(env: Any, encoder: type, memory: str, **kwargs: Any) -> float:
+def deviation_of_first_ratio(
+    env: Any, encoder: type, memory: str, policy: str = "RecurrentPolicy", critic_memory: str = "shared", **kwargs: Any
+) -> float:
     """The largest one over a few updates, on a policy that moves: two sequences an environment."""
     model = Watched(
-        "RecurrentPolicy",
+        policy,
         env,
         n_steps=8,
         sequence_length=4,
@@ -122,6 +124,7 @@ def deviation_of_first_ratio(env: Any, encoder: type, memory: str, **kwargs: Any
         device="cpu",
         policy_kwargs={
             "memory": memory,
+            "critic_memory": critic_memory,
             "memory_kwargs": {} if memory == "none" else {"hidden_size": 8, "num_layers": 2},
             "features_extractor_class": encoder,
             "features_extractor_kwargs": kwargs,
