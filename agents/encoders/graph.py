@@ -104,10 +104,14 @@ class GraphEncoder(BaseFeaturesExtractor):
     def _node_states(self, observations: dict[str, Tensor], real: Tensor) -> tuple[Tensor, Tensor]:
         """The states of the nodes before the first round and after the last, (B, N, H) each."""
         sources, targets = self._ends(observations, real)
-        entered = states = torch.tanh(self.enter(observations["nodes"].float()))
+        # What is not there may hold anything, NaN too.
+        nodes = observations["nodes"].float().masked_fill(~real[..., None], 0.0)
+        entered = states = torch.tanh(self.enter(nodes))
         ways = ((sources, targets), (targets, sources))[: len(self.sent)]
-        edges = observations["edges"].float() if self.carried else None
-        carried = [layer(edges) for layer in self.carried] if edges is not None else [0.0] * len(ways)
+        carried: list[Any] = [0.0] * len(ways)
+        if self.carried:
+            edges = observations["edges"].float().masked_fill(~observations["edge_mask"].bool()[..., None], 0.0)
+            carried = [layer(edges) for layer in self.carried]
         for _ in range(self.rounds):
             heard = []
             for (start, end), sent, along in zip(ways, self.sent, carried, strict=True):

@@ -44,9 +44,8 @@ class SequenceToSequenceEncoder(BaseFeaturesExtractor):
 
     The observation is a Box (K, ...), or a Dict with such a window and "mask" (K,), 1 where there is an element, as the
     wrappers ``history`` (with ``mask=True``) and ``pad_sequence`` give it. Several windows of one K stand side by side.
-    Without a mask, elements at the head that are zero through and through count as padding: that is what ``history``
-    puts before an episode's start (not so once observations are normalised: use a mask there). Other keys are flattened
-    and stand beside the decoder's states before the last layer.
+    Without a mask every element is real. Other keys are flattened and stand beside the decoder's states before the
+    last layer.
 
     Args:
         hidden_size: size of the decoder's states, and of the encoder's in each direction.
@@ -123,10 +122,11 @@ class SequenceToSequenceEncoder(BaseFeaturesExtractor):
         return torch.tanh(self.leave(torch.cat((pooled, *beside), dim=1)))
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
-        """The weighted loss of the windows last seen in training mode; nothing where there were none, or no weight."""
+        """The weighted loss of the last pass in training mode, once; nothing where there was none, or no weight."""
         if self._last is None:
             return {}
-        loss = self.auxiliary_weight * self._prediction_loss(*self._last)
+        last, self._last = self._last, None
+        loss = self.auxiliary_weight * self._prediction_loss(*last)
         return {"window_prediction" if self.predict == "next" else "window_reconstruction": loss}
 
     def outputs(self, observations: Any) -> tuple[Tensor, Tensor]:
@@ -142,11 +142,7 @@ class SequenceToSequenceEncoder(BaseFeaturesExtractor):
         """Windows (B, K, F) with their real elements at the head and zeros after them, and how many, (B,)."""
         given = observations if isinstance(observations, dict) else {"": observations}
         window = torch.cat([given[key].float().flatten(2) for key in self._windows], dim=2)
-        if self._mask:
-            real = given["mask"].bool()
-        else:
-            real = (window != 0).any(dim=2).cumsum(dim=1) > 0
-            real[:, -1] = True
+        real = given["mask"].bool() if self._mask else window.new_ones(window.shape[:2], dtype=torch.bool)
         order = torch.argsort((~real).long(), dim=1, stable=True)
         lengths = real.sum(dim=1)
         if window.device.type == "cpu":

@@ -115,9 +115,10 @@ def test_padding_of_any_amount_and_content_changes_nothing(pool: str) -> None:
     }
     for name, part in given.items():
         padded[name][:, places if "node" in name else numbers] = places[part] if name == "edge_index" else part
+    padded["nodes"][0, 0] = padded["edges"][0, 1] = torch.nan
     # An edge that is marked real, but whose end is not, counts as not there.
     padded["edge_mask"][:, 7] = 1.0
-    padded["edge_index"][:, 7] = torch.tensor([8, 0])
+    padded["edge_index"][:, 7] = torch.tensor([8, 2])
     small, large = tight(given), roomy(padded)
     assert torch.allclose(large[:, :6], small[:, :6], atol=1e-5)
     by_node = large[:, 6:].view(4, 9, -1)
