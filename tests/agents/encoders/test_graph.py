@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from ragged import ALGORITHMS, RaggedGraph, deviation_of_first_ratio, extractors, trained
 from torch import Tensor
 
 import envs
 from agents.encoders import ENCODERS
 from agents.encoders.graph import POOLS, GraphEncoder
 from envs.wrappers import wrap
+
+from .ragged import ALGORITHMS, RaggedGraph, deviation_of_first_ratio, extractors, trained
 
 F, G, SIZE = 3, 2, 8
 PAD = [("pad_graph", {"max_nodes": 5, "max_edges": 6})]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from ragged import RaggedGraph, deviation_of_first_ratio
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
@@ -22,6 +21,8 @@ import envs
 from agents import RecurrentPPO
 from agents.encoders import ENCODERS
 from agents.node_policy import NodeActionPolicy
+
+from .ragged import RaggedGraph, deviation_of_first_ratio
 
 N, E, F = 5, 6, 3
 SPACE = spaces.Dict(

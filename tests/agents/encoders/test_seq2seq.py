@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from ragged import ALGORITHMS, RaggedSequence, deviation_of_first_ratio, extractors, trained
 from torch import Tensor
 
 import envs
 from agents.encoders import ENCODERS
 from agents.encoders.seq2seq import ATTENTIONS, CELLS, POOLS, PREDICTIONS, SequenceToSequenceEncoder
 from envs.wrappers import wrap
+
+from .ragged import ALGORITHMS, RaggedSequence, deviation_of_first_ratio, extractors, trained
 
 K, F, M = 6, 3, 4
 PAD = [("pad_sequence", {"max_length": 5})]
