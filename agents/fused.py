@@ -57,7 +57,10 @@ available = _library is not None
 
 def takes(*tensors: Tensor) -> bool:
     """Whether the kernels can run on these: built, and all are float32 on a CPU."""
-    return available and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    for tensor in tensors:  # a loop, since this is asked some dozen times a minibatch
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+            return False
+    return available
 
 
 # Perceptrons
@@ -348,7 +351,7 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> None:
     What ``torch.nn.utils.clip_grad_norm_`` does, which serves what is not to be compiled.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not takes(*gradients) or not all(gradient.is_contiguous() for gradient in gradients):
+    if not takes(*gradients) or not all([gradient.is_contiguous() for gradient in gradients]):
         nn.utils.clip_grad_norm_(parameters, max_norm)
         return
     sizes = (ctypes.c_long * len(gradients))(*[gradient.numel() for gradient in gradients])

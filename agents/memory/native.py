@@ -53,7 +53,7 @@ available = _library is not None
 
 def takes(features: Tensor, hidden_size: int) -> bool:
     """Whether the kernels can run this: built, float32 on a CPU, and a hidden size of a multiple of 8."""
-    return available and features.device.type == "cpu" and features.dtype == torch.float32 and hidden_size % 8 == 0
+    return available and features.is_cpu and features.dtype is torch.float32 and hidden_size % 8 == 0
 
 
 def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
@@ -349,7 +349,7 @@ def _weight_gradient(d_sums: Tensor, inputs: Tensor) -> Tensor:
     Few features make a product of few columns, which BLAS computes up to ten times slower than its transpose.
     """
     rows, columns = d_sums.flatten(0, 1), inputs.flatten(0, 1)
-    return (columns.t() @ rows).t().contiguous() if columns.shape[1] <= 64 else rows.t() @ columns
+    return (columns.t() @ rows).t().contiguous() if columns.shape[1] <= 32 else rows.t() @ columns
 
 
 def _weight_gradients(d_sums: Tensor, inputs: Tensor, has_bias: bool) -> tuple[Tensor, Tensor | None]:
