@@ -23,6 +23,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
 }
 
+POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy"}  # by what actions are about
+
 PPO_ONLY = {"batch_size", "n_epochs", "clip_range", "clip_range_vf", "target_kl"}
 
 
@@ -48,7 +50,7 @@ def make_agent(
         arguments = {key: value for key, value in arguments.items() if key not in PPO_ONLY}
     chosen: Any = ALGORITHMS[name]
     agent: RecurrentPPO | RecurrentA2C = chosen(
-        "RecurrentPolicy", env, policy_kwargs=policy_arguments(policy), seed=seed, device=device, **arguments
+        POLICIES[policy["actions"]], env, policy_kwargs=policy_arguments(policy), seed=seed, device=device, **arguments
     )
     return agent
 

@@ -158,6 +158,8 @@ class PolicySettings:
     transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space."""
     encoder_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the encoder."""
+    actions: Literal["flat", "nodes"] = "flat"
+    """What actions are about: flat: the whole observation; nodes: one action a node of a graph, encoder graph."""
     net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = (64,)
     """Hidden layers between memory and actions; None: as Stable-Baselines3."""
     critic_net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = None
