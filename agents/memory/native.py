@@ -314,7 +314,7 @@ def _call(runs: list[_Run]) -> None:
         raise MemoryError(f"{failed[0]} ran out of memory for a block of {tuple(runs[0].block.shape)}")
 
 
-def worth_two_threads(features: Tensor, hidden_size: int) -> bool:
+def worth_a_thread(features: Tensor, hidden_size: int) -> bool:
     """Whether a block (T, B, F) through this many units is enough work for a thread of its own: a millisecond or so."""
     return torch.get_num_threads() > 1 and features[..., 0].numel() * hidden_size * hidden_size >= 4_000_000
 
