@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
+from agents.memory.linear import LRU, MinGRU
 from agents.memory.recurrent import GRU, LSTM, RNN
 
 __all__ = [
     "GRU",
+    "LRU",
     "LSTM",
     "MEMORIES",
     "RNN",
     "Memory",
+    "MinGRU",
     "NoMemory",
     "NumpyState",
     "NumpyStep",
@@ -26,7 +29,14 @@ __all__ = [
     "memory_class",
 ]
 
-MEMORIES: dict[str, type[Memory]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU, "none": NoMemory}
+MEMORIES: dict[str, type[Memory]] = {
+    "rnn": RNN,
+    "lstm": LSTM,
+    "gru": GRU,
+    "mingru": MinGRU,
+    "lru": LRU,
+    "none": NoMemory,
+}
 
 
 def make_memory(memory: str | type[Memory], input_size: int, kwargs: Mapping[str, Any] | None = None) -> Memory:

@@ -30,6 +30,14 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "lstm": RECURRENT,
     "gru": RECURRENT,
+    "mingru": [
+        {"hidden_size": 16},
+        {"hidden_size": 6, "num_layers": 3, "chrono_horizon": None, "learned_initial_state": True},
+    ],
+    "lru": [
+        {"hidden_size": 16},
+        {"hidden_size": 6, "num_layers": 3, "state_size": 5, "learned_initial_state": True},
+    ],
 }
 EVERY_MEMORY = [
     pytest.param(name, kwargs, id="-".join([name, *(f"{key}={value}" for key, value in kwargs.items())]))

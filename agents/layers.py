@@ -1,0 +1,107 @@
+"""Blocks that memories and encoders share: gates, positions, a normalisation, and checks of their sizes.
+
+Axes: N positions, H units; ``...`` stands for any axes before.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Array = NDArray[np.float32]
+
+NORM_EPSILON = 1e-5
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises a ValueError that names the first size that is not a whole number of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
+
+
+def check_heads(hidden_size: int, heads: int) -> None:
+    """Raises a ValueError where the units cannot be shared out evenly, and says how many heads can."""
+    check_sizes(hidden_size=hidden_size, heads=heads)
+    if hidden_size % heads:
+        fitting = ", ".join(str(n) for n in range(1, hidden_size + 1) if hidden_size % n == 0)
+        raise ValueError(f"heads ({heads}) must divide hidden_size ({hidden_size}); use one of {fitting}")
+
+
+def normalised(x: Tensor) -> Tensor:
+    """(..., H) with mean 0 and variance 1 over the units, and no scale of its own: the linear map after it has one."""
+    return nn.functional.layer_norm(x, x.shape[-1:], eps=NORM_EPSILON)
+
+
+def numpy_normalised(x: Array) -> Array:
+    """``normalised`` of (B, H) in NumPy."""
+    n_units = x.shape[-1]
+    centred = x - np.add.reduce(x, axis=-1, keepdims=True) / np.float32(n_units)
+    variance = np.add.reduce(centred * centred, axis=-1, keepdims=True)
+    variance /= np.float32(n_units)
+    variance += np.float32(NORM_EPSILON)
+    np.sqrt(variance, out=variance)
+    centred /= variance
+    return centred
+
+
+def numpy_sigmoid(x: Array) -> Array:
+    """(..., ) -> (...), a new array; saturates, and never overflows."""
+    y: Array = x * np.float32(0.5)
+    np.tanh(y, out=y)
+    y *= np.float32(0.5)
+    y += np.float32(0.5)
+    return y
+
+
+def numpy_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Array], Array]:
+    """``W x + b`` of (B, H) in NumPy, on weights (K, H) and biases (K,) as they are now."""
+    by_column = np.ascontiguousarray(weight.detach().numpy().T)
+    if bias is None:
+        return lambda x: x @ by_column
+    row = bias.detach().numpy().copy()
+
+    def linear(x: Array) -> Array:
+        y: Array = x @ by_column
+        y += row
+        return y
+
+    return linear
+
+
+def sinusoidal_positions(distances: Tensor, size: int) -> Tensor:
+    """Sines, then cosines, of distances (N,) at wavelengths from 2 pi to 20,000 pi -> (N, H) (Vaswani et al. 2017)."""
+    n_waves = (size + 1) // 2
+    frequencies = torch.exp(torch.arange(n_waves) * (-math.log(10_000.0) / n_waves))
+    angles = distances.unsqueeze(-1) * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)[..., :size]
+
+
+class GRUGate(nn.Module):
+    """Joins a stream x and what a block makes of it, y, as a GRU joins its state and its input (Parisotto et al. 2020).
+
+    ``r = sigmoid(W_r y + U_r x)``, ``z = sigmoid(W_z y + U_z x - b)``, ``n = tanh(W_n y + U_n (r x))``,
+    ``g = (1 - z) x + z n``. A bias b > 0 starts the gate near the identity: x passes, and the block comes in as it
+    learns to be of use.
+    """
+
+    def __init__(self, size: int, bias: float = 2.0) -> None:
+        super().__init__()
+        self.of_block = nn.Linear(size, 3 * size)
+        self.of_stream = nn.Linear(size, 2 * size, bias=False)
+        self.of_reset = nn.Linear(size, size, bias=False)
+        for linear in (self.of_block, self.of_stream, self.of_reset):
+            for gate in linear.weight.data.split(size):
+                nn.init.xavier_uniform_(gate)
+        nn.init.zeros_(self.of_block.bias)
+        self.of_block.bias.data[size : 2 * size] = -bias
+
+    def forward(self, stream: Tensor, block: Tensor) -> Tensor:
+        """x and y, (..., H) each -> (..., H)."""
+        r_y, z_y, n_y = self.of_block(block).chunk(3, dim=-1)
+        r_x, z_x = self.of_stream(stream).chunk(2, dim=-1)
+        new = torch.tanh(n_y + self.of_reset(torch.sigmoid(r_y + r_x) * stream))
+        return torch.lerp(stream, new, torch.sigmoid(z_y + z_x))
