@@ -39,7 +39,7 @@ def normalised(x: Tensor) -> Tensor:
 def numpy_normalised(x: Array) -> Array:
     """``normalised`` of (B, H) in NumPy."""
     n_units = x.shape[-1]
-    centred = x - np.add.reduce(x, axis=-1, keepdims=True) / np.float32(n_units)
+    centred: Array = x - np.add.reduce(x, axis=-1, keepdims=True) / np.float32(n_units)
     variance = np.add.reduce(centred * centred, axis=-1, keepdims=True)
     variance /= np.float32(n_units)
     variance += np.float32(NORM_EPSILON)
@@ -94,7 +94,7 @@ class GRUGate(nn.Module):
         self.of_stream = nn.Linear(size, 2 * size, bias=False)
         self.of_reset = nn.Linear(size, size, bias=False)
         for linear in (self.of_block, self.of_stream, self.of_reset):
-            for gate in linear.weight.data.split(size):
+            for gate in linear.weight.data.chunk(len(linear.weight) // size):
                 nn.init.xavier_uniform_(gate)
         nn.init.zeros_(self.of_block.bias)
         self.of_block.bias.data[size : 2 * size] = -bias

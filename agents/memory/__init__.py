@@ -9,9 +9,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from agents.memory.attention import AttentionMemory
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
 from agents.memory.linear import LRU, MinGRU
 from agents.memory.recurrent import GRU, LSTM, RNN
+from agents.memory.transformer import GTrXL
 
 __all__ = [
     "GRU",
@@ -19,6 +21,8 @@ __all__ = [
     "LSTM",
     "MEMORIES",
     "RNN",
+    "AttentionMemory",
+    "GTrXL",
     "Memory",
     "MinGRU",
     "NoMemory",
@@ -35,6 +39,8 @@ MEMORIES: dict[str, type[Memory]] = {
     "gru": GRU,
     "mingru": MinGRU,
     "lru": LRU,
+    "gtrxl": GTrXL,
+    "attention": AttentionMemory,
     "none": NoMemory,
 }
 

@@ -55,8 +55,9 @@ class LinearRecurrence(Memory):
         nn.init.zeros_(self.embedding.bias)
         self.layers = nn.ModuleList(layers)
         self._state_shape = state_shape
-        initial = nn.Parameter(torch.zeros(self.num_layers, *state_shape)) if learned_initial_state else None
-        self.register_parameter("initial", initial)
+        self.initial: nn.Parameter | None = None
+        if learned_initial_state:
+            self.initial = nn.Parameter(torch.zeros(self.num_layers, *state_shape))
 
     def initial_state(self, batch_size: int) -> State:
         if self.initial is not None:
@@ -271,7 +272,7 @@ class _LRULayer(_Layer):
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1)
         inputs = nn.functional.linear(x, weight)
-        return self.eigenvalues(), torch.view_as_complex(inputs.unflatten(-1, (-1, 2)))
+        return self.eigenvalues(), torch.view_as_complex(inputs.view(*x.shape[:-1], -1, 2))
 
     def read(self, states: Tensor, x: Tensor) -> Tensor:
         y = nn.functional.linear(torch.view_as_real(states).flatten(-2), self.readout) + self.skip * x
@@ -285,14 +286,16 @@ class _LRULayer(_Layer):
         with torch.no_grad():
             decay = self.eigenvalues().numpy()
             inputs_of = numpy_linear(self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1))
-            readout_of, skip = numpy_linear(self.readout), self.skip.detach().numpy()
+            readout_of = numpy_linear(self.readout)
+            skip: Array = self.skip.detach().numpy()
         output_of = numpy_linear(self.output.weight, self.output.bias)
 
         def layer(stream: Array, before: NDArray[Any], after: NDArray[Any]) -> Array:
             x = numpy_normalised(stream)
             np.multiply(decay, before, out=after)
             np.add(after, inputs_of(x).view(np.complex64), out=after)
-            y = readout_of(np.ascontiguousarray(after).view(np.float32)) + skip * x
+            y = readout_of(np.ascontiguousarray(after).view(np.float32))
+            y += skip * x
             return stream + _numpy_glu(output_of(_numpy_gelu(y)))
 
         return layer
