@@ -39,7 +39,9 @@ def normalised(x: Tensor) -> Tensor:
 def numpy_normalised(x: Array) -> Array:
     """``normalised`` of (B, H) in NumPy."""
     n_units = x.shape[-1]
-    centred: Array = x - np.add.reduce(x, axis=-1, keepdims=True) / np.float32(n_units)
+    mean: Array = np.add.reduce(x, axis=-1, keepdims=True)
+    mean /= np.float32(n_units)
+    centred = x - mean
     variance = np.add.reduce(centred * centred, axis=-1, keepdims=True)
     variance /= np.float32(n_units)
     variance += np.float32(NORM_EPSILON)

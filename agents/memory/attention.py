@@ -1,7 +1,7 @@
 """A recurrent memory that attends over its own past outputs.
 
-Axes: T time, B sequences (or environments), F features in, H units, D layers, M slots of the window, K = M + T positions
-of a block and the window before it, C steps of a chunk; ``agents.memory.window`` says what a step attends to.
+Axes: T time, B sequences (or environments), F features in, H units, D layers, M slots of the window, K = M + T
+positions of a block and the window before it, C steps of a chunk; ``agents.memory.window`` says what a step sees.
 """
 
 import math

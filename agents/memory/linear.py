@@ -79,7 +79,7 @@ class LinearRecurrence(Memory):
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         before, starts = self._opened(state[0]), episode_starts.unsqueeze(-1)
         nothing = before.new_zeros(())
-        stream = self.embedding(features)
+        stream: Tensor = self.embedding(features)
         for layer, module in enumerate(self._layers()):
             x = normalised(stream)
             decay, inputs = module.terms(x)

@@ -43,13 +43,13 @@ class GTrXL(Memory):
     """The gated transformer (Parisotto et al. 2020, "Stabilizing Transformers for Reinforcement Learning").
 
     Each of D layers is ``x' = gate(x, relu(attention(normalised(x))))``, ``x'' = gate(x', relu(mlp(normalised(x'))))``,
-    with gates as of a GRU that start near the identity, so that the memory begins as a feed-forward network. Attention is
-    Transformer-XL's (Dai et al. 2019): scores of content and of distance, over the M steps before and the step itself.
-    Layers on top of each other reach D * M steps back. The normalisations have no scale of their own: the linear maps
-    after them would undo it.
+    with gates as of a GRU that start near the identity, so that the memory begins as a feed-forward network. Attention
+    is Transformer-XL's (Dai et al. 2019): scores of content and of distance, over the M steps before and the step
+    itself. Layers on top of each other reach D * M steps back. The normalisations have no scale of their own: the
+    linear maps after them have one.
 
-    State: the normalised input of each layer at the last M steps, (B, D, M, H), and how many of them are of the episode,
-    (B, 1). A sequence attends to the window that came with it as to constants: its gradient ends there.
+    State: the normalised input of each layer at the last M steps, (B, D, M, H), and how many of them are of the
+    episode, (B, 1). A sequence attends to the window that came with it as to constants: its gradient ends there.
 
     Args:
         input_size: F.
@@ -110,9 +110,9 @@ class GTrXL(Memory):
         window, count = state
         to_see = chunks(count, episode_starts, self.window)
         since_start = None if self.initial is None else _steps_since_start(episode_starts)
-        stream = self.embedding(features).transpose(0, 1)  # (B, T, H)
+        stream: Tensor = self.embedding(features).transpose(0, 1)  # (B, T, H)
         for layer, module in enumerate(self._layers()):
-            first_slot = None if self.initial is None or since_start is None else (self.initial[layer], since_start)
+            first_slot = None if since_start is None or self.initial is None else (self.initial[layer], since_start)
             stream = module.unroll(stream, window[:, layer], to_see, self._distances, first_slot)
         return stream.transpose(0, 1)
 
@@ -143,7 +143,8 @@ class GTrXL(Memory):
     @property
     def _distances(self) -> Tensor:
         """(M + 1, H): of distances M, M - 1, ..., 0, as the slots lie."""
-        return self.get_buffer("distances")
+        distances: Tensor = self.get_buffer("distances")
+        return distances
 
     def _layers(self) -> "Iterable[_Layer]":
         return cast("Iterable[_Layer]", self.layers)
@@ -248,7 +249,7 @@ class _Layer(nn.Module):
         """One step, with products of weights that follow each other taken beforehand.
 
         Scores: ``q . k = x (W_q^T W_k) slot``, so one product of x gives, for every head, what the slots are multiplied
-        with and the scores of all distances. Values: the slots are weighed first, then taken through W_v and the output.
+        with and the scores of all distances. The slots are weighed first, and then taken through W_v and the output.
         """
         n_heads, n_units = self.heads, self.query.in_features
         with torch.no_grad():
@@ -307,11 +308,11 @@ class _Layer(nn.Module):
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def _slot_scores(self, by_content: Tensor, position_scores: Tensor, slot: Tensor, before: Tensor) -> Tensor:
-        """Scores of the learned slot, (B, A, C, 1), minus infinity where an episode is not of the block or M steps on."""
+        """Scores of the learned slot (B, A, C, 1), minus infinity where it is out of the window or before the block."""
         n_slots = position_scores.shape[-1] - 1
         seen = (before > 0) & (before <= n_slots)
         at = (n_slots - before).clamp(min=0)[:, None, :, None].expand(-1, self.heads, -1, -1)
-        scores = by_content @ self.key(slot).view(self.heads, -1, 1) + position_scores.gather(-1, at)
+        scores: Tensor = by_content @ self.key(slot).view(self.heads, -1, 1) + position_scores.gather(-1, at)
         return scores.masked_fill(~seen[:, None, :, None], -math.inf)
 
     def _gated(self, stream: Tensor, attended: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """A window of past steps carried as state, and which of its slots each step of a block may attend to.
 
-Axes: T time, B sequences (or environments), M slots, K = M + T positions of a block and the window before it, C steps
-of a chunk, H units; ``...`` stands for layers.
+Axes: T time, B sequences (or environments), M slots, K = M + T positions of a block and the window
+before it, C steps of a chunk, H units; ``...`` stands for layers.
 
-State: the window (B, ..., M, H), its slots in the order of time, the newest last, and the count (B, 1) of the slots, the
-last ones, that are of the episode; what lies in the others is never looked at. A step attends to the slots of its own
-episode and to itself, M + 1 positions at most. An episode's length is nowhere bounded.
+State: the window (B, ..., M, H), its slots in the order of time, the newest last, and the count (B, 1) of the slots,
+the last ones, that are of the episode; what lies in the others is never looked at. A step attends to the slots of its
+own episode and to itself, M + 1 positions at most. An episode's length is nowhere bounded.
 
 Within a block the same holds for all steps at once: position k of the window followed by the block is seen by step t
 where t <= k <= t + M and both are of one episode. Steps are taken in chunks of about M, so that a block costs memory in
@@ -67,14 +67,15 @@ def by_position(by_slot: Tensor) -> Tensor:
     """
     n_steps, n_slots = by_slot.shape[-2], by_slot.shape[-1] - 1
     padded = torch.nn.functional.pad(by_slot, (0, n_steps))
-    return padded.flatten(-2)[..., : n_steps * (n_slots + n_steps)].unflatten(-1, (n_steps, n_slots + n_steps))
+    rows = padded.flatten(-2)[..., : n_steps * (n_slots + n_steps)]
+    return rows.reshape(*by_slot.shape[:-2], n_steps, n_slots + n_steps)
 
 
 def by_slot(by_position: Tensor, n_slots: int) -> Tensor:
     """(..., C, M + C) -> (..., C, M + 1): what ``by_position`` spread out."""
     n_steps = by_position.shape[-2]
     padded = torch.nn.functional.pad(by_position.flatten(-2), (0, n_steps))
-    return padded.unflatten(-1, (n_steps, n_slots + n_steps + 1))[..., : n_slots + 1]
+    return padded.view(*by_position.shape[:-2], n_steps, n_slots + n_steps + 1)[..., : n_slots + 1]
 
 
 def finite(x: Tensor) -> Tensor:
@@ -127,7 +128,8 @@ class SlidingWindow:
 
 def counts_after(count: Array, n_slots: int) -> Array:
     """``push``'s count in NumPy."""
-    return np.minimum(count + np.float32(1), np.float32(n_slots))
+    after: Array = np.minimum(count + np.float32(1), np.float32(n_slots))
+    return after
 
 
 def masks_by_count(n_slots: int) -> Array:
