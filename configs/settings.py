@@ -12,13 +12,18 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 from configs.errors import SettingsError
 
-_CELL = ("hidden_size", "num_layers", "bias", "dropout", "initialisation")
+_LAYERS = ("hidden_size", "num_layers", "learned_initial_state")
+_CELL = (*_LAYERS, "bias", "dropout", "initialisation")
 
 MEMORIES: dict[str, tuple[str, ...]] = {
     "none": (),
     "rnn": (*_CELL, "nonlinearity"),
     "lstm": (*_CELL, "forget_bias", "chrono_horizon"),
     "gru": (*_CELL, "chrono_horizon"),
+    "mingru": (*_LAYERS, "chrono_horizon"),
+    "lru": (*_LAYERS, "state_size", "r_min", "r_max", "max_phase"),
+    "gtrxl": (*_LAYERS, "heads", "window", "feedforward_size", "gate_bias"),
+    "attention": (*_LAYERS, "cell", "window", "score"),
 }
 """The memories that have a name, and the arguments each takes."""
 
@@ -148,7 +153,7 @@ class PolicySettings:
     """The network: encoder, memory, heads."""
 
     memory: str = "lstm"
-    """What is carried between steps: none, rnn, lstm, gru, or `module:Class`."""
+    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, gtrxl, attention, or `module:Class`."""
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"

@@ -67,7 +67,7 @@ class AttentionMemory(Memory):
             raise ValueError(f"cell must be 'lstm' or 'gru'; got {cell!r}")
         if score not in ("dot", "additive"):
             raise ValueError(f"score must be 'dot' or 'additive'; got {score!r}")
-        recurrent = CELLS[cell](input_size, hidden_size, num_layers)
+        recurrent = CELLS[cell](input_size, hidden_size, num_layers, learned_initial_state=learned_initial_state)
         super().__init__(input_size, output_size=hidden_size)
         self.recurrent: LSTM | GRU = recurrent
         self.hidden_size = hidden_size

@@ -54,6 +54,11 @@ class Pieces:
         n_pieces, n_steps = self.batch_sizes[0], self.batch_sizes.sum()
         return np.arange(n_pieces, n_pieces + n_steps) - np.repeat(alive_before, self.batch_sizes)
 
+    @cached_property
+    def starting_row(self) -> Indices:
+        """(P,) the row that each piece starts from, of the states of B sequences and, last, the initial one."""
+        return np.where(self.carried, self.sequence, self.sequence.max() + 1)
+
     def on(self, device: torch.device, name: str) -> Tensor:
         """One of the arrays as a tensor on a device, where it is copied once, without waiting."""
         if (device, name) not in self._copies:
@@ -86,7 +91,12 @@ def cut(episode_starts: Tensor) -> Pieces:
 
 
 def at_pieces(state: Tensor, pieces: Pieces) -> Tensor:
-    """The state before a block (B, ...) -> the state before each of its pieces (P, ...)."""
+    """The state before a block (B, ...) -> the state before each of its pieces (P, ...).
+
+    A piece that starts an episode starts from zeros; or, of a state (B + 1, ...), from the last row.
+    """
+    if len(state) > pieces.sequence.max() + 1:
+        return state.index_select(0, pieces.on(state.device, "starting_row"))
     sequence, carried = pieces.on(state.device, "sequence"), pieces.on(state.device, "carried")
     return state.index_select(0, sequence).masked_fill(~carried.view(-1, *[1] * (state.dim() - 1)), 0.0)
 

@@ -44,6 +44,8 @@ class Recurrent(Memory):
         num_layers: D, each on the output of the one below.
         bias: whether there are biases.
         dropout: probability in [0, 1) that an output between two layers is dropped.
+        learned_initial_state: whether an episode starts from a state that is learned, 0 at first, instead of from 0.
+            The compiled kernels start from 0; ``through_time`` then serves learning in their stead.
     """
 
     gates: ClassVar[int]
@@ -58,6 +60,7 @@ class Recurrent(Memory):
         bias: bool,
         dropout: float,
         initialisation: Initialisation,
+        learned_initial_state: bool,
     ) -> None:
         _check_sizes(input_size, hidden_size, num_layers, dropout)
         super().__init__(input_size, output_size=hidden_size)
@@ -73,11 +76,17 @@ class Recurrent(Memory):
             for name in ("bias_ih", "bias_hh"):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(rows)) if bias else None)
         self._initialise(initialisation)
+        self.initial: nn.Parameter | None = None
+        if learned_initial_state:
+            self.initial = nn.Parameter(torch.zeros(self.carried_parts, num_layers, hidden_size))
 
     def initial_state(self, batch_size: int) -> State:
         like = self.get_parameter("weight_hh_l0")
         shape = (batch_size, self.num_layers, self.hidden_size)
-        parts = tuple(like.new_zeros(shape) for _ in range(self.carried_parts))
+        if self.initial is None:
+            parts = tuple(like.new_zeros(shape) for _ in range(self.carried_parts))
+        else:
+            parts = tuple(part.detach().repeat(batch_size, 1, 1) for part in self.initial)
         if not self._drops:
             return parts
         return (*parts, like.new_ones(batch_size, self.num_layers - 1, self.hidden_size))
@@ -100,7 +109,10 @@ class Recurrent(Memory):
                 return self.step(features.to(self._dtype), state, episode_starts)
         carried, masks = state[: self.carried_parts], state[self.carried_parts :]
         reset = episode_starts.view(-1, 1, 1)
-        carried = tuple(part.masked_fill(reset, 0.0) for part in carried)
+        if self.initial is None:
+            carried = tuple(part.masked_fill(reset, 0.0) for part in carried)
+        else:
+            carried = tuple(torch.where(reset, fresh, part) for fresh, part in zip(self.initial, carried, strict=True))
         output, after = features, []
         for layer in range(self.num_layers):
             if layer > 0 and masks:
@@ -127,6 +139,9 @@ class Recurrent(Memory):
                 if layer > 0 and self._drops:
                     output = output * state[-1][:, layer - 1]
                 before = tuple(part[:, layer] for part in state[: self.carried_parts])
+                if self.initial is not None:  # as one more row, as ``at_pieces`` takes it
+                    starting = self.initial[:, layer].unsqueeze(1)
+                    before = tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
                 output = self._through(kernels, output, before, starts, self._layer_parameters(layer))
         return output
 
@@ -137,6 +152,7 @@ class Recurrent(Memory):
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             return None
         step = self._step_of(native if native.takes(weights, self.hidden_size) else numpy_step, layers)
+        initial = None if self.initial is None else self.initial.detach().numpy().copy()
         known = set()  # shapes that fit; the same come again and again
 
         def checked_step(
@@ -146,6 +162,11 @@ class Recurrent(Memory):
             if shapes not in known:
                 self._check_shapes(features.shape, state, episode_starts.shape)
                 known.add(shapes)
+            if initial is not None and episode_starts.any():
+                reset = episode_starts[:, None, None]
+                carried = (np.where(reset, fresh, part) for fresh, part in zip(initial, state, strict=False))
+                state = (*carried, *state[len(initial) :])
+                episode_starts = np.zeros_like(episode_starts)
             return step(features, state, episode_starts)
 
         return checked_step
@@ -181,7 +202,7 @@ class Recurrent(Memory):
             )
 
     def _kernels(self, features: Tensor) -> Kernels:
-        if native.takes(features, self.hidden_size):
+        if self.initial is None and native.takes(features, self.hidden_size):
             return native
         return through_time if features.device.type == "cpu" else packed
 
@@ -246,11 +267,12 @@ class RNN(Recurrent):
         bias: bool = True,
         dropout: float = 0.0,
         initialisation: Initialisation = "orthogonal",
+        learned_initial_state: bool = False,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu'; got {nonlinearity!r}")
         self.nonlinearity = nonlinearity
-        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation)
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
 
     def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
         cell: Any = torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
@@ -295,11 +317,12 @@ class LSTM(Recurrent):
         initialisation: Initialisation = "orthogonal",
         forget_bias: float | None = 1.0,
         chrono_horizon: float | None = None,
+        learned_initial_state: bool = False,
     ) -> None:
         _check_horizon(chrono_horizon, bias)
         if forget_bias is not None and not math.isfinite(forget_bias):
             raise ValueError(f"forget_bias must be a finite number or None; got {forget_bias!r}")
-        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation)
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
         if chrono_horizon is not None:
             for layer in range(num_layers):
                 remembered = _chrono_bias(hidden_size, chrono_horizon)
@@ -348,9 +371,10 @@ class GRU(Recurrent):
         dropout: float = 0.0,
         initialisation: Initialisation = "orthogonal",
         chrono_horizon: float | None = None,
+        learned_initial_state: bool = False,
     ) -> None:
         _check_horizon(chrono_horizon, bias)
-        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation)
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
         if chrono_horizon is not None:
             for layer in range(num_layers):
                 self._set_bias(layer, gate=1, total=_chrono_bias(hidden_size, chrono_horizon))

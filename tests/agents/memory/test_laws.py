@@ -21,6 +21,8 @@ RECURRENT: list[dict[str, Any]] = [
     {"hidden_size": 6, "num_layers": 2},
     {"hidden_size": 6, "num_layers": 3, "dropout": 0.4, "bias": False},
     {"hidden_size": 24, "bias": False},
+    {"hidden_size": 8, "num_layers": 2, "learned_initial_state": True},
+    {"hidden_size": 6, "num_layers": 3, "dropout": 0.4, "learned_initial_state": True},
 ]
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "rnn": [
@@ -45,6 +47,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "attention": [
         {"hidden_size": 16, "num_layers": 2, "window": 6},
         {"hidden_size": 6, "cell": "gru", "window": 1, "score": "additive"},
+        {"hidden_size": 8, "window": 3, "learned_initial_state": True},
     ],
 }
 # Where unroll sums in another order than the steps do, as a scan and a band of attention must.
@@ -84,7 +87,12 @@ KINDS = ["none", "random", "consecutive", "all", "first", "last", "together"]
 
 def build(name: str, kwargs: dict[str, Any]) -> Memory:
     torch.manual_seed(0)
-    return make_memory(name, F, kwargs)
+    memory = make_memory(name, F, kwargs)
+    if kwargs.get("learned_initial_state"):
+        for parameter_name, parameter in memory.named_parameters():
+            if parameter_name.split(".")[-1] == "initial":
+                torch.nn.init.normal_(parameter)
+    return memory
 
 
 def random_state(memory: Memory, batch_size: int = B) -> State:
@@ -335,6 +343,33 @@ def test_the_state_of_a_reset_is_the_initial_one(name: str, kwargs: dict[str, An
     for part, before, fresh in zip(memory.reset(state, starts), state, initial, strict=True):
         assert torch.equal(part[starts], fresh[starts])
         assert torch.equal(part[~starts], before[~starts])
+
+
+@every_memory
+def test_a_learned_initial_state_is_what_episodes_start_from_and_gets_a_gradient(
+    name: str, kwargs: dict[str, Any]
+) -> None:
+    if not kwargs.get("learned_initial_state"):
+        pytest.skip("starts from a fixed state")
+    memory = build(name, kwargs)
+    ((_, initial),) = [(n, p) for n, p in memory.named_parameters() if n.split(".")[-1] == "initial"]
+    assert not any(part.requires_grad for part in memory.initial_state(B))
+    features, starts = torch.randn(T, B, F), starts_of("none")
+    state = random_state(memory)
+    carried_on = memory.unroll(features, state, starts)
+    (nothing,) = torch.autograd.grad(carried_on.square().sum(), [initial], allow_unused=True)
+    assert nothing is None or (nothing == 0).all()
+    for where in ((0, 1), (5, 2), (T - 1, 3)):
+        starts = starts_of("none")
+        starts[where] = True
+        (gradient,) = torch.autograd.grad(memory.unroll(features, state, starts).square().sum(), [initial])
+        assert (gradient != 0).any(dim=-1).all()
+    # After an optimizer step it is the new one that counts, whatever was stored at the sequence's start.
+    stored, starts = memory.initial_state(B), starts_of("first")
+    with torch.no_grad():
+        initial += 1
+        moved, anew = (memory.unroll(features, before, starts) for before in (stored, memory.initial_state(B)))
+    assert torch.equal(moved, anew)
 
 
 @every_memory

@@ -41,7 +41,7 @@ def test_a_memory_is_given_by_name_path_or_class() -> None:
 @pytest.mark.parametrize(
     ("memory", "error", "message"),
     [
-        ("lsmt", ValueError, r"no memory is called 'lsmt'; did you mean 'lstm'\? there are rnn, lstm, gru, none"),
+        ("lsmt", ValueError, r"no memory is called 'lsmt'; did you mean 'lstm'\? there are rnn, lstm, gru, "),
         ("LSTM", ValueError, "did you mean 'lstm'"),
         ("perceiver", ValueError, "no memory is called 'perceiver'; there are rnn"),
         ("no.such.module:Memory", ValueError, "the module 'no.such.module' cannot be imported"),
