@@ -390,15 +390,15 @@ def _scanned(decay: Tensor, inputs: Tensor, before: Tensor) -> Tensor:
 
 def _scan_in_turn(decay: NDArray[Any], inputs: NDArray[Any], before: NDArray[Any], states: NDArray[Any]) -> None:
     state = before
-    for a, b, after in zip(decay, inputs, states, strict=True):
-        np.multiply(a, state, after)
-        np.add(after, b, after)
-        state = after
-    if np.isfinite(state).all():
-        return
-    # A product with 0 keeps what is not finite: step again, and drop what came before where the decay is 0.
-    state = before
     with np.errstate(invalid="ignore", over="ignore"):
+        for a, b, after in zip(decay, inputs, states, strict=True):
+            np.multiply(a, state, after)
+            np.add(after, b, after)
+            state = after
+        if np.isfinite(state).all():
+            return
+        # A product with 0 keeps what is not finite: step again, and drop what came before where the decay is 0.
+        state = before
         for a, b, after in zip(decay, inputs, states, strict=True):
             np.copyto(after, np.where(a == 0, b, a * state + b))
             state = after

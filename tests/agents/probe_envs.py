@@ -190,9 +190,9 @@ def clocks(actions: str = "discrete", n_envs: int = 3, **kwargs: Any) -> Recorde
 
 
 def small(memory: Any, **kwargs: Any) -> dict[str, Any]:
-    """Arguments of a memory that make it small, with two layers where it has layers."""
+    """Arguments of a memory that make it small, with two layers where it has layers, and a short window."""
     known = inspect.signature(MEMORIES[memory]).parameters if memory in MEMORIES else {}
-    sizes = dict(hidden_size=8, num_layers=2)
+    sizes = dict(hidden_size=8, num_layers=2, window=5)
     return {**{name: size for name, size in sizes.items() if name in known}, **kwargs}
 
 

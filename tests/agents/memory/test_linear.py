@@ -1,0 +1,204 @@
+"""minGRU and LRU: the scan, hand-computed steps, first time scales, and what is refused."""
+
+import cmath
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from agents.memory import LRU, MinGRU, make_memory
+from agents.memory.linear import scan, scan_in_parallel
+
+T, N = 37, 6
+DTYPES = [torch.float64, torch.complex128]
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def in_turn(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
+    states = []
+    for a, b in zip(decay, inputs, strict=True):
+        state = a * state + b
+        states.append(state)
+    return torch.stack(states)
+
+
+def terms(n_steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(n_steps)
+    decay, inputs, before = (torch.randn(*shape, N, dtype=dtype) for shape in ((n_steps,), (n_steps,), ()))
+    decay = decay / decay.abs().clamp(min=1.0)
+    decay[torch.rand(n_steps) < 0.2] = 0
+    return decay, inputs, before
+
+
+@every_dtype
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 4, 5, 31, 32, 33, 100])
+def test_a_scan_is_the_recurrence_step_by_step(n_steps: int, dtype: torch.dtype) -> None:
+    decay, inputs, before = terms(n_steps, dtype)
+    expected = in_turn(decay, inputs, before)
+    torch.testing.assert_close(scan(decay, inputs, before), expected)
+    from_zero = in_turn(decay, inputs, torch.zeros_like(before))
+    torch.testing.assert_close(scan_in_parallel(decay, inputs), from_zero)
+
+
+@every_dtype
+def test_the_gradient_of_a_scan_is_the_numerical_one(dtype: torch.dtype) -> None:
+    arguments = tuple(part.requires_grad_() for part in terms(7, dtype))
+    assert torch.autograd.gradcheck(scan, arguments)
+
+
+@every_dtype
+@pytest.mark.parametrize("parallel", [False, True])
+def test_not_even_a_nan_passes_a_decay_of_zero(parallel: bool, dtype: torch.dtype) -> None:
+    decay, inputs, before = terms(T, dtype)
+    decay[20] = 0
+    expected = in_turn(decay[20:], inputs[20:], before)
+    inputs[5], before = torch.nan, before * torch.inf
+    states = scan_in_parallel(decay, inputs) if parallel else scan(decay, inputs, before)
+    assert states[5].isnan().all()
+    torch.testing.assert_close(states[20:], expected)
+    decay[0] = 0
+    assert parallel or torch.equal(scan(decay, inputs, before)[0], inputs[0])
+
+
+class CallsCounted(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_parallel_scan_takes_as_many_more_calls_for_each_doubling_of_the_steps() -> None:
+    counts = []
+    for n_steps in (64, 128, 256, 512, 1024):
+        with CallsCounted() as counted:
+            scan_in_parallel(torch.rand(n_steps, 2), torch.rand(n_steps, 2))
+        counts.append(counted.calls)
+    assert len(set(np.diff(counts))) == 1
+    assert 0 < counts[1] - counts[0] < 40
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def g(x: float) -> float:
+    return x + 0.5 if x >= 0 else sigmoid(x)
+
+
+@pytest.mark.parametrize("b_n", [1.5, -1.5])
+def test_one_unit_of_a_mingru_by_hand(b_n: float) -> None:
+    """One unit is normalised to 0, so that the biases alone decide."""
+    memory = MinGRU(1, 1, 1)
+    layer: Any = memory.layers[0]
+    b_z, embedded, before = 0.4, 0.7, 2.0
+    layer.gates.bias.data = torch.tensor([b_z, b_n])
+    layer.output.weight.data = torch.tensor([[0.3], [-0.8]])
+    layer.output.bias.data = torch.tensor([0.1, 0.2])
+    memory.embedding.weight.data.fill_(0.0)
+    memory.embedding.bias.data.fill_(embedded)
+    h = (1 - sigmoid(b_z)) * before + sigmoid(b_z) * g(b_n)
+    expected = embedded + (0.3 * h + 0.1) * sigmoid(-0.8 * h + 0.2)
+    output, (after,) = memory.step(torch.ones(1, 1), (torch.tensor([[[before]]]),), torch.tensor([False]))
+    assert after.item() == pytest.approx(h, abs=1e-6)
+    assert output.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_mingru_of_two_units_sees_the_normalised_features() -> None:
+    memory = MinGRU(2, 2, 1)
+    layer: Any = memory.layers[0]
+    memory.embedding.weight.data = torch.eye(2)
+    weights = torch.tensor([[0.5, -1.0], [2.0, 0.3], [0.7, 0.1], [-0.4, 1.2]])
+    layer.gates.weight.data, layer.gates.bias.data = weights, torch.zeros(4)
+    x = [3.0, 1.0]  # mean 2, variance 1
+    normal = [1 / math.sqrt(1 + 1e-5), -1 / math.sqrt(1 + 1e-5)]
+    z_1, z_2, n_1, n_2 = (row[0] * normal[0] + row[1] * normal[1] for row in weights.tolist())
+    expected = [sigmoid(z_1) * g(n_1), sigmoid(z_2) * g(n_2)]
+    _, (after,) = memory.step(torch.tensor([x]), memory.initial_state(1), torch.tensor([False]))
+    assert after.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_unit_of_an_lru_by_hand() -> None:
+    memory = LRU(2, 2, 1, state_size=1)
+    layer: Any = memory.layers[0]
+    memory.embedding.weight.data, memory.embedding.bias.data = torch.eye(2), torch.zeros(2)
+    layer.nu.data, layer.theta.data, layer.gamma.data = (torch.tensor([value]) for value in (-1.5, 0.3, -0.7))
+    layer.input.data = torch.tensor([[0.5, -1.0], [2.0, 0.3]])  # Re B, Im B
+    before = complex(0.6, -1.1)
+    eigenvalue = cmath.exp(complex(-math.exp(-1.5), math.exp(0.3)))
+    x = 1 / math.sqrt(1 + 1e-5)  # of (3, 1): 1 and -1
+    h = eigenvalue * before + math.exp(-0.7) * complex(0.5 * x + 1.0 * x, 2.0 * x - 0.3 * x)
+    state = (torch.tensor([before.real, before.imag]).view(1, 1, 1, 2),)
+    output, (after,) = memory.step(torch.tensor([[3.0, 1.0]]), state, torch.tensor([False]))
+    assert after.flatten().tolist() == pytest.approx([h.real, h.imag], abs=1e-5)
+
+    y = torch.tensor([h.real, h.imag]) @ layer.readout.T + layer.skip * torch.tensor([x, -x])
+    left, right = layer.output(torch.nn.functional.gelu(y, approximate="tanh")).chunk(2)
+    torch.testing.assert_close(output[0], torch.tensor([3.0, 1.0]) + left * right.sigmoid(), rtol=1e-5, atol=1e-5)
+
+
+def test_eigenvalues_start_in_the_ring_and_stay_below_one() -> None:
+    torch.manual_seed(0)
+    memory = LRU(3, 4, 1, state_size=2000, r_min=0.6, r_max=0.9, max_phase=1.0)
+    layer: Any = memory.layers[0]
+    found = layer.eigenvalues().detach()
+    assert 0.6 - 1e-5 <= found.abs().min() < 0.61
+    assert 0.89 < found.abs().max() <= 0.9 + 1e-5
+    assert found.abs().square().mean().item() == pytest.approx((0.36 + 0.81) / 2, abs=0.01)
+    assert found.angle().min() >= 0
+    assert 0.99 < found.angle().max() <= 1.0 + 1e-5
+    torch.testing.assert_close(layer.gamma.exp(), (1 - found.abs().square()).sqrt(), rtol=1e-4, atol=1e-5)
+    layer.nu.data.fill_(-50.0)
+    assert layer.eigenvalues().abs().max() <= 1
+
+
+def test_a_mingru_forgets_over_up_to_its_horizon_at_first() -> None:
+    torch.manual_seed(0)
+    layer: Any = MinGRU(3, 512, chrono_horizon=100).layers[1]
+    steps = 1 / torch.sigmoid(layer.gates.bias[:512])
+    assert 2 - 1e-4 <= steps.min() < 4
+    assert 95 < steps.max() <= 100 + 1e-3
+    flat: Any = MinGRU(3, 512, chrono_horizon=None).layers[1]
+    assert (flat.gates.bias == 0).all()
+
+
+@pytest.mark.parametrize("name", ["mingru", "lru"])
+def test_a_signal_is_kept_over_a_thousand_steps_and_gradients_with_it(name: str) -> None:
+    """Where the gates keep, no more is lost than the decay says: here 1 part in e over 1000 steps."""
+    kwargs = {"chrono_horizon": None} if name == "mingru" else {"max_phase": 1e-6}
+    memory: Any = make_memory(name, 2, {"hidden_size": 4, "num_layers": 1, **kwargs})
+    with torch.no_grad():
+        if name == "mingru":
+            memory.layers[0].gates.weight[:4] = 0
+            memory.layers[0].gates.bias[:4] = -math.log(999)
+        else:
+            memory.layers[0].nu.fill_(math.log(-math.log(0.999)))
+    features = torch.randn(1000, 1, 2, requires_grad=True)
+    outputs = memory.unroll(features, memory.initial_state(1), torch.zeros(1000, 1, dtype=torch.bool))
+    first, last = (torch.autograd.grad(outputs[-1].sum(), features, retain_graph=True)[0][t].norm() for t in (0, 998))
+    assert first > 0
+    assert 1e-3 < first / last < 1e3
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("mingru", {"hidden_size": 0}, "hidden_size must be a whole number of at least 1; got 0"),
+        ("mingru", {"num_layers": 1.5}, "num_layers must be a whole number of at least 1; got 1.5"),
+        ("mingru", {"chrono_horizon": 1}, "chrono_horizon must be a number of steps of at least 2; got 1"),
+        ("lru", {"state_size": 0}, "state_size must be a whole number of at least 1; got 0"),
+        ("lru", {"r_min": 0.9, "r_max": 0.5}, "0 <= r_min < r_max < 1; got 0.9 and 0.5"),
+        ("lru", {"r_max": 1.0}, "0 <= r_min < r_max < 1; got 0.5 and 1.0"),
+        ("lru", {"max_phase": 7.0}, r"max_phase must be in \(0, 2 pi\]; got 7.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_memory(name, 3, kwargs)
