@@ -25,6 +25,7 @@ from agents.memory.window import (
     numpy_softmax,
     push,
     visible,
+    whole_counts,
 )
 
 CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU}
@@ -141,6 +142,7 @@ class AttentionMemory(Memory):
             restarted = episode_starts if np.count_nonzero(episode_starts) else None
             if restarted is not None:
                 count = np.where(restarted[:, None], nothing, count)
+            count = whole_counts(count, n_slots)
             slots = sliding.open(window, restarted, nothing)
             slots[:, -1] = output
             scores = score(output, slots)

@@ -36,6 +36,7 @@ from agents.memory.window import (
     numpy_softmax,
     push,
     visible,
+    whole_counts,
 )
 
 
@@ -131,6 +132,7 @@ class GTrXL(Memory):
             restarted = episode_starts if np.count_nonzero(episode_starts) else None
             if restarted is not None:
                 count = np.where(restarted[:, None], initial_count, count)
+            count = whole_counts(count, n_slots)
             slots = sliding.open(window, restarted, initial_window)
             mask = None if count.min() == n_slots else masks[count[:, 0].astype(np.intp)][:, None]
             stream = embed(features)

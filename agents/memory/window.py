@@ -35,13 +35,13 @@ class Chunk(NamedTuple):
 
 def visible(count: Tensor, n_slots: int) -> Tensor:
     """(B, 1) slots that count -> (B, M) which they are."""
-    return torch.arange(n_slots, device=count.device) >= n_slots - count
+    return torch.arange(n_slots, device=count.device) >= n_slots - count.round()
 
 
 def push(window: Tensor, count: Tensor, newest: Tensor) -> tuple[Tensor, Tensor]:
     """The window (B, ..., M, H) without its oldest slot and with a newest (B, ..., H), and the count (B, 1) after."""
     pushed = torch.cat((window[..., 1:, :], newest.unsqueeze(-2)), dim=-2)
-    return pushed, (count + 1).clamp(max=window.shape[-2])
+    return pushed, (count.round().clamp(min=0) + 1).clamp(max=window.shape[-2])
 
 
 def chunks(count: Tensor, episode_starts: Tensor, n_slots: int) -> list[Chunk]:
@@ -126,8 +126,14 @@ class SlidingWindow:
         return self._handed_out
 
 
+def whole_counts(count: Array, n_slots: int) -> Array:
+    """The count (B, 1) as whole numbers from 0 to M, as ``visible`` and ``push`` read a count of any size."""
+    whole: Array = np.clip(np.rint(count), np.float32(0), np.float32(n_slots))
+    return whole
+
+
 def counts_after(count: Array, n_slots: int) -> Array:
-    """``push``'s count in NumPy."""
+    """``push``'s count in NumPy, of a whole one."""
     after: Array = np.minimum(count + np.float32(1), np.float32(n_slots))
     return after
 

@@ -67,6 +67,27 @@ def test_a_window_partly_filled_is_seen_as_far_as_it_is_filled(count: int, learn
     torch.testing.assert_close(outputs, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gtrxl", "attention"])
+def test_a_count_of_any_size_is_read_as_the_nearest_possible_one(name: str) -> None:
+    torch.manual_seed(0)
+    memory = make_memory(name, F, {"hidden_size": 8, "window": 4})
+    features, starts = torch.randn(6, 4, F), no_starts(6, 4)
+    others = memory.initial_state(4)[:-1]
+    others = tuple(torch.randn_like(part) for part in others)
+    odd, nearest = (torch.tensor(values).view(4, 1) for values in ([-3.0, 0.4, 2.7, 99.0], [0.0, 0.0, 3.0, 4.0]))
+    step: Any = memory.numpy_step()
+    with torch.no_grad():
+        expected = memory.unroll(features, (*others, nearest), starts)
+        torch.testing.assert_close(memory.unroll(features, (*others, odd), starts), expected)
+        state = tuple(part.numpy() for part in (*others, odd))
+        torch_state = (*others, odd)
+        for x, start, y in zip(features, starts, expected, strict=True):
+            output, state = step(x.numpy(), state, start.numpy())
+            torch_output, torch_state = memory.step(x, torch_state, start)
+            torch.testing.assert_close(torch.from_numpy(output), y, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(torch_output, y, rtol=1e-5, atol=1e-5)
+
+
 def test_what_came_with_the_sequence_has_the_gradient_of_the_weights_but_hands_none_on() -> None:
     memory = build(num_layers=1, window=3)
     features, no_start = torch.randn(4, 1, F, requires_grad=True), no_starts(1)[0]
