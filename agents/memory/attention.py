@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.devices import to_device
 from agents.layers import check_sizes, numpy_linear
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.precision import in_own_precision
 from agents.memory.recurrent import GRU, LSTM
 from agents.memory.window import (
     SlidingWindow,
@@ -51,6 +53,8 @@ class AttentionMemory(Memory):
         score: "dot" or "additive".
         learned_initial_state: whether the recurrence of an episode starts from a learned state; its window is empty.
     """
+
+    starts_on_host = True  # as the recurrence's, which cuts its block by them
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class AttentionMemory(Memory):
         window = weight.new_zeros(batch_size, self.window, self.hidden_size)
         return (*self.recurrent.initial_state(batch_size), window, weight.new_zeros(batch_size, 1))
 
+    @in_own_precision
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         *carried, window, count = state
         output, after = self.recurrent.step(features, tuple(carried), episode_starts)
@@ -101,6 +106,7 @@ class AttentionMemory(Memory):
         context = self._weights(output.unsqueeze(1), slots, hidden.unsqueeze(1)) @ finite(slots)
         return self._combined(context.squeeze(1), output), (*after, *push(window, count, output))
 
+    @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         *carried, window, count = state
         outputs = self.recurrent.unroll(features, tuple(carried), episode_starts).transpose(0, 1)  # (B, T, H)
@@ -108,10 +114,11 @@ class AttentionMemory(Memory):
         values = finite(slots)
         contexts = [
             self._weights(outputs[:, chunk.steps], slots[:, chunk.positions], chunk.hidden) @ values[:, chunk.positions]
-            for chunk in chunks(count, episode_starts, self.window)
+            for chunk in chunks(count, to_device(episode_starts, count.device), self.window)
         ]
         return self._combined(torch.cat(contexts, dim=1), outputs).transpose(0, 1)
 
+    @in_own_precision
     def attention_weights(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         """What each step attends to: (T, B, F), state, (T, B) -> (T, B, M + 1), summing to 1.
 
@@ -123,7 +130,7 @@ class AttentionMemory(Memory):
         slots = torch.cat((window, outputs), dim=1)
         weights = [
             by_slot(self._weights(outputs[:, chunk.steps], slots[:, chunk.positions], chunk.hidden), self.window)
-            for chunk in chunks(count, episode_starts, self.window)
+            for chunk in chunks(count, to_device(episode_starts, count.device), self.window)
         ]
         return torch.cat(weights, dim=1).transpose(0, 1)
 

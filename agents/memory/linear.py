@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from agents.layers import check_sizes, normalised, numpy_linear, numpy_normalised, numpy_sigmoid
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.precision import in_own_precision
 
 NumpyLayer = Callable[[Array, NDArray[Any], NDArray[Any]], Array]
 """One layer of one step: stream (B, H), state before (B, N), room for the state after (B, N) -> stream."""
@@ -64,6 +65,7 @@ class LinearRecurrence(Memory):
             return (self.initial.detach().repeat(batch_size, *[1] * self.initial.dim()),)
         return (self.embedding.weight.new_zeros(batch_size, self.num_layers, *self._state_shape),)
 
+    @in_own_precision
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         starts = episode_starts.view(-1, *[1] * (state[0].dim() - 1))
         initial = state[0].new_zeros(()) if self.initial is None else self.initial
@@ -76,6 +78,7 @@ class LinearRecurrence(Memory):
             stream = stream + module.read(after[-1], x)
         return stream, (self._closed(torch.stack(after, dim=1)),)
 
+    @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         before, starts = self._opened(state[0]), episode_starts.unsqueeze(-1)
         nothing = before.new_zeros(())

@@ -25,6 +25,7 @@ from agents.layers import (
     sinusoidal_positions,
 )
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.precision import in_own_precision
 from agents.memory.window import (
     Chunk,
     SlidingWindow,
@@ -97,6 +98,7 @@ class GTrXL(Memory):
     def initial_state(self, batch_size: int) -> State:
         return tuple(part.detach() for part in self._initial_state(batch_size))
 
+    @in_own_precision
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         window, count = self._restarted(state, episode_starts)
         seen = visible(count, self.window)
@@ -107,6 +109,7 @@ class GTrXL(Memory):
             stream = module.step(stream, x, window[:, layer], seen, self._distances)
         return stream, push(window, count, torch.stack(newest, dim=1))
 
+    @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         window, count = state
         to_see = chunks(count, episode_starts, self.window)

@@ -373,6 +373,21 @@ def test_a_learned_initial_state_is_what_episodes_start_from_and_gets_a_gradient
 
 
 @every_memory
+def test_under_autocast_a_memory_computes_in_the_precision_of_its_weights(name: str, kwargs: dict[str, Any]) -> None:
+    memory = build(name, kwargs)
+    features, state, starts = torch.randn(T, B, F).bfloat16(), random_state(memory), starts_of("random")
+    with torch.no_grad():
+        expected, expected_state = step_by_step(memory, features.float(), state, starts)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs, after = step_by_step(memory, features, state, starts)
+            unrolled = memory.unroll(features, state, starts)
+    torch.testing.assert_close(outputs.float(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(unrolled.float(), expected, rtol=1e-5, atol=1e-5)
+    for part, expected_part in zip(after, expected_state, strict=True):
+        torch.testing.assert_close(part, expected_part, rtol=1e-5, atol=1e-5)
+
+
+@every_memory
 def test_a_long_block_of_many_episodes_agrees_too(name: str, kwargs: dict[str, Any]) -> None:
     memory = build(name, kwargs)
     features, state = torch.randn(600, 3, F), random_state(memory, 3)
