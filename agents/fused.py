@@ -351,7 +351,7 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float) -> None:
     What ``torch.nn.utils.clip_grad_norm_`` does, which serves what is not to be compiled.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not takes(*gradients) or not all([gradient.is_contiguous() for gradient in gradients]):
+    if not takes(*gradients) or not all(gradient.is_contiguous() for gradient in gradients):
         nn.utils.clip_grad_norm_(parameters, max_norm)
         return
     sizes = (ctypes.c_long * len(gradients))(*[gradient.numel() for gradient in gradients])

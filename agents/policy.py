@@ -35,6 +35,7 @@ from agents.checks import check_mapping, check_observation_space
 from agents.devices import to_device
 from agents.encoders import default_encoder
 from agents.memory import Memory, NumpyStep, State, make_memory
+from agents.memory.together import unroll_together, worth_unrolling_together
 
 CRITIC_MEMORIES = ("shared", "detached", "separate", "none")
 
@@ -382,9 +383,13 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     @_in_autocast
     def _unroll(self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor) -> Remembered:
         actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
-        hidden = _unrolled(self.memory_actor, pi_features, actor_state, episode_starts)
         if self.memory_critic is None:
-            return self._of_both(hidden)
+            return self._of_both(_unrolled(self.memory_actor, pi_features, actor_state, episode_starts))
+        memories, features = (self.memory_actor, self.memory_critic), (pi_features, vf_features)
+        if worth_unrolling_together(memories, features):
+            both = unroll_together(memories, features, (actor_state, critic_state), episode_starts.cpu())
+            return Remembered(both[0].flatten(0, 1), both[1].flatten(0, 1))
+        hidden = _unrolled(self.memory_actor, pi_features, actor_state, episode_starts)
         return Remembered(hidden, _unrolled(self.memory_critic, vf_features, critic_state, episode_starts))
 
     def _of_both(self, hidden: Tensor) -> Remembered:

@@ -316,7 +316,8 @@ def _call(runs: list[_Run]) -> None:
 
 def worth_a_thread(features: Tensor, hidden_size: int) -> bool:
     """Whether a block (T, B, F) through this many units is enough work for a thread of its own: a millisecond or so."""
-    return torch.get_num_threads() > 1 and features[..., 0].numel() * hidden_size * hidden_size >= 4_000_000
+    n_steps, n_sequences, _ = features.shape
+    return n_steps * n_sequences * hidden_size * hidden_size >= 4_000_000
 
 
 def _worthwhile_threads(block: Tensor, threads: int) -> int:

@@ -125,11 +125,7 @@ class Recurrent(Memory):
         return output, (*(torch.stack(layers, dim=1) for layers in zip(*after, strict=True)), *masks)
 
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        self._check_shapes(features.shape[1:], state, episode_starts.shape[1:])
-        if episode_starts.shape[0] != features.shape[0]:
-            raise ValueError(f"{len(features)} steps of features came with {len(episode_starts)} of episode_starts")
-        if episode_starts.dtype != torch.bool:
-            raise TypeError(f"episode_starts must be boolean; got {episode_starts.dtype}, use episode_starts.bool()")
+        self.check_block(features, state, episode_starts)
         starts, output = episode_starts.cpu(), features
         if torch.is_autocast_enabled(features.device.type):
             output = features.to(self._dtype)
@@ -184,6 +180,14 @@ class Recurrent(Memory):
     @abstractmethod
     def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
         """The acting step of all layers, by ``native`` or ``numpy_step``."""
+
+    def check_block(self, features: Tensor, state: State, episode_starts: Tensor) -> None:
+        """Raises ValueError or TypeError unless these fit together for ``unroll``."""
+        self._check_shapes(features.shape[1:], state, episode_starts.shape[1:])
+        if episode_starts.shape[0] != features.shape[0]:
+            raise ValueError(f"{len(features)} steps of features came with {len(episode_starts)} of episode_starts")
+        if episode_starts.dtype != torch.bool:
+            raise TypeError(f"episode_starts must be boolean; got {episode_starts.dtype}, use episode_starts.bool()")
 
     def _check_shapes(self, features: tuple[int, ...], state: Sequence[Any], episode_starts: tuple[int, ...]) -> None:
         """Compiled kernels take sizes on trust, so they are checked before. Shapes without the time axis."""

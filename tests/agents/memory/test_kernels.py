@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.memory import LSTM, Memory, library, make_memory, native, numpy_step, packed, through_time
+from agents.memory.together import unroll_together, worth_unrolling_together
 
 T, B, F, H = 11, 4, 5, 16
 
@@ -205,6 +206,43 @@ def test_threads_change_no_bit(
         results.append([outputs, *found])
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+@pytest.mark.skipif(not native.available, reason="built without a C compiler")
+@pytest.mark.parametrize("needs_features", [True, False])
+@every_cell
+def test_two_memories_at_the_same_time_give_what_each_gives_alone(
+    name: str, kwargs: dict[str, Any], needs_features: bool
+) -> None:
+    one, other = (build(name, {**kwargs, "num_layers": 2, "hidden_size": size}) for size in (H, 2 * H))
+    starts = torch.rand(T, B) < 0.2
+    blocks = [torch.randn(T, B, F, requires_grad=needs_features) for _ in range(2)]
+    states = [tuple(torch.randn_like(p).requires_grad_() for p in m.initial_state(B)) for m in (one, other)]
+    asked = [*blocks * needs_features, *states[0], *states[1], *one.parameters(), *other.parameters()]
+
+    def results(outputs: Any) -> list[Tensor]:
+        total = sum((i + 1) * torch.linspace(-1, 1, part.numel()) @ part.flatten() for i, part in enumerate(outputs))
+        return [*outputs, *torch.autograd.grad(total, asked)]  # type: ignore[arg-type]
+
+    alone = results([m.unroll(x, s, starts) for m, x, s in zip((one, other), blocks, states, strict=True)])
+    together = results(unroll_together((one, other), tuple(blocks), tuple(states), starts))  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.skipif(not native.available, reason="built without a C compiler")
+def test_only_memories_with_enough_to_do_and_threads_to_spare_run_together() -> None:
+    big, small, large = LSTM(F, 256), LSTM(F, 16), torch.zeros(128, 2, F)
+    gru = make_memory("gru", F, {"hidden_size": 256})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert worth_unrolling_together((big, big), (large, large))
+        for others in ((big, small), (big, gru), (small, small), (big, LSTM(F, 256, num_layers=2))):
+            assert not worth_unrolling_together(others, (large, large))
+        torch.set_num_threads(1)
+        assert not worth_unrolling_together((big, big), (large, large))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_library_of_another_version_is_told_from_ours() -> None:
