@@ -410,7 +410,7 @@ def test_float64_agrees_to_float64_precision(name: str, kwargs: dict[str, Any]) 
 def test_analytic_gradients_are_the_numerical_ones(name: str, kwargs: dict[str, Any]) -> None:
     if kwargs.get("nonlinearity") == "relu":
         pytest.skip("relu has no gradient at its kink")
-    memory = build(name, {**kwargs, "hidden_size": 2} if "hidden_size" in kwargs else kwargs).double()
+    memory = build(name, {**kwargs, "hidden_size": 2, "num_layers": 2} if "hidden_size" in kwargs else kwargs).double()
     features = torch.randn(5, 3, F, dtype=torch.float64, requires_grad=True)
     starts = starts_of("random", 5, 3)
     state = random_state(memory, 3)
