@@ -24,7 +24,7 @@ class Watched(RecurrentPPO):
 
     n_checked = 0
 
-    def _train_epoch(self, history: Any) -> bool:
+    def _train_epoch(self, history: Any, auxiliary: Any) -> bool:
         if not history:
             for batch in self._first_epoch():
                 values, log_probs, _ = self.policy.evaluate_actions(
@@ -33,7 +33,7 @@ class Watched(RecurrentPPO):
                 self.differences.append((log_probs - batch.old_log_probs).abs().max().item())
                 self.differences.append((values - batch.old_values).abs().max().item())
                 self.n_checked += values.numel()
-        return super()._train_epoch(history)
+        return super()._train_epoch(history, auxiliary)
 
     def _first_epoch(self) -> list[Any]:
         """The minibatches of the epoch to come, which stays the one to come."""
