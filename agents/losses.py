@@ -3,12 +3,15 @@
 Axis: N steps of a minibatch, every one a real transition.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from agents import fused
+
+Number = Any
+"""A float, or a scalar tensor where a compiled function must not be compiled anew for every value."""
 
 
 class Figures(NamedTuple):
@@ -32,19 +35,20 @@ def ppo_objective(
     returns: Tensor,
     *,
     normalize: bool,
-    clip_range: float,
-    clip_range_vf: float | None,
-    ent_coef: float,
-    vf_coef: float,
+    clip_range: Number,
+    clip_range_vf: Number | None,
+    ent_coef: Number,
+    vf_coef: Number,
 ) -> tuple[Tensor, Figures]:
     """PPO's loss (Schulman et al. 2017, equation 9, negated), and what is logged of it; all tensors are (N,).
 
         L = clipped_surrogate + ent_coef * entropy_loss + vf_coef * value_error,  entropy_loss = -mean H,
 
     or mean log pi(a|s) in place of -mean H where ``entropies`` is None: an estimate by the actions taken. Compiled
-    where that is to be had, with the same result; no value leaves the device.
+    where that is to be had, with the same result, unless coefficients are tensors; no value leaves the device.
     """
-    if fused.takes(log_probs, values):
+    numbers = [part for part in (clip_range, clip_range_vf, ent_coef, vf_coef) if isinstance(part, Tensor)]
+    if fused.takes(log_probs, values) and not numbers:
         loss, figures = fused.clipped_objective(
             log_probs, entropies, values, old_log_probs, old_values, advantages, returns,
             normalize=normalize, clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef,
@@ -69,7 +73,7 @@ def normalized(advantages: Tensor) -> Tensor:
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
-def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: Number) -> Tensor:
     """PPO's objective (Schulman et al. 2017, equation 7), negated: -mean min(r A, clip(r, 1 - eps, 1 + eps) A)."""
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
@@ -81,7 +85,7 @@ def policy_gradient(log_probs: Tensor, advantages: Tensor) -> Tensor:
     return -(advantages * log_probs).mean()
 
 
-def value_error(values: Tensor, returns: Tensor, old_values: Tensor, clip_range: float | None) -> Tensor:
+def value_error(values: Tensor, returns: Tensor, old_values: Tensor, clip_range: Number | None) -> Tensor:
     """Mean squared error to the returns; with a range, the prediction may move only so far from the old value."""
     if clip_range is not None:
         values = old_values + (values - old_values).clamp(-clip_range, clip_range)
@@ -93,6 +97,7 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
     return (log_ratio.exp() - 1.0 - log_ratio).mean()
 
 
-def clip_fraction(log_ratio: Tensor, clip_range: float) -> Tensor:
+def clip_fraction(log_ratio: Tensor, clip_range: Number) -> Tensor:
     """The share of steps whose probability ratio lies outside 1 +- clip_range."""
-    return ((log_ratio.exp() - 1.0).abs() > clip_range).to(log_ratio.dtype).mean()
+    share: Tensor = ((log_ratio.exp() - 1.0).abs() > clip_range).to(log_ratio.dtype).mean()
+    return share

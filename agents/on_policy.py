@@ -423,7 +423,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         super().set_parameters(parameters, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state", "_rng", "_captured_actor"]
+        return [*super()._excluded_save_params(), "_last_state", "_rng", "_captured_actor", "_compiled"]
 
 
 def _reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:

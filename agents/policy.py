@@ -245,12 +245,22 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         Entropies are None where the distribution has no closed form (squashed state-dependent exploration).
         """
         shape = episode_starts.shape
-        pi_features, vf_features = self._encode(_flatten_time(obs), shape)
-        hidden = self._unroll(pi_features, vf_features, state, episode_starts)
-        parameters = self._distribution_parameters(hidden.actor, _flatten_time(obs))
-        log_probs, entropy = self.head.evaluate(parameters, actions.flatten(0, 1))
-        values = self._value(hidden.critic).view(shape)
-        return values, log_probs.view(shape), None if entropy is None else entropy.view(shape)
+        hidden = self.remember(obs, state, episode_starts)
+        values, log_probs, entropy = self.judge(hidden, _flatten_time(obs), actions.flatten(0, 1))
+        return values.view(shape), log_probs.view(shape), None if entropy is None else entropy.view(shape)
+
+    def remember(self, obs: Any, state: State, episode_starts: Tensor) -> Remembered:
+        """The first half of learning: sequences (L, B, ...), the state before them -> what memories give, (N, H)."""
+        pi_features, vf_features = self._encode(_flatten_time(obs), episode_starts.shape)
+        hidden: Remembered = self._unroll(pi_features, vf_features, state, episode_starts)
+        return hidden
+
+    def judge(self, hidden: Remembered, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The second half: what the memories gave, observations (N, ...), actions (N, A) -> values, log-probabilities,
+        entropies, (N,) each."""
+        parameters = self._distribution_parameters(hidden.actor, obs)
+        log_probs, entropies = self.head.evaluate(parameters, actions)
+        return self._value(hidden.critic), log_probs, entropies
 
     def predict_values(self, obs: Any, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
         """V of observations (B, ...) through the state before them -> (B,). The state that came in stays as it was."""

@@ -3,7 +3,7 @@
 Axes: L steps of a sequence, S sequences of a minibatch, N real steps of a minibatch.
 """
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from agents import fused
 from agents.buffer import SequenceBatch
 from agents.checks import check_count, check_positive, check_range
+from agents.compiled import CompiledObjective, compiles
 from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.losses import Figures, ppo_objective
 from agents.on_policy import RecurrentOnPolicyAlgorithm
@@ -58,6 +59,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             policy that acted differs from it by its rounding.
     """
 
+    compiles_update: ClassVar[bool] = True
+    """Whether what an update does behind the memory is compiled on a GPU; set False on an agent to do without."""
+
     def __init__(
         self,
         policy: str | type[RecurrentActorCriticPolicy],
@@ -88,6 +92,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         sequence_length: int | None = None,
         autocast: str | None = None,
     ) -> None:
+        self._compiled: CompiledObjective | None = None
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
@@ -138,6 +143,10 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         """One update: epochs of minibatches of whole sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        if not self.compiles_update or not compiles(self.policy):
+            self._compiled = None
+        elif self._compiled is None or self._compiled.policy is not self.policy:
+            self._compiled = CompiledObjective(self.policy)
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
         for epoch in range(self.n_epochs):
@@ -173,6 +182,15 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:
         """The loss of one minibatch, and what is logged of it; no value leaves the device."""
         clip_range, clip_range_vf = self._clip_ranges()
+        settings: dict[str, Any] = dict(
+            normalize=self.normalize_advantage,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            ent_coef=self.ent_coef,
+            vf_coef=self.vf_coef,
+        )
+        if self._compiled is not None and batch.real is None:
+            return self._compiled(batch, **settings)
         values, log_probs, entropy = self.policy.evaluate_actions(
             batch.observations, batch.actions, batch.state, batch.episode_starts
         )
@@ -184,11 +202,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             batch.steps(batch.old_values),
             batch.steps(batch.advantages),
             batch.steps(batch.returns),
-            normalize=self.normalize_advantage,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            ent_coef=self.ent_coef,
-            vf_coef=self.vf_coef,
+            **settings,
         )
 
     def _clip_ranges(self) -> tuple[float, float | None]:

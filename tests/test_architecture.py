@@ -14,6 +14,7 @@ FLOORS = {
     "encoders": 0,
     "layers": 0,
     "fused": 0,
+    "compiled": 2,
     "returns": 0,
     "losses": 0,
     "actions": 0,
