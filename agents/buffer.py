@@ -1,19 +1,19 @@
 """The rollout buffer that preserves hidden state.
 
 Axes: T steps of a rollout, B environments, L steps of a training sequence, C = T / L sequences an environment,
-S sequences of a minibatch.
+S sequences of a minibatch, R of them with steps before them, K steps of burn-in.
 
 What is collected lies in tensors (T, B, ...) on the training device, but for rewards, episode starts and the flags of
 reset steps: these come from the host and are needed there, so they stay on the CPU, and reading a minibatch never makes
-the host wait for an accelerator. A memory's state is kept only where a training sequence starts, (C, B, ...): what it
-takes grows with T / L and not with T. Minibatches are whole sequences with the state before their first step; there is
-no padding and there are no masks, since resets live in the memory.
+the host wait for an accelerator. A memory's state is kept only where a training sequence starts, or K steps before,
+(C, B, ...): what it takes grows with T / L and not with T. Minibatches are whole sequences with the state before their
+first step; there is no padding and there are no masks, since resets live in the memory.
 
 Observations are one tensor, or a (nested) dict of tensors, in the dtype of their space (images stay bytes).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,14 +30,28 @@ from agents.memory.core import State
 from agents.returns import generalized_advantages
 
 Observations = Any  # Tensor, or a dict of Observations
+StatesAlong = Callable[[Observations, State, Tensor, Sequence[int]], State]
+
+
+class BurnIn(NamedTuple):
+    """The K steps before those of a minibatch's sequences that have any: all but the first of a rollout. Time first.
+
+    ``sequences`` (R,) says which of the S they are. ``episode_starts`` (K, R) is on the CPU, all else is on the
+    training device.
+    """
+
+    observations: Observations
+    episode_starts: Tensor
+    sequences: Tensor
 
 
 class SequenceBatch(NamedTuple):
     """S whole sequences of L steps, time first.
 
-    ``state`` is the one before each sequence's first step, (S, ...) each. ``real`` is None where every step is a
-    transition, which is the rule; else (L, S), false at the steps in which an environment only reset itself.
-    ``episode_starts`` and ``real`` are on the CPU, all else is on the training device.
+    ``state`` is the one before each sequence's first step, (S, ...) each; or, of sequences with ``burn_in``, the one
+    before the first step of that. ``real`` is None where every step is a transition, which is the rule; else (L, S),
+    false at the steps in which an environment only reset itself. ``episode_starts`` and ``real`` are on the CPU, all
+    else is on the training device.
     """
 
     observations: Observations
@@ -49,6 +63,7 @@ class SequenceBatch(NamedTuple):
     episode_starts: Tensor
     state: State
     real: Tensor | None
+    burn_in: BurnIn | None = None
 
     def steps(self, field: Tensor) -> Tensor:
         """(L, S, ...) -> (N, ...): the real steps of a field, in time order."""
@@ -68,6 +83,7 @@ class SequenceRolloutBuffer:
         state: one state of the B environments, as the memory's ``initial_state(B)`` gives it.
         sequence_length: L, a divisor of T; None for the whole rollout.
         rng: the source of the shuffle.
+        burn_in: K, from 0 to L: how many steps before a sequence its state is kept, and handed out with it.
 
     Reading never changes what is stored. ``add`` writes one step; ``compute_returns_and_advantage`` closes the rollout.
     """
@@ -84,12 +100,15 @@ class SequenceRolloutBuffer:
         n_envs: int = 1,
         sequence_length: int | None = None,
         rng: np.random.Generator | None = None,
+        burn_in: int = 0,
     ) -> None:
         self.buffer_size, self.n_envs = n_steps, n_envs
         self.gamma, self.gae_lambda = gamma, gae_lambda
         self.device = torch.device(device)
         self.sequence_length = n_steps if sequence_length is None else sequence_length
+        self.burn_in = burn_in
         check_sequence_length(n_steps, self.sequence_length)
+        check_burn_in(n_steps, self.sequence_length, burn_in)
         self._rng = rng if rng is not None else np.random.default_rng()
 
         def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = self.device) -> Tensor:
@@ -105,9 +124,10 @@ class SequenceRolloutBuffer:
         self.returns = room((), torch.float32)
         self.real = room((), torch.bool, torch.device("cpu"))
         self._all_real = True
-        n_sequences = n_steps // self.sequence_length
+        self.kept_at = [max(first - burn_in, 0) for first in range(0, n_steps, self.sequence_length)]
+        """(C,) the step before which the state of each stretch of sequences is kept."""
         self.states: State = tuple(
-            torch.zeros((n_sequences, *part.shape), dtype=part.dtype, device=self.device) for part in state
+            torch.zeros((len(self.kept_at), *part.shape), dtype=part.dtype, device=self.device) for part in state
         )
         self._writable = _Writable(self)
         self.reset()
@@ -140,15 +160,15 @@ class SequenceRolloutBuffer:
     def add_observations(self, observations: Any, episode_starts: Any, state: Any) -> None:
         """A step's first part: what is known before acting, kept before the environment can write over it.
 
-        Where a training sequence starts the state is kept; it must be the initial one where an episode starts.
+        Where ``keeps_state`` says so the state is kept; it must be the initial one where an episode starts.
         """
         if self.full:
             raise RuntimeError(f"the rollout buffer holds {self.buffer_size} steps and is full; call reset() first")
         put_observations(self._writable.observations, self.pos, observations)
         self._writable.episode_starts[self.pos] = episode_starts
-        if self.starts_sequence():
+        for stretch in self._stretches_kept():
             for kept, part in zip(self._writable.states, state, strict=True):
-                kept[self.pos // self.sequence_length] = part
+                kept[stretch] = part
 
     def add_actions(self, actions: Any, values: Any, log_probs: Any) -> None:
         """A step's second part: what the policy chose and thought of it."""
@@ -162,9 +182,15 @@ class SequenceRolloutBuffer:
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def starts_sequence(self) -> bool:
-        """Whether the next step to be added starts a training sequence."""
-        return self.pos % self.sequence_length == 0
+    def keeps_state(self) -> bool:
+        """Whether the state before the next step to be added is kept: a sequence, or its burn-in, starts there."""
+        return bool(self._stretches_kept())
+
+    def _stretches_kept(self) -> list[int]:
+        """The stretches whose state is the one before the next step: the first two of them where K is L."""
+        stretch, rest = divmod(self.pos + self.burn_in, self.sequence_length)
+        first = [0] if self.pos == 0 else []
+        return [*first, stretch] if rest == 0 and 0 < stretch < len(self.kept_at) else first
 
     def mark_reset_step(self, environments: Any) -> None:
         """Says that in the step added last these environments only reset themselves: no transition, not trained on."""
@@ -184,6 +210,18 @@ class SequenceRolloutBuffer:
             values, log_probs = evaluate(self._batch(chosen))
             chosen.put(self.values, values.detach())
             chosen.put(self.log_probs, log_probs.detach())
+
+    def recompute_states(self, states_along: StatesAlong) -> None:
+        """Replaces the states kept by those that ``states_along`` finds on the way through the rollout from its start.
+
+        It gets the observations (T, B, ...), the state before them, their episode starts and the steps whose state is
+        asked for, as ``Memory.states_along`` does.
+        """
+        self._check_full()
+        before = tuple(part[0] for part in self.states)
+        found = states_along(self.observations, before, self.episode_starts, self.kept_at)
+        for kept, part in zip(self.states, found, strict=True):
+            kept.copy_(part)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: Any) -> None:
         """Closes the rollout: (B,) values of the observations after it, and whether they start an episode."""
@@ -226,7 +264,7 @@ class SequenceRolloutBuffer:
         n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
         n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
         if n_batches == 1:
-            yield _All(self.sequence_length, self.n_envs)
+            yield _All(self.sequence_length, self.n_envs, torch.arange(n_sequences))
             return
         order = self._rng.permutation(n_sequences) if self._next_order is None else self._next_order
         self._next_order = order if ahead else None
@@ -247,15 +285,37 @@ class SequenceRolloutBuffer:
             episode_starts=take(self.episode_starts),
             state=tuple(map(chosen.take_state, self.states)),
             real=None if self._all_real else take(self.real),
+            burn_in=self._steps_before(chosen) if self.burn_in and self.states else None,
+        )
+
+    def _steps_before(self, chosen: "_Sequences") -> BurnIn | None:
+        """The burn-in of a minibatch; None where all its sequences are the first of the rollout."""
+        later = (chosen.on_host >= self.n_envs).nonzero()[:, 0]
+        if not len(later):
+            return None
+        before = chosen.on_host[later] - self.n_envs
+        stretches_before = _Some(self.sequence_length, self.n_envs, before, to_device(before, self.device))
+
+        def take(field: Tensor) -> Tensor:
+            return stretches_before.take(field, self.burn_in)
+
+        return BurnIn(
+            observations=map_observations(take, self.observations),
+            episode_starts=take(self.episode_starts),
+            sequences=to_device(later, self.device),
         )
 
 
 @dataclass(frozen=True)
 class _Sequences(ABC):
-    """Which sequences a minibatch is made of: reads them out of a field (T, B, ...), and writes into one."""
+    """Which sequences a minibatch is made of: reads them out of a field (T, B, ...), and writes into one.
+
+    Sequences are numbered stretch after stretch of time; ``on_host`` are the numbers (S,) on the CPU.
+    """
 
     length: int
     n_envs: int
+    on_host: Tensor
 
     @abstractmethod
     def take(self, field: Tensor) -> Tensor:
@@ -289,16 +349,17 @@ class _All(_Sequences):
 
 @dataclass(frozen=True)
 class _Some(_Sequences):
-    """S of them by number, stretch after stretch of time; the numbers are on the CPU and on the training device."""
+    """S of them, whose numbers are on the training device too."""
 
-    on_host: Tensor
     on_device: Tensor
 
-    def take(self, field: Tensor) -> Tensor:
+    def take(self, field: Tensor, last: int | None = None) -> Tensor:
+        """(T, B, ...) -> (L, S, ...), or only the ``last`` steps of each."""
         if self.length == len(field):
             return field.index_select(1, self._numbers(field))
         stretch, environment = self._where(field)
-        return self.by_stretch(field).transpose(1, 2)[stretch, environment].transpose(0, 1)
+        stretches = self.by_stretch(field)[:, -(last or self.length) :]
+        return stretches.transpose(1, 2)[stretch, environment].transpose(0, 1)
 
     def put(self, field: Tensor, values: Tensor) -> None:
         stretch, environment = self._where(field)
@@ -352,6 +413,22 @@ def check_sequence_length(n_steps: int, sequence_length: int) -> None:
         raise ValueError(
             f"n_steps ({n_steps}) must be a multiple of sequence_length ({sequence_length}); "
             f"use n_steps {' or '.join(fitting)}, or another sequence_length"
+        )
+
+
+def check_burn_in(n_steps: int, sequence_length: int, burn_in: int) -> None:
+    """Raises ValueError unless there are so many steps before every sequence of a rollout but the first."""
+    if burn_in < 0:
+        raise ValueError(f"burn_in ({burn_in}) must be at least 0")
+    if burn_in and sequence_length == n_steps:
+        raise ValueError(
+            f"burn_in ({burn_in}) takes the steps before a sequence, and here a sequence is the whole rollout of "
+            f"{n_steps} steps: set a sequence_length below it, or burn_in=0"
+        )
+    if burn_in > sequence_length:
+        raise ValueError(
+            f"burn_in ({burn_in}) must be at most sequence_length ({sequence_length}); "
+            f"use {sequence_length}, or longer sequences"
         )
 
 

@@ -25,10 +25,10 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number above 0, got {value!r}")
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least 1."""
-    if not _is_whole(value) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+def check_count(name: str, value: Any, low: int = 1) -> None:
+    """Raises ValueError unless ``value`` is a whole number of at least ``low``."""
+    if not _is_whole(value) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
 
 def check_schedule(name: str, value: Any, low: float) -> None:

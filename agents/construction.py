@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy"}  # by what actions are about
 
-PPO_ONLY = {"batch_size", "n_epochs", "clip_range", "clip_range_vf", "target_kl"}
+PPO_ONLY = {"batch_size", "n_epochs", "clip_range", "clip_range_vf", "target_kl", "refresh_states", "burn_in"}
 
 
 def make_agent(

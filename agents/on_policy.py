@@ -75,6 +75,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
     captures_acting: ClassVar[bool] = True
     """Whether acting on a GPU is captured as one CUDA graph; set False on an agent to act eagerly there."""
 
+    burn_in: int = 0
+    """Steps before a sequence that warm the state it starts from: a setting of ``RecurrentPPO``."""
+
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "RecurrentPolicy": RecurrentActorCriticPolicy,
         "MlpLstmPolicy": LstmPolicy,
@@ -143,7 +146,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._captured_actor: GraphActor | None = None
         self._check_settings()
         # Environments and files take Python's integers only, not NumPy's.
-        for name in ("n_steps", "batch_size", "sequence_length", "seed"):
+        for name in ("n_steps", "batch_size", "sequence_length", "burn_in", "seed"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else int(value))
         if _init_setup_model:
@@ -211,6 +214,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             sequence_length=resolve_sequence_length(self.n_steps, self.batch_size, self.sequence_length),
             rng=self._rng,
+            burn_in=self.burn_in,
         )
 
     def collect_rollouts(  # type: ignore[override]
@@ -237,7 +241,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             obs, episode_starts = self._last_obs, self._last_episode_starts
-            kept = self._state_to_keep(lstm_states, episode_starts) if rollout_buffer.starts_sequence() else ()
+            kept = self._state_to_keep(lstm_states, episode_starts) if rollout_buffer.keeps_state() else ()
             rollout_buffer.add_observations(obs, episode_starts, kept)
             actions, finish = actor.act(obs, lstm_states, episode_starts)
             clipped_actions = self.policy.head.to_environment(actor.on_host(actions))
@@ -299,7 +303,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         def evaluate(batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
             values, log_probs, _ = self.policy.evaluate_actions(
-                batch.observations, batch.actions, batch.state, batch.episode_starts
+                batch.observations, batch.actions, self._state_before(batch), batch.episode_starts
             )
             return values, log_probs
 
@@ -307,6 +311,16 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         buffer.recompute(evaluate, self.batch_size)
         self.policy.set_training_mode(False)
+
+    def _state_before(self, batch: SequenceBatch) -> State:
+        """The state before each sequence's first step, (S, ...), after its burn-in with the weights as they are."""
+        if batch.burn_in is None:
+            return batch.state
+        before, sequences = batch.burn_in, batch.burn_in.sequences
+        kept = tuple(part.index_select(0, sequences) for part in batch.state)
+        n_steps = len(before.episode_starts)
+        warmed = self.policy.states_along(before.observations, kept, before.episode_starts, [n_steps])
+        return tuple(part.index_copy(0, sequences, after[0]) for part, after in zip(batch.state, warmed, strict=True))
 
     def _bootstrap_time_limits(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """Adds gamma * V(s_{t+1}) to the last reward of every episode cut by a time limit, in one pass of the network.

@@ -262,6 +262,28 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         log_probs, entropies = self.head.evaluate(parameters, actions)
         return self._value(hidden.critic), log_probs, entropies
 
+    @torch.no_grad()
+    def states_along(
+        self, obs: Any, state: State, episode_starts: Tensor, at: Sequence[int], at_once: int | None = None
+    ) -> State:
+        """The states before the steps ``at`` of sequences, with the weights as they are now and without gradient.
+
+        (L, B, ...), the state before them, (L, B) -> (C, B, ...) each; ``at`` holds C steps from 0 to L, and L stands
+        for the state after the sequences. Where a step starts an episode its state is the initial one.
+
+        Args:
+            at_once: observations that the encoder may see at once, at least one step's; None: all.
+        """
+        if not state:
+            return ()
+        n_steps, n_sequences = max(*at, 1), episode_starts.shape[1]
+        stride = n_steps if at_once is None else max(at_once // n_sequences, 1)
+        parts = [slice(first, min(first + stride, n_steps)) for first in range(0, n_steps, stride)]
+        encoded = [self._encode(_flatten_time(_steps(obs, part)), episode_starts[part].shape) for part in parts]
+        features = [torch.cat(of_parts) for of_parts in zip(*encoded, strict=True)]
+        states: State = self._states_along(*features, state, episode_starts, at)
+        return states
+
     def predict_values(self, obs: Any, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
         """V of observations (B, ...) through the state before them -> (B,). The state that came in stays as it was."""
         hidden, _ = self._step(obs, state, episode_starts)
@@ -401,6 +423,16 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             return Remembered(both[0].flatten(0, 1), both[1].flatten(0, 1))
         hidden = _unrolled(self.memory_actor, pi_features, actor_state, episode_starts)
         return Remembered(hidden, _unrolled(self.memory_critic, vf_features, critic_state, episode_starts))
+
+    @_in_autocast
+    def _states_along(
+        self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor, at: Sequence[int]
+    ) -> State:
+        actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
+        states = self.memory_actor.states_along(pi_features, actor_state, episode_starts, at)
+        if self.memory_critic is None:
+            return states
+        return states + self.memory_critic.states_along(vf_features, critic_state, episode_starts, at)
 
     def _of_both(self, hidden: Tensor) -> Remembered:
         """One memory, which the critic's loss shapes or not."""
@@ -597,6 +629,11 @@ def _unrolled(memory: Memory, features: Tensor, state: State, episode_starts: Te
 def _flatten_time(obs: Any) -> Any:
     """(L, B, ...) -> (L * B, ...), for a tensor or a (nested) dict of tensors."""
     return {key: _flatten_time(part) for key, part in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
+
+
+def _steps(obs: Any, chosen: slice) -> Any:
+    """(L, B, ...) -> some of the steps, for a tensor or a (nested) dict of tensors."""
+    return {key: _steps(part, chosen) for key, part in obs.items()} if isinstance(obs, dict) else obs[chosen]
 
 
 def _with_fused_adam(optimizer_class: type[torch.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Axes: L steps of a sequence, S sequences of a minibatch, N real steps of a minibatch.
 """
 
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from agents import fused
 from agents.buffer import SequenceBatch
-from agents.checks import check_count, check_positive, check_range
+from agents.checks import check_count, check_positive, check_range, check_switch
 from agents.compiled import CompiledObjective, compiles
 from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.losses import Figures, ppo_objective
@@ -57,6 +58,15 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             RNN, LSTM and GRU keep float32, and so do last layers, losses, returns, weights and optimizer. A rollout's
             values and log-probabilities are computed anew by the pass that learns, so that ratios start at one; the
             policy that acted differs from it by its rounding.
+        refresh_states: before every epoch but the first, the states that sequences start from are computed anew with
+            the weights as they then are, by going through the rollout from its start. For sequences shorter than the
+            rollout, whose kept states would else be those of the policy that acted. Ratios stay relative to that
+            policy: its log-probabilities and values are not touched.
+        burn_in: from 0 to sequence_length. The state a sequence starts from is kept this many steps before it, and
+            taken through them with the weights as they are whenever the sequence is learned from, without gradient
+            (Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning"). Every
+            collected step is still learned from once an epoch; the first sequence of a rollout starts from its kept
+            state. With ``refresh_states`` the states kept are refreshed between epochs, and burnt in during them.
     """
 
     compiles_update: ClassVar[bool] = True
@@ -91,12 +101,16 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         *,
         sequence_length: int | None = None,
         autocast: str | None = None,
+        refresh_states: bool = False,
+        burn_in: int = 0,
     ) -> None:
         self._compiled: CompiledObjective | None = None
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.clip_range_vf = clip_range_vf
         self.target_kl = target_kl
+        self.refresh_states = refresh_states
+        self.burn_in = burn_in
         super().__init__(
             policy,
             env,
@@ -132,9 +146,17 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         if self.target_kl is not None:
             check_positive("target_kl", self.target_kl)
             check_range("target_kl", self.target_kl)
+        check_switch("refresh_states", self.refresh_states)
+        check_count("burn_in", self.burn_in, low=0)
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.refresh_states and self.rollout_buffer.sequence_length == self.n_steps:
+            raise ValueError(
+                "refresh_states=True recomputes the states that sequences inside a rollout start from, and here a "
+                f"sequence is the whole rollout of {self.n_steps} steps: set a sequence_length below it, or "
+                "refresh_states=False"
+            )
         self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
@@ -150,6 +172,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
         for epoch in range(self.n_epochs):
+            if self.refresh_states and epoch > 0:
+                self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
             first_of_epoch = len(history)
             goes_on = self._train_epoch(history, auxiliary)
             self._n_updates += 1
@@ -181,6 +205,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:
         """The loss of one minibatch, and what is logged of it; no value leaves the device."""
+        batch = batch._replace(state=self._state_before(batch), burn_in=None)
         clip_range, clip_range_vf = self._clip_ranges()
         settings: dict[str, Any] = dict(
             normalize=self.normalize_advantage,

@@ -146,6 +146,10 @@ class AlgorithmSettings:
     autocast: Literal["bfloat16"] | None = None
     """Precision of encoder, memory and hidden layers: bfloat16, for large networks on a GPU; None: float32. Recurrent
     cells, last layers, losses and weights are float32 in any case."""
+    refresh_states: bool = False
+    """Between epochs, compute the states that sequences start from anew with the present weights (ppo)."""
+    burn_in: Annotated[int, AT_LEAST_0] = 0
+    """Steps before a sequence that warm the state it starts from; at most sequence_length (ppo)."""
 
 
 @dataclass(frozen=True)
@@ -311,13 +315,19 @@ def _unusable_algorithm(algorithm: AlgorithmSettings) -> Iterator[tuple[str, str
         below = steps // length * length
         use = f"{below} or {below + length}" if below > 0 else f"{length}"
         yield "algorithm.n_steps", f"({steps}) must be a multiple of sequence_length ({length}); use {use}"
+    longest = steps if length is None else length
+    if algorithm.burn_in > longest >= 1:
+        yield "algorithm.burn_in", f"must be at most sequence_length ({longest}), got {algorithm.burn_in}"
     if algorithm.name == "a2c":
         for name in PPO_ONLY:
             if getattr(algorithm, name) != getattr(AlgorithmSettings(), name):
                 yield f"algorithm.{name}", "is a setting of ppo; a2c has none, leave it out"
 
 
-PPO_ONLY = ("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl")
+PPO_ONLY = (
+    *("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl"),
+    *("refresh_states", "burn_in"),
+)
 
 
 def _unknown_choice(

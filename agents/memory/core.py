@@ -3,20 +3,22 @@
 A memory maps a stream of features to a stream of outputs and knows nothing of reinforcement learning. It has two
 forms that must agree: ``step``, one step for acting, and ``unroll``, a whole sequence at once for learning.
 
-Axes: T time, B sequences (or environments), F features in, H features out.
+Axes: T time, B sequences (or environments), F features in, H features out, C steps whose state is asked for.
 
 State is always a tuple of tensors, batch first: ``(B, ...)`` each; ``()`` for no memory. It comes in and goes out, a
 memory hides none.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from agents.devices import to_device
 
 State = tuple[Tensor, ...]
 
@@ -58,6 +60,38 @@ class Memory(nn.Module, ABC):
     @abstractmethod
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         """Learning: (T, B, F), state before the first step, (T, B) true where an episode starts -> (T, B, H)."""
+
+    @torch.no_grad()
+    def states_along(self, features: Tensor, state: State, episode_starts: Tensor, at: Sequence[int]) -> State:
+        """The states before the steps ``at`` of a block, with the parameters as they are now and without gradient.
+
+        (T, B, F), state before the first step, (T, B) true where an episode starts -> (C, B, ...) each; ``at`` holds C
+        steps from 0 to T, and T stands for the state after the block. Where a step starts an episode its state is the
+        initial one. What a memory has no better way for is stepped through, in NumPy where it can be.
+        """
+        if not state:
+            return ()
+        starts, last = to_device(episode_starts, features.device), max(at)
+        kept = {}
+        for t, before in enumerate(self._states(features[:last], state, starts)):
+            if t in at:
+                kept[t] = self.reset(before, starts[t]) if t < len(starts) else before
+        return tuple(torch.stack(parts) for parts in zip(*(kept[t] for t in at), strict=True))
+
+    def _states(self, features: Tensor, state: State, episode_starts: Tensor) -> Iterator[State]:
+        """The states before each step of a block and after the last one, no reset made for the step to come."""
+        yield state
+        device = features.device.type
+        numpy_step = self.numpy_step() if device == "cpu" and not torch.is_autocast_enabled(device) else None
+        if numpy_step is None:
+            for x, starts in zip(features, episode_starts, strict=False):
+                _, state = self.step(x, state, starts)
+                yield state
+            return
+        arrays = tuple(part.numpy() for part in state)
+        for x, starts in zip(features.numpy(), episode_starts.numpy(), strict=False):
+            _, arrays = numpy_step(x, arrays, starts)
+            yield tuple(torch.from_numpy(part) for part in arrays)
 
     def reset(self, state: State, episode_starts: Tensor) -> State:
         """The state (B, ...) with the initial one where ``episode_starts`` (B,) is true."""

@@ -125,6 +125,9 @@ OF_PPO = [
     ("clip_range_vf", "0.2", "clip_range_vf must be a number above 0"),
     ("target_kl", 0, "target_kl must be a number above 0"),
     ("target_kl", INF, "target_kl must be a finite number"),
+    ("refresh_states", "no", "refresh_states must be True or False, got 'no'"),
+    ("burn_in", -1, "burn_in must be a whole number of at least 0, got -1"),
+    ("burn_in", 2.5, "burn_in must be a whole number of at least 0"),
 ]
 
 OF_A2C = [("rms_prop_eps", 0, "rms_prop_eps must be a number above 0"), ("rms_prop_eps", NAN, "rms_prop_eps must be")]

@@ -249,13 +249,81 @@ def test_minibatches_have_one_size_as_far_as_the_numbers_allow(
     assert number_of_minibatches(n_sequences, length, batch_size) == len(sizes)
 
 
+@pytest.mark.parametrize("batch_size", [None, 5, 8])
+@pytest.mark.parametrize(("length", "burn_in"), [(2, 1), (2, 2), (4, 1), (4, 3), (4, 4), (1, 1)])
+def test_a_sequence_comes_with_the_steps_before_it_and_the_state_before_them(
+    length: int, burn_in: int, batch_size: int | None
+) -> None:
+    space = SPACES["dict"]
+    buffer = fill(make_buffer(8, 3, length, space, burn_in=burn_in), space)
+    seen: list[int] = []
+    for batch in buffer.get(batch_size):
+        first = numbers_of(batch)[0]
+        seen += numbers_of(batch).flatten().tolist()
+        later = first >= 100
+        kept_at = torch.where(later, first - 100 * burn_in, first)
+        assert torch.equal(batch.state[0], kept_at[:, None, None].expand(-1, 2, 3).float())
+        assert torch.equal(batch.state[1], kept_at[:, None].expand(-1, 4) + 0.5)
+        if batch.burn_in is None:
+            assert not later.any()
+            continue
+        observations, starts, sequences = batch.burn_in
+        assert torch.equal(sequences, later.nonzero()[:, 0])
+        before = first[sequences] - 100 * torch.arange(burn_in, 0, -1)[:, None]  # (K, R)
+        assert torch.equal(starts, before % 7 == 0)
+        for k, r in np.ndindex(*before.shape):
+            one = identifiable(space, int(before[k, r]) // 100, 3)
+            _same(map_observations(lambda part, k=k, r=r: part[k, r], observations), one, int(before[k, r]) % 100)
+    assert sorted(seen) == sorted(100 * t + b for t in range(8) for b in range(3))
+
+
+def test_without_burn_in_no_steps_come_with_a_sequence() -> None:
+    assert all(batch.burn_in is None for batch in fill(make_buffer(8, 3, 2)).get(4))
+    assert next(fill(make_buffer(8, 3, 2, burn_in=1)).get(None)).burn_in is not None
+
+
+@pytest.mark.parametrize(
+    ("sequence_length", "burn_in", "message"),
+    [
+        (4, -1, r"burn_in \(-1\) must be at least 0"),
+        (4, 5, r"burn_in \(5\) must be at most sequence_length \(4\); use 4, or longer sequences"),
+        (None, 2, r"burn_in \(2\) takes the steps before a sequence, and here .* the whole rollout of 8 steps"),
+        (8, 2, "set a sequence_length below it, or burn_in=0"),
+    ],
+)
+def test_a_burn_in_that_no_sequence_can_have_is_refused(
+    sequence_length: int | None, burn_in: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_buffer(8, 3, sequence_length, burn_in=burn_in)
+
+
+@pytest.mark.parametrize("burn_in", [0, 3])
+def test_states_computed_anew_go_where_those_kept_were(burn_in: int) -> None:
+    buffer = fill(make_buffer(12, 3, 4, burn_in=burn_in))
+
+    def states_along(observations: Any, state: State, episode_starts: Tensor, at: Any) -> State:
+        assert observations is buffer.observations
+        assert episode_starts is buffer.episode_starts
+        assert torch.equal(state[1], torch.from_numpy(state_before(0, 3)[1]).float())
+        rows = [state_before(100 * t, 3) for t in at]  # told from those kept by the hundredfold
+        return tuple(torch.from_numpy(np.stack(parts)).float() for parts in zip(*rows, strict=True))
+
+    buffer.recompute_states(states_along)
+    for batch in buffer.get(8):
+        first = numbers_of(batch)[0]
+        kept_at = torch.where(first >= 100, first // 100 - burn_in, 0)
+        assert torch.equal(batch.state[1][:, 0], 10_000.0 * kept_at + first % 100 + 0.5)
+
+
 @pytest.mark.parametrize("sequence_length", [1, 2, 4, 8, None])
 def test_the_memory_held_for_states_grows_with_the_number_of_sequences_and_not_with_that_of_steps(
     sequence_length: int | None,
 ) -> None:
-    buffer = make_buffer(8, 3, sequence_length)
     n_sequences = 8 // (sequence_length or 8)
-    assert [tuple(part.shape) for part in buffer.states] == [(n_sequences, 3, 2, 3), (n_sequences, 3, 4)]
+    for burn_in in {0, sequence_length or 0} if n_sequences > 1 else {0}:
+        buffer = make_buffer(8, 3, sequence_length, burn_in=burn_in)
+        assert [tuple(part.shape) for part in buffer.states] == [(n_sequences, 3, 2, 3), (n_sequences, 3, 4)]
 
 
 def test_a_memory_without_state_needs_none() -> None:

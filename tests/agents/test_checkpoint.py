@@ -183,6 +183,7 @@ def test_every_setting_that_was_not_left_at_its_default_comes_back(cls: Any) -> 
         settings.update(
             batch_size=24, n_epochs=3, clip_range=LinearSchedule(0.3, 0.1, 1.0), clip_range_vf=0.5, target_kl=0.1
         )
+        settings.update(refresh_states=True, burn_in=3)
     model = cls("RecurrentPolicy", clocks("gsde"), device="cpu", **settings)
     again = loaded(model)
     for name in settings:
@@ -200,6 +201,12 @@ def test_a_file_from_before_autocast_was_a_setting_is_in_float32() -> None:
     file = saved(small_ppo(clocks(), autocast="bfloat16"), exclude=["autocast"])
     again = load_algorithm(RecurrentPPO, file, device="cpu")
     assert again.autocast is again.policy.autocast is None
+
+
+def test_a_file_from_before_stale_states_had_settings_leaves_them_as_they_are() -> None:
+    file = saved(small_ppo(clocks(), refresh_states=True, burn_in=2), exclude=["refresh_states", "burn_in"])
+    again = load_algorithm(RecurrentPPO, file, device="cpu")
+    assert (again.refresh_states, again.burn_in, again.rollout_buffer.burn_in) == (False, 0, 0)
 
 
 def test_a2c_with_adam_comes_back_with_adam() -> None:

@@ -43,6 +43,8 @@ def test_every_setting_reaches_the_agent() -> None:
         max_grad_norm=0.9,
         target_kl=0.05,
         autocast="bfloat16",
+        refresh_states=True,
+        burn_in=5,
     )
     agent = made(algorithm, PolicySettings())
     assert isinstance(agent, RecurrentPPO)

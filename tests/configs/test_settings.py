@@ -53,6 +53,8 @@ def test_the_defaults_are_in_range() -> None:
         ("algorithm.max_grad_norm", 0.0),
         ("algorithm.sde_sample_freq", 0),
         ("algorithm.target_kl", 0.0),
+        ("algorithm.burn_in", -1),
+        ("algorithm.burn_in", 129),
         ("env.n_envs", 0),
         ("env.id", " "),
         ("env.backend", "threads"),

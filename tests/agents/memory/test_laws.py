@@ -145,6 +145,30 @@ def test_unroll_gives_what_steps_give(name: str, kwargs: dict[str, Any], kind: s
     torch.testing.assert_close(memory.unroll(features, state, starts), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("in_numpy", [True, False])
+@pytest.mark.parametrize("kind", ["random", "consecutive"])
+@every_memory
+def test_the_states_along_a_block_are_those_that_steps_pass_through(
+    name: str, kwargs: dict[str, Any], kind: str, in_numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = build(name, kwargs)
+    if not in_numpy:
+        monkeypatch.setattr(memory, "numpy_step", lambda: None)
+    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of(kind)
+    before = [state]
+    for x, of_step in zip(features, starts, strict=True):
+        before.append(memory.step(x, before[-1], of_step)[1])
+    at = [0, 0, 4, 5, T - 1, T]
+    found = memory.states_along(features, state, starts, at)
+    expected = [memory.reset(before[t], starts[t]) if t < T else before[t] for t in at]
+    for part, *steps in zip(found, *expected, strict=True):
+        assert not part.requires_grad
+        torch.testing.assert_close(part, torch.stack(steps), rtol=1e-5, atol=1e-5)
+    (at_the_start,) = zip(*memory.states_along(features, state, starts, [0]), strict=True) if state else [()]
+    for part, whole in zip(at_the_start, memory.reset(state, starts[0]), strict=True):
+        assert torch.equal(part, whole)
+
+
 @every_memory
 @settings(max_examples=15, deadline=None)
 @given(n_steps=st.integers(1, 20), n_sequences=st.integers(1, 6), rate=st.floats(0, 1), seed=st.integers(0, 2**31))
