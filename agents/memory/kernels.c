@@ -7,9 +7,12 @@
 
    Axes: T time, B sequences, F features, H hidden units, G gates of a cell; arrays are contiguous float32 in the order
    named, unless a stride is given. H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the
-   state before that step is zero, and no gradient crosses it. Pieces have nothing to do with each other, so threads may
-   share a block: each takes one `part` of `parts`. Gradients of the state before the block are written only where no
-   episode starts. Functions return 0, or 1 if memory ran out.
+   state before that step is zero, or with `learned` the last row of a state before the block of B + 1 rows, and no
+   gradient crosses it. Pieces have nothing to do with each other, so threads may share a block: each takes one `part`
+   of `parts`. Gradients of the state before the block have B rows, written only where no episode starts; with `learned`
+   as many more as episodes start, one for each in the order of (B, T), which add up to that of the last row, so that no
+   two threads add to one number and their sum does not depend on how many there are. Functions return 0, or 1 if memory
+   ran out.
 
    Compiled with GCC or clang as plain C and called through ctypes (native.py); without a compiler at installation the
    package works through torch alone. */
@@ -31,7 +34,7 @@ static long padded(long columns) { return (columns + GROUP - 1) / GROUP * GROUP;
 
 /* Raised whenever a function's arguments change: native.py refuses a library of another version, built from an older
    checkout say, in place of handing it what it would misread. */
-long kernels_version(void) { return 2; }
+long kernels_version(void) { return 3; }
 
 /* How many floats packed weights (K, N) take. */
 long packed_size(long K, long N) { return padded(N) * K; }
@@ -90,8 +93,9 @@ static void multiply(const float *a, long B, long K, const float *packed, float 
 
 
 /* What a pass over a block needs beside its arguments: its pieces, long ones first, and room for one step of them. */
-typedef struct { long row, length, sequence; } piece; /* row t * B + b of its first step; sequence b if its state is
-                                                         the one before the block, -1 if an episode starts here */
+typedef struct { long row, length, from, to; } piece; /* row t * B + b of its first step; the row of the state before
+                                                         the block that it starts from, -1 for zeros; the row that the
+                                                         gradient of that goes to, -1 for nowhere */
 typedef struct {
     piece *pieces;
     long count, longest, width; /* width: columns of sums */
@@ -112,18 +116,22 @@ static float *zeros(long count) { return calloc((size_t)(count ? count : 1), siz
 
 /* Cuts the block, keeps every parts-th piece from the part-th on, packs the weights (K, N), and makes room: rows
    (P, K), sums (P, padded N), carry (P, H). */
-static int prepare(work *w, long T, long B, long H, long part, long parts, const uint8_t *starts, const float *weights,
-                   long K, long N, long along_k, long along_n) {
+static int prepare(work *w, long T, long B, long H, long part, long parts, const uint8_t *starts, int learned,
+                   const float *weights, long K, long N, long along_k, long along_n) {
     *w = (work){0};
-    long all_pieces = 0, last = -1;
+    long all_pieces = 0, last = -1, started = 0;
     for (long b = 0; b < B; b++)
         for (long t = 0; t < T; t++) all_pieces += t == 0 || starts[t * B + b];
     w->pieces = malloc((size_t)(all_pieces + 1) * sizeof(piece));
     if (!w->pieces) return 1;
     for (long b = 0; b < B; b++)
         for (long t = 0; t < T; t++) {
-            if (t == 0 || starts[t * B + b])
-                w->pieces[++last] = (piece){t * B + b, 0, t == 0 && !starts[b] ? b : -1};
+            if (starts[t * B + b]) {
+                w->pieces[++last] = (piece){t * B + b, 0, learned ? B : -1, learned ? B + started : -1};
+                started++;
+            } else if (t == 0) {
+                w->pieces[++last] = (piece){b, 0, b, b};
+            }
             w->pieces[last].length++;
         }
     qsort(w->pieces, (size_t)all_pieces, sizeof(piece), longer_first);
@@ -159,27 +167,26 @@ static void gather(const work *w, long s, long live, long B, long H, const float
     for (long p = 0; p < live; p++) {
         const piece *it = w->pieces + p;
         if (s) copy(to + p * H, states + (it->row + (s - 1) * B) * H, H);
-        else if (it->sequence >= 0) copy(to + p * H, initial + it->sequence * H, H);
+        else if (it->from >= 0) copy(to + p * H, initial + it->from * H, H);
         else clear(to + p * H, H);
     }
 }
 
-/* What reaches the state before the block, from each piece's row in `from`: nothing where an episode starts, and there
-   `to` stays as it is. */
+/* What reaches the state before the block, from each piece's row in `from`. */
 static void give_back(const work *w, const float *from, long stride, long H, float *to) {
     for (long p = 0; p < w->count; p++)
-        if (w->pieces[p].sequence >= 0) copy(to + w->pieces[p].sequence * H, from + p * stride, H);
+        if (w->pieces[p].to >= 0) copy(to + w->pieces[p].to * H, from + p * stride, H);
 }
 
 /* c' = f c + i g, h' = o tanh(c'); inputs (T, B, 4H) hold W_ih x + b_ih + b_hh in the order i, f, g, o.
    Writes outputs (T, B, H) and, for the backward pass, gates (T, B, 4H) after their nonlinearity, the cells and their
    tanh (T, B, H), and the hidden state and cell before each step (T, B, H). */
 int lstm_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
-                 const float *hidden, const float *cell, const uint8_t *starts, float *outputs, float *gates,
-                 float *cells, float *tanh_cells, float *before) {
+                 const float *hidden, const float *cell, const uint8_t *starts, int learned, float *outputs,
+                 float *gates, float *cells, float *tanh_cells, float *before) {
     long N = 4 * H;
     work w;
-    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, N, 1, H)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, N, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
@@ -206,11 +213,11 @@ int lstm_forward(long T, long B, long H, long part, long parts, const float *inp
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 4H), and d_hidden, d_cell (B, H) of the state before the block. */
 int lstm_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
-                  const float *cell, const uint8_t *starts, const float *gates, const float *cells,
+                  const float *cell, const uint8_t *starts, int learned, const float *gates, const float *cells,
                   const float *tanh_cells, float *d_inputs, float *d_hidden, float *d_cell) {
     long N = 4 * H;
     work w;
-    if (prepare(&w, T, B, H, part, parts, starts, w_hh, N, H, H, 1)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, N, H, H, 1)) return 1;
     float *cell_before = zeros(w.count * H);
     if (!cell_before) { release(&w); return 1; }
     const vec one = all(1.0f);
@@ -247,11 +254,11 @@ int lstm_backward(long T, long B, long H, long part, long parts, const float *d_
    W_ih x + b_ih, and of b_hh the r and z parts; bias_n (H) is b_hn. Writes outputs, the gates r, z, n (T, B, 3H),
    q = W_hn h + b_hn (T, B, H), and the hidden state before each step. */
 int gru_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
-                const float *bias_n, const float *hidden, const uint8_t *starts, float *outputs, float *gates, float *q,
-                float *before) {
+                const float *bias_n, const float *hidden, const uint8_t *starts, int learned, float *outputs,
+                float *gates, float *q, float *before) {
     long N = 3 * H;
     work w;
-    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, N, 1, H)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, N, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
@@ -280,11 +287,11 @@ int gru_forward(long T, long B, long H, long part, long parts, const float *inpu
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 3H) of the input projections, d_sums (T, B, 3H) of W_hh h + b_hh
    (the same but for n, where the gate r stands between), and d_hidden (B, H) of the state before the block. */
 int gru_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
-                 const uint8_t *starts, const float *gates, const float *q, const float *before, float *d_inputs,
-                 float *d_sums, float *d_hidden) {
+                 const uint8_t *starts, int learned, const float *gates, const float *q, const float *before,
+                 float *d_inputs, float *d_sums, float *d_hidden) {
     long N = 3 * H;
     work w;
-    if (prepare(&w, T, B, H, part, parts, starts, w_hh, N, H, H, 1)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, N, H, H, 1)) return 1;
     const vec one = all(1.0f);
     for (long s = w.longest - 1; s >= 0; s--) {
         long live = alive(&w, s);
@@ -313,9 +320,9 @@ int gru_backward(long T, long B, long H, long part, long parts, const float *d_o
 
 /* h' = tanh(inputs + W h), or with relu in its place. Writes outputs and the hidden state before each step. */
 int rnn_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
-                const float *hidden, const uint8_t *starts, int relu, float *outputs, float *before) {
+                const float *hidden, const uint8_t *starts, int learned, int relu, float *outputs, float *before) {
     work w;
-    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, H, 1, H)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, H, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
@@ -333,9 +340,9 @@ int rnn_forward(long T, long B, long H, long part, long parts, const float *inpu
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, H), and d_hidden (B, H) of the state before the block. */
 int rnn_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
-                 const uint8_t *starts, int relu, const float *outputs, float *d_inputs, float *d_hidden) {
+                 const uint8_t *starts, int learned, int relu, const float *outputs, float *d_inputs, float *d_hidden) {
     work w;
-    if (prepare(&w, T, B, H, part, parts, starts, w_hh, H, H, H, 1)) return 1;
+    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, H, H, 1)) return 1;
     for (long s = w.longest - 1; s >= 0; s--) {
         long live = alive(&w, s);
         for (long p = 0; p < live; p++) {

@@ -19,7 +19,10 @@ Parameters = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class Kernels(Protocol):
-    """Features (T, B, F), state before the first step (B, H), (T, B) boolean on the CPU -> outputs (T, B, H)."""
+    """Features (T, B, F), state before the first step (B, H), (T, B) boolean on the CPU -> outputs (T, B, H).
+
+    An episode starts from zeros; or, of a state (B + 1, H), from the last row.
+    """
 
     def lstm(
         self, features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters

@@ -4,6 +4,8 @@ The products over all steps at once (input projections before, weight gradients 
 between them is compiled. So is the acting step. Nothing is padded, and resets cost nothing. The kernels are built when
 the package is installed, where there is a C compiler; without them ``available`` is false and torch's kernels serve.
 
+An episode starts from zeros; or, where the state before a block has B + 1 rows, from the last one.
+
 Axes: T time, B sequences (or environments), F features in, H hidden units, G gates of a cell, D layers.
 """
 
@@ -25,7 +27,7 @@ from agents.memory.kernels import Parameters
 from agents.memory.library import load
 from agents.memory.numpy_step import gru_side_by_side, side_by_side
 
-_VERSION = 2  # of the functions' arguments, as in kernels.c
+_VERSION = 3  # of the functions' arguments, as in kernels.c
 
 _STEPS_AHEAD = 16  # a kept state keeps this many steps' states in memory
 _FLOAT = 4  # bytes
@@ -114,26 +116,28 @@ def _lstm_forward(
     inputs = _project(features, w_ih, _sum(b_ih, b_hh))
     hidden, cell, w_hh, episode_starts = (part.contiguous() for part in (hidden, cell, w_hh, episode_starts))
     outputs, cells, tanh_cells, before = (_like(inputs, w_hh.shape[1]) for _ in range(4))
+    learned = _has_row_to_start_from(hidden, features)
     gates = torch.empty_like(inputs)
     yield _Run(
         "lstm_forward",
         outputs,
-        (inputs, w_hh, hidden, cell, episode_starts, outputs, gates, cells, tanh_cells, before),
+        (inputs, w_hh, hidden, cell, episode_starts, learned, outputs, gates, cells, tanh_cells, before),
     )
     ctx.save_for_backward(features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before)
-    ctx.has_bias = b_ih is not None
+    ctx.has_bias, ctx.learned = b_ih is not None, learned
     return outputs
 
 
 def _lstm_backward(ctx: Any, d_outputs: Tensor) -> Pass:
     features, cell, episode_starts, w_ih, w_hh, gates, cells, tanh_cells, before = ctx.saved_tensors
-    d_inputs, d_hidden, d_cell = torch.empty_like(gates), torch.zeros_like(cell), torch.zeros_like(cell)
-    d_outputs = d_outputs.contiguous()
+    d_inputs, d_outputs = torch.empty_like(gates), d_outputs.contiguous()
+    d_hidden, d_cell = (_room_for_gradient(before, episode_starts, ctx.learned) for _ in range(2))
     yield _Run(
         "lstm_backward",
         d_outputs,
-        (d_outputs, w_hh, cell, episode_starts, gates, cells, tanh_cells, d_inputs, d_hidden, d_cell),
+        (d_outputs, w_hh, cell, episode_starts, ctx.learned, gates, cells, tanh_cells, d_inputs, d_hidden, d_cell),
     )
+    d_hidden, d_cell = (_added_up(part, before, ctx.learned) for part in (d_hidden, d_cell))
     d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
     d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
     return d_features, d_hidden, d_cell, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
@@ -156,19 +160,25 @@ def _gru_forward(
     hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
     outputs, q, before = (_like(inputs, size) for _ in range(3))
     gates = torch.empty_like(inputs)
-    yield _Run("gru_forward", outputs, (inputs, w_hh, bias_n, hidden, episode_starts, outputs, gates, q, before))
+    learned = _has_row_to_start_from(hidden, features)
+    yield _Run(
+        "gru_forward", outputs, (inputs, w_hh, bias_n, hidden, episode_starts, learned, outputs, gates, q, before)
+    )
     ctx.save_for_backward(features, episode_starts, w_ih, w_hh, gates, q, before)
-    ctx.has_bias = b_ih is not None
+    ctx.has_bias, ctx.learned = b_ih is not None, learned
     return outputs
 
 
 def _gru_backward(ctx: Any, d_outputs: Tensor) -> Pass:
     features, episode_starts, w_ih, w_hh, gates, q, before = ctx.saved_tensors
-    d_inputs, d_sums, d_hidden = torch.empty_like(gates), torch.empty_like(gates), torch.zeros_like(before[0])
-    d_outputs = d_outputs.contiguous()
+    d_inputs, d_sums, d_outputs = torch.empty_like(gates), torch.empty_like(gates), d_outputs.contiguous()
+    d_hidden = _room_for_gradient(before, episode_starts, ctx.learned)
     yield _Run(
-        "gru_backward", d_outputs, (d_outputs, w_hh, episode_starts, gates, q, before, d_inputs, d_sums, d_hidden)
+        "gru_backward",
+        d_outputs,
+        (d_outputs, w_hh, episode_starts, ctx.learned, gates, q, before, d_inputs, d_sums, d_hidden),
     )
+    d_hidden = _added_up(d_hidden, before, ctx.learned)
     d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
     d_w_ih, d_b_ih = _weight_gradients(d_inputs, features, ctx.has_bias)
     d_w_hh, d_b_hh = _weight_gradients(d_sums, before, ctx.has_bias)
@@ -189,17 +199,23 @@ def _rnn_forward(
     inputs = _project(features, w_ih, _sum(b_ih, b_hh))
     hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
     outputs, before = torch.empty_like(inputs), torch.empty_like(inputs)
-    yield _Run("rnn_forward", outputs, (inputs, w_hh, hidden, episode_starts, relu, outputs, before))
+    learned = _has_row_to_start_from(hidden, features)
+    yield _Run("rnn_forward", outputs, (inputs, w_hh, hidden, episode_starts, learned, relu, outputs, before))
     ctx.save_for_backward(features, episode_starts, w_ih, w_hh, outputs, before)
-    ctx.relu, ctx.has_bias = relu, b_ih is not None
+    ctx.relu, ctx.has_bias, ctx.learned = relu, b_ih is not None, learned
     return outputs
 
 
 def _rnn_backward(ctx: Any, d_outputs: Tensor) -> Pass:
     features, episode_starts, w_ih, w_hh, outputs, before = ctx.saved_tensors
-    d_inputs, d_hidden = torch.empty_like(outputs), torch.zeros_like(outputs[0])
-    d_outputs = d_outputs.contiguous()
-    yield _Run("rnn_backward", d_outputs, (d_outputs, w_hh, episode_starts, ctx.relu, outputs, d_inputs, d_hidden))
+    d_inputs, d_outputs = torch.empty_like(outputs), d_outputs.contiguous()
+    d_hidden = _room_for_gradient(before, episode_starts, ctx.learned)
+    yield _Run(
+        "rnn_backward",
+        d_outputs,
+        (d_outputs, w_hh, episode_starts, ctx.learned, ctx.relu, outputs, d_inputs, d_hidden),
+    )
+    d_hidden = _added_up(d_hidden, before, ctx.learned)
     d_features = _back_through_inputs(d_inputs, w_ih) if ctx.needs_input_grad[0] else None
     d_w_ih, d_bias = _weight_gradients(d_inputs, features, ctx.has_bias)
     return d_features, d_hidden, None, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
@@ -330,6 +346,26 @@ def _worthwhile_threads(block: Tensor, threads: int) -> int:
 def _project(features: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
     """(T, B, F) -> (T, B, GH), all steps in one product."""
     return torch.nn.functional.linear(features, w_ih, bias).contiguous()
+
+
+def _has_row_to_start_from(state: Tensor, features: Tensor) -> bool:
+    """Whether a state before a block (T, B, F) has B + 1 rows and not B."""
+    return len(state) > features.shape[1]
+
+
+def _room_for_gradient(before: Tensor, episode_starts: Tensor, learned: bool) -> Tensor:
+    """For the gradient of the state before a block (T, B, H); with a row to start from, one more for each episode."""
+    _, n_sequences, size = before.shape
+    further = int(episode_starts.count_nonzero()) if learned else 0
+    return before.new_zeros(n_sequences + further, size)
+
+
+def _added_up(gradient: Tensor, before: Tensor, learned: bool) -> Tensor:
+    """The gradient with the rows of all that started in the block (T, B, H) as one."""
+    n_sequences = before.shape[1]
+    if not learned:
+        return gradient
+    return torch.cat((gradient[:n_sequences], gradient[n_sequences:].sum(0, keepdim=True)))
 
 
 def _like(inputs: Tensor, size: int) -> Tensor:

@@ -45,7 +45,6 @@ class Recurrent(Memory):
         bias: whether there are biases.
         dropout: probability in [0, 1) that an output between two layers is dropped.
         learned_initial_state: whether an episode starts from a state that is learned, 0 at first, instead of from 0.
-            The compiled kernels start from 0; ``through_time`` then serves learning in their stead.
     """
 
     gates: ClassVar[int]
@@ -134,10 +133,7 @@ class Recurrent(Memory):
             for layer in range(self.num_layers):
                 if layer > 0 and self._drops:
                     output = output * state[-1][:, layer - 1]
-                before = tuple(part[:, layer] for part in state[: self.carried_parts])
-                if self.initial is not None:  # as one more row, as ``at_pieces`` takes it
-                    starting = self.initial[:, layer].unsqueeze(1)
-                    before = tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
+                before = self.before_layer(layer, state)
                 output = self._through(kernels, output, before, starts, self._layer_parameters(layer))
         return output
 
@@ -189,6 +185,15 @@ class Recurrent(Memory):
         if episode_starts.dtype != torch.bool:
             raise TypeError(f"episode_starts must be boolean; got {episode_starts.dtype}, use episode_starts.bool()")
 
+    def before_layer(self, layer: int, state: State) -> State:
+        """What a layer of a block starts from, as kernels take it: (B, H) each; a learned initial state as one more
+        row, the last."""
+        before = tuple(part[:, layer] for part in state[: self.carried_parts])
+        if self.initial is None:
+            return before
+        starting = self.initial[:, layer].unsqueeze(1)
+        return tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
+
     def _check_shapes(self, features: tuple[int, ...], state: Sequence[Any], episode_starts: tuple[int, ...]) -> None:
         """Compiled kernels take sizes on trust, so they are checked before. Shapes without the time axis."""
         expected = (*episode_starts, self.num_layers, self.hidden_size)
@@ -206,7 +211,7 @@ class Recurrent(Memory):
             )
 
     def _kernels(self, features: Tensor) -> Kernels:
-        if self.initial is None and native.takes(features, self.hidden_size):
+        if native.takes(features, self.hidden_size):
             return native
         return through_time if features.device.type == "cpu" else packed
 

@@ -26,7 +26,6 @@ def worth_unrolling_together(memories: tuple[Memory, Memory], features: tuple[Te
         and type(one) is type(other)
         and type(one) in _KINDS
         and one.num_layers == other.num_layers
-        and one.initial is other.initial is None
         and not torch.is_autocast_enabled("cpu")
         and all(
             native.takes(of, memory.hidden_size) and native.worth_a_thread(of, memory.hidden_size)
@@ -61,6 +60,5 @@ def unroll_together(
 def _arguments(memory: Recurrent, layer: int, features: Tensor, state: State, starts: Tensor) -> list[Any]:
     if layer > 0 and memory._drops:
         features = features * state[-1][:, layer - 1]
-    before = [part[:, layer] for part in state[: memory.carried_parts]]
     further = [memory.nonlinearity == "relu"] if isinstance(memory, RNN) else []
-    return [features, *before, starts, *further, *memory._layer_parameters(layer)]
+    return [features, *memory.before_layer(layer, state), starts, *further, *memory._layer_parameters(layer)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.memory import LSTM, Memory, library, make_memory, native, numpy_step, packed, through_time
+from agents.memory.recurrent import Recurrent
 from agents.memory.together import unroll_together, worth_unrolling_together
 
 T, B, F, H = 11, 4, 5, 16
@@ -26,6 +27,9 @@ CELLS: list[tuple[str, dict[str, Any]]] = [
     ("lstm", {"bias": False}),
     ("gru", {"bias": False}),
     ("rnn", {"bias": False}),
+    ("lstm", {"learned_initial_state": True}),
+    ("gru", {"learned_initial_state": True}),
+    ("rnn", {"learned_initial_state": True}),
 ]
 
 every_cell = pytest.mark.parametrize(("name", "kwargs"), CELLS)
@@ -36,6 +40,8 @@ def build(name: str, kwargs: dict[str, Any]) -> Memory:
     memory = make_memory(name, F, {"hidden_size": H, "initialisation": "torch", **kwargs})
     for parameter in memory.parameters():
         parameter.data.mul_(2.0)  # far enough from linear for every derivative to matter
+    if isinstance(memory, Recurrent) and memory.initial is not None:
+        torch.nn.init.normal_(memory.initial)
     return memory
 
 
