@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import configs
-from configs import CheckpointFault, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
+from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
 
 if TYPE_CHECKING:  # torch takes seconds to import: not before the settings are known to be good
     from stable_baselines3.common.vec_env import VecEnv
@@ -87,6 +87,7 @@ def train(settings: Settings) -> RunDirectory:
             schedule(settings),
             tensorboard=settings.tracking.tensorboard,
             wandb=wandb_arguments(settings),
+            trained=lambda: film(settings, run),
         )
     if settings.evaluation.final_episodes:
         from evaluate import evaluate_run
@@ -126,6 +127,18 @@ def with_measured_threads(settings: Settings, agent: RecurrentOnPolicyAlgorithm,
     settings = replace(settings, threads=choice.threads)
     run.write_settings(configs.dump(settings))
     return settings
+
+
+def film(settings: Settings, run: RunDirectory) -> None:
+    """An episode of the best agent for Weights & Biases, where the environment can be rendered."""
+    if settings.tracking.wandb == "off" or not settings.tracking.wandb_video:
+        return
+    from evaluate import record_run
+
+    try:
+        record_run(run, "best", run.videos / "best.mp4")
+    except CommandError as error:
+        print(f"no video: {error}", file=sys.stderr)
 
 
 def make_environments(

@@ -2,23 +2,31 @@
 
 The CSV file is flushed line by line, so that it is whole whatever ends the process. Weights & Biases never blocks a
 run for longer than its timeout and never ends one: where it cannot be reached the run is recorded offline, and where it
-fails later the run goes on without it.
+fails later the run goes on, recorded on disk, and is uploaded by hand.
 """
 
 import csv
+import hashlib
 import http.client
+import io
+import json
+import math
 import os
+import secrets
 import sys
 import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
 from agents.run_directory import RunDirectory
 
@@ -26,27 +34,44 @@ Mode = Literal["off", "offline", "online"]
 Answer = TypeVar("Answer")
 
 
-def make_logger(run: RunDirectory, *, tensorboard: bool = True, wandb: Mapping[str, Any] | None = None) -> Logger:
+def make_logger(
+    run: RunDirectory,
+    *,
+    tensorboard: bool = True,
+    wandb: Mapping[str, Any] | None = None,
+    resumed_at: int | None = None,
+) -> Logger:
     """Stable-Baselines3's logger over a run's directory.
 
     Args:
         wandb: arguments of :class:`WandbWriter`, None for none.
+        resumed_at: the environment step that a run goes on from: what is there up to it is kept, what came after it
+            is dropped, for it comes again. None: a new run.
     """
-    writers: list[KVWriter] = [CsvWriter(run.metrics)]
+    writers: list[KVWriter] = [CsvWriter(run.metrics, resumed_at)]
     if tensorboard:
-        writers.append(TensorBoardOutputFormat(str(run.tensorboard)))
+        writers.append(_tensorboard_writer(run.tensorboard, resumed_at))
     if wandb is not None:
         writers.append(WandbWriter(run.path, **wandb))
     return Logger(str(run.path), writers)
 
 
 class CsvWriter(KVWriter):
-    """A row a dump. A metric that turns up later gets a new column, empty in the rows before."""
+    """A row a dump. A metric that turns up later gets a new column, empty in the rows before.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        resumed_at: rows of the file up to this step are kept; None: none are.
+    """
+
+    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
         self._path = path
         self._columns: list[str] = []
-        self._file = path.open("w", newline="", encoding="utf-8")
+        kept = [] if resumed_at is None else [row for row in _rows(path) if int(row["step"]) <= resumed_at]
+        if kept:
+            self._columns = list(kept[0])
+            self._rewrite([list(row.values()) for row in kept])
+        else:
+            self._file = path.open("w", newline="", encoding="utf-8")
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         row = {"step": step, **_numbers(key_values, key_excluded, "csv")}
@@ -65,6 +90,9 @@ class CsvWriter(KVWriter):
         with self._path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))[1:]
         self._columns += names
+        self._rewrite(rows)
+
+    def _rewrite(self, rows: list[list[str]]) -> None:
         beside = self._path.with_suffix(".tmp")
         with beside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -74,12 +102,38 @@ class CsvWriter(KVWriter):
         self._file = self._path.open("a", newline="", encoding="utf-8")
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics file; a last one that was cut short, and a file that is not there, give none."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+
+
+def _tensorboard_writer(folder: Path, resumed_at: int | None) -> TensorBoardOutputFormat:
+    writer = TensorBoardOutputFormat(str(folder))
+    if resumed_at is not None:
+        # Tells readers to forget what earlier files say of later steps.
+        restart = Event(session_log=SessionLog(status=SessionLog.START))
+        events: Any = writer.writer.file_writer
+        events.add_event(restart, resumed_at + 1)
+    return writer
+
+
 class WandbWriter(KVWriter):
     """Logs straight to Weights & Biases, with the environment step as the axis of every metric.
 
+    A directory is one run there: its id lies in ``wandb_id.txt``, and a writer on the same directory goes on with it.
+    At the end go up what lies in the directory by then: the models, as one artifact whose versions ``best`` and
+    ``latest`` are each laid out as a run's directory (``evaluate.py`` takes them), ``videos/`` and the pictures of
+    ``insight/``; and figures to compare runs by: ``best_return``, ``mean_return`` and ``last_return`` of the periodic
+    evaluations (of the training episodes where there was none), ``steps`` and ``steps_per_second``.
+
     Args:
-        directory: the files go to ``directory/wandb``.
+        directory: of the run; the files go to ``directory/wandb``.
         mode: online becomes offline where there is no key or no network.
+        group: None: runs that differ in nothing but their seed share one.
         timeout: seconds to wait for the server, at the start and again at the end.
     """
 
@@ -96,6 +150,11 @@ class WandbWriter(KVWriter):
         timeout: float = 8.0,
     ) -> None:
         self.mode: Mode = mode
+        self._directory, self._timeout = directory, timeout
+        self._unsent: list[str] = []  # why, where something could not be sent
+        self._returns = Returns()
+        for row in _rows(directory / "metrics.csv"):
+            self._returns.add({name: float(row[name]) for name in Returns.NAMES if row.get(name)})
         # Its reports on itself wait at exit for a server that does not answer, and it takes our package `agents` for a
         # library of language models and recommends a tool for these.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -105,10 +164,12 @@ class WandbWriter(KVWriter):
             self.mode = "offline"
         arguments = dict(
             dir=str(directory),
+            id=run_id(directory),
+            resume="allow",
             name=directory.name,
             project=project,
             entity=entity,
-            group=group,
+            group=group or seed_group(config),
             tags=list(tags),
             config=dict(config),
         )
@@ -117,32 +178,121 @@ class WandbWriter(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         if self._run is None:
             return
+        row = {"global_step": step, **_numbers(key_values, key_excluded, "wandb")}
+        self._returns.add(row)
+        if "eval/mean_reward" in row:
+            row |= self._returns.summary()
         try:
-            self._run.log({"global_step": step, **_numbers(key_values, key_excluded, "wandb")})
+            self._run.log(row)
         except Exception as error:
             self._give_up(error)
 
-    def close(self, exit_code: int = 0) -> None:
+    def close(self, exit_code: int | None = None) -> None:
+        """Sends what is left and waits for it, at most as long as the timeout.
+
+        Args:
+            exit_code: None: 1 where this is called on an exception's way up, and the run is marked as failed; else 0.
+        """
         if self._run is None:
             return
-        try:
-            self._run.finish(exit_code=exit_code)
-        except Exception as error:
-            self._give_up(error)
+        if exit_code is None:
+            exit_code = 0 if sys.exc_info()[0] is None else 1
+        with redirect_stderr(io.StringIO()) as warned:  # what it has to say there, we say in one line
+            with self._noted():
+                self._publish()
+            with self._noted():
+                self._run.finish(exit_code=exit_code)
+        reasons = "; ".join(self._unsent) or _last_line(warned.getvalue())
+        if reasons and self.mode == "online":
+            _say(
+                f"not everything was sent ({reasons}); what was logged is in {self._files}, upload it with "
+                f"`wandb sync --include-online {self._files}`"
+            )
+        elif reasons:
+            _say(f"not everything was recorded ({reasons})")
         self._run = None
 
     def _started(self, arguments: dict[str, Any], timeout: float) -> Any:
         try:
-            return _start(self.mode, arguments, timeout)
+            return self._start(arguments, timeout)
         except Exception as error:
             if self.mode == "offline":
                 return self._give_up(error)
-            _say(f"could not go online ({str(error).splitlines()[0]}); recording offline")
+            _say(f"could not go online ({_last_line(str(error))}); recording offline")
         self.mode = "offline"
         try:
-            return _start("offline", arguments, timeout)
+            return self._start(arguments, timeout)
         except Exception as error:
             return self._give_up(error)
+
+    def _start(self, arguments: dict[str, Any], timeout: float) -> Any:
+        import wandb
+
+        known = set(getattr(wandb.Settings, "model_fields", ()))
+        # finish_timeout is recent; without it finish() waits for an upload however long that takes.
+        options: dict[str, Any] = dict(
+            init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=True, silent=True, console="off"
+        )
+        settings = wandb.Settings(**{name: value for name, value in options.items() if name in known})
+        mode: Any = self.mode
+        run = wandb.init(mode=mode, settings=settings, **arguments)
+        self._files = Path(run.dir).parent
+        run.define_metric("global_step", hidden=True)
+        run.define_metric("*", step_metric="global_step")
+        return run
+
+    def _publish(self) -> None:
+        """Everything that is no row of metrics. A file that cannot be sent does not keep the others back."""
+        import wandb
+
+        summary = self._run.summary
+        named = {"steps": summary.get("global_step"), "steps_per_second": summary.get("time/fps")}
+        summary.update({**self._returns.summary(), **{name: each for name, each in named.items() if each is not None}})
+        for path in sorted(self._directory.glob("videos/*")):
+            if path.suffix in (".mp4", ".gif"):
+                self._show(f"videos/{path.stem}", path, wandb.Video, format=path.suffix[1:])
+        for path in sorted(self._directory.glob("insight/*.png")):
+            self._show(f"plots/{path.stem}", path, wandb.Image)
+        # Sending a model asks the server first, and asks on and on where it has gone.
+        if self.mode == "online" and not _server_answers(self._timeout):
+            self._unsent.append("the server does not answer")
+            return
+        run = RunDirectory(self._directory)
+        # The server takes the last that comes for the latest.
+        for alias, models in (("best", [run.best]), ("latest", [path for _, path in run.checkpoints()[-1:]])):
+            for model in models:
+                if model.is_file():
+                    self._send_model(model, alias)
+
+    def _show(self, name: str, path: Path, kind: Callable[..., Any], **options: Any) -> None:
+        with self._noted():
+            self._run.log({"global_step": self._run.summary.get("global_step", 0), name: kind(str(path), **options)})
+
+    def _send_model(self, model: Path, alias: str) -> None:
+        sent = _within(self._timeout, partial(self._log_model, model, alias), default=None)
+        if sent is None:
+            self._unsent.append(f"{model.name} was not sent")
+        elif self.mode == "online":  # where another is to come after it, not beside it
+            _within(self._timeout, sent.wait, default=None)
+
+    def _log_model(self, model: Path, alias: str) -> Any:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
+        for path in (model, self._directory / "settings.yaml"):
+            if path.is_file():
+                # Immutable: sent from where it lies, without a copy in the user's home.
+                name = path.relative_to(self._directory).as_posix()
+                artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
+        return self._run.log_artifact(artifact, aliases=[alias])
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Whatever fails inside is a reason to give, and nothing more."""
+        try:
+            yield
+        except Exception as error:
+            self._unsent.append(_last_line(str(error)))
 
     def _give_up(self, error: Exception) -> None:
         """Whatever fails there, the run goes on: its metrics are in metrics.csv."""
@@ -150,27 +300,52 @@ class WandbWriter(KVWriter):
         _say(f"no longer recording: {error}")
 
 
-def _start(mode: Any, arguments: dict[str, Any], timeout: float) -> Any:
-    import wandb
+class Returns:
+    """What there is to compare runs by: of evaluations, and where there is none of the episodes of training."""
 
-    known = set(getattr(wandb.Settings, "model_fields", ()))
-    # finish_timeout is recent; without it finish() waits for an upload however long that takes.
-    options: dict[str, Any] = {"init_timeout": timeout, "finish_timeout": timeout, "silent": True, "console": "off"}
-    settings = wandb.Settings(**{name: value for name, value in options.items() if name in known})
-    run = wandb.init(mode=mode, settings=settings, **arguments)
-    run.define_metric("global_step", hidden=True)
-    run.define_metric("*", step_metric="global_step")
-    return run
+    NAMES = ("eval/mean_reward", "rollout/ep_rew_mean")
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[float]] = {name: [] for name in self.NAMES}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        for name, seen in self._seen.items():
+            if math.isfinite(row.get(name, math.nan)):
+                seen.append(float(row[name]))
+
+    def summary(self) -> dict[str, float]:
+        """The best, the mean and the last; empty where there is no return yet."""
+        returns = next(filter(None, self._seen.values()), [])
+        if not returns:
+            return {}
+        return {"best_return": max(returns), "mean_return": float(np.mean(returns)), "last_return": returns[-1]}
+
+
+def run_id(directory: Path) -> str:
+    """The id that a directory's run has at Weights & Biases, kept in the directory from the first time on."""
+    file = directory / "wandb_id.txt"
+    if not file.is_file():
+        # The agent of a sweep decides it.
+        file.write_text((os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)) + "\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
+def seed_group(config: Mapping[str, Any]) -> str | None:
+    """A name shared by the runs whose settings differ in nothing but the seed and what does not shape the agent."""
+    if "seed" not in config:
+        return None
+    apart = {"seed", "name", "runs", "device", "threads", "progress", "tracking", "checkpoint"}
+    shared = {name: value for name, value in config.items() if name not in apart}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    task, memory = config.get("env", {}).get("id"), config.get("policy", {}).get("memory")
+    return "-".join(str(part) for part in (task, memory, digest) if part)
 
 
 def _cannot_go_online(timeout: float) -> str | None:
     """Why not, found out without a prompt and within the timeout; None where it can be tried."""
     if not _within(timeout, _has_key, default=False):
         return "there is no key (`wandb login` stores one)"
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    if not _within(timeout, lambda: _answers(server, timeout), default=False):
-        return f"{server} cannot be reached"
-    return None
+    return None if _server_answers(timeout) else f"{_server()} cannot be reached"
 
 
 def _has_key() -> bool:
@@ -179,9 +354,17 @@ def _has_key() -> bool:
     import wandb
 
     try:
-        return bool(wandb.login(prompt=False))
+        return bool(wandb.login(prompt=False, verify=False))
     except TypeError:  # wandb before 0.31 has no such argument
         return bool(wandb.api.api_key)
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _server_answers(timeout: float) -> bool:
+    return _within(timeout, lambda: _answers(_server(), timeout), default=False)
 
 
 def _answers(server: str, timeout: float) -> bool:
@@ -209,6 +392,10 @@ def _within(seconds: float, question: Callable[[], Answer], default: Answer) -> 
     thread.start()
     thread.join(seconds)
     return answers[-1]
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
 
 
 def _say(message: str) -> None:

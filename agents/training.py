@@ -1,6 +1,7 @@
 """A training run from its agent to the files it leaves: callbacks, metrics, signals, the last checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,16 @@ def learn(
     *,
     tensorboard: bool = True,
     wandb: Mapping[str, Any] | None = None,
+    resumed_at: int | None = None,
+    trained: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains the agent and leaves in the run's directory what there is to keep.
 
     Args:
         wandb: arguments of :class:`agents.tracking.WandbWriter`, None for none.
+        resumed_at: the environment step that a run goes on from, None for a new one.
+        trained: is called where training has come to its end, before the metrics are closed: what it adds to the
+            run's directory is sent along.
 
     Raises:
         Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
@@ -68,22 +74,22 @@ def learn(
         max_steps=schedule.longest_episode,
         report=progress.report,
     )
-    logger = make_logger(run, tensorboard=tensorboard, wandb=wandb)
+    logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=resumed_at)
     agent.set_logger(logger)
-    try:
-        with interruption.listening(), progress.standing():
-            agent.learn(
-                schedule.total_timesteps,
-                [interruption, FiniteWeights(), progress, checkpoints, evaluation],
-                log_interval=schedule.log_interval,
-            )
-            # The last update's figures come after the last rollout's.
-            logger.dump(agent.num_timesteps)
-    except TrainingFinished as reason:
-        progress.report(str(reason))
-        checkpoints.save()
-    except Interrupted as interrupted:
-        interrupted.args = (f"{interrupted}; saved {checkpoints.save()}",)
-        raise
-    finally:
-        logger.close()
+    with closing(logger):
+        try:
+            with interruption.listening(), progress.standing():
+                agent.learn(
+                    schedule.total_timesteps,
+                    [interruption, FiniteWeights(), progress, checkpoints, evaluation],
+                    log_interval=schedule.log_interval,
+                )
+                # The last update's figures come after the last rollout's.
+                logger.dump(agent.num_timesteps)
+        except TrainingFinished as reason:
+            progress.report(str(reason))
+            checkpoints.save()
+        except Interrupted as interrupted:
+            interrupted.args = (f"{interrupted}; saved {checkpoints.save()}",)
+            raise
+        trained()

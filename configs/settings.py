@@ -226,11 +226,14 @@ class TrackingSettings:
     wandb_entity: str | None = None
     """User or team there; None: your default."""
     wandb_group: str | None = None
-    """Group of runs there."""
+    """Group of runs there; None: the runs that differ in nothing but their seed share one."""
     wandb_tags: tuple[str, ...] = ()
     """Tags of the run there."""
     wandb_timeout: Annotated[float, POSITIVE] = 8.0
     """Seconds to wait for its server, at the start and again at the end."""
+    wandb_video: bool = True
+    """Film an episode of the best agent for it when training has ended, where the environment can be rendered and
+    `recurl[video]` is installed."""
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,30 @@
 """Metrics reach their files whole, and Weights & Biases can neither block nor end a run."""
 
+import base64
 import csv
+import hashlib
+import json
 import math
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from stable_baselines3.common.logger import Image, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from wandb.proto.wandb_internal_pb2 import Record
 
 from agents.run_directory import RunDirectory
-from agents.tracking import CsvWriter, WandbWriter, make_logger
+from agents.tracking import CsvWriter, WandbWriter, make_logger, run_id, seed_group
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -66,6 +74,23 @@ def test_the_logger_writes_the_same_to_csv_and_tensorboard_at_the_environments_s
     assert [(row["step"], row["rollout/ep_rew_mean"]) for row in rows] == [("1024", "1024.0"), ("2048", "2048.0")]
 
 
+def test_a_run_that_goes_on_keeps_what_came_before_and_drops_what_comes_again(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for resumed_at, steps in ((None, (10, 20, 30)), (20, (30, 40))):
+        logger = make_logger(run, resumed_at=resumed_at)
+        for step in steps:
+            logger.record("a", float(step + (resumed_at or 0)))
+            if step == 40:
+                logger.record("b", 1.0)
+            logger.dump(step)
+        logger.close()
+        (tmp_path / "metrics.csv").open("a").write("99")  # a row that was cut short
+    rows = [(row["step"], row["a"], row["b"]) for row in rows_of(tmp_path / "metrics.csv")[:-1]]
+    assert rows == [("10", "10.0", ""), ("20", "20.0", ""), ("30", "50.0", ""), ("40", "60.0", "1.0")]
+    read = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("a")
+    assert [(each.step, each.value) for each in read] == [(10, 10.0), (20, 20.0), (30, 50.0), (40, 60.0)]
+
+
 def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:
     make_logger(RunDirectory(tmp_path), tensorboard=False).close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
@@ -98,35 +123,191 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def recorded(directory: Path, *words: bytes) -> bytes:
-    """What is in the file of an offline run, once all the words are: its service writes a moment after the end."""
-    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-    for _ in range(300):
-        if all(word in file.read_bytes() for word in words):
-            break
-        time.sleep(0.1)
-    return file.read_bytes()
+@pytest.fixture
+def dying_server() -> Iterator[str]:
+    """Lets a run start, and is gone from then on."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer({})
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+            if "upsertBucket" not in asked.get("query", ""):
+                self.answer({})
+                return
+            named, project = asked["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
+            bucket = {"id": "b", "name": named["name"], "displayName": named["displayName"], "project": project}
+            self.answer({"upsertBucket": {"bucket": {**bucket, "config": "{}"}, "inserted": True}})
+            threading.Thread(target=self.server.shutdown).start()
+            self.server.socket.close()
+
+        def answer(self, data: dict[str, Any]) -> None:
+            content = json.dumps({"data": data}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+class Recorded:
+    """What is in the file that a run leaves, whole once the service behind it has written the end.
+
+    The format is that of LevelDB's log, after a header of 7 bytes: blocks of 32 KiB that hold parts, each with a
+    checksum, a length and a kind (1 whole, 2 first, 3 middle, 4 last); a record is a protocol buffer of wandb's.
+    """
+
+    def __init__(self, directory: Path, mode: str = "offline-run") -> None:
+        (file,) = directory.glob(f"wandb/{mode}-*/run-*.wandb")
+        for _ in range(300):
+            self.records = list(self._read(file.read_bytes()))
+            if any(record.WhichOneof("record_type") == "exit" for record in self.records):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"{file} has no end")
+
+    def all(self, kind: str) -> list[Any]:
+        return [getattr(record, kind) for record in self.records if record.WhichOneof("record_type") == kind]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {each.key: json.loads(each.value_json) for run in self.all("run") for each in run.config.update}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in h.item} for h in self.all("history")
+        ]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        updates = [each for summary in self.all("summary") for each in summary.update]
+        return {"/".join(each.nested_key) or each.key: json.loads(each.value_json) for each in updates}
+
+    def column(self, name: str) -> list[tuple[int, Any]]:
+        """(environment step, value) of every row that has one."""
+        return [(row["global_step"], row[name]) for row in self.rows if name in row]
+
+    @staticmethod
+    def _read(content: bytes) -> Iterator[Any]:
+        at, record = 7, b""
+        while at + 7 <= len(content):
+            left_in_block = 32768 - at % 32768
+            if left_in_block < 7:
+                at += left_in_block
+                continue
+            _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+            record += content[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4):
+                yield Record.FromString(record)
+                record = b""
 
 
 @pytest.mark.usefixtures("no_account")
-def test_offline_metrics_are_in_the_files_that_can_be_uploaded_later(tmp_path: Path) -> None:
-    writer = WandbWriter(tmp_path, mode="offline", project="p", config={"algorithm": {"gamma": 0.5}})
-    for step in range(3):
-        writer.write({f"metric/{step}": float(step)}, {}, step * 1000)
+def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.checkpoint(2000).parent.mkdir()
+    contents = {run.best: b"the best", run.checkpoint(2000): b"the last", run.settings: b"seed: 0"}
+    for path, content in contents.items():
+        path.write_bytes(content)
+    for folder, name in (("insight", "curve.png"), ("videos", "best.mp4"), ("videos", "notes.txt")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        PIL.Image.new("RGB", (4, 2)).save(tmp_path / folder / name, format="png")
+    config = {"seed": 0, "algorithm": {"gamma": 0.5}, "env": {"id": "TMaze-v0"}, "policy": {"memory": "gru"}}
+    writer = WandbWriter(tmp_path, mode="offline", project="mine", config=config, tags=["a", "b"])
+    writer.write({"rollout/ep_rew_mean": 9.0, "time/fps": 250}, {}, 1000)
+    writer.write({"eval/mean_reward": 3.0}, {}, 1000)
+    writer.write({"eval/mean_reward": 1.0, "train/loss": 0.25}, {}, 2000)
     writer.close()
-    words = [b"metric/0", b"metric/1", b"metric/2", b"global_step", b"gamma"]
-    content = recorded(tmp_path, *words)
-    assert all(word in content for word in words)
+
+    read = Recorded(tmp_path)
+    (about, *_) = read.all("run")
+    assert (about.run_id, about.project, about.display_name) == (run_id(tmp_path), "mine", tmp_path.name)
+    assert (about.run_group, list(about.tags)) == (seed_group(config), ["a", "b"])
+    assert {name: read.config[name] for name in config} == config
+    assert ("*", "global_step") in {(metric.glob_name, metric.step_metric) for metric in read.all("metric")}
+    assert read.column("rollout/ep_rew_mean") == [(1000, 9.0)]
+    assert read.column("eval/mean_reward") == [(1000, 3.0), (2000, 1.0)]
+    assert read.column("best_return") == [(1000, 3.0), (2000, 3.0)]
+    assert read.column("train/loss") == [(2000, 0.25)]
+    compared = {"best_return": 3.0, "mean_return": 2.0, "last_return": 1.0, "steps": 2000, "steps_per_second": 250}
+    assert {name: read.summary[name] for name in compared} == compared
+    shown = {name for row in read.rows for name in row if name.startswith(("videos/", "plots/"))}
+    assert {name.rpartition("/")[0] for name in shown} == {"videos/best", "plots/curve"}
+
+    best, latest = read.all("artifact")
+    assert (set(best.aliases), set(latest.aliases)) == (
+        {"best", "latest"},
+        {"latest"},
+    )  # the later one takes latest over
+    assert best.name == latest.name == f"model-{run_id(tmp_path)}"
+    for artifact, model in ((best, run.best), (latest, run.checkpoint(2000))):
+        listed = {entry.path: entry.digest for entry in artifact.manifest.contents}
+        # The paths are those of a run's directory, so that evaluate.py takes what is downloaded.
+        assert listed == {
+            path.relative_to(tmp_path).as_posix(): base64.b64encode(hashlib.md5(contents[path]).digest()).decode()
+            for path in (model, run.settings)
+        }
 
 
 @pytest.mark.usefixtures("no_account")
-def test_online_without_a_key_becomes_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    writer = WandbWriter(tmp_path, mode="online", project="p", config={})
-    writer.write({"a": 1.0}, {}, 5)
+def test_a_run_that_goes_on_has_the_same_id_and_remembers_its_best(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,eval/mean_reward\n100,\n200,7.5\n300,2.5\n400,9")  # the last cut short
+    (tmp_path / "wandb_id.txt").write_text("abcd1234\n")
+    writer = WandbWriter(tmp_path, mode="offline", project="p", config={})
+    writer.write({"eval/mean_reward": 5.0}, {}, 400)
     writer.close()
+    read = Recorded(tmp_path)
+    assert read.all("run")[0].run_id == "abcd1234"
+    assert read.column("best_return") == [(400, 9.0)]
+
+
+def test_the_agent_of_a_sweep_decides_the_id_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
+    assert run_id(tmp_path) == "sweep123"
+    monkeypatch.setenv("WANDB_RUN_ID", "another1")
+    assert run_id(tmp_path) == "sweep123"
+    monkeypatch.delenv("WANDB_RUN_ID")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert run_id(tmp_path / "a") != run_id(tmp_path / "b")
+
+
+def test_runs_share_a_group_where_only_the_seed_differs() -> None:
+    config = {"seed": 0, "name": "x", "env": {"id": "TMaze-v0", "n_envs": 8}, "policy": {"memory": "lstm"}}
+    group = seed_group(config)
+    assert group is not None
+    assert group.startswith("TMaze-v0-lstm-")
+    assert seed_group({**config, "seed": 1, "name": "y"}) == group
+    assert seed_group({**config, "env": {"id": "TMaze-v0", "n_envs": 9}}) != group
+    assert seed_group({"algorithm": {}}) is None
+
+
+@pytest.mark.usefixtures("no_account")
+def test_without_a_key_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        writer = WandbWriter(tmp_path, mode="online", project="p", config={})
+        writer.write({"a": 1.0}, {}, 5)
+        writer.close()
+        with pytest.raises(BlockingIOError):
+            server.accept()
     assert writer.mode == "offline"
     assert "there is no key" in capsys.readouterr().err
-    assert b"global_step" in recorded(tmp_path, b"global_step")
+    assert Recorded(tmp_path).column("a") == [(5, 1.0)]
 
 
 BLOCKED = """
@@ -152,7 +333,40 @@ def test_a_server_that_never_answers_neither_blocks_the_start_nor_the_end(
     )
     assert done.stdout.strip() == "offline"
     assert "cannot be reached" in done.stderr
-    assert b"global_step" in recorded(tmp_path, b"global_step")
+    assert Recorded(tmp_path).column("a") == [(5, 1.0)]
+
+
+ONLINE = """
+import os, sys, threading
+from pathlib import Path
+from agents.run_directory import RunDirectory
+from agents.tracking import make_logger
+run = RunDirectory(sys.argv[1])
+run.best.write_bytes(b"weights")
+arguments = dict(mode="online", project="p", config={}, timeout=3.0)
+logger = make_logger(run, tensorboard=False, wandb=arguments)
+print(logger.output_formats[-1].mode)
+for step in range(1, 101):
+    logger.record("a", float(step))
+    logger.dump(step * 10)
+logger.close()
+"""
+
+
+@pytest.mark.usefixtures("no_account")
+def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
+    tmp_path: Path, dying_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", dying_server)
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    done = subprocess.run(
+        [sys.executable, "-c", ONLINE, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "online"
+    assert done.stderr.count("Weights & Biases: ") == 1
+    assert "not everything was sent (the server does not answer" in done.stderr
+    assert Recorded(tmp_path, "run").column("a") == [(step * 10, float(step)) for step in range(1, 101)]
+    assert len(rows_of(tmp_path / "metrics.csv")) == 100
 
 
 @pytest.mark.usefixtures("no_account")
