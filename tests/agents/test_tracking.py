@@ -7,8 +7,6 @@ import json
 import math
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +17,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import wandb
 from stable_baselines3.common.logger import Image, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from agents.run_directory import RunDirectory
 from agents.tracking import CsvWriter, WandbWriter, make_logger, run_id, seed_group
@@ -139,8 +138,8 @@ def dying_server() -> Iterator[str]:
             named, project = asked["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
             bucket = {"id": "b", "name": named["name"], "displayName": named["displayName"], "project": project}
             self.answer({"upsertBucket": {"bucket": {**bucket, "config": "{}"}, "inserted": True}})
-            threading.Thread(target=self.server.shutdown).start()
-            self.server.socket.close()
+            threading.Thread(target=server.shutdown).start()
+            server.socket.close()
 
         def answer(self, data: dict[str, Any]) -> None:
             content = json.dumps({"data": data}).encode()
@@ -310,61 +309,49 @@ def test_without_a_key_nobody_is_asked(
     assert Recorded(tmp_path).column("a") == [(5, 1.0)]
 
 
-BLOCKED = """
-import sys
-from pathlib import Path
-from agents.tracking import WandbWriter
-writer = WandbWriter(Path(sys.argv[1]), mode="online", project="p", config={}, timeout=1.0)
-writer.write({"a": 1.0}, {}, 5)
-writer.close()
-print(writer.mode)
-"""
+@pytest.fixture
+def online(no_account: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With a key, and with nothing left over from what other tests did with wandb; its end is that of a process."""
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    yield
+    wandb.teardown()
 
 
-@pytest.mark.usefixtures("no_account")
+@pytest.mark.usefixtures("online")
 def test_a_server_that_never_answers_neither_blocks_the_start_nor_the_end(
-    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", silent_server)
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     # Left to itself it would wait 90 s at the start alone.
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, str(tmp_path)], capture_output=True, text=True, timeout=80, check=True
-    )
-    assert done.stdout.strip() == "offline"
-    assert "cannot be reached" in done.stderr
+    writer = WandbWriter(tmp_path, mode="online", project="p", config={}, timeout=1.0)
+    writer.write({"a": 1.0}, {}, 5)
+    writer.close()
+    wandb.teardown()
+    assert writer.mode == "offline"
+    assert capsys.readouterr().err.count("cannot be reached") == 1
     assert Recorded(tmp_path).column("a") == [(5, 1.0)]
 
 
-ONLINE = """
-import os, sys, threading
-from pathlib import Path
-from agents.run_directory import RunDirectory
-from agents.tracking import make_logger
-run = RunDirectory(sys.argv[1])
-run.best.write_bytes(b"weights")
-arguments = dict(mode="online", project="p", config={}, timeout=3.0)
-logger = make_logger(run, tensorboard=False, wandb=arguments)
-print(logger.output_formats[-1].mode)
-for step in range(1, 101):
-    logger.record("a", float(step))
-    logger.dump(step * 10)
-logger.close()
-"""
-
-
-@pytest.mark.usefixtures("no_account")
+@pytest.mark.usefixtures("online")
 def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
-    tmp_path: Path, dying_server: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dying_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", dying_server)
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    done = subprocess.run(
-        [sys.executable, "-c", ONLINE, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.strip() == "online"
-    assert done.stderr.count("Weights & Biases: ") == 1
-    assert "not everything was sent (the server does not answer" in done.stderr
+    run = RunDirectory(tmp_path)
+    run.best.write_bytes(b"weights")
+    logger = make_logger(run, wandb=dict(mode="online", project="p", config={}, timeout=4.0))
+    writer = logger.output_formats[-1]
+    assert isinstance(writer, WandbWriter)
+    assert writer.mode == "online"
+    for step in range(1, 101):
+        logger.record("a", float(step))
+        logger.dump(step * 10)
+    logger.close()
+    wandb.teardown()
+    said = capsys.readouterr().err
+    assert said.count("Weights & Biases: ") == 1
+    assert "not everything was sent (the server does not answer" in said
     assert Recorded(tmp_path, "run").column("a") == [(step * 10, float(step)) for step in range(1, 101)]
     assert len(rows_of(tmp_path / "metrics.csv")) == 100
 
