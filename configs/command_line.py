@@ -2,17 +2,17 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args, get_origin
 
 import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from configs.errors import SettingsError
-from configs.settings import MEMORIES, Settings
+from configs.settings import MEMORIES, Settings, field_type
 from configs.yaml_file import Sources, check, convert, parse_scalar, read_unchecked
 
 
@@ -22,7 +22,8 @@ class Command:
 
     Settings come from their defaults, then from the file after --config, then from the command line. Lists and
     mappings are written as words: --policy.net-arch 64 64, --env.kwargs length=20 active=true; a mapping's words are
-    added to those of the file, and no word at all empties it.
+    added to those of the file, and no word at all empties it. One of them alone can be an option of its own:
+    --env.kwargs.length=20.
     """
 
     settings: Annotated[Settings, tyro.conf.arg(name="")]
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
 
     Raises :class:`SettingsError`; SystemExit where the words themselves cannot be parsed, and after --help.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _with_entries_gathered(sys.argv[1:] if argv is None else argv)
     file = _config_argument(arguments)
     baseline, sources = (Settings(), Sources()) if file is None else read_unchecked(find_config(file))
     command = tyro.cli(
@@ -82,6 +83,42 @@ def _config_argument(arguments: Sequence[str]) -> str | None:
         elif word.startswith("--config="):
             file = word.removeprefix("--config=")
     return file
+
+
+def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
+    """``--env.kwargs.length=20 --env.kwargs.active=true`` become ``--env.kwargs length=20 active=true``.
+
+    What starts runs of a sweep gives every parameter an option of its own.
+    """
+    options = tuple(f"--{name}." for name in _mappings(Settings))
+    kept: list[str] = []
+    entries: dict[str, list[str]] = {}
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        mapping, _, name = option.replace("_", "-").rpartition(".")
+        if f"{mapping}." not in options:
+            kept.append(word)
+            continue
+        if not equals and (following := next(words, None)) is not None:
+            equals, value = "=", following
+        entries.setdefault(mapping, []).append(f"{name.replace('-', '_')}{equals}{value}")
+    for mapping, added in entries.items():
+        places = [at for at, word in enumerate(kept) if word.partition("=")[0].replace("_", "-") == mapping]
+        at = places[-1] if places else len(kept)
+        _, equals, value = kept[at].partition("=") if places else ("", "", "")
+        kept[at : at + 1] = [mapping, *([value] if equals else []), *added]
+    return kept
+
+
+def _mappings(owner: type[Any], prefix: str = "") -> Iterator[str]:
+    """The options that take name=value."""
+    for each in dataclasses.fields(owner):
+        name, declared = f"{prefix}{each.name.replace('_', '-')}", field_type(owner, each.name)
+        if dataclasses.is_dataclass(declared):
+            yield from _mappings(cast(type[Any], declared), f"{name}.")
+        elif get_origin(declared) is dict:
+            yield name
 
 
 def _with_fitting_memory_kwargs(baseline: Settings, memory: str) -> Settings:

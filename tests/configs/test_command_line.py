@@ -59,6 +59,26 @@ def test_no_words_at_all_empty_a_mapping_or_a_list(file: str) -> None:
     assert (settings.env.kwargs, settings.env.wrappers) == ({}, ())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--env.kwargs.length=50", "--env.kwargs.active=false", "--seed", "3"],
+        ["--env.kwargs.length", "50", "--seed", "3", "--env.kwargs.active", "false"],
+        ["--env.kwargs", "length=50", "--seed=3", "--env.kwargs.active=false"],
+        ["--env.kwargs=length=50", "--env.kwargs.active=false", "--seed=3"],
+        ["--env.kwargs.active=false", "--env.kwargs", "length=50", "--seed=3"],
+    ],
+)
+def test_one_word_of_a_mapping_can_be_an_option_of_its_own(file: str, words: list[str]) -> None:
+    settings = parse(["--config", file, *words]).settings
+    assert (settings.env.kwargs, settings.seed) == ({"length": 50, "active": False}, 3)
+
+
+def test_a_dash_in_such_an_option_stands_for_an_underscore(file: str) -> None:
+    settings = parse(["--policy.memory_kwargs.hidden-size=8", "--policy.memory-kwargs.num_layers", "2"]).settings
+    assert settings.policy.memory_kwargs == {"hidden_size": 8, "num_layers": 2}
+
+
 def test_wrappers_are_typed_as_in_a_file() -> None:
     settings = parse(["--env.wrappers", "delay", "{flicker: {probability: 0.5}}"]).settings
     assert settings.env.wrappers == ("delay", {"flicker": {"probability": 0.5}})
@@ -97,6 +117,7 @@ def test_a_mistake_in_the_file_names_its_line_unless_the_command_line_mends_it(f
         (["--total-timesteps", "1.5"], "must be a whole number, got 1.5"),
         (["--env.kwargs", "length"], "expected name=value, got 'length'"),
         (["--env.kwargs", "length=[1"], "is not YAML"),
+        (["--env.kwargs.length"], "expected name=value, got 'length'"),
         (["--config"], "--config"),
         (["stray"], "stray"),
     ],

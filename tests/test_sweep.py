@@ -1,0 +1,76 @@
+"""The sweep file starts runs that can be run: with the words that wandb's agent makes of it."""
+
+import itertools
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args, load_sweep_config
+
+import configs
+import train
+from agents.tracking import Returns
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "configs" / "sweeps" / "memory.yaml"
+SWEEP: dict[str, Any] = load_sweep_config(str(FILE)) or {}
+
+
+def possible(parameter: dict[str, Any]) -> list[Any]:
+    """Every value it can take, or the ends of its range."""
+    return list(parameter.get("values", (parameter.get("min"), parameter.get("max"))))
+
+
+def words_of(values: dict[str, Any]) -> list[str]:
+    """The command line of a run, as the agent makes it."""
+    macros = create_sweep_command_args({"args": {name: {"value": value} for name, value in values.items()}})
+    macros |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [SWEEP["program"]]}
+    words = [macros[word[2:-1]] if word.startswith("${") else [word] for word in create_sweep_command(SWEEP["command"])]
+    return list(itertools.chain.from_iterable(words))
+
+
+def test_the_file_says_what_a_sweep_needs() -> None:
+    assert set(SWEEP) == {"program", "command", "method", "metric", "parameters"}
+    assert SWEEP["method"] in ("grid", "random", "bayes")
+    assert (ROOT / SWEEP["program"]).is_file()
+    for name, parameter in SWEEP["parameters"].items():
+        assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)
+        assert set(parameter) in ({"values"}, {"distribution", "min", "max"})
+        assert len(possible(parameter)) > 1
+        assert len(set(possible(parameter))) == len(possible(parameter))
+
+
+def test_what_it_maximises_is_recorded() -> None:
+    returns = Returns()
+    returns.add({"eval/mean_reward": 1.0})
+    assert SWEEP["metric"] == {"name": "best_return", "goal": "maximize"}
+    assert "best_return" in returns.summary()
+
+
+@pytest.mark.parametrize("memory", SWEEP["parameters"]["policy.memory"]["values"])
+@pytest.mark.parametrize("draw", range(2))
+def test_every_command_it_makes_can_be_run(memory: str, draw: int, capsys: pytest.CaptureFixture[str]) -> None:
+    chance = random.Random(draw)
+    values = {name: chance.choice(possible(parameter)) for name, parameter in SWEEP["parameters"].items()}
+    values["policy.memory"] = memory
+    env, python, program, *words = words_of(values)
+    assert (env, python, program) == ("/usr/bin/env", "python", "train.py")
+    assert train.main([*words, "--print-config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    for name, value in values.items():
+        found: Any = settings
+        for part in name.replace("-", "_").split("."):
+            found = found[part]
+        assert found == value
+    assert settings["tracking"]["wandb"] == "online"
+    assert train.main([*words, "--dry-run"]) == 0
+    assert "TMaze-v0" in capsys.readouterr().out
+
+
+def test_a_sweep_over_what_does_not_exist_is_refused() -> None:
+    *_, last = words_of({"policy.memory-kwargs.hiden-size": 8})
+    with pytest.raises(configs.SettingsError, match="did you mean 'hidden_size'"):
+        configs.parse(["--config=tmaze", last])
