@@ -11,13 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Column
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
@@ -240,6 +242,7 @@ class ProgressDisplay(BetweenUpdates):
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._started = self._last_line = time.monotonic()
+        self._first: int | None = None  # step, not the first one where a run goes on
 
     def report(self, line: str) -> None:
         """Prints a line above the bar."""
@@ -252,35 +255,47 @@ class ProgressDisplay(BetweenUpdates):
         if not (self._shown and self._console.is_terminal):
             yield
             return
-        columns = (
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
-            TextColumn("{task.fields[rate]:,.0f} a second"),
-            TimeRemainingColumn(),
-            TextColumn("return {task.fields[last_return]}"),
-        )
+        narrow = self._console.width < 70  # what there is to read comes first, on two lines
+        texts = [
+            TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=not narrow)) for name in self._figures()
+        ]
+        columns: list[ProgressColumn] = [*([] if narrow else [BarColumn()]), *texts]
         # Drawn only between updates: a thread of its own would take time from them.
         with Progress(*columns, console=self._console, auto_refresh=False) as self._bar:
-            self._bar.add_task("", total=self._total, rate=0.0, last_return="-")
+            self._bar.add_task("", total=self._total, **self._figures())
             yield
         self._bar = None
 
     def _on_training_start(self) -> None:
         self._started = self._last_line = time.monotonic()
+        self._first = self.model.num_timesteps
+        # The last rollout is a whole one.
+        rollout = self.model.n_envs * getattr(self.model, "n_steps", 1)
+        self._total = self._first + math.ceil((self._total - self._first) / rollout) * rollout
 
     def act(self) -> None:
-        done, now = self.model.num_timesteps, time.monotonic()
-        rate = done / max(now - self._started, 1e-9)
-        recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        last_return = f"{safe_mean(recent):.2f}" if recent else "-"
+        now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, rate=rate, last_return=last_return, refresh=True)
+            done = self.model.num_timesteps
+            self._bar.update(self._bar.task_ids[0], total=self._total, completed=done, refresh=True, **self._figures())
         elif self._shown and now - self._last_line >= self._seconds:
             self._last_line = now
-            left = max(0, self._total - done) / max(rate, 1e-9)
-            self.report(
-                f"{done:,} of {self._total:,} steps, {rate:,.0f} a second, {left:.0f} s left, return {last_return}"
-            )
+            self.report(", ".join(self._figures().values()))
+
+    def _figures(self) -> dict[str, Any]:
+        """What a bar and a line say, before training too."""
+        if self._first is None:
+            return dict(steps=f"0 of {self._total:,} steps", rate="- a second", left="- left", last="return -")
+        done = self.model.num_timesteps
+        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
+        left = f"{timedelta(seconds=round(max(0, self._total - done) / rate))}" if rate else "-"
+        recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        return dict(
+            steps=f"{done:,} of {self._total:,} steps",
+            rate=f"{rate:,.0f} a second",
+            left=f"{left} left",
+            last=f"return {safe_mean(recent):.2f}" if recent else "return -",
+        )
 
 
 def _after(step: int, every: int) -> int:
