@@ -221,6 +221,9 @@ class WandbWriter(KVWriter):
             _say(f"could not go online ({_last_line(str(error))}); recording offline")
         self.mode = "offline"
         try:
+            import wandb
+
+            wandb.teardown()  # what has failed goes on holding the run's id
             return self._start(arguments, timeout)
         except Exception as error:
             return self._give_up(error)
@@ -292,7 +295,7 @@ class WandbWriter(KVWriter):
         try:
             yield
         except Exception as error:
-            self._unsent.append(_last_line(str(error)))
+            self._unsent.append(_last_line(str(error)) or type(error).__name__)
 
     def _give_up(self, error: Exception) -> None:
         """Whatever fails there, the run goes on: its metrics are in metrics.csv."""

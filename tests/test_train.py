@@ -362,6 +362,17 @@ def test_weights_and_biases_gets_settings_and_metrics(runs: Path) -> None:
             break
         time.sleep(0.1)
     assert all(word in record.read_bytes() for word in expected)
+    assert [path.name for path in record.parent.glob("files/media/videos/videos/*")] != []
+
+
+@pytest.mark.usefixtures("no_account")
+def test_what_cannot_be_filmed_is_trained_all_the_same(
+    runs: Path, own_module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, *PPO, *QUICK, "--runs", str(runs), "--env.id", own_module, "--tracking.wandb", "offline"]
+    assert train.main(words) == 0
+    assert capsys.readouterr().err.count("no video: ") == 1
+    assert list(runs.glob("*/videos/*")) == []
 
 
 @pytest.fixture

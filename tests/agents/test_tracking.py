@@ -10,7 +10,8 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -122,40 +123,55 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.fixture
-def dying_server() -> Iterator[str]:
-    """Lets a run start, and is gone from then on."""
+class Server(BaseHTTPRequestHandler):
+    """What a run asks for as it starts."""
 
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.answer({})
+    def do_GET(self) -> None:
+        self.answer(200)
 
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
-            if "upsertBucket" not in asked.get("query", ""):
-                self.answer({})
-                return
-            named, project = asked["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
-            bucket = {"id": "b", "name": named["name"], "displayName": named["displayName"], "project": project}
-            self.answer({"upsertBucket": {"bucket": {**bucket, "config": "{}"}, "inserted": True}})
-            threading.Thread(target=server.shutdown).start()
-            server.socket.close()
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        if "upsertBucket" not in asked.get("query", ""):
+            self.answer(200)
+            return
+        named, project = asked["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
+        bucket = {"id": "b", "name": named["name"], "displayName": named["displayName"], "project": project}
+        self.answer(200, {"upsertBucket": {"bucket": {**bucket, "config": "{}"}, "inserted": True}})
+        self.started()
 
-        def answer(self, data: dict[str, Any]) -> None:
-            content = json.dumps({"data": data}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Connection", "close")
-            self.end_headers()
-            self.wfile.write(content)
+    def started(self) -> None:
+        """Gone as soon as a run has started."""
+        threading.Thread(target=self.server.shutdown).start()
+        self.server.server_close()
 
-        def log_message(self, *words: Any) -> None:
-            pass
+    def answer(self, status: int, data: dict[str, Any] | None = None) -> None:
+        content = json.dumps({"data": data or {}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+class RefusingServer(Server):
+    """Takes nobody's key."""
+
+    def do_POST(self) -> None:
+        self.answer(401)
+
+
+@contextmanager
+def serving(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), kind)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 class Recorded:
@@ -334,13 +350,30 @@ def test_a_server_that_never_answers_neither_blocks_the_start_nor_the_end(
 
 
 @pytest.mark.usefixtures("online")
-def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
-    tmp_path: Path, dying_server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_key_that_is_refused_makes_a_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WANDB_BASE_URL", dying_server)
+    with serving(RefusingServer) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        writer = WandbWriter(tmp_path, mode="online", project="p", config={}, timeout=4.0)
+        writer.write({"a": 1.0}, {}, 5)
+        writer.close()
+    assert writer.mode == "offline"
+    assert capsys.readouterr().err.count("could not go online") == 1
+    read = Recorded(tmp_path)
+    assert read.column("a") == [(5, 1.0)]
+    assert read.all("run")[0].run_id == run_id(tmp_path)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = RunDirectory(tmp_path)
     run.best.write_bytes(b"weights")
-    logger = make_logger(run, wandb=dict(mode="online", project="p", config={}, timeout=4.0))
+    with serving(Server) as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        logger = make_logger(run, wandb=dict(mode="online", project="p", config={}, timeout=4.0))
     writer = logger.output_formats[-1]
     assert isinstance(writer, WandbWriter)
     assert writer.mode == "online"
@@ -354,6 +387,16 @@ def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
     assert "not everything was sent (the server does not answer" in said
     assert Recorded(tmp_path, "run").column("a") == [(step * 10, float(step)) for step in range(1, 101)]
     assert len(rows_of(tmp_path / "metrics.csv")) == 100
+
+
+@pytest.mark.usefixtures("no_account")
+def test_a_run_that_ends_in_an_exception_is_marked_as_failed(tmp_path: Path) -> None:
+    for name, exit_code in (("good", 0), ("bad", 1)):
+        (tmp_path / name).mkdir()
+        writer = WandbWriter(tmp_path / name, mode="offline", project="p", config={})
+        with suppress(ZeroDivisionError), closing(writer):
+            writer.write({"a": 1 / (1 - exit_code)}, {}, 5)
+        assert [each.exit_code for each in Recorded(tmp_path / name).all("exit")] == [exit_code]
 
 
 @pytest.mark.usefixtures("no_account")
