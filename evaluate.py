@@ -1,6 +1,8 @@
-"""Evaluates a trained agent: run directory -> agent, environments -> episodes -> table, JSON, video.
+"""Evaluates trained agents: run directory -> agent, environments -> episodes -> table, JSON, video, report.
 
-    python evaluate.py runs/NAME --episodes 1000 --video pole.mp4
+    python evaluate.py runs/NAME --episodes 1000 --video pole.mp4 --report
+    python evaluate.py runs/lstm-* runs/gru-* --report comparison.html
+    python evaluate.py --list
 
 Nothing but the run's directory is needed: settings, weights and normaliser lie in it.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -22,9 +24,11 @@ from train import make_environments
 
 if TYPE_CHECKING:
     from agents.player import Player
+    from agents.report import Group
     from agents.run_directory import RunDirectory
 
 SEED = 1_000_000  # far from the seeds that training begins with
+IN_THE_RUN = Path("report.html")  # told by identity from a file that a user calls so
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,32 +38,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(argv: Sequence[str] | None) -> None:
     asked = parser().parse_args(argv)
-    if asked.video is not None and asked.video.suffix not in (".mp4", ".gif"):
-        raise SettingsError(f"--video {asked.video}: expected a name that ends in .mp4 or .gif")
+    check_words(asked)
+    if asked.list:
+        list_runs(asked.runs, asked.json)
+        return
     from agents.run_directory import RunDirectory, RunError
 
     with reported_as(CheckpointFault, "run", RunError):
-        run = RunDirectory.open(asked.run)
-    result = evaluate_run(
-        run,
-        asked.checkpoint,
-        episodes=asked.episodes,
-        n_envs=asked.n_envs,
-        deterministic=asked.deterministic,
-        seed=asked.seed,
-        device=asked.device,
-    )
-    if asked.json is not None:
-        with reported_as(SettingsError, f"--json {asked.json}", OSError):
-            asked.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        runs = [RunDirectory.open(path) for path in asked.run]
+    how = {name: getattr(asked, name) for name in ("episodes", "n_envs", "deterministic", "seed", "device")}
+    if len(runs) > 1:
+        compare(runs, asked.checkpoint, how, json_file=asked.json, report=asked.report)
+        return
+    (run,) = runs
+    if asked.report is not None and not run.has_agent:  # its curves are worth a look all the same
+        print(f"{run.path} holds no saved agent yet: there is nothing to evaluate", file=sys.stderr)
+    else:
+        result = evaluate_run(run, asked.checkpoint, **how)
+        if asked.json is not None:
+            write_json(asked.json, result)
     if asked.video is not None:
         record_run(run, asked.checkpoint, asked.video, deterministic=asked.deterministic, seed=asked.seed)
+    if asked.report is not None:
+        report_run(run, asked.checkpoint, asked.report, deterministic=asked.deterministic, seed=asked.seed)
+
+
+def check_words(asked: argparse.Namespace) -> None:
+    """Raises :class:`SettingsError` where the words cannot be followed, before anything is evaluated."""
+    if asked.video is not None and asked.video.suffix not in (".mp4", ".gif"):
+        raise SettingsError(f"--video {asked.video}: expected a name that ends in .mp4 or .gif")
+    if not asked.list and not asked.run:
+        raise SettingsError("expected the directory of a run, such as runs/NAME; --list shows the runs there are")
+    if asked.list and (asked.run or asked.report is not None or asked.video is not None):
+        raise SettingsError("--list stands alone: it evaluates nothing; --runs chooses the folder it looks in")
+    if len(asked.run) > 1 and asked.video is not None:
+        raise SettingsError("--video records one run's agent; give one run")
+    if len(asked.run) > 1 and asked.report is IN_THE_RUN:
+        raise SettingsError("a comparison is no run's own: give --report a file, such as --report comparison.html")
+    if asked.report not in (None, IN_THE_RUN):
+        if asked.report.is_dir():
+            raise SettingsError(f"--report {asked.report}: that is a directory; put the runs before --report")
+        if asked.report.exists():
+            raise SettingsError(f"--report {asked.report}: exists and is not overwritten; choose another name")
+        if not asked.report.parent.is_dir():
+            raise SettingsError(f"--report {asked.report}: there is no directory {asked.report.parent}")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    words = argparse.ArgumentParser(prog="evaluate.py", description="Evaluates a trained agent.")
-    words.add_argument("run", type=Path, help="directory of a run, such as runs/NAME")
+    words = argparse.ArgumentParser(prog="evaluate.py", description="Evaluates trained agents.")
+    words.add_argument("run", type=Path, nargs="*", help="directory of a run, such as runs/NAME; several: one table")
     words.add_argument("--checkpoint", default="best", help="best, last, a step, or a file (default: best)")
     words.add_argument("--episodes", type=count, default=100, help="episodes in all (default: 100)")
     words.add_argument("--n-envs", type=count, default=20, help="environments side by side (default: 20)")
@@ -70,6 +98,16 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     words.add_argument("--json", type=Path, help="write the result to this file too")
     words.add_argument("--video", type=Path, help="record an episode to this file, .mp4 or .gif")
+    words.add_argument(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        nargs="?",
+        const=IN_THE_RUN,
+        help="write an HTML page too, of several runs a comparison (default: report.html in the run)",
+    )
+    words.add_argument("--list", action="store_true", help="list the runs there are, and evaluate none")
+    words.add_argument("--runs", type=Path, default=Path("runs"), help="folder to list (default: runs)")
     words.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return words
 
@@ -121,6 +159,140 @@ def evaluate_run(
     except OSError as error:  # somebody else's run may be read-only
         print(f"the result was not written into the run: {error}", file=sys.stderr)
     return result
+
+
+def compare(
+    runs: Sequence[RunDirectory],
+    checkpoint: str,
+    how: Mapping[str, Any],
+    *,
+    json_file: Path | None = None,
+    report: Path | None = None,
+) -> None:
+    """Evaluates an agent of each of several runs on one task, and prints one table of all and their groups."""
+    from agents.report import Record, Scored, comparison_page, grouped
+
+    settings = [configs.read(run.settings) for run in runs]
+    check_one_task(runs, settings)
+    results = [evaluate_run(run, checkpoint, **how) for run in runs]
+    records = [Record(run, asdict(each)) for run, each in zip(runs, settings, strict=True)]
+    scored = [Scored.of(record, result) for record, result in zip(records, results, strict=True)]
+    groups = grouped(scored)
+    print_groups(groups)
+    if json_file is not None:
+        write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
+    if report is not None:
+        note = f"{checkpoint} agents, {how['episodes']} episodes each, seed {how['seed']}."
+        write_page(report, comparison_page(groups, note))
+
+
+def check_one_task(runs: Sequence[RunDirectory], settings: Sequence[Settings]) -> None:
+    """Raises :class:`SettingsError` where runs are not on the same environment, or one is given twice."""
+    paths = [run.path.resolve() for run in runs]
+    twice = [run.path for i, run in enumerate(runs) if paths[i] in paths[:i]]
+    if twice:
+        raise SettingsError(f"{twice[0]} is given twice; give every run once")
+    first = settings[0].env.id
+    for run, each in zip(runs, settings, strict=True):
+        if each.env.id != first:
+            raise SettingsError(
+                f"returns of different tasks cannot be compared: {runs[0].path} is on {first}, {run.path} on "
+                f"{each.env.id}; give runs on one"
+            )
+
+
+def print_groups(groups: Sequence[Group]) -> None:
+    """The table of several runs, and which group is better."""
+    from rich.console import Console
+
+    from agents.report import improvements, table
+
+    console = Console()
+    console.print(table(groups))
+    for each in improvements(groups) if len(groups) > 1 else ():
+        low, high = each.interval
+        chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
+        print(f"probability that {each.ours} beats {each.theirs}: {chance}")
+
+
+def report_run(
+    run: RunDirectory, checkpoint: str, path: Path, *, deterministic: bool | None = None, seed: int = SEED
+) -> None:
+    """Writes a run's page: what it learned, what was found about it, an episode of one of its agents."""
+    from agents.report import Record, run_page
+
+    settings = configs.read(run.settings)
+    episode, note = None, "No agent has been saved yet, so there are no results and no episode."
+    if run.has_agent:
+        episode, note = recorded_episode(run, settings, checkpoint, deterministic, seed), ""
+    state = run.state(settings.total_timesteps, settings.evaluation.stop_at_return)
+    page = run_page(Record(run, asdict(settings)), state=state, episode=episode, note=note)
+    write_page(run.free_name("report.html") if path is IN_THE_RUN else path, page)
+
+
+def recorded_episode(
+    run: RunDirectory, settings: Settings, checkpoint: str, deterministic: bool | None, seed: int
+) -> dict[str, Any]:
+    """An episode as a page shows it."""
+    from agents.report.data import episode
+    from agents.report.episode import record
+
+    player, file = load(run, settings, checkpoint, deterministic, "cpu")
+    with (
+        closing(make_environments(settings, 1, seed)) as env,
+        reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
+        configs.environment_blamed(f"environment {settings.env.id}"),
+    ):
+        steps = record(player, env, seed=seed)
+        shown = episode(steps, env.observation_space, env.action_space)
+    how = "the most probable actions" if player.deterministic else "sampled actions"
+    return {**shown, "told": f"{file.name}, {how}, seed {seed}."}
+
+
+def list_runs(root: Path, json_file: Path | None = None) -> None:
+    """Prints a row for every run in a folder, as the directories are now."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from agents.run_directory import RunError, runs_in
+
+    with reported_as(SettingsError, f"--runs {root}", RunError):
+        rows = [listed(run) for run in runs_in(root)]
+    if json_file is not None:
+        write_json(json_file, {"runs": rows})
+    columns = ("run", "environment", "memory", "seed", "group", "steps", "best return", "state")
+    shown = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))
+    Console().print(shown if rows else f"there are no runs in {root}", soft_wrap=True)
+
+
+def listed(run: RunDirectory) -> dict[str, Any]:
+    """What --list says of a run; of one whose settings cannot be read, that."""
+    told: dict[str, Any] = dict.fromkeys(("environment", "memory", "seed", "group"))
+    best = run.best_return()
+    told |= {"run": run.path.name, "steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    try:
+        settings = configs.read(run.settings)
+    except SettingsError:
+        return {**told, "state": "settings unreadable"}
+    told |= {"environment": settings.env.id, "memory": settings.policy.memory}
+    told |= {"seed": settings.seed, "group": settings.group}
+    return {**told, "state": run.state(settings.total_timesteps, settings.evaluation.stop_at_return)}
+
+
+def write_page(path: Path, page: str) -> None:
+    from agents.report import write_once
+
+    with reported_as(SettingsError, f"--report {path}", OSError):
+        write_once(path, page)
+    print(f"report written to {path}")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with reported_as(SettingsError, f"--json {path}", OSError):
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def record_run(

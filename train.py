@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,59 @@ def command(argv: Sequence[str] | None) -> None:
         print(configs.plan(asked.settings))
         if not is_registered(asked.settings.env.id):
             print(f"note: no environment is registered as {asked.settings.env.id} yet; its package must do that")
+        if asked.seeds > 1:
+            print(f"seeds         {asked.settings.seed} to {asked.settings.seed + asked.seeds - 1}, one run each")
+    elif asked.seeds > 1:
+        train_seeds(asked.settings, asked.seeds)
     else:
         train(asked.settings)
+
+
+def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
+    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all.
+
+    Raises:
+        SeedsFailed: some of them could not be trained; the others were.
+    """
+    from agents.run_directory import run_name
+
+    group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
+    runs: list[RunDirectory] = []
+    failed: dict[int, CommandError] = {}
+    for seed in range(settings.seed, settings.seed + seeds):
+        name = f"{settings.name}-{seed}" if settings.name else None
+        # The threads measured for the first serve all: the runs of a group differ in their seed alone.
+        threads = configs.read(runs[0].settings).threads if runs else settings.threads
+        print(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {group}", flush=True)
+        try:
+            runs.append(train(replace(settings, seed=seed, name=name, group=group, threads=threads)))
+        except CommandError as error:
+            failed[seed] = error
+            print(f"seed {seed} failed: {error}", file=sys.stderr, flush=True)
+    show_seeds(runs)
+    if failed:
+        raise SeedsFailed(failed, seeds)
+    return runs
+
+
+class SeedsFailed(CommandError):
+    """Some of several seeds could not be trained; its exit code is that of the first of them."""
+
+    def __init__(self, failed: Mapping[int, CommandError], seeds: int) -> None:
+        told = "; ".join(f"seed {seed}: {error}" for seed, error in failed.items())
+        super().__init__(f"{len(failed)} of {seeds} seeds failed. {told}")
+        self.exit_code = next(iter(failed.values())).exit_code
+
+
+def show_seeds(runs: Sequence[RunDirectory]) -> None:
+    """The final evaluations of several runs as one table, for the runs that have one."""
+    from agents.report import Record, Scored, grouped
+    from evaluate import print_groups
+
+    records = [Record(run, asdict(configs.read(run.settings))) for run in runs]
+    scored = [Scored.of(record, results[-1]) for record in records if (results := record.results())]
+    if scored:
+        print_groups(grouped(scored))
 
 
 def train(settings: Settings) -> RunDirectory:
@@ -203,7 +254,7 @@ def wandb_arguments(settings: Settings) -> dict[str, Any] | None:
         "mode": chosen.wandb,
         "project": chosen.wandb_project,
         "entity": chosen.wandb_entity,
-        "group": chosen.wandb_group,
+        "group": chosen.wandb_group or settings.group,
         "tags": chosen.wandb_tags,
         "timeout": chosen.wandb_timeout,
         "config": asdict(settings),

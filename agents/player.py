@@ -116,6 +116,15 @@ class Player:
         self._starts = np.zeros(n_agents, dtype=bool)
         return actions
 
+    def normalized(self, observation: Any) -> Any:
+        """An observation, or a batch of them, as the policy sees it.
+
+        Raises:
+            ValueError: the observation is not of the space, or not finite.
+        """
+        arrays, _ = _checked(observation, self.observation_space)
+        return arrays if self._normalizer is None else self._normalizer.normalize(arrays)
+
     def reset(self, mask: Any = None) -> None:
         """Says that an episode starts with the next observation.
 

@@ -17,6 +17,7 @@ A directory belongs to one run and is never overwritten.
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -25,9 +26,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _CHECKPOINT = re.compile(r"step_(\d+)\.zip")
+
+
+State = Literal["finished", "training", "stopped"]
 
 
 class RunError(Exception):
@@ -121,6 +125,19 @@ class RunDirectory:
         found = [(_CHECKPOINT.fullmatch(path.name), path) for path in (self.path / "checkpoints").glob("step_*.zip")]
         return sorted((int(match[1]), path) for match, path in found if match)
 
+    @property
+    def has_agent(self) -> bool:
+        """Whether an agent has been saved yet."""
+        return self.best.is_file() or bool(self.checkpoints())
+
+    def free_name(self, name: str) -> Path:
+        """Where a new file of that name can lie: ``name``, or with -2, -3, ... where that is taken."""
+        path, suffix = self.path / name, 1
+        while path.exists():
+            suffix += 1
+            path = (self.path / name).with_stem(f"{Path(name).stem}-{suffix}")
+        return path
+
     def drop_checkpoints(self, keep: int) -> None:
         """Removes all checkpoints but the latest ``keep``."""
         for _, path in self.checkpoints()[:-keep]:
@@ -148,6 +165,51 @@ class RunDirectory:
             raise RunError(f"{self.path} holds no saved agent; its training was ended before the first was saved")
         raise RunError(f"{self.path} has no checkpoint {checkpoint!r}; there are {', '.join(known)}")
 
+    def last_step(self) -> int:
+        """The latest environment step that left a trace: a row of metrics, an evaluation, a checkpoint."""
+        saved = [step for step, _ in self.checkpoints()[-1:]]
+        return max([*saved, _last_step_of(self.metrics), _last_step_of(self.path / "evaluations.csv")])
+
+    def state(self, total_timesteps: int, stop_at_return: float | None = None) -> State:
+        """Whether training reached its end, goes on, or was stopped; ``stop_at_return`` is an earlier end."""
+        saved = [step for step, _ in self.checkpoints()[-1:]]
+        best = self.best_return()
+        at_goal = best is not None and stop_at_return is not None and best >= stop_at_return
+        if saved and (saved[0] >= total_timesteps or at_goal):
+            return "finished"
+        return "training" if self._is_at_work() else "stopped"
+
+    def best_return(self) -> float | None:
+        """The highest mean return of a periodic evaluation, None before the first."""
+        try:
+            with (self.path / "evaluations.csv").open(newline="", encoding="utf-8") as file:
+                found = [_finite(row.get("mean_reward")) for row in csv.DictReader(file)]
+        except (OSError, ValueError, csv.Error):
+            return None
+        return max((mean for mean in found if mean is not None), default=None)
+
+    def versions(self) -> dict[str, Any]:
+        """What the run was made with; empty where that was not written or cannot be read."""
+        try:
+            found = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _is_at_work(self) -> bool:
+        """Whether the process that started the run is still there; of another machine's none is known."""
+        made = self.versions()
+        process = made.get("process")
+        if made.get("host") != platform.node() or not isinstance(process, int) or process < 1:
+            return False
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # somebody else's process
+            return True
+        return True
+
     def write_settings(self, text: str) -> None:
         self.settings.write_text(text, encoding="utf-8")
 
@@ -172,6 +234,40 @@ class RunDirectory:
             writer.writerow(row)
 
 
+def runs_in(root: str | os.PathLike[str]) -> list[RunDirectory]:
+    """The runs in a folder, those started first first.
+
+    Looked up each time: a list kept in a file would go stale where a run is moved, deleted or copied in.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    if not Path(root).is_dir():
+        raise RunError(f"{os.fspath(root)} is no directory; give the folder that runs are in")
+    found = [RunDirectory(path.parent) for path in Path(root).glob("*/settings.yaml")]
+    return sorted(found, key=lambda run: (str(run.versions().get("started", "")), run.path.name))
+
+
+def _last_step_of(path: Path) -> int:
+    """The step in a CSV file's last whole line, 0 where there is none. Reads no more than the file's end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2**16))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return 0
+    step = _finite(lines[-1].split(b",")[0].decode("ascii", "replace")) if lines else None
+    return int(step or 0)
+
+
+def _finite(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
 def write_json_once(path: Path, content: Mapping[str, Any]) -> Path:
     """Writes a file that does not exist yet, numbering its name where it does, and returns where."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -186,7 +282,7 @@ def write_json_once(path: Path, content: Mapping[str, Any]) -> Path:
             suffix += 1
 
 
-def run_name(env_id: str, memory: str, seed: int) -> str:
+def run_name(env_id: str, memory: str, seed: int | str) -> str:
     """``CartPoleNoVel-v1-lstm-0-20261104-153012``, with what a file name cannot hold replaced."""
     plain = [re.sub(r"[^\w.+-]+", "_", part.rpartition(":")[2]) for part in (env_id, memory)]
     return f"{plain[0]}-{plain[1]}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -201,6 +297,8 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "host": platform.node(),
+        "process": os.getpid(),
         "commit": _commit(),
         "packages": dict(sorted((name, version) for name, version in packages.items() if name)),
     }

@@ -29,6 +29,8 @@ class Command:
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     config: str | None = None
     """A settings file, or the name of one in configs/: tmaze."""
+    seeds: int = 1
+    """Runs to train one after the other, with seed, seed + 1, ..., as one group."""
     print_config: bool = False
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False
@@ -59,7 +61,16 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     fitting = _with_fitting_memory_kwargs(baseline, command.settings.policy.memory)
     settings = _with_words_added(command.settings, fitting)
     check(settings, sources, baseline)
+    check_seeds(command.seeds, settings.seed)
     return dataclasses.replace(command, settings=settings)
+
+
+def check_seeds(seeds: int, first: int) -> None:
+    """Raises :class:`SettingsError` where there are not so many seeds from the first on."""
+    if seeds < 1:
+        raise SettingsError(f"--seeds must be at least 1, got {seeds}")
+    if first + seeds > 2**31:
+        raise SettingsError(f"--seeds {seeds} from seed {first} on go beyond 2147483647; begin with a lower --seed")
 
 
 def find_config(file: str) -> Path:

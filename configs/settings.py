@@ -259,6 +259,8 @@ class Settings:
     """Folder in which the run gets a directory of its own."""
     name: str | None = None
     """Name of that directory; None: environment, memory, seed and time."""
+    group: str | None = None
+    """Name of the runs that differ in their seed alone; given by --seeds."""
     progress: bool = True
     """Show the progress of training."""
 

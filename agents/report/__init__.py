@@ -1,0 +1,25 @@
+"""Reports: what a run learned and remembers, and how runs compare, as tables and as pages that work offline.
+
+records.py      what a run's directory says
+statistics.py   intervals over seeds, probability of improvement
+groups.py       runs that differ in their seed alone
+episode.py      one episode of an agent, step by step
+data.py         numbers as a page carries them
+page.py         the pages; page.html, page.css and page.js are what they are made of
+"""
+
+from agents.report.groups import Group, Scored, grouped, improvements, table
+from agents.report.page import comparison_page, run_page, write_once
+from agents.report.records import Record
+
+__all__ = [
+    "Group",
+    "Record",
+    "Scored",
+    "comparison_page",
+    "grouped",
+    "improvements",
+    "run_page",
+    "table",
+    "write_once",
+]
