@@ -203,12 +203,9 @@ def check_one_task(runs: Sequence[RunDirectory], settings: Sequence[Settings]) -
 
 def print_groups(groups: Sequence[Group]) -> None:
     """The table of several runs, and which group is better."""
-    from rich.console import Console
+    from agents.report import improvements, print_whole, table
 
-    from agents.report import improvements, table
-
-    console = Console()
-    console.print(table(groups))
+    print_whole(table(groups))
     for each in improvements(groups) if len(groups) > 1 else ():
         low, high = each.interval
         chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
@@ -251,10 +248,10 @@ def recorded_episode(
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:
     """Prints a row for every run in a folder, as the directories are now."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from agents.report import print_whole
     from agents.run_directory import RunError, runs_in
 
     with reported_as(SettingsError, f"--runs {root}", RunError):
@@ -265,7 +262,10 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
     shown = Table(*columns, box=None, pad_edge=False)
     for row in rows:
         shown.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))
-    Console().print(shown if rows else f"there are no runs in {root}", soft_wrap=True)
+    if rows:
+        print_whole(shown)
+    else:
+        print(f"there are no runs in {root}")
 
 
 def listed(run: RunDirectory) -> dict[str, Any]:

@@ -8,7 +8,7 @@ data.py         numbers as a page carries them
 page.py         the pages; page.html, page.css and page.js are what they are made of
 """
 
-from agents.report.groups import Group, Scored, grouped, improvements, table
+from agents.report.groups import Group, Scored, grouped, improvements, print_whole, table
 from agents.report.page import comparison_page, run_page, write_once
 from agents.report.records import Record
 
@@ -19,6 +19,7 @@ __all__ = [
     "comparison_page",
     "grouped",
     "improvements",
+    "print_whole",
     "run_page",
     "table",
     "write_once",

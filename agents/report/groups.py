@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -189,6 +190,12 @@ def table(groups: Sequence[Group]) -> Table:
     return shown
 
 
+def print_whole(shown: Table) -> None:
+    """Prints a table as wide as it is: a name that is cut short can be given to no command."""
+    width = Console(width=10_000).measure(shown).maximum
+    Console(width=max(Console().width, width)).print(shown, crop=False)
+
+
 def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
@@ -211,7 +218,8 @@ def _identity(settings: Mapping[str, Any]) -> str:
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    flat = [dict(flattened({k: v for k, v in each.items() if k not in _INCIDENTAL})) for each in settings]
+    deciding = [{key: value for key, value in each.items() if key not in _INCIDENTAL} for each in settings]
+    flat = [{key: value for key, value in flattened(each) if value != {}} for each in deciding]
     keys = dict.fromkeys(key for each in flat for key in each)
     values = {key: [each.get(key) for each in flat] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}

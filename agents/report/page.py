@@ -48,7 +48,7 @@ def run_page(record: Record, *, state: str, episode: Mapping[str, Any] | None = 
         _section("Training, more closely", _metrics(record.metrics(), charts)),
         _section("Settings and versions", _settings(settings) + _versions(record.versions)),
     ]
-    return _page(f"{record.name} – report", record.name, about, body, {"charts": charts, "episode": episode})
+    return _page(f"{record.name}: report", record.name, about, body, {"charts": charts, "episode": episode})
 
 
 def comparison_page(groups: Sequence[Group], episodes_note: str = "") -> str:
@@ -190,7 +190,8 @@ def _periodic_table(periodic: list[dict[str, float]]) -> str:
     return (
         f"<details><summary>The {len(rows)} periodic evaluations as a table</summary>"
         f"{_table(columns, rows, 'Periodic evaluations')}"
-        '<p class="quiet">Intervals: the mean and 1.96 of its standard errors to each side, over episodes.</p></details>'
+        '<p class="quiet">Intervals: the mean and 1.96 of its standard errors to each side, over episodes.</p>'
+        "</details>"
     )
 
 
@@ -215,8 +216,10 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
                 "most probable" if each.get("deterministic") else "sampled",
             )
         )
-    columns = ("agent", "mean return", "interval", "interquartile mean", "interval")
-    columns += ("median", "lowest, highest", "success", "episodes", "actions")
+    columns = [
+        *("agent", "mean return", "interval", "interquartile mean", "interval"),
+        *("median", "lowest, highest", "success", "episodes", "actions"),
+    ]
     return _table(columns, rows, "Evaluations after training")
 
 
@@ -227,27 +230,26 @@ def _span(interval: Any) -> str:
 def _episode(episode: Mapping[str, Any]) -> str:
     speeds = "".join(f"<option{' selected' if each == 5 else ''}>{each}</option>" for each in (1, 2, 5, 10, 20))
     end = "its end" if episode["ended"] else "a cut: it went on"
-    memory = '<div class="grid" id="memories"></div>'
-    return f"""<p>{escape(str(episode.get("told", "")))} {episode["steps"]:,} steps up to {end}; return {episode["total"]}.
-Memory is shown as it is after the step, so with this step's observation in it.</p>
+    told = f"{episode.get('told', '')} {episode['steps']:,} steps up to {end}; return {episode['total']}."
+    return f"""<p>{escape(told)} Memory is shown as it is after the step, so with this step's observation in it.</p>
 <div id="episode" role="group" aria-label="Step through the episode">
 <div class="controls">
 <button type="button" id="previous" aria-label="previous step">&#9664;</button>
 <button type="button" id="play" class="main">Play</button>
 <button type="button" id="next" aria-label="next step">&#9654;</button>
-<label class="quiet" for="step">step</label><input type="range" id="step" min="0" value="0">
+<label class="quiet" for="step" id="of-step">step</label><input type="range" id="step" min="0" value="0">
 <output id="told" for="step" aria-live="off"></output>
 <label class="quiet">a second <select id="speed" aria-label="steps a second">{speeds}</select></label>
 </div>
 <p class="quiet">Arrow keys step too; a click on a plot or picture goes there.</p>
-<div class="grid">
-<div class="panel"><h3>Observation</h3><div id="seen"></div></div>
+<div class="grid four">
+<div class="panel"><h3>Observation</h3><div id="seen" tabindex="0" role="group" aria-label="Observation"></div></div>
 <div class="panel"><h3>Action</h3><div id="done"></div></div>
 <div class="panel"><h3>Value and reward</h3><div id="got"></div></div>
 <div class="panel"><h3>Memory</h3><div id="remembered"></div></div>
 </div>
-<div class="pair" id="timelines" style="margin-top:1rem"></div>
-<div style="margin-top:1rem">{memory}</div>
+<div class="pair" id="timelines"></div>
+<div class="pair" id="memories"></div>
 </div>"""
 
 
@@ -309,11 +311,11 @@ def _image(insight: Insight) -> str:
 
 
 def _finding(insight: Insight) -> str:
-    """A verdict as a sentence, rows of figures as tables, single figures as facts; long lists of numbers are left out."""
+    """A verdict as a sentence, rows of figures as tables, single figures as facts; other lists are left out."""
     content = insight.content
     verdict = f'<p class="verdict">{escape(str(content["verdict"]))}</p>' if "verdict" in content else ""
     tables = "".join(_rows_table(key, value) for key, value in content.items())
-    single = {key: value for key, value in content.items() if key != "verdict" and _is_single(value)}
+    single = {key: value for key, value in content.items() if key != "verdict" and _is_single(key, value)}
     facts = "".join(
         f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_figure_of(v))}</dd></div>" for k, v in single.items()
     )
@@ -326,15 +328,15 @@ def _rows_table(name: str, value: Any) -> str:
         value = [{_words(name): key, **each} for key, each in value.items()]
     if not (isinstance(value, list) and value and all(isinstance(each, dict) for each in value)):
         return ""
-    columns = [key for key in dict.fromkeys(key for each in value for key in each) if _is_single(value[0].get(key))]
+    columns = [key for key, first in value[0].items() if _is_single(key, first)]
     if not columns:
         return ""
     rows = [[_figure_of(each.get(column, "")) for column in columns] for each in value]
     return _table([_words(column) for column in columns], rows, _words(name))
 
 
-def _is_single(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) or value is None or _is_pair(value)
+def _is_single(name: str, value: Any) -> bool:
+    return isinstance(value, (str, int, float)) or value is None or (name.endswith("interval") and _is_pair(value))
 
 
 def _is_pair(value: Any) -> bool:
@@ -437,7 +439,8 @@ def _improvements(groups: Sequence[Group]) -> str:
     for each in improvements(groups):
         low, high = each.interval
         bar = (
-            f'<div class="range" aria-hidden="true"><i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
+            '<div class="range" aria-hidden="true">'
+            f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
             f'<b style="left:{100 * each.probability:.1f}%"></b></div>'
         )
         rows.append(

@@ -49,9 +49,7 @@ class Browser:
         self.requests.clear()
         self._ask("Page.navigate", url="about:blank")
         small = width < 600
-        self._ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=small
-        )
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=small)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._ask("Emulation.setEmulatedMedia", features=features)
         self._ask("Page.navigate", url=f"{page.resolve().as_uri()}{step}")
@@ -77,10 +75,12 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """The mouse on the middle of an element."""
-        place = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"{found}.scrollIntoView({{block: 'center'}})")
+        x, y, width, height = self.evaluate(
+            f"(({{x, y, width, height}}) => [x, y, width, height])({found}.getBoundingClientRect())"
         )
+        place = (x + width / 2, y + height / 2)
         for kind in ("mousePressed", "mouseReleased"):
             self._ask("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
