@@ -6,6 +6,7 @@ Axes: S seeds, E episodes.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +71,10 @@ class Group:
             found.setdefault(run.seed, []).append(run.returns)
         return {seed: np.concatenate(returns) for seed, returns in found.items()}
 
+    def by_seed(self) -> list[Scored]:
+        """One run for every seed, the last of those with it."""
+        return list({run.seed: run for run in self.runs}.values())
+
     @property
     def episodes(self) -> Values:
         """The returns of all seeds' episodes."""
@@ -84,7 +89,7 @@ class Group:
     def mean(self) -> float:
         return float(self.scores.mean())
 
-    @property
+    @cached_property
     def interval(self) -> Interval:
         """Of the mean: seeds are drawn, then episodes of each; with one seed, over its episodes alone."""
         return over_seeds(list(self.seeds().values()))
@@ -94,7 +99,7 @@ class Group:
         """Of all episodes."""
         return float(interquartile_mean(self.episodes))
 
-    @property
+    @cached_property
     def interquartile_interval(self) -> Interval:
         return over_seeds(list(self.seeds().values()), interquartile_mean)
 

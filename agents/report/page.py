@@ -5,6 +5,7 @@ load anything, whatever is in it.
 """
 
 import base64
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from agents.report.statistics import aligned, curve_over_seeds
 RETURN = "rollout/ep_rew_mean"
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "numpy")
 SHOWN_METRICS = ("train/", "memory/", "time/fps")
+
+_PER_EPISODE = ("returns", "lengths")  # in a finding; figures of single episodes are for a program to read
 
 Charts = dict[str, dict[str, Any]]
 
@@ -199,7 +202,8 @@ def _results(results: Sequence[Mapping[str, Any]]) -> str:
     if not results:
         return _absent("No evaluation has been made after training.")
     rows = []
-    for each in results:
+    # The same seed gives the same episodes: an evaluation that was repeated is told once.
+    for each in {json.dumps([each.get("checkpoint"), each["returns"]]): each for each in results}.values():
         returns = each["return"]
         success = each.get("success_rate")
         rows.append(
@@ -302,7 +306,7 @@ def _insights(insights: Sequence[Insight]) -> Iterator[str]:
 
 
 def _image(insight: Insight) -> str:
-    name = escape(insight.name.replace("_", " ").replace("-", " "), quote=True)
+    name = escape(_words(insight.name), quote=True)
     source = base64.b64encode(insight.content).decode("ascii")
     return (
         f'<figure class="panel"><figcaption>{name}</figcaption>'
@@ -317,9 +321,9 @@ def _finding(insight: Insight) -> str:
     tables = "".join(_rows_table(key, value) for key, value in content.items())
     single = {key: value for key, value in content.items() if key != "verdict" and _is_single(key, value)}
     facts = "".join(
-        f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_figure_of(v))}</dd></div>" for k, v in single.items()
+        f"<div><dt>{escape(_words(k))}</dt><dd>{escape(_figure_of(k, v))}</dd></div>" for k, v in single.items()
     )
-    return f'<h3>{escape(_words(insight.name))}</h3>{verdict}{tables}<dl class="facts">{facts}</dl>'
+    return f'<h3 class="quiet">{escape(_words(insight.name))}</h3>{verdict}{tables}<dl class="facts">{facts}</dl>'
 
 
 def _rows_table(name: str, value: Any) -> str:
@@ -331,26 +335,25 @@ def _rows_table(name: str, value: Any) -> str:
     columns = [key for key, first in value[0].items() if _is_single(key, first)]
     if not columns:
         return ""
-    rows = [[_figure_of(each.get(column, "")) for column in columns] for each in value]
+    if "name" in columns:  # it says what these say
+        columns = [column for column in columns if column not in ("kind", "amount")]
+    rows = [[_figure_of(column, each.get(column, "")) for column in columns] for each in value]
     return _table([_words(column) for column in columns], rows, _words(name))
 
 
 def _is_single(name: str, value: Any) -> bool:
-    return isinstance(value, (str, int, float)) or value is None or (name.endswith("interval") and _is_pair(value))
+    few = isinstance(value, list) and len(value) <= 4 and all(isinstance(each, (int, float)) for each in value)
+    return isinstance(value, (str, int, float)) or value is None or (few and name not in _PER_EPISODE)
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, (int, float)) for each in value)
-
-
-def _figure_of(value: Any) -> str:
-    if _is_pair(value):
-        return f"{number(value[0])} to {number(value[1])}"
+def _figure_of(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return (" to " if name.endswith("interval") else ", ").join(_figure_of("", each) for each in value)
     return number(value) if isinstance(value, float) else _plain(value)
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("-", " ")
 
 
 # The parts of a comparison
@@ -413,11 +416,11 @@ def _aligned_curves(groups: Sequence[Group], charts: Charts) -> str:
 
 
 def _evaluations_of(group: Group) -> list[Curve]:
-    return [curve for run in group.runs if (curve := run.record.evaluation_curve())]
+    return [curve for run in group.by_seed() if (curve := run.record.evaluation_curve())]
 
 
 def _training_of(group: Group) -> list[Curve]:
-    return [curve for run in group.runs if (curve := run.record.metrics().get(RETURN))]
+    return [curve for run in group.by_seed() if (curve := run.record.metrics().get(RETURN))]
 
 
 def _group_curve(group: Group, curves: Sequence[Curve]) -> dict[str, Any] | None:

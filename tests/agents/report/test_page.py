@@ -103,7 +103,7 @@ def test_a_runs_page_tells_settings_results_findings_and_curves(tmp_path: Path) 
             "1.500",
             "policy.memory",
             "finished",
-            "best-2-ablation",
+            "best 2 ablation",
             "0.250 to 0.750",
         ),
         *("without it the return falls from 1.0 to 0.5", "wiped every step", "It reaches 7 steps back"),

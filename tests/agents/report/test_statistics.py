@@ -42,6 +42,21 @@ def test_the_interval_of_the_probability_of_improvement_covers_what_can_be_drawn
     assert improvement_interval(array(5, 6, 7), array(1, 2, 3)) == (1, 1)
 
 
+def test_the_interval_of_the_probability_of_improvement_is_that_of_its_definition() -> None:
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.integers(0, 9, 30).astype(float), rng.integers(0, 7, 20).astype(float)
+    drawn = probability_of_improvement(
+        ours[rng.integers(30, size=(4000, 30))], theirs[rng.integers(20, size=(4000, 20))]
+    )
+    assert improvement_interval(ours, theirs) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
+
+
+def test_thousands_of_episodes_are_compared_without_their_millions_of_pairs() -> None:
+    scores = np.random.default_rng(2).normal(size=4000)
+    low, high = improvement_interval(scores, scores + 0.01)
+    assert low < probability_of_improvement(scores[:500], scores[:500] + 0.01) < high
+
+
 def test_seeds_are_drawn_and_not_episodes_alone() -> None:
     # Each seed always scores the same, so episodes say nothing: drawn are 0, 1/2 and 1.
     low, high = over_seeds([np.zeros(100), np.ones(100)])
