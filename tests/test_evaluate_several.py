@@ -119,6 +119,13 @@ def test_a_runs_report_lies_in_the_run_and_is_numbered_where_there_is_one(runs: 
     assert (runs / "other" / "report-2.html").is_file()
 
 
+def test_the_episode_of_a_report_is_one_that_an_evaluation_plays(runs: Path, tmp_path: Path) -> None:
+    words = ["--episodes", "1", "--n-envs", "1", "--seed", "3", "--json", str(tmp_path / "one.json")]
+    assert evaluate.main([str(runs / "pair-5"), *words, "--report", str(tmp_path / "one.html")]) == 0
+    (played,) = json.loads((tmp_path / "one.json").read_text())["returns"]
+    assert data_of(tmp_path / "one.html")["episode"]["total"] == pytest.approx(played)
+
+
 def test_a_run_that_has_not_saved_an_agent_yet_still_has_a_report(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
