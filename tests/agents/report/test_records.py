@@ -1,5 +1,6 @@
 """A run's files are read as they are, whatever state the run is in."""
 
+import json
 import os
 from pathlib import Path
 
@@ -67,13 +68,14 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     assert damaged.run.best_return() is None
 
 
-def test_runs_are_found_as_they_are_now(tmp_path: Path) -> None:
-    for name in ("b", "a"):
-        record(tmp_path, name, settings())
+def test_runs_are_found_as_they_are_now_in_the_order_they_were_started(tmp_path: Path) -> None:
+    for name, started in (("a", "2026-11-21T10:00:00"), ("b", "2026-11-20T10:00:00"), ("c", "2026-11-20T10:00:00")):
+        run = record(tmp_path, name, settings()).run
+        (run.path / "versions.json").write_text(json.dumps({"started": started}))
     (tmp_path / "no run").mkdir()
-    assert [run.path.name for run in runs_in(tmp_path)] == ["a", "b"]
-    (tmp_path / "a" / "settings.yaml").unlink()
-    assert [run.path.name for run in runs_in(tmp_path)] == ["b"]
+    assert [run.path.name for run in runs_in(tmp_path)] == ["b", "c", "a"]
+    (tmp_path / "b" / "settings.yaml").unlink()
+    assert [run.path.name for run in runs_in(tmp_path)] == ["c", "a"]
     with pytest.raises(RunError, match="is no directory"):
         runs_in(tmp_path / "nothing")
 
