@@ -1,6 +1,7 @@
 """Evaluates a trained agent: run directory -> agent, environments -> episodes -> table, JSON, video.
 
     python evaluate.py runs/NAME --episodes 1000 --video pole.mp4
+    python evaluate.py runs/NAME --insight
 
 Nothing but the run's directory is needed: settings, weights and normaliser lie in it.
 """
@@ -10,8 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,14 @@ from configs import CheckpointFault, NotFinite, Settings, SettingsError, reporte
 from train import make_environments
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
     from agents.player import Player
     from agents.run_directory import RunDirectory
 
 SEED = 1_000_000  # far from the seeds that training begins with
+LONGEST = sys.maxsize  # lags of --horizon without a number
+HORIZON_EPISODES = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +41,8 @@ def command(argv: Sequence[str] | None) -> None:
     asked = parser().parse_args(argv)
     if asked.video is not None and asked.video.suffix not in (".mp4", ".gif"):
         raise SettingsError(f"--video {asked.video}: expected a name that ends in .mp4 or .gif")
+    if asked.insight or asked.inside or asked.horizon is not None:
+        check_plots()
     from agents.run_directory import RunDirectory, RunError
 
     with reported_as(CheckpointFault, "run", RunError):
@@ -54,6 +61,7 @@ def command(argv: Sequence[str] | None) -> None:
             asked.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if asked.video is not None:
         record_run(run, asked.checkpoint, asked.video, deterministic=asked.deterministic, seed=asked.seed)
+    look_inside(run, asked)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +78,27 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     words.add_argument("--json", type=Path, help="write the result to this file too")
     words.add_argument("--video", type=Path, help="record an episode to this file, .mp4 or .gif")
+    words.add_argument(
+        "--ablate", action="store_true", help="play the same episodes with the memory wiped, exchanged and noisy"
+    )
+    words.add_argument(
+        "--horizon",
+        type=lags,
+        nargs="?",
+        const=LONGEST,
+        metavar="LAGS",
+        help="measure how far back an input still moves the action, up to so many steps (default: the whole episode)",
+    )
+    words.add_argument(
+        "--inside", action="store_true", help="draw the memory over an episode: state, gates, what is attended to"
+    )
+    words.add_argument("--insight", action="store_true", help="all of --ablate, --horizon and --inside")
+    words.add_argument(
+        "--colour",
+        default="time",
+        metavar="KEY",
+        help="what colours the state's principal components: time, reward, value, action or a key of the infos",
+    )
     words.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return words
 
@@ -79,6 +108,14 @@ def count(word: str) -> int:
     number = int(word)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {word}")
+    return number
+
+
+def lags(word: str) -> int:
+    """A whole number of at least 0."""
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {word}")
     return number
 
 
@@ -106,7 +143,7 @@ def evaluate_run(
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
         evaluation = evaluate(player, env, episodes, seed=seed, max_steps=settings.evaluation.max_steps)
-    how = "deterministic" if player.deterministic else "sampled"
+    how = manner(player)
     result = {
         "run": str(run.path),
         "checkpoint": file.name,
@@ -138,6 +175,108 @@ def record_run(
     ):
         frames = record(player, env, path)
     print(f"recorded {frames} frames to {path}")
+
+
+def look_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """What the agent remembers: the parts that were asked for."""
+    if asked.inside or asked.insight:
+        draw_inside(run, asked)
+    if asked.horizon is not None or asked.insight:
+        measure_horizon(run, asked)
+    if asked.ablate or asked.insight:
+        ablate_run(run, asked)
+
+
+def ablate_run(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """Prints what becomes of the return without the memory, and writes the same as JSON into the run."""
+    from rich.console import Console
+
+    from agents.insight import ablate
+
+    with looked_at(run, asked, min(asked.n_envs, asked.episodes)) as (player, env, settings, file):
+        limit = settings.evaluation.max_steps
+        found = ablate(player, env, asked.episodes, seed=asked.seed, max_steps=limit)
+    console = Console()
+    console.print(found.table() if found.has_memory else "")
+    console.print(found.verdict, highlight=False, soft_wrap=True)
+    name = f"{file.stem}-{asked.episodes}-{manner(player)}-ablation"
+    with reported_as(SettingsError, "--ablate", OSError):
+        console.print(f"written to {run.write_evaluation(name, found.to_json())}", soft_wrap=True)
+
+
+def measure_horizon(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """Prints how far back an input moves the action, and writes curve and plot into the run."""
+    from agents.insight import memory_horizon, plots, record
+
+    with looked_at(run, asked, 1) as (player, env, settings, file):
+        limit = settings.evaluation.max_steps
+        seeds = range(asked.seed, asked.seed + min(asked.episodes, HORIZON_EPISODES))
+        episodes = [record(player, env, seed=seed, max_steps=limit) for seed in seeds]
+        found = memory_horizon(player, episodes, None if asked.horizon == LONGEST else asked.horizon)
+    print(found.sentence)
+    with reported_as(SettingsError, "--horizon", OSError):
+        path = run.write_insight(f"{file.stem}-horizon", found.to_json())
+        plots.save(plots.horizon(found), path.with_suffix(".png"))
+    print(f"written to {path} and .png")
+
+
+def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """Writes an episode's memory into the run, as numbers and as pictures."""
+    import numpy as np
+
+    from agents.insight import attention, gates, plots, principal_components, record, units
+
+    with looked_at(run, asked, 1) as (player, env, settings, file):
+        episode = record(player, env, seed=asked.seed, max_steps=settings.evaluation.max_steps)
+        with reported_as(SettingsError, f"--colour {asked.colour}", ValueError):
+            colour = episode.signal(asked.colour)
+        carried, opened = units(player.policy.memory_actor, episode), gates(player, episode)
+        attended = attention(player, episode)
+    pictures, summary = {}, {"seed": asked.seed, "steps": len(episode), "return": episode.total}
+    if carried:
+        components = principal_components(np.concatenate(list(carried.values()), axis=1))
+        summary["explained"] = components.explained.tolist()
+        pictures = {"state": plots.state(carried), "components": plots.components(components, colour, asked.colour)}
+    if opened is not None:
+        summary["gates"], pictures["gates"] = opened.to_json(), plots.gates(opened)
+    if attended:
+        pictures["attention"] = plots.attention(attended)
+    with reported_as(SettingsError, "--inside", OSError):
+        path = run.write_insight(f"{file.stem}-inside", summary)
+        np.savez_compressed(path.with_suffix(".npz"), **episode.arrays())
+        for name, picture in pictures.items():
+            plots.save(picture, path.with_name(f"{path.stem}-{name}.png"))
+    if not pictures:
+        print("the agent carries no memory and attends to nothing: there is nothing to draw")
+    print(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
+
+
+@contextmanager
+def looked_at(
+    run: RunDirectory, asked: argparse.Namespace, n_envs: int
+) -> Iterator[tuple[Player, VecEnv, Settings, Path]]:
+    """The agent and environments of its own, with faults told as they are in an evaluation."""
+    settings = configs.read(run.settings)
+    player, file = load(run, settings, asked.checkpoint, asked.deterministic, asked.device)
+    with (
+        closing(make_environments(settings, n_envs)) as env,
+        reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
+        reported_as(NotFinite, "evaluation", FloatingPointError),
+        configs.environment_blamed(f"environment {settings.env.id}"),
+    ):
+        yield player, env, settings, file
+
+
+def check_plots() -> None:
+    """Before anything is played: matplotlib is there."""
+    from agents.insight import plots
+
+    with reported_as(SettingsError, "plots", ImportError):
+        plots.check()
+
+
+def manner(player: Player) -> str:
+    return "deterministic" if player.deterministic else "sampled"
 
 
 def load(

@@ -15,6 +15,7 @@ from agents.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
+from agents.diagnostics import MemoryDiagnostics, Phases
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.run_directory import RunDirectory
 from agents.tracking import make_logger
@@ -35,6 +36,7 @@ class Schedule:
     checkpoints_kept: int
     log_interval: int
     progress: bool
+    memory_diagnostics: bool = True
 
 
 def learn(
@@ -68,13 +70,14 @@ def learn(
         max_steps=schedule.longest_episode,
         report=progress.report,
     )
+    phases, diagnostics = Phases(), [MemoryDiagnostics()] if schedule.memory_diagnostics else []
     logger = make_logger(run, tensorboard=tensorboard, wandb=wandb)
     agent.set_logger(logger)
     try:
         with interruption.listening(), progress.standing():
             agent.learn(
                 schedule.total_timesteps,
-                [interruption, FiniteWeights(), progress, checkpoints, evaluation],
+                [phases.first, *diagnostics, interruption, FiniteWeights(), progress, checkpoints, evaluation, phases.last],
                 log_interval=schedule.log_interval,
             )
             # The last update's figures come after the last rollout's.

@@ -151,7 +151,7 @@ class Ablation:
 
     def table(self) -> Table:
         """The conditions for a person."""
-        table = Table("memory", "mean return", "95 % interval", "difference", "95 % interval", box=box.SIMPLE_HEAD)
+        table = Table("memory", "return", "95 % interval", "difference", "95 % interval", box=box.SIMPLE_HEAD)
         for column in table.columns[1:]:
             column.justify = "right"
         for each in self.conditions:
@@ -281,7 +281,7 @@ def condition_name(kind: str, amount: float) -> str:
     return {
         "intact": "intact",
         "exchanged": "of another episode",
-        "noise": f"noise of {amount:g} standard deviations",
+        "noise": f"noise of {amount:g} deviations",
     }[kind]
 
 
@@ -321,7 +321,7 @@ class _Watched(_Copy):
 
     def act(self, observation: Any) -> NDArray[Any]:
         actions = super().act(observation)
-        for i, part in enumerate(self.policy._import_state(self._state)):
+        for i, part in enumerate(self.policy._import_state(self._state, len(self._starts))):
             self._take(i, part.cpu().double().numpy(), part.is_floating_point())
         self._n += len(self._starts)
         return actions
@@ -376,7 +376,7 @@ class _Changed(_Copy):
 
     def _with(self, carried: tuple[NDArray[Any], ...], starts: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
         """The changed state; the memory itself resets where an episode starts."""
-        state = self.policy._import_state(carried)
+        state = self.policy._import_state(carried, len(starts))
         at = torch.as_tensor(starts, device=self.policy.device)
         return self.policy._export_state(self._change(self.policy.memory_actor.reset(state, at)))
 

@@ -76,6 +76,7 @@ class Horizon:
     def to_json(self) -> dict[str, Any]:
         """Everything, as what ``json`` writes."""
         return {
+            "verdict": self.sentence,
             "horizon": self.horizon,
             "share": self.share,
             "sensitivity": self.sensitivity.tolist(),

@@ -117,7 +117,7 @@ def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None 
         while not done and len(rewards) < limit:
             observations.append(map_observations(lambda part: np.array(part[0]), observation))
             chosen = actor.act(observation)
-            states.append(_first(policy._import_state(actor._state)))
+            states.append(_first(policy._import_state(actor._state, 1)))
             observation, reward, dones, step_infos = env.step(chosen)
             actions.append(np.array(chosen[0]))
             rewards.append(float(reward[0]))
@@ -159,7 +159,7 @@ def plain(memory: Memory) -> Memory:
 def units(memory: Memory, recording: Recording) -> dict[str, Array]:
     """What the memory carried after every step, by name, (T, U) each; of a window its newest slot alone.
 
-    Layer by layer. Counts are left out. Last comes "output", what the heads read.
+    Layer by layer. Counts are left out. What the heads read, "output", comes last where it is no part of that.
     """
     memory, states = plain(memory), recording.states
     if isinstance(memory, GTrXL):
@@ -171,8 +171,9 @@ def units(memory: Memory, recording: Recording) -> dict[str, Array]:
     else:
         several = len(states) > 1
         kept = {f"state {i}" if several else "state": part[1:] for i, part in enumerate(states)}
+        kept = {name: part for name, part in kept.items() if not (several and part.shape[1:] == (1,))}
     flat = {name: part.reshape(len(recording), -1) for name, part in kept.items()}
-    if states:
+    if states and not isinstance(memory, Recurrent):
         flat["output"] = recording.outputs
     return flat
 
