@@ -243,7 +243,8 @@ def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
         pictures["attention"] = plots.attention(attended)
     with reported_as(SettingsError, "--inside", OSError):
         path = run.write_insight(f"{file.stem}-inside", summary)
-        np.savez_compressed(path.with_suffix(".npz"), **episode.arrays())
+        arrays: dict[str, Any] = dict(episode.arrays())
+        np.savez_compressed(path.with_suffix(".npz"), **arrays)
         for name, picture in pictures.items():
             plots.save(picture, path.with_name(f"{path.stem}-{name}.png"))
     if not pictures:

@@ -2,9 +2,9 @@
 
 Axes: B environments, L steps of a training sequence, S sequences of a sample, F features, H units.
 
-    memory/gradient_lag_0, _1, _2, _4, ...   norm of the gradient of the log-probability of a sequence's last action with
-                                             respect to what went into the memory so many steps before; mean over the
-                                             sequences whose episode reaches that far back
+    memory/gradient_lag_0, _1, _2, _4, ...   norm of the gradient of the log-probability of a sequence's last action
+                                             with respect to what went into the memory so many steps before; mean over
+                                             the sequences whose episode reaches that far back
     memory/state_norm                        root mean square of what is carried, at a rollout's end; not for a gated
                                              transformer, whose slots are normalised
     memory/output_norm                       the same of what comes out of the memory
@@ -14,8 +14,8 @@ Axes: B environments, L steps of a training sequence, S sequences of a sample, F
     time/collecting, time/training           shares of the time; the rest went into evaluation, saving and logging
 
 Sampled: one small minibatch every few updates, drawn by a generator of its own, so that a run with and one without
-diagnostics are the same run, bit for bit. What share of a minibatch is padding is not logged: sequences are cut here and
-not padded, so it is zero by construction.
+diagnostics are the same run, bit for bit. What share of a minibatch is padding is not logged: sequences are cut here
+and not padded, so it is zero by construction.
 """
 
 import math

@@ -77,7 +77,16 @@ def learn(
         with interruption.listening(), progress.standing():
             agent.learn(
                 schedule.total_timesteps,
-                [phases.first, *diagnostics, interruption, FiniteWeights(), progress, checkpoints, evaluation, phases.last],
+                [
+                    phases.first,
+                    *diagnostics,
+                    interruption,
+                    FiniteWeights(),
+                    progress,
+                    checkpoints,
+                    evaluation,
+                    phases.last,
+                ],
                 log_interval=schedule.log_interval,
             )
             # The last update's figures come after the last rollout's.

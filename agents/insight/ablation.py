@@ -107,7 +107,7 @@ class Ablation:
     def enough(self) -> int | None:
         """The least k from which on wiping every k steps shows no loss; None where every k tried shows one."""
         least = None
-        for each in sorted(self._wiped, key=lambda each: -each.amount):
+        for each in sorted(self._of_kind("wiped"), key=lambda each: -each.amount):
             if each.difference_interval.high < 0:
                 break
             least = int(each.amount)
@@ -122,10 +122,13 @@ class Ablation:
         before, after = number(self.intact.mean), number(wiped.mean)
         low, high = wiped.difference_interval
         if high < 0:
-            return f"the agent uses its memory: without it the return falls from {before} to {after}{self._reach}"
+            others = "".join(f", with another episode's to {number(each.mean)}" for each in self._of_kind("exchanged"))
+            return (
+                f"the agent uses its memory: without it the return falls from {before} to {after}{others}{self._reach}"
+            )
         if low > 0:
             return f"the memory does harm: without it the return rises from {before} to {after}"
-        exchanged = [each for each in self.conditions if each.kind == "exchanged" and each.difference_interval.high < 0]
+        exchanged = [each for each in self._of_kind("exchanged") if each.difference_interval.high < 0]
         if exchanged:
             return (
                 f"the agent reads its memory: with another episode's the return falls from {before} to "
@@ -160,15 +163,14 @@ class Ablation:
             table.add_row(*cells, *(["", ""] if is_intact else [number(each.difference), _differs(each)]))
         return table
 
-    @property
-    def _wiped(self) -> list[Condition]:
-        return [each for each in self.conditions if each.kind == "wiped"]
+    def _of_kind(self, kind: str) -> list[Condition]:
+        return [each for each in self.conditions if each.kind == kind]
 
     @property
     def _reach(self) -> str:
         if self.enough is not None:
             return f"; wiped every {self.enough} steps it shows no loss"
-        most = max(each.amount for each in self._wiped)
+        most = max(each.amount for each in self._of_kind("wiped"))
         return f"; even wiped only every {most:g} steps it falls" if most > 1 else ""
 
 
@@ -188,7 +190,8 @@ def ablate(
     *Wiped every k steps*: before the steps k, 2 k, ... of an episode the state is the initial one, so that a step knows
     of k steps at most, itself among them; k = 1 leaves no memory at all. *Of another episode*: at every step but the
     first the agent acts on the state of the episode that is played next to its own, while its own is carried on
-    untouched; such a state is of the kind that the agent knows, which a wiped one in mid-episode may not be. *Noise*:
+    untouched; such a state is of a kind that the agent knows, and a wiped one in mid-episode may not be: where wiping
+    costs more than another episode's state, the agent does not only lack what it saw but is led astray. *Noise*:
     before every step but the first, Gaussian noise is added to each number of the state and carried on, in proportion
     to that number's standard deviation over the intact episodes. A part (B, 1) of whole numbers is a count (of a
     window's slots) and gets none.

@@ -21,6 +21,7 @@ present input alone, k for one that acts on what it saw k steps ago.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def memory_horizon(
     """
     if not recordings or steps < 1 or (lags is not None and lags < 0):
         raise ValueError(
-            f"a horizon needs at least 1 episode, 1 step, and lags of at least 0; got {len(recordings)}, {steps}, {lags}"
+            f"a horizon needs at least 1 episode, 1 step and a lag of at least 0; got {len(recordings)}, {steps}, {lags}"
         )
     longest = max(map(len, recordings))
     n_lags = 1 + (longest - 1 if lags is None else min(lags, longest - 1))
@@ -123,7 +124,7 @@ def _chosen(recordings: Sequence[Recording], steps: int, seed: int) -> list[NDAr
     rng, total = np.random.default_rng(seed), sum(lengths)
     drawn = np.sort(rng.choice(total, size=min(steps, total), replace=False))
     edges = np.cumsum([0, *lengths])
-    return [drawn[(drawn >= low) & (drawn < high)] - low for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [drawn[(drawn >= low) & (drawn < high)] - low for low, high in pairwise(edges)]
 
 
 def _batches(asked: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:

@@ -180,11 +180,12 @@ def attention(data: Mapping[str, Attention]) -> "Figure":
     n_rows = -(-len(shown) // n_columns)
     width = 7.5 if n_columns == 1 else 4.6 * n_columns if n_columns == 2 else 3.3 * n_columns
     figure, axes = _panels(n_rows, n_columns, width, 0.5 + (3.2 if n_columns <= 2 else 2.5) * n_rows)
+    largest = max(float(each.weights.max()) for each in shown.values())
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for i, (axis, (name, each)) in enumerate(zip(axes.flat, shown.items(), strict=False)):
         image = axis.imshow(
-            each.weights.T, aspect="auto", cmap="magma", vmin=0, interpolation="nearest", origin="lower"
+            each.weights.T, aspect="auto", cmap="magma", vmin=0, vmax=largest, interpolation="nearest", origin="lower"
         )
         axis.set_title(name, fontsize=9, loc="left")
         if i % n_columns == 0:
@@ -193,7 +194,7 @@ def attention(data: Mapping[str, Attention]) -> "Figure":
             axis.set_xlabel("step")
         axis.yaxis.get_major_locator().set_params(integer=True)
         _whole_steps(axis)
-        figure.colorbar(image, ax=axis, pad=0.02, fraction=0.045)
+    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.03, label="weight")
     return figure
 
 

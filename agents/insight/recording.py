@@ -108,7 +108,11 @@ def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None 
     env = env.venv if isinstance(env, VecNormalize) else env
     actor = Player(player.policy, player._normalizer, deterministic=player.deterministic)
     policy, limit = actor.policy, min(max_steps or LONGEST, LONGEST)
-    observations, actions, rewards, infos, done = [], [], [], [], False
+    observations: list[Any] = []
+    actions: list[Array] = []
+    rewards: list[float] = []
+    infos: list[dict[str, Any]] = []
+    done = False
     states = [_first(policy.memory_actor.initial_state(1))]
     with undisturbed():
         env.seed(seed)
@@ -117,7 +121,7 @@ def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None 
         while not done and len(rewards) < limit:
             observations.append(map_observations(lambda part: np.array(part[0]), observation))
             chosen = actor.act(observation)
-            states.append(_first(policy._import_state(actor._state, 1)))
+            states.append(_first(policy._import_state(actor._state, env.num_envs)))
             observation, reward, dones, step_infos = env.step(chosen)
             actions.append(np.array(chosen[0]))
             rewards.append(float(reward[0]))
