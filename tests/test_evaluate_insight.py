@@ -74,9 +74,7 @@ def test_nothing_is_overwritten(run: Path) -> None:
     assert found[0].read_text() == found[2].read_text()
 
 
-def test_an_agent_without_memory_is_told_so(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_agent_without_memory_is_told_so(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(shutil.copytree(trained / "none", tmp_path / "run"))
     assert evaluated(run, "--insight") == 0
     shown = capsys.readouterr().out

@@ -113,7 +113,9 @@ def test_noise_leaves_counts_alone_and_reaches_everything_else(memory: str) -> N
         observations, _, dones, _ = env.step(player.act(observations))
         player.reset(dones)
     deviations = player.standard_deviations()
-    assert [each.shape for each in deviations] == [part.shape[1:] for part in player.policy.memory_actor.initial_state(1)]
+    assert [each.shape for each in deviations] == [
+        part.shape[1:] for part in player.policy.memory_actor.initial_state(1)
+    ]
     is_count = [each.shape == (1,) for each in deviations]
     assert [not each.any() for each in deviations] == is_count
     assert sum(is_count) == (memory in ("gtrxl", "attention"))

@@ -11,7 +11,7 @@ from agents.insight import attention, gates, principal_components, record, units
 from agents.memory import GRU, LSTM, MEMORIES, AttentionMemory, GTrXL, make_memory
 from agents.player import Player
 from tests.agents.insight.echo import bits, delaying, echo
-from tests.agents.probe_envs import clocks, small, small_ppo
+from tests.agents.probe_envs import small, small_ppo
 
 LENGTH = 9
 
@@ -55,7 +55,9 @@ def test_signals_are_found_by_name_and_others_are_refused() -> None:
     assert recorded.signal("time").tolist() == list(range(LENGTH))
     assert recorded.signal("reward") is recorded.rewards
     assert recorded.signal("bit") is recorded.infos["bit"]
-    with pytest.raises(ValueError, match="no step of the episode has 'bits'; there are .*bit, time, reward, value, action"):
+    with pytest.raises(
+        ValueError, match=r"no step of the episode has 'bits'; there are .*bit, time, reward, value, action"
+    ):
         recorded.signal("bits")
 
 
@@ -88,7 +90,9 @@ def test_the_components_of_a_line_are_the_line() -> None:
     direction = np.array([3.0, 0.0, -4.0])
     along = np.array([-2.0, 0.0, 1.0, 5.0])
     found = principal_components(np.array([7.0, 1.0, 2.0]) + along[:, None] * direction)
-    np.testing.assert_allclose(found.scores[:, 0], -5 * (along - along.mean()))  # its largest weight, of -4, is positive
+    np.testing.assert_allclose(
+        found.scores[:, 0], -5 * (along - along.mean())
+    )  # its largest weight, of -4, is positive
     np.testing.assert_allclose(found.explained, [1, 0], atol=1e-12)
     np.testing.assert_allclose(found.scores[:, 1], 0, atol=1e-12)
 
