@@ -55,7 +55,13 @@ def ablation(data: Ablation) -> "Figure":
         axis.plot(list(each.interval), [row, row], color=RED if lost else BLUE, linewidth=2.5, solid_capstyle="butt")
         axis.plot(each.mean, row, "o", color=RED if lost else BLUE, markersize=6)
         axis.annotate(
-            number(each.mean), (each.mean, row), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8
+            number(each.mean),
+            (each.mean, row),
+            textcoords="offset points",
+            xytext=(0, 6),
+            ha="center",
+            fontsize=8,
+            bbox=dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none"),
         )
     room = max(float(np.ptp(means)), 1e-3 * max(1.0, float(np.abs(means).max()))) * 0.08
     axis.set_xlim(axis.get_xlim()[0] - room, axis.get_xlim()[1] + room)

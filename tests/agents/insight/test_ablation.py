@@ -145,5 +145,5 @@ def test_one_environment_alone_has_no_other_episode() -> None:
 
 @pytest.mark.parametrize("changed", [dict(episodes=0), dict(wipes=[0]), dict(noises=[0.0]), dict(noises=[np.inf])])
 def test_numbers_out_of_range_are_refused(changed: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="at least 1|greater than 0"):
+    with pytest.raises(ValueError, match=r"at least 1|greater than 0"):
         ablate(delaying(LAG), echo(2), **changed)
