@@ -102,7 +102,7 @@ def memory_horizon(
     """
     if not recordings or steps < 1 or (lags is not None and lags < 0):
         raise ValueError(
-            f"a horizon needs at least 1 episode and step and a lag of at least 0; got {len(recordings)}, {steps}, {lags}"
+            f"a horizon needs at least 1 episode, 1 step and lag 0; got {len(recordings)}, {steps}, {lags}"
         )
     longest = max(map(len, recordings))
     n_lags = 1 + (longest - 1 if lags is None else min(lags, longest - 1))
