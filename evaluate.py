@@ -2,6 +2,7 @@
 
     python evaluate.py runs/NAME --episodes 1000 --video pole.mp4 --report
     python evaluate.py runs/lstm-* runs/gru-* --report comparison.html
+    python evaluate.py runs/NAME --insight
     python evaluate.py --list
 
 Nothing but the run's directory is needed: settings, weights and normaliser lie in it.
@@ -12,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,16 @@ from configs import CheckpointFault, NotFinite, Settings, SettingsError, reporte
 from train import make_environments
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
     from agents.player import Player
     from agents.report import Group
     from agents.run_directory import RunDirectory
 
 SEED = 1_000_000  # far from the seeds that training begins with
 IN_THE_RUN = Path("report.html")  # told by identity from a file that a user calls so
+LONGEST = sys.maxsize  # lags of --horizon without a number
+HORIZON_EPISODES = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +47,8 @@ def command(argv: Sequence[str] | None) -> None:
     if asked.list:
         list_runs(asked.runs, asked.json)
         return
+    if asked.insight or asked.inside or asked.horizon is not None:
+        check_plots()
     from agents.run_directory import RunDirectory, RunError
 
     with reported_as(CheckpointFault, "run", RunError):
@@ -59,6 +66,8 @@ def command(argv: Sequence[str] | None) -> None:
             write_json(asked.json, result)
     if asked.video is not None:
         record_run(run, asked.checkpoint, asked.video, deterministic=asked.deterministic, seed=asked.seed)
+    if run.has_agent:
+        look_inside(run, asked)
     if asked.report is not None:
         report_run(run, asked.checkpoint, asked.report, deterministic=asked.deterministic, seed=asked.seed)
 
@@ -69,10 +78,13 @@ def check_words(asked: argparse.Namespace) -> None:
         raise SettingsError(f"--video {asked.video}: expected a name that ends in .mp4 or .gif")
     if not asked.list and not asked.run:
         raise SettingsError("expected the directory of a run, such as runs/NAME; --list shows the runs there are")
-    if asked.list and (asked.run or asked.report is not None or asked.video is not None):
+    looks_inside = asked.ablate or asked.inside or asked.insight or asked.horizon is not None
+    if asked.list and (asked.run or asked.report is not None or asked.video is not None or looks_inside):
         raise SettingsError("--list stands alone: it evaluates nothing; --runs chooses the folder it looks in")
     if len(asked.run) > 1 and asked.video is not None:
         raise SettingsError("--video records one run's agent; give one run")
+    if len(asked.run) > 1 and looks_inside:
+        raise SettingsError("--ablate, --horizon, --inside and --insight look at one run's agent; give one run")
     if len(asked.run) > 1 and asked.report is IN_THE_RUN:
         raise SettingsError("a comparison is no run's own: give --report a file, such as --report comparison.html")
     if asked.report not in (None, IN_THE_RUN):
@@ -108,6 +120,26 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--list", action="store_true", help="list the runs there are, and evaluate none")
     words.add_argument("--runs", type=Path, default=Path("runs"), help="folder to list (default: runs)")
+        "--ablate", action="store_true", help="play the same episodes with the memory wiped, exchanged and noisy"
+    )
+    words.add_argument(
+        "--horizon",
+        type=lags,
+        nargs="?",
+        const=LONGEST,
+        metavar="LAGS",
+        help="measure how far back an input still moves the action, up to so many steps (default: the whole episode)",
+    )
+    words.add_argument(
+        "--inside", action="store_true", help="draw the memory over an episode: state, gates, what is attended to"
+    )
+    words.add_argument("--insight", action="store_true", help="all of --ablate, --horizon and --inside")
+    words.add_argument(
+        "--colour",
+        default="time",
+        metavar="KEY",
+        help="what colours the state's principal components: time, reward, value, action or a key of the infos",
+    )
     words.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return words
 
@@ -117,6 +149,14 @@ def count(word: str) -> int:
     number = int(word)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {word}")
+    return number
+
+
+def lags(word: str) -> int:
+    """A whole number of at least 0."""
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {word}")
     return number
 
 
@@ -144,7 +184,7 @@ def evaluate_run(
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
         evaluation = evaluate(player, env, episodes, seed=seed, max_steps=settings.evaluation.max_steps)
-    how = "deterministic" if player.deterministic else "sampled"
+    how = manner(player)
     result = {
         "run": str(run.path),
         "checkpoint": file.name,
@@ -310,6 +350,109 @@ def record_run(
     ):
         frames = record(player, env, path)
     print(f"recorded {frames} frames to {path}")
+
+
+def look_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """What the agent remembers: the parts that were asked for."""
+    if asked.inside or asked.insight:
+        draw_inside(run, asked)
+    if asked.horizon is not None or asked.insight:
+        measure_horizon(run, asked)
+    if asked.ablate or asked.insight:
+        ablate_run(run, asked)
+
+
+def ablate_run(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """Prints what becomes of the return without the memory, and writes the same as JSON into the run."""
+    from rich.console import Console
+
+    from agents.insight import ablate
+
+    with looked_at(run, asked, min(asked.n_envs, asked.episodes)) as (player, env, settings, file):
+        limit = settings.evaluation.max_steps
+        found = ablate(player, env, asked.episodes, seed=asked.seed, max_steps=limit)
+    console = Console()
+    console.print(found.table() if found.has_memory else "")
+    console.print(found.verdict, highlight=False, soft_wrap=True)
+    name = f"{file.stem}-{asked.episodes}-{manner(player)}-ablation"
+    with reported_as(SettingsError, "--ablate", OSError):
+        console.print(f"written to {run.write_evaluation(name, found.to_json())}", soft_wrap=True)
+
+
+def measure_horizon(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """Prints how far back an input moves the action, and writes curve and plot into the run."""
+    from agents.insight import memory_horizon, plots, record
+
+    with looked_at(run, asked, 1) as (player, env, settings, file):
+        limit = settings.evaluation.max_steps
+        seeds = range(asked.seed, asked.seed + min(asked.episodes, HORIZON_EPISODES))
+        episodes = [record(player, env, seed=seed, max_steps=limit) for seed in seeds]
+        found = memory_horizon(player, episodes, None if asked.horizon == LONGEST else asked.horizon)
+    print(found.sentence)
+    with reported_as(SettingsError, "--horizon", OSError):
+        path = run.write_insight(f"{file.stem}-horizon", found.to_json())
+        plots.save(plots.horizon(found), path.with_suffix(".png"))
+    print(f"written to {path} and .png")
+
+
+def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
+    """Writes an episode's memory into the run, as numbers and as pictures."""
+    import numpy as np
+
+    from agents.insight import attention, gates, plots, principal_components, record, units
+
+    with looked_at(run, asked, 1) as (player, env, settings, file):
+        episode = record(player, env, seed=asked.seed, max_steps=settings.evaluation.max_steps)
+        with reported_as(SettingsError, f"--colour {asked.colour}", ValueError):
+            colour = episode.signal(asked.colour)
+        carried, opened = units(player.policy.memory_actor, episode), gates(player, episode)
+        attended = attention(player, episode)
+    pictures, summary = {}, {"seed": asked.seed, "steps": len(episode), "return": episode.total}
+    if carried:
+        components = principal_components(np.concatenate(list(carried.values()), axis=1))
+        summary["explained"] = components.explained.tolist()
+        pictures = {"state": plots.state(carried), "components": plots.components(components, colour, asked.colour)}
+    if opened is not None:
+        summary["gates"], pictures["gates"] = opened.to_json(), plots.gates(opened)
+    if attended:
+        pictures["attention"] = plots.attention(attended)
+    with reported_as(SettingsError, "--inside", OSError):
+        path = run.write_insight(f"{file.stem}-inside", summary)
+        arrays: dict[str, Any] = dict(episode.arrays())
+        np.savez_compressed(path.with_suffix(".npz"), **arrays)
+        for name, picture in pictures.items():
+            plots.save(picture, path.with_name(f"{path.stem}-{name}.png"))
+    if not pictures:
+        print("the agent carries no memory and attends to nothing: there is nothing to draw")
+    print(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
+
+
+@contextmanager
+def looked_at(
+    run: RunDirectory, asked: argparse.Namespace, n_envs: int
+) -> Iterator[tuple[Player, VecEnv, Settings, Path]]:
+    """The agent and environments of its own, with faults told as they are in an evaluation."""
+    settings = configs.read(run.settings)
+    player, file = load(run, settings, asked.checkpoint, asked.deterministic, asked.device)
+    with (
+        closing(make_environments(settings, n_envs)) as env,
+        reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
+        reported_as(NotFinite, "evaluation", FloatingPointError),
+        configs.environment_blamed(f"environment {settings.env.id}"),
+    ):
+        yield player, env, settings, file
+
+
+def check_plots() -> None:
+    """Before anything is played: matplotlib is there."""
+    from agents.insight import plots
+
+    with reported_as(SettingsError, "plots", ImportError):
+        plots.check()
+
+
+def manner(player: Player) -> str:
+    return "deterministic" if player.deterministic else "sampled"
 
 
 def load(

@@ -242,6 +242,7 @@ def schedule(settings: Settings) -> Schedule:
         checkpoints_kept=settings.checkpoint.keep,
         log_interval=settings.tracking.log_interval,
         progress=settings.progress,
+        memory_diagnostics=settings.tracking.memory_diagnostics,
     )
 
 

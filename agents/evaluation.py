@@ -49,6 +49,7 @@ class Evaluation:
         deterministic: whether the most probable action was taken, instead of a sample.
         seed: of environments and samples; None for none.
         cut: how many of the episodes did not end but were cut.
+        environments: (E,) which of the N each was played in, those of one in the order of time.
     """
 
     returns: tuple[float, ...]
@@ -57,6 +58,7 @@ class Evaluation:
     deterministic: bool = True
     seed: int | None = None
     cut: int = 0
+    environments: tuple[int, ...] = ()
 
     @property
     def episodes(self) -> int:
@@ -188,12 +190,14 @@ def evaluate(
         deterministic=player.deterministic if deterministic is None else deterministic,
         seed=seed,
         cut=sum(each.cut for each in finished),
+        environments=tuple(each.environment for each in finished),
     )
 
 
 class Episode(NamedTuple):
     """One that ended, or was cut."""
 
+    environment: int
     total: float
     length: int
     success: bool | None
@@ -219,7 +223,7 @@ def _episodes(player: Player, env: VecEnv, episodes: int, max_steps: int | None)
         if max_steps is not None:
             for i in np.flatnonzero((lengths >= max_steps) & (left > 0)):
                 left[i] = 0
-                yield Episode(float(returns[i]), int(lengths[i]), None, cut=True)
+                yield Episode(int(i), float(returns[i]), int(lengths[i]), None, cut=True)
         player.reset(dones | resets)
 
 
@@ -238,7 +242,7 @@ def _episode(info: dict[str, Any], total: float, length: int, environment: int) 
     if not math.isfinite(total):
         raise FloatingPointError(f"the return of an episode in environment {environment} is {total}")
     success = info.get("is_success")
-    return Episode(total, length, None if success is None else bool(success))
+    return Episode(environment, total, length, None if success is None else bool(success))
 
 
 def _player(agent: Player | RecurrentOnPolicyAlgorithm) -> Player:

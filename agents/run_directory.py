@@ -9,6 +9,7 @@
     best.zip             the agent with the best periodic evaluation
     evaluations.csv      the periodic evaluations
     evaluations/         the evaluations made after training, as JSON
+    insight/             what was found about the memory, as JSON, arrays and pictures
     videos/              recorded on request
 
 A directory belongs to one run and is never overwritten.
@@ -220,6 +221,15 @@ class RunDirectory:
     def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
         """Writes ``evaluations/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
         folder = self.path / "evaluations"
+        folder.mkdir(exist_ok=True)
+        return write_json_once(folder / f"{name}.json", result)
+
+    def write_insight(self, name: str, result: Mapping[str, Any]) -> Path:
+        """Writes ``insight/name.json``, or ``name-2.json``, ... where that exists, and returns where.
+
+        Whoever got a name may write beside it what begins with the same: plots, arrays.
+        """
+        folder = self.path / "insight"
         folder.mkdir(exist_ok=True)
         return write_json_once(folder / f"{name}.json", result)
 

@@ -16,6 +16,7 @@ from agents.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
+from agents.diagnostics import MemoryDiagnostics, Phases
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.run_directory import RunDirectory
 from agents.tracking import make_logger
@@ -36,6 +37,7 @@ class Schedule:
     checkpoints_kept: int
     log_interval: int
     progress: bool
+    memory_diagnostics: bool = True
 
 
 def learn(
@@ -74,6 +76,8 @@ def learn(
         max_steps=schedule.longest_episode,
         report=progress.report,
     )
+    phases, diagnostics = Phases(), [MemoryDiagnostics()] if schedule.memory_diagnostics else []
+    watching = [interruption, FiniteWeights(), progress, checkpoints, evaluation]
     logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=resumed_at)
     agent.set_logger(logger)
     with closing(logger):
@@ -81,7 +85,7 @@ def learn(
             with interruption.listening(), progress.standing():
                 agent.learn(
                     schedule.total_timesteps,
-                    [interruption, FiniteWeights(), progress, checkpoints, evaluation],
+                    [phases.first, *diagnostics, *watching, phases.last],
                     log_interval=schedule.log_interval,
                 )
                 # The last update's figures come after the last rollout's.

@@ -217,6 +217,8 @@ class TrackingSettings:
 
     log_interval: Annotated[int, AT_LEAST_1] = 1
     """Updates between two rows of metrics."""
+    memory_diagnostics: bool = True
+    """Log gradients by lag, norms and saturation of the memory, and ratios by position, sampled every few updates."""
     tensorboard: bool = True
     """Write TensorBoard events too."""
     wandb: Literal["off", "offline", "online"] = "off"

@@ -6,7 +6,7 @@ what a step attends to.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 import numpy as np
@@ -30,6 +30,7 @@ from agents.memory.window import (
     Chunk,
     SlidingWindow,
     by_position,
+    by_slot,
     chunks,
     counts_after,
     finite,
@@ -119,6 +120,23 @@ class GTrXL(Memory):
             first_slot = None if since_start is None or self.initial is None else (self.initial[layer], since_start)
             stream = module.unroll(stream, window[:, layer], to_see, self._distances, first_slot)
         return stream.transpose(0, 1)
+
+    @in_own_precision
+    def attention_weights(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        """What each step attends to: (T, B, F), state, (T, B) -> (T, B, D, A, M + 1), summing to 1.
+
+        The last is the step itself, the one before it the step before, and so on; 0 where that was in another episode,
+        or never. A learned first slot is where a step before the episode's first would be.
+        """
+        window, count = state
+        to_see = chunks(count, episode_starts, self.window)
+        since_start = None if self.initial is None else _steps_since_start(episode_starts)
+        stream, found = self.embedding(features).transpose(0, 1), []
+        for layer, module in enumerate(self._layers()):
+            first_slot = None if since_start is None or self.initial is None else (self.initial[layer], since_start)
+            found.append(module.attention_weights(stream, window[:, layer], to_see, self._distances, first_slot))
+            stream = module.unroll(stream, window[:, layer], to_see, self._distances, first_slot)
+        return torch.stack(found, dim=1).permute(3, 0, 1, 2, 4)
 
     def numpy_step(self) -> NumpyStep | None:
         """For float32 on a CPU. One thread at a time."""
@@ -232,23 +250,31 @@ class _Layer(nn.Module):
         """(B, T, H), (B, M, H), chunks, (M + 1, H) -> (B, T, H)."""
         x = normalised(stream)
         slots = torch.cat((window, x), dim=1)  # (B, K, H)
-        by_content, by_distance = (part.transpose(1, 2) for part in self._queries(x))  # (B, A, T, E)
-        keys, values = self._heads_first(self.key(slots)), finite(self._heads_first(self.value(slots)))
-        of_distance = self._positions(distances).transpose(1, 2)  # (A, E, M + 1)
+        values = finite(self._heads_first(self.value(slots)))
         attended = []
-        for chunk in to_see:
-            position_scores = by_distance[:, :, chunk.steps] @ of_distance  # (B, A, C, M + 1)
-            scores = by_content[:, :, chunk.steps] @ keys[:, :, chunk.positions].transpose(2, 3)
-            scores = (scores + by_position(position_scores)).masked_fill(chunk.hidden.unsqueeze(1), -math.inf)
+        for chunk, weights in self._weights(x, slots, to_see, distances, first_slot):
             if first_slot is None:
-                attended.append(scores.softmax(dim=-1) @ values[:, :, chunk.positions])
+                attended.append(weights @ values[:, :, chunk.positions])
                 continue
-            slot, before = first_slot[0], first_slot[1][:, chunk.steps]
-            slot_scores = self._slot_scores(by_content[:, :, chunk.steps], position_scores, slot, before)
-            weights = torch.cat((scores, slot_scores), dim=-1).softmax(dim=-1)
-            slot_value = self.value(slot).view(self.heads, 1, -1)
+            slot_value = self.value(first_slot[0]).view(self.heads, 1, -1)
             attended.append(weights[..., :-1] @ values[:, :, chunk.positions] + weights[..., -1:] * slot_value)
         return self._gated(stream, torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
+
+    def attention_weights(
+        self, stream: Tensor, window: Tensor, to_see: list[Chunk], distances: Tensor, first_slot: FirstSlot | None
+    ) -> Tensor:
+        """As ``unroll`` -> (B, A, T, M + 1)."""
+        n_slots, found = len(distances) - 1, []
+        x = normalised(stream)
+        slots = torch.cat((window, x), dim=1)
+        for chunk, weights in self._weights(x, slots, to_see, distances, first_slot):
+            if first_slot is None:
+                found.append(by_slot(weights, n_slots))
+                continue
+            before = first_slot[1][:, None, chunk.steps, None]
+            at = torch.arange(n_slots, -1, -1, device=before.device) == torch.where(before > 0, before, -1)
+            found.append(by_slot(weights[..., :-1], n_slots) + weights[..., -1:] * at)
+        return torch.cat(found, dim=2)
 
     def numpy_layer(self, distances: Tensor) -> NumpyLayer:
         """One step, with products of weights that follow each other taken beforehand.
@@ -289,6 +315,23 @@ class _Layer(nn.Module):
             return mlp_gate(stream, np.maximum(narrowed, _ZERO, out=narrowed))
 
         return layer
+
+    def _weights(
+        self, x: Tensor, slots: Tensor, to_see: list[Chunk], distances: Tensor, first_slot: FirstSlot | None
+    ) -> Iterator[tuple[Chunk, Tensor]]:
+        """For each chunk (B, A, C, M + C), and with a learned slot one column more, for it."""
+        by_content, by_distance = (part.transpose(1, 2) for part in self._queries(x))  # (B, A, T, E)
+        keys = self._heads_first(self.key(slots))
+        of_distance = self._positions(distances).transpose(1, 2)  # (A, E, M + 1)
+        for chunk in to_see:
+            position_scores = by_distance[:, :, chunk.steps] @ of_distance  # (B, A, C, M + 1)
+            scores = by_content[:, :, chunk.steps] @ keys[:, :, chunk.positions].transpose(2, 3)
+            scores = (scores + by_position(position_scores)).masked_fill(chunk.hidden.unsqueeze(1), -math.inf)
+            if first_slot is not None:
+                slot, before = first_slot[0], first_slot[1][:, chunk.steps]
+                slot_scores = self._slot_scores(by_content[:, :, chunk.steps], position_scores, slot, before)
+                scores = torch.cat((scores, slot_scores), dim=-1)
+            yield chunk, scores.softmax(dim=-1)
 
     def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., H) -> for contents and for distances, (..., A, E) each."""

@@ -1,0 +1,220 @@
+"""A recorded episode is the one that was played, and what is read out of it agrees with the networks' own equations."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.evaluation import evaluate
+from agents.insight import attention, gates, principal_components, record, units
+from agents.memory import GRU, LSTM, MEMORIES, AttentionMemory, GTrXL, make_memory
+from agents.player import Player
+from tests.agents.insight.echo import bits, delaying, echo
+from tests.agents.probe_envs import small, small_ppo
+
+LENGTH = 9
+
+
+def player_of(memory: str, critic_memory: str = "shared") -> Player:
+    return Player(small_ppo(echo(1, 2, LENGTH), memory, critic_memory).policy)
+
+
+def test_a_recording_holds_what_was_shown_done_and_earned() -> None:
+    recorded, shown = record(delaying(2), echo(1, 2, LENGTH), seed=5), bits(5, LENGTH)[:LENGTH]
+    assert recorded.observations[:, 0].tolist() == (2 * shown - 1).tolist()
+    assert recorded.actions[2:].tolist() == shown[:-2].tolist()
+    assert recorded.rewards.tolist() == [0.0] * 2 + [1.0] * (LENGTH - 2)
+    assert recorded.infos["bit"].tolist() == shown.tolist()
+    assert recorded.states[0].shape == (LENGTH + 1, 2, 1)
+    assert recorded.states[0][3, :, 0].tolist() == (2 * shown[1:3] - 1).tolist()
+    assert (recorded.ended, recorded.total, len(recorded)) == (True, LENGTH - 2, LENGTH)
+    assert recorded.probabilities is not None
+    assert np.array_equal(recorded.probabilities.argmax(axis=1), recorded.actions)
+
+
+@pytest.mark.parametrize("critic_memory", ["shared", "separate", "none"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_recording_is_the_episode_that_stepping_gives(memory: str, critic_memory: str) -> None:
+    player = player_of(memory, critic_memory)
+    recorded = record(player, echo(1, 2, LENGTH), seed=3)
+    assert recorded.total == evaluate(player, echo(1, 2, LENGTH), 1, seed=3).mean
+    state = player.policy.initial_state(1)
+    n_actor = len(recorded.states)
+    for t in range(LENGTH):
+        with torch.no_grad():
+            seen = torch.as_tensor(recorded.seen[t : t + 1])
+            _, value, _, state = player.policy(seen, state, torch.tensor([t == 0]), deterministic=True)
+        assert recorded.values[t] == pytest.approx(float(value), abs=1e-5)
+        for part, kept in zip(state[:n_actor], recorded.states, strict=True):
+            np.testing.assert_allclose(kept[t + 1], part[0].numpy(), atol=1e-5)
+
+
+def test_signals_are_found_by_name_and_others_are_refused() -> None:
+    recorded = record(delaying(2), echo(1, 2, LENGTH), seed=5)
+    assert recorded.signal("time").tolist() == list(range(LENGTH))
+    assert recorded.signal("reward") is recorded.rewards
+    assert recorded.signal("bit") is recorded.infos["bit"]
+    with pytest.raises(
+        ValueError, match=r"no step of the episode has 'bits'; there are .*bit, time, reward, value, action"
+    ):
+        recorded.signal("bits")
+
+
+def test_an_episode_that_does_not_end_is_cut() -> None:
+    recorded = record(delaying(2), echo(1, 2, LENGTH), seed=5, max_steps=4)
+    assert (len(recorded), recorded.ended) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("memory", "names"),
+    [
+        ("rnn", {"hidden": 16}),
+        ("lstm", {"hidden": 16, "cell": 16}),
+        ("gru", {"hidden": 16}),
+        ("gtrxl", {"newest slot": 16, "output": 8}),
+        ("attention", {"hidden": 16, "cell": 16, "output": 8}),
+        ("none", {}),
+    ],
+)
+def test_units_are_what_each_layer_carried(memory: str, names: dict[str, int]) -> None:
+    player = player_of(memory)
+    recorded = record(player, echo(1, 2, LENGTH))
+    found = units(player.policy.memory_actor, recorded)
+    assert {name: part.shape for name, part in found.items()} == {name: (LENGTH, n) for name, n in names.items()}
+    if memory == "lstm":
+        np.testing.assert_allclose(found["hidden"][:, 8:], recorded.outputs, atol=1e-6)
+
+
+def test_the_components_of_a_line_are_the_line() -> None:
+    direction = np.array([3.0, 0.0, -4.0])
+    along = np.array([-2.0, 0.0, 1.0, 5.0])
+    found = principal_components(np.array([7.0, 1.0, 2.0]) + along[:, None] * direction)
+    np.testing.assert_allclose(
+        found.scores[:, 0], -5 * (along - along.mean())
+    )  # its largest weight, of -4, is positive
+    np.testing.assert_allclose(found.explained, [1, 0], atol=1e-12)
+    np.testing.assert_allclose(found.scores[:, 1], 0, atol=1e-12)
+
+
+def test_the_components_of_what_never_changes_are_0() -> None:
+    found = principal_components(np.ones((1, 4)))
+    assert not found.scores.any()
+    assert not found.explained.any()
+
+
+def test_an_lstms_gates_make_its_next_state() -> None:
+    player = player_of("lstm")
+    recorded = record(player, echo(1, 2, LENGTH))
+    found = gates(player, recorded)
+    assert found is not None
+    hidden, cell = recorded.states
+    opened = found.openness
+    np.testing.assert_allclose(hidden[1:], opened["output"] * np.tanh(cell[1:]), atol=1e-6)
+    assert (np.abs(cell[1:] - opened["forget"] * cell[:-1]) <= opened["input"] + 1e-6).all()
+
+
+def test_a_grus_gates_bound_its_next_state() -> None:
+    player = player_of("gru")
+    recorded = record(player, echo(1, 2, LENGTH))
+    found = gates(player, recorded)
+    assert found is not None
+    (hidden,), keep = recorded.states, found.openness["update"]
+    assert (np.abs(hidden[1:] - keep * hidden[:-1]) <= 1 - keep + 1e-6).all()
+
+
+@pytest.mark.parametrize(("memory", "gate", "row"), [("lstm", "forget", 1), ("gru", "update", 1), ("gru", "reset", 0)])
+@pytest.mark.parametrize(("bias", "share"), [(30.0, "open"), (-30.0, "shut")])
+def test_a_gate_that_is_forced_is_saturated(memory: str, gate: str, row: int, bias: float, share: str) -> None:
+    player = player_of(memory)
+    recurrent: Any = player.policy.memory_actor
+    recurrent._set_bias(1, row, bias)
+    found = gates(player, record(player, echo(1, 2, LENGTH)))
+    assert found is not None
+    n_layers, n_units = 2, 8
+    assert getattr(found, share)()[gate].shape == (n_layers, n_units)
+    assert (getattr(found, share)()[gate][1] == 1).all()
+    assert (found.saturation_over_time()[gate][:, 1] == 1).all()
+    assert found.mean_over_time()[gate][:, 1] == pytest.approx(float(bias > 0))
+    assert found.to_json()[gate]["saturation"][1] == 1
+    assert found.to_json()[gate]["saturation"][0] < 1
+
+
+@pytest.mark.parametrize("memory", ["rnn", "mingru", "lru", "gtrxl", "none"])
+def test_memories_without_these_gates_have_none(memory: str) -> None:
+    player = player_of(memory)
+    assert gates(player, record(player, echo(1, 2, LENGTH))) is None
+
+
+@pytest.mark.parametrize("cell", [LSTM, GRU])
+def test_an_attention_memory_has_the_gates_of_its_recurrence(cell: type[Any]) -> None:
+    model = small_ppo(
+        echo(1, 2, LENGTH),
+        "attention",
+        policy_kwargs=dict(memory_kwargs=small("attention", cell=cell.__name__.lower())),
+    )
+    player = Player(model.policy)
+    assert isinstance(player.policy.memory_actor, AttentionMemory)
+    found = gates(player, record(player, echo(1, 2, LENGTH)))
+    assert found is not None
+    assert ("forget" in found.openness) == (cell is LSTM)
+
+
+@pytest.mark.parametrize(("memory", "heads"), [("attention", 1), ("gtrxl", 8)])
+def test_attention_over_an_episode_goes_back_to_its_start_and_no_further(memory: str, heads: int) -> None:
+    player = player_of(memory)
+    found = attention(player, record(player, echo(1, 2, LENGTH)))
+    assert len(found) == heads
+    for each in found.values():
+        assert each.by_lag
+        assert each.weights.shape == (LENGTH, 6)  # a window of 5 and the step itself
+        np.testing.assert_allclose(each.weights.sum(axis=1), 1, atol=1e-6)
+        for t in range(LENGTH):
+            assert not each.weights[t, t + 1 :].any()
+    assert not attention(player_of("lstm"), record(player_of("lstm"), echo(1, 2, LENGTH)))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_gated_transformers_weights_are_those_its_output_is_made_with(learned: bool) -> None:
+    torch.manual_seed(0)
+    memory: Any = make_memory("gtrxl", 3, dict(small("gtrxl", num_layers=1), learned_initial_state=learned))
+    assert isinstance(memory, GTrXL)
+    if learned:
+        torch.nn.init.normal_(memory.initial)
+    features, starts = torch.randn(40, 2, 3), torch.rand(40, 2) < 0.2
+    starts[0] = True
+    state = memory.initial_state(2)
+    weights = memory.attention_weights(features, state, starts)[:, :, 0]  # (T, B, A, M + 1)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(40, 2, 4))
+    layer, carried, outputs = memory.layers[0], state, []
+    for t in range(40):
+        _, after = memory.step(features[t], carried, starts[t])
+        window = memory._restarted(carried, starts[t])[0][:, 0]
+        slots = torch.cat((window, after[0][:, 0, -1:]), dim=1)
+        values = layer._heads_first(layer.value(slots))
+        attended = (weights[t][:, :, None] @ values)[:, :, 0].flatten(1)
+        outputs.append(layer._gated(memory.embedding(features[t]), attended))
+        carried = after
+    torch.testing.assert_close(torch.stack(outputs), memory.unroll(features, state, starts), atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoders_attention_is_read_by_token() -> None:
+    from agents.encoders import ENCODERS
+    from envs import make
+
+    env = make("CartPoleNoVel-v1", 1, wrappers=[{"history": {"length": 6}}])
+    model = small_ppo(
+        env,
+        "gru",
+        policy_kwargs=dict(
+            features_extractor_class=ENCODERS["attention"], features_extractor_kwargs=dict(features_dim=8, heads=2)
+        ),
+        n_steps=8,
+    )
+    player = Player(model.policy)
+    recorded = record(player, env, max_steps=10)
+    found = attention(player, recorded)
+    assert list(found) == ["encoder, head 1", "encoder, head 2"]
+    for each in found.values():
+        assert (len(each.weights), each.by_lag) == (len(recorded), False)
+        np.testing.assert_allclose(each.weights.sum(axis=1), 1, atol=1e-5)
