@@ -26,27 +26,44 @@ Mode = Literal["off", "offline", "online"]
 Answer = TypeVar("Answer")
 
 
-def make_logger(run: RunDirectory, *, tensorboard: bool = True, wandb: Mapping[str, Any] | None = None) -> Logger:
+def make_logger(
+    run: RunDirectory,
+    *,
+    tensorboard: bool = True,
+    wandb: Mapping[str, Any] | None = None,
+    resumed_at: int | None = None,
+) -> Logger:
     """Stable-Baselines3's logger over a run's directory.
 
     Args:
+        resumed_at: the step from which a run goes on: what TensorBoard was told of later ones it forgets.
         wandb: arguments of :class:`WandbWriter`, None for none.
     """
     writers: list[KVWriter] = [CsvWriter(run.metrics)]
     if tensorboard:
-        writers.append(TensorBoardOutputFormat(str(run.tensorboard)))
+        writers.append(_tensorboard(run.tensorboard, resumed_at))
     if wandb is not None:
-        writers.append(WandbWriter(run.path, **wandb))
+        writers.append(WandbWriter(run.path, id=run.id, **wandb))
     return Logger(str(run.path), writers)
 
 
+def _tensorboard(folder: Path, resumed_at: int | None) -> TensorBoardOutputFormat:
+    output = TensorBoardOutputFormat(str(folder))
+    if resumed_at is not None:
+        output.writer.close()
+        output.writer = type(output.writer)(log_dir=str(folder), purge_step=resumed_at + 1)
+    return output
+
+
 class CsvWriter(KVWriter):
-    """A row a dump. A metric that turns up later gets a new column, empty in the rows before."""
+    """A row a dump, after those there are. A metric that turns up later gets a new column, empty in the rows before."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._columns: list[str] = []
-        self._file = path.open("w", newline="", encoding="utf-8")
+        self._file = path.open("a+", newline="", encoding="utf-8")
+        self._file.seek(0)
+        self._columns: list[str] = next(csv.reader(self._file), [])
+        self._file.seek(0, os.SEEK_END)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         row = {"step": step, **_numbers(key_values, key_excluded, "csv")}
@@ -81,6 +98,7 @@ class WandbWriter(KVWriter):
         directory: the files go to ``directory/wandb``.
         mode: online becomes offline where there is no key or no network.
         timeout: seconds to wait for the server, at the start and again at the end.
+        id: of the run, which a run that is resumed goes on with; None for a new one.
     """
 
     def __init__(
@@ -94,6 +112,7 @@ class WandbWriter(KVWriter):
         group: str | None = None,
         tags: Sequence[str] = (),
         timeout: float = 8.0,
+        id: str | None = None,
     ) -> None:
         self.mode: Mode = mode
         # Its reports on itself wait at exit for a server that does not answer, and it takes our package `agents` for a
@@ -111,6 +130,8 @@ class WandbWriter(KVWriter):
             group=group,
             tags=list(tags),
             config=dict(config),
+            id=id,
+            resume=None if id is None else "allow",
         )
         self._run: Any = self._started(arguments, timeout)
 

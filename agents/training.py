@@ -1,9 +1,11 @@
 """A training run from its agent to the files it leaves: callbacks, metrics, signals, the last checkpoint."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.callbacks import (
@@ -15,7 +17,9 @@ from agents.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
+from agents.checkpoint import CheckpointError
 from agents.on_policy import RecurrentOnPolicyAlgorithm
+from agents.resuming import restore_pending
 from agents.run_directory import RunDirectory
 from agents.tracking import make_logger
 
@@ -45,15 +49,19 @@ def learn(
     *,
     tensorboard: bool = True,
     wandb: Mapping[str, Any] | None = None,
+    resumed: bool = False,
 ) -> None:
     """Trains the agent and leaves in the run's directory what there is to keep.
 
+    Everything of a step is on file before the checkpoint of that step, so what comes after it is what to forget.
+
     Args:
+        resumed: the agent comes from a checkpoint of this run, and goes on from there.
         wandb: arguments of :class:`agents.tracking.WandbWriter`, None for none.
 
     Raises:
         Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
-        FloatingPointError: a weight or a return is not finite; the checkpoints are those from before.
+        FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
     """
     interruption, checkpoints = Interruption(), Checkpoints(run, schedule.checkpoint_every, schedule.checkpoints_kept)
     progress = ProgressDisplay(schedule.total_timesteps, shown=schedule.progress)
@@ -68,22 +76,41 @@ def learn(
         max_steps=schedule.longest_episode,
         report=progress.report,
     )
-    logger = make_logger(run, tensorboard=tensorboard, wandb=wandb)
+    step = agent.num_timesteps if resumed else None
+    if step is not None:
+        run.forget_after(step)
+    logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=step)
     agent.set_logger(logger)
+    if resumed:
+        restore_pending(agent)
+    callbacks: list[BaseCallback] = [interruption, FiniteWeights(), progress, evaluation, checkpoints]
     try:
         with interruption.listening(), progress.standing():
-            agent.learn(
-                schedule.total_timesteps,
-                [interruption, FiniteWeights(), progress, checkpoints, evaluation],
-                log_interval=schedule.log_interval,
-            )
-            # The last update's figures come after the last rollout's.
-            logger.dump(agent.num_timesteps)
+            _learn(agent, schedule, callbacks, resumed)
     except TrainingFinished as reason:
         progress.report(str(reason))
-        checkpoints.save()
+        checkpoints.on_training_end()
     except Interrupted as interrupted:
-        interrupted.args = (f"{interrupted}; saved {checkpoints.save()}",)
+        if saved := checkpoints.save():
+            interrupted.args = (f"{interrupted}; saved {saved}",)
+        raise
+    except CheckpointError:
+        raise
+    except Exception:
+        if saved := checkpoints.save():
+            print(f"saved the agent as it was before: {saved}", file=sys.stderr)
         raise
     finally:
         logger.close()
+
+
+def _learn(agent: RecurrentOnPolicyAlgorithm, schedule: Schedule, callbacks: list[BaseCallback], resumed: bool) -> None:
+    left = schedule.total_timesteps - (agent.num_timesteps if resumed else 0)
+    if left > 0:
+        agent.learn(left, callbacks, log_interval=schedule.log_interval, reset_num_timesteps=not resumed)
+        return
+    # It was ended between its last update and what comes after.
+    ending = CallbackList(callbacks)
+    ending.init_callback(agent)
+    ending.on_training_start({}, {})
+    ending.on_training_end()

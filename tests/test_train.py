@@ -285,6 +285,7 @@ def test_an_environment_that_fails_on_the_way_is_named(
     fault: str, code: int, said: str, backend: str, own_module: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*TINY, *PPO, *QUICK, "--runs", str(runs), "--env.id", own_module, "--env.backend", backend]
+    words += ["--env.max-restarts", "0"]
     if backend == "subprocess":
         words += ["--env.workers", "2"]
     assert train.main([*words, "--env.kwargs", f"fault={fault}"]) == code
