@@ -170,7 +170,8 @@ class Checkpoints(BetweenUpdates):
 
     def _on_training_end(self) -> None:
         # The last update's figures come after the last rollout's, and before the file that says they were written.
-        self.logger.dump(self.model.num_timesteps)
+        if self.logger.name_to_value:
+            self.logger.dump(self.model.num_timesteps)
         self._capture()
         self.save()
 

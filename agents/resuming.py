@@ -21,7 +21,7 @@ from agents.run_directory import RunDirectory
 Algorithm = TypeVar("Algorithm", bound=RecurrentOnPolicyAlgorithm)
 
 ENVIRONMENTS, FIGURES = "environment_state", "pending_figures"
-DECIDING = {"python": platform.python_version, "torch": lambda: torch.__version__, "numpy": lambda: np.__version__}
+DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 
 class Resumed(NamedTuple):
@@ -136,8 +136,8 @@ def _start_new_episodes(agent: Any, seed: int) -> None:
 
 def _versions_changed(saved: SavedAgent) -> list[str]:
     changed = [
-        f"{name} {saved.versions[name]} is now {version()}"
+        f"{name} {saved.versions[name]} is now {version}"
         for name, version in DECIDING.items()
-        if name in saved.versions and saved.versions[name] != version()
+        if name in saved.versions and saved.versions[name] != version
     ]
     return [f"{', '.join(changed)}: the last bits may differ"] if changed else []

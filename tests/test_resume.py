@@ -140,7 +140,10 @@ CASES = {
         *("--env.id", "Acrobot-v1", "--env.kwargs", "max_episode_steps=30"),
         *("--env.wrappers", "{noise: {std: 0.1}}", "gymnasium.wrappers:TimeAwareObservation", "flicker"),
     ],
-    "subprocess": ["--env.id", "RepeatPrevious-v0", "--env.backend", "subprocess", "--env.workers", "2", "--env.wrappers", "flicker"],
+    "subprocess": [
+        *("--env.id", "RepeatPrevious-v0", "--env.wrappers", "flicker"),
+        *("--env.backend", "subprocess", "--env.workers", "2"),
+    ],
     "linear schedules and noise by state": [
         *("--env.id", "Pendulum-v1", "--algorithm.use-sde", "--algorithm.sde-sample-freq", "4"),
         *("--algorithm.learning-rate-schedule", "linear", "--algorithm.clip-range-schedule", "linear"),
@@ -186,7 +189,7 @@ def test_a_finished_run_goes_on_to_more_steps_as_a_longer_one_would(walk: list[s
     assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 0
     assert_equal(*(learned(each, 256) for each in (longer, run)))
     steps = [row["step"] for row in rows_of(run.metrics)]
-    assert steps == [row["step"] for row in rows_of(longer.metrics)][:6] + ["192", "224", "256", "256"]
+    assert steps == [*[row["step"] for row in rows_of(longer.metrics)][:6], "192", "224", "256", "256"]
 
 
 def test_where_an_environment_is_not_deterministic_new_episodes_begin_and_that_is_said(
