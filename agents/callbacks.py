@@ -33,11 +33,12 @@ class TrainingFinished(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised where Ctrl-C or SIGTERM ends training."""
+    """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether on a whole update."""
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, *, between_updates: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
+        self.between_updates = between_updates
 
 
 class BetweenUpdates(BaseCallback):
@@ -71,7 +72,7 @@ class Interruption(BetweenUpdates):
 
     def act(self) -> None:
         if self._received is not None:
-            raise Interrupted(self._received)
+            raise Interrupted(self._received, between_updates=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -150,7 +151,7 @@ class Checkpoints(BetweenUpdates):
         self._next = _after(self.model.num_timesteps, self._every) if self._every else 0
 
     def act(self) -> None:
-        self._capture()
+        self.capture()
         if self._every and self.model.num_timesteps >= self._next:
             self._next = _after(self.model.num_timesteps, self._every)
             self.save()
@@ -172,10 +173,11 @@ class Checkpoints(BetweenUpdates):
         # The last update's figures come after the last rollout's, and before the file that says they were written.
         if self.logger.name_to_value:
             self.logger.dump(self.model.num_timesteps)
-        self._capture()
+        self.capture()
         self.save()
 
-    def _capture(self) -> None:
+    def capture(self) -> None:
+        """Remembers the agent as it is now, between two updates."""
         model: Any = self.model
         self._captured = model.num_timesteps, capture(model)
 
@@ -216,8 +218,8 @@ class PeriodicEvaluation(BetweenUpdates):
         """Goes on after the evaluations that the run has had."""
         step = self.model.num_timesteps
         before = self._run.evaluations_until(step)
-        self._next = _after(step, self._every) if self._every else 0
         self._last = max((int(row["step"]) for row in before), default=-1)
+        self._next = _after(max(self._last, 0), self._every) if self._every else 0
         known = [float(row["mean_reward"]) for row in before] if self._run.best.is_file() else []
         self._best = max(known, default=-math.inf)
 

@@ -83,7 +83,7 @@ def learn(
     agent.set_logger(logger)
     if resumed:
         restore_pending(agent)
-    callbacks: list[BaseCallback] = [interruption, FiniteWeights(), progress, evaluation, checkpoints]
+    callbacks: list[BaseCallback] = [FiniteWeights(), interruption, progress, evaluation, checkpoints]
     try:
         with interruption.listening(), progress.standing():
             _learn(agent, schedule, callbacks, resumed)
@@ -91,6 +91,8 @@ def learn(
         progress.report(str(reason))
         checkpoints.on_training_end()
     except Interrupted as interrupted:
+        if interrupted.between_updates:
+            checkpoints.capture()
         if saved := checkpoints.save():
             interrupted.args = (f"{interrupted}; saved {saved}",)
         raise

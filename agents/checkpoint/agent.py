@@ -5,8 +5,10 @@ episodes, the random states, and what is carried from step to step: the last obs
 that is saved and loaded goes on as if it had not been interrupted. The environment itself is not saved.
 """
 
+import functools
 import importlib.metadata
 import inspect
+import math
 import platform
 import random
 import threading
@@ -461,6 +463,7 @@ class SavedAgent:
         return tuple(part.to(model.device) for part in state)
 
 
+@functools.cache
 def setting_names(cls: type) -> list[str]:
     """Constructor arguments of an algorithm.
 
@@ -515,6 +518,7 @@ def _policy_name(cls: Any, policy_class: type) -> Any:
     return next(names, None) or {"$custom": custom_name(policy_class)}
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     try:
         recurl = importlib.metadata.version("recurl")
@@ -548,6 +552,8 @@ def _encoded_row(encoder: Encoder, row: Any) -> Any:
     if not isinstance(row, Mapping):
         return encoder.encode(row, "ep_success_buffer")
     plain = {key: value for key, value in row.items() if isinstance(value, bool | int | float | str | np.number)}
+    if all(type(value) is int or (type(value) is float and math.isfinite(value)) for value in plain.values()):
+        return plain  # as it would be encoded: there are a hundred of these, all of them like this
     return encoder.encode(plain, "ep_info_buffer")
 
 

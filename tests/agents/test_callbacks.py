@@ -176,7 +176,7 @@ def test_progress_can_be_silent(agent: RecurrentPPO, capsys: pytest.CaptureFixtu
 
 
 def test_no_callback_of_a_run_needs_a_step(run: RunDirectory) -> None:
-    callbacks = [Interruption(), FiniteWeights(), ProgressDisplay(1), Checkpoints(run, 1, 1), evaluation(run)]
+    callbacks = [FiniteWeights(), Interruption(), ProgressDisplay(1), evaluation(run), Checkpoints(run, 1, 1)]
     assert not any(callback.needs_steps for callback in callbacks)
     assert CallbackList(list(callbacks)).callbacks == callbacks
 
