@@ -463,7 +463,6 @@ class SavedAgent:
         return tuple(part.to(model.device) for part in state)
 
 
-@functools.cache
 def setting_names(cls: type) -> list[str]:
     """Constructor arguments of an algorithm.
 
