@@ -120,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--list", action="store_true", help="list the runs there are, and evaluate none")
     words.add_argument("--runs", type=Path, default=Path("runs"), help="folder to list (default: runs)")
+    words.add_argument(
         "--ablate", action="store_true", help="play the same episodes with the memory wiped, exchanged and noisy"
     )
     words.add_argument(

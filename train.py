@@ -1,6 +1,7 @@
 """Trains an agent with memory: configuration -> environments -> agent -> learn -> run directory.
 
     python train.py --config tmaze --env.kwargs length=50 --policy.memory gru
+    python train.py --resume runs/NAME
 
 ``--help`` explains every setting, ``agents/run_directory.py`` what a run leaves behind.
 """
@@ -8,8 +9,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(argv: Sequence[str] | None) -> None:
     asked = configs.parse(argv)
+    if asked.resume is not None and asked.seeds > 1:
+        raise SettingsError("--resume goes on with one run; --seeds starts several: give one of the two")
     if asked.print_config:
         print(configs.dump(asked.settings), end="")
     elif asked.dry_run:
@@ -41,6 +44,8 @@ def command(argv: Sequence[str] | None) -> None:
             print(f"seeds         {asked.settings.seed} to {asked.settings.seed + asked.seeds - 1}, one run each")
     elif asked.seeds > 1:
         train_seeds(asked.settings, asked.seeds)
+    elif asked.resume is not None:
+        resume(asked.resume, asked.settings)
     else:
         train(asked.settings)
 
@@ -95,42 +100,44 @@ def show_seeds(runs: Sequence[RunDirectory]) -> None:
 def train(settings: Settings) -> RunDirectory:
     """Trains an agent, evaluates the best it was, and returns the directory of the run."""
     settings.check()
+    return work(settings, start_run(settings))
+
+
+def resume(path: str, settings: Settings) -> RunDirectory:
+    """Goes on with a run from its last checkpoint, as if it had never stopped."""
+    from agents.run_directory import RunDirectory, RunError
+
+    settings.check()
+    with reported_as(SettingsError, "--resume", RunError):
+        run = RunDirectory.open(path)
+    configs.check_resumable(configs.read(run.settings), settings)
+    return work(settings, run, resumed=True)
+
+
+def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> RunDirectory:
+    """Trains in a run's directory; ``resumed``: from the last checkpoint there, if there is one yet."""
     import torch
 
     from agents.checkpoint import CheckpointError
-    from agents.construction import make_agent
-    from agents.normalization import normalize
     from agents.training import learn
 
     torch.set_num_threads(settings.threads or 1)
-    run, task, about = start_run(settings), settings.env, f"environment {settings.env.id}"
     with (
-        closing(make_environments(settings, task.n_envs, settings.seed)) as env,
+        held(run),
+        closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
         closing(make_environments(settings, evaluation_envs(settings))) as evaluation_env,
         reported_as(NotFinite, "training", FloatingPointError),
-        reported_as(CheckpointFault, "saving", CheckpointError),
-        configs.environment_blamed(about),
+        reported_as(CheckpointFault, "saving", CheckpointError, OSError),
+        configs.environment_blamed(f"environment {settings.env.id}"),
     ):
-        with reported_as(
-            SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError
-        ):
-            normalized = normalize(
-                env,
-                observations=task.normalize_observations,
-                rewards=task.normalize_rewards,
-                clip_observations=task.clip_observations,
-                clip_rewards=task.clip_rewards,
-                gamma=settings.algorithm.gamma,
-            )
-            agent = make_agent(
-                normalized,
-                asdict(settings.algorithm),
-                asdict(settings.policy),
-                seed=settings.seed,
-                device=settings.device,
-            )
+        agent = resume_agent(settings, run, env) if resumed else None
+        goes_on = agent is not None
+        if agent is None:
+            agent = new_agent(settings, env)
         if settings.threads is None:
             settings = with_measured_threads(settings, agent, run)
+        elif resumed:
+            run.write_settings(configs.dump(settings))
         learn(
             agent,
             evaluation_env,
@@ -139,6 +146,7 @@ def train(settings: Settings) -> RunDirectory:
             tensorboard=settings.tracking.tensorboard,
             wandb=wandb_arguments(settings),
             trained=lambda: film(settings, run),
+            resumed=goes_on,
         )
     if settings.evaluation.final_episodes:
         from evaluate import evaluate_run
@@ -146,6 +154,66 @@ def train(settings: Settings) -> RunDirectory:
         evaluate_run(run, episodes=settings.evaluation.final_episodes)
     print(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
     return run
+
+
+def new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
+    """An agent that knows nothing yet."""
+    from agents.construction import make_agent
+    from agents.normalization import normalize
+
+    task = settings.env
+    with reported_as(SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError):
+        normalized = normalize(
+            env,
+            observations=task.normalize_observations,
+            rewards=task.normalize_rewards,
+            clip_observations=task.clip_observations,
+            clip_rewards=task.clip_rewards,
+            gamma=settings.algorithm.gamma,
+        )
+        algorithm, policy = asdict(settings.algorithm), asdict(settings.policy)
+        return make_agent(normalized, algorithm, policy, seed=settings.seed, device=settings.device)
+
+
+def resume_agent(settings: Settings, run: RunDirectory, env: VecEnv) -> RecurrentOnPolicyAlgorithm | None:
+    """The agent of a run's last checkpoint, and its environments where they stood; None where none was saved yet."""
+    from agents.construction import ALGORITHMS, own_classes
+    from agents.resuming import resume
+
+    found = resume(
+        run,
+        ALGORITHMS[settings.algorithm.name],
+        env,
+        seed=settings.seed,
+        device=settings.device,
+        custom_objects=own_classes(asdict(settings.policy)),
+        report=tell,
+    )
+    if found is None:
+        tell(f"{run.path} has no checkpoint yet: training starts from its beginning")
+        run.forget_after(-1)
+        return None
+    for note in found.notes:
+        tell(f"not exactly as without the interruption: {note}")
+    agent: RecurrentOnPolicyAlgorithm = found.agent
+    tell(f"resuming from {found.file}, of {agent.num_timesteps:,} steps")
+    run.note_resume(agent.num_timesteps)
+    return agent
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def held(run: RunDirectory) -> Iterator[None]:
+    """Nobody else trains in the run's directory inside."""
+    from agents.run_directory import RunError
+
+    with ExitStack() as stack:
+        with reported_as(SettingsError, "runs", RunError, OSError):
+            stack.enter_context(run.held())
+        yield
 
 
 def start_run(settings: Settings) -> RunDirectory:
@@ -193,7 +261,12 @@ def film(settings: Settings, run: RunDirectory) -> None:
 
 
 def make_environments(
-    settings: Settings, n_envs: int, seed: int | None = None, render_mode: str | None = None
+    settings: Settings,
+    n_envs: int,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    *,
+    resumable: bool = False,
 ) -> VecEnv:
     """The task as the settings describe it, before normalisation."""
     import envs
@@ -209,6 +282,9 @@ def make_environments(
             backend=task.backend if render_mode is None else "serial",
             render_mode=render_mode,
             workers=task.workers if render_mode is None else None,
+            timeout=task.timeout if render_mode is None else None,
+            max_restarts=task.max_restarts if resumable else 0,
+            resumable=resumable,
         )
 
 

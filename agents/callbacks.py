@@ -24,7 +24,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.checkpoint import Captured
 from agents.evaluation import Evaluation, evaluate
+from agents.resuming import capture
 from agents.run_directory import RunDirectory
 
 
@@ -33,11 +35,12 @@ class TrainingFinished(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised where Ctrl-C or SIGTERM ends training."""
+    """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether on a whole update."""
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, *, between_updates: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
         self.exit_code = 128 + signal_number
+        self.between_updates = between_updates
 
 
 class BetweenUpdates(BaseCallback):
@@ -71,7 +74,7 @@ class Interruption(BetweenUpdates):
 
     def act(self) -> None:
         if self._received is not None:
-            raise Interrupted(self._received)
+            raise Interrupted(self._received, between_updates=True)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -111,14 +114,28 @@ class FiniteWeights(BetweenUpdates):
     def act(self) -> None:
         for name, parameter in self.model.policy.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise FloatingPointError(
-                    f"the weights {name} are not finite after {self.model.num_timesteps} steps: an observation or "
-                    "reward was not finite or far too large, or the learning rate is too high"
+                raise FloatingPointError(self._told(name))
+
+    def _told(self, name: str) -> str:
+        after = f"after {self.model.num_timesteps} steps"
+        for which, parameter in self.model.policy.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                return (
+                    f"the gradient of {which} is not finite in the update {after}, and so are the weights {name}: an "
+                    "observation or reward was far too large, a layer of the network has no gradient there, or the "
+                    "learning rate is too high"
                 )
+        return (
+            f"the weights {name} are not finite {after}: an observation or reward was not finite or far too large, or "
+            "the learning rate is too high"
+        )
 
 
 class Checkpoints(BetweenUpdates):
     """Saves the agent every so many steps and keeps the latest few.
+
+    The agent is copied before every rollout, so that what is saved is always one that stood between two updates, where
+    it can be resumed exactly, whatever interrupts a rollout or an update and in whatever state that leaves it.
 
     Args:
         every: environment steps; 0 for only the last.
@@ -129,22 +146,42 @@ class Checkpoints(BetweenUpdates):
         super().__init__()
         self._run, self._every, self._keep = run, every, keep
         self._next = every
+        self._captured: tuple[int, Captured] | None = None
+        self._saved: tuple[int, str] | None = None
+
+    def _on_training_start(self) -> None:
+        self._next = _after(self.model.num_timesteps, self._every) if self._every else 0
 
     def act(self) -> None:
+        self.capture()
         if self._every and self.model.num_timesteps >= self._next:
             self._next = _after(self.model.num_timesteps, self._every)
             self.save()
 
-    def save(self) -> str:
-        """Saves the agent as it is now and returns where."""
-        path = self._run.checkpoint(self.model.num_timesteps)
-        path.parent.mkdir(exist_ok=True)
-        self.model.save(path)
-        self._run.drop_checkpoints(self._keep)
-        return str(path)
+    def save(self) -> str | None:
+        """Saves the agent as it last was between two updates and returns where; None before the first rollout."""
+        if self._captured is None:
+            return None
+        step, agent = self._captured
+        if self._saved is None or self._saved[0] != step:
+            path = self._run.checkpoint(step)
+            path.parent.mkdir(exist_ok=True)
+            agent.save(path)
+            self._saved = (step, str(path))
+            self._run.drop_checkpoints(self._keep)
+        return self._saved[1]
 
     def _on_training_end(self) -> None:
+        # The last update's figures come after the last rollout's, and before the file that says they were written.
+        if self.logger.name_to_value:
+            self.logger.dump(self.model.num_timesteps)
+        self.capture()
         self.save()
+
+    def capture(self) -> None:
+        """Remembers the agent as it is now, between two updates."""
+        model: Any = self.model
+        self._captured = model.num_timesteps, capture(model)
 
 
 class PeriodicEvaluation(BetweenUpdates):
@@ -178,6 +215,15 @@ class PeriodicEvaluation(BetweenUpdates):
         self._every, self._episodes, self._deterministic, self._seed = every, episodes, deterministic, seed
         self._stop_at_return, self._max_steps, self._report = stop_at_return, max_steps, report
         self._next, self._last, self._best = every, -1, -math.inf
+
+    def _on_training_start(self) -> None:
+        """Goes on after the evaluations that the run has had."""
+        step = self.model.num_timesteps
+        before = self._run.evaluations_until(step)
+        self._last = max((int(row["step"]) for row in before), default=-1)
+        self._next = _after(max(self._last, 0), self._every) if self._every else 0
+        known = [float(row["mean_reward"]) for row in before] if self._run.best.is_file() else []
+        self._best = max(known, default=-math.inf)
 
     def act(self) -> None:
         if self._every and self.model.num_timesteps >= self._next:

@@ -347,7 +347,12 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _check_finite(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """Raises FloatingPointError, naming the source, before a number that is not finite reaches the weights."""
-        if bool(buffer.advantages.isfinite().all() & buffer.log_probs.isfinite().all()):
+        # Observations too: a memory's gates turn infinite ones into finite numbers, with gradients that are not.
+        if bool(
+            buffer.advantages.isfinite().all()
+            & buffer.log_probs.isfinite().all()
+            & _all_finite(buffer.observations, self.device)
+        ):
             return
         rollout = f"the rollout of {self.n_steps} steps that ended at time step {self.num_timesteps}"
         for t, i in _not_finite(buffer.observations, axes=2):
@@ -474,6 +479,16 @@ def _stack(observations: list[Any]) -> Any:
     if isinstance(observations[0], dict):
         return {key: _stack([observation[key] for observation in observations]) for key in observations[0]}
     return np.stack(observations)
+
+
+def _all_finite(observations: Any, device: torch.device) -> torch.Tensor:
+    """Whether all numbers of a tensor or (nested) dict of them are finite, as a tensor () on the device."""
+    parts = list(observations.values()) if isinstance(observations, dict) else None
+    if parts is None:
+        return (
+            observations.isfinite().all() if observations.is_floating_point() else torch.ones((), device=device).bool()
+        )
+    return torch.stack([_all_finite(part, device) for part in parts]).all()
 
 
 def _not_finite(observations: Any, axes: int) -> list[list[int]]:

@@ -7,6 +7,7 @@
     wandb/               the same as Weights & Biases files, when asked for
     checkpoints/         step_000000102400.zip, ...: the latest few, and the last
     best.zip             the agent with the best periodic evaluation
+    resumed.csv          when it was resumed, and from which step; only where it was
     evaluations.csv      the periodic evaluations
     evaluations/         the evaluations made after training, as JSON
     insight/             what was found about the memory, as JSON, arrays and pictures
@@ -17,17 +18,26 @@ A directory belongs to one run and is never overwritten.
 
 import csv
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
 import re
+import secrets
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover
+    fcntl = None  # type: ignore[assignment]
 
 _CHECKPOINT = re.compile(r"step_(\d+)\.zip")
 
@@ -96,6 +106,15 @@ class RunDirectory:
         if not (Path(path) / "settings.yaml").is_file():
             raise RunError(f"{os.fspath(path)} holds no settings.yaml, so it is no run of train.py")
         return cls(path)
+
+    @property
+    def id(self) -> str | None:
+        """The run's id, by which trackers know it again; None where it was not written down."""
+        try:
+            found = json.loads((self.path / "versions.json").read_text(encoding="utf-8")).get("id")
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, str) else None
 
     @property
     def settings(self) -> Path:
@@ -198,7 +217,9 @@ class RunDirectory:
         return found if isinstance(found, dict) else {}
 
     def _is_at_work(self) -> bool:
-        """Whether the process that started the run is still there; of another machine's none is known."""
+        """Whether somebody holds the directory, or the process that started the run is still there."""
+        if self._is_held():
+            return True
         made = self.versions()
         process = made.get("process")
         if made.get("host") != platform.node() or not isinstance(process, int) or process < 1:
@@ -212,11 +233,76 @@ class RunDirectory:
         return True
 
     def write_settings(self, text: str) -> None:
-        self.settings.write_text(text, encoding="utf-8")
+        """Appears whole or not at all: without its settings a run could not be resumed."""
+        _write_whole(self.settings, text)
 
     def write_versions(self) -> None:
         """What the run was made with."""
-        (self.path / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+        _write_whole(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+    def note_resume(self, step: int) -> None:
+        """Adds to resumed.csv when, from which step, at which commit and by what command a run goes on."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._append(
+            self.path / "resumed.csv", {"at": now, "step": step, "commit": _commit(), "command": shlex.join(sys.argv)}
+        )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else can train in the directory inside; the mark goes with the process, however that ends.
+
+        Raises:
+            RunError: somebody does already.
+        """
+        if fcntl is None:  # pragma: no cover
+            yield
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise RunError(f"another process is training in {self.path}; wait for its end or end it") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.close(descriptor)
+
+    def _is_held(self) -> bool:
+        if fcntl is None:  # pragma: no cover
+            return False
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+        finally:
+            os.close(descriptor)
+        return False
+
+    def evaluations_until(self, step: int) -> list[dict[str, str]]:
+        """The rows of evaluations.csv up to a step."""
+        return _rows_until(self.path / "evaluations.csv", step)[1]
+
+    def forget_after(self, step: int) -> None:
+        """Removes the rows of metrics.csv and evaluations.csv that come after a step, and what was torn in writing."""
+        for path in (self.metrics, self.path / "evaluations.csv"):
+            columns, rows = _rows_until(path, step)
+            if not columns:
+                path.unlink(missing_ok=True)
+                continue
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(rows)
+            _write_whole(path, text.getvalue())
+        for left_over in self.path.glob("*.tmp"):
+            left_over.unlink(missing_ok=True)
 
     def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
         """Writes ``evaluations/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
@@ -235,7 +321,9 @@ class RunDirectory:
 
     def append_evaluation(self, row: Mapping[str, Any]) -> None:
         """Adds a periodic evaluation to evaluations.csv; every row has the same columns."""
-        path = self.path / "evaluations.csv"
+        self._append(self.path / "evaluations.csv", row)
+
+    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
         is_new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
@@ -278,6 +366,29 @@ def _finite(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _write_whole(path: Path, text: str) -> None:
+    """Beside its place, synced, and then there: a reader, or who comes after a kill, finds all of it or what was."""
+    beside = path.with_name(f"{path.name}.tmp")
+    with beside.open("w", newline="", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file up to a step; none where there is no file. A row that is not whole is left out."""
+    if not path.is_file():
+        return [], []
+    with path.open(newline="", encoding="utf-8") as file:
+        columns, *rows = [*csv.reader(file)] or [[]]
+    if "step" not in columns:
+        return [], []
+    place = columns.index("step")
+    whole = [row for row in rows if len(row) == len(columns) and row[place].isdigit()]
+    return columns, [dict(zip(columns, row, strict=True)) for row in whole if int(row[place]) <= step]
+
+
 def write_json_once(path: Path, content: Mapping[str, Any]) -> Path:
     """Writes a file that does not exist yet, numbering its name where it does, and returns where."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -299,9 +410,10 @@ def run_name(env_id: str, memory: str, seed: int | str) -> str:
 
 
 def versions() -> dict[str, Any]:
-    """Python, every installed package, the commit of this source, machine, command and time."""
+    """A run's id, Python, every installed package, the commit of this source, machine, command and time."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {
+        "id": secrets.token_hex(4),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "python": platform.python_version(),

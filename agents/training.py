@@ -1,10 +1,11 @@
 """A training run from its agent to the files it leaves: callbacks, metrics, signals, the last checkpoint."""
 
+import sys
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.callbacks import (
@@ -16,8 +17,10 @@ from agents.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
+from agents.checkpoint import CheckpointError
 from agents.diagnostics import MemoryDiagnostics, Phases
 from agents.on_policy import RecurrentOnPolicyAlgorithm
+from agents.resuming import restore_pending
 from agents.run_directory import RunDirectory
 from agents.tracking import make_logger
 
@@ -48,20 +51,22 @@ def learn(
     *,
     tensorboard: bool = True,
     wandb: Mapping[str, Any] | None = None,
-    resumed_at: int | None = None,
+    resumed: bool = False,
     trained: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains the agent and leaves in the run's directory what there is to keep.
 
+    Everything of a step is on file before the checkpoint of that step, so what comes after it is what to forget.
+
     Args:
+        resumed: the agent comes from a checkpoint of this run, and goes on from there.
         wandb: arguments of :class:`agents.tracking.WandbWriter`, None for none.
-        resumed_at: the environment step that a run goes on from, None for a new one.
         trained: is called where training has come to its end, before the metrics are closed: what it adds to the
             run's directory is sent along.
 
     Raises:
         Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
-        FloatingPointError: a weight or a return is not finite; the checkpoints are those from before.
+        FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
     """
     interruption, checkpoints = Interruption(), Checkpoints(run, schedule.checkpoint_every, schedule.checkpoints_kept)
     progress = ProgressDisplay(schedule.total_timesteps, shown=schedule.progress)
@@ -76,24 +81,47 @@ def learn(
         max_steps=schedule.longest_episode,
         report=progress.report,
     )
-    phases, diagnostics = Phases(), [MemoryDiagnostics()] if schedule.memory_diagnostics else []
-    watching = [interruption, FiniteWeights(), progress, checkpoints, evaluation]
-    logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=resumed_at)
+    step = agent.num_timesteps if resumed else None
+    if step is not None:
+        run.forget_after(step)
+    logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=step)
     agent.set_logger(logger)
-    with closing(logger):
-        try:
-            with interruption.listening(), progress.standing():
-                agent.learn(
-                    schedule.total_timesteps,
-                    [phases.first, *diagnostics, *watching, phases.last],
-                    log_interval=schedule.log_interval,
-                )
-                # The last update's figures come after the last rollout's.
-                logger.dump(agent.num_timesteps)
-        except TrainingFinished as reason:
-            progress.report(str(reason))
-            checkpoints.save()
-        except Interrupted as interrupted:
-            interrupted.args = (f"{interrupted}; saved {checkpoints.save()}",)
-            raise
+    if resumed:
+        restore_pending(agent)
+    phases = Phases()
+    callbacks: list[BaseCallback] = [phases.first, *([MemoryDiagnostics()] if schedule.memory_diagnostics else [])]
+    callbacks += [FiniteWeights(), interruption, progress, evaluation, checkpoints, phases.last]
+    try:
+        with interruption.listening(), progress.standing():
+            _learn(agent, schedule, callbacks, resumed)
         trained()
+    except TrainingFinished as reason:
+        progress.report(str(reason))
+        checkpoints.on_training_end()
+        trained()
+    except Interrupted as interrupted:
+        if interrupted.between_updates:
+            checkpoints.capture()
+        if saved := checkpoints.save():
+            interrupted.args = (f"{interrupted}; saved {saved}",)
+        raise
+    except CheckpointError:
+        raise
+    except Exception:
+        if saved := checkpoints.save():
+            print(f"saved the agent as it was before: {saved}", file=sys.stderr)
+        raise
+    finally:
+        logger.close()
+
+
+def _learn(agent: RecurrentOnPolicyAlgorithm, schedule: Schedule, callbacks: list[BaseCallback], resumed: bool) -> None:
+    left = schedule.total_timesteps - (agent.num_timesteps if resumed else 0)
+    if left > 0:
+        agent.learn(left, callbacks, log_interval=schedule.log_interval, reset_num_timesteps=not resumed)
+        return
+    # It was ended between its last update and what comes after.
+    ending = CallbackList(callbacks)
+    ending.init_callback(agent)
+    ending.on_training_start({}, {})
+    ending.on_training_end()

@@ -20,6 +20,7 @@ from configs.settings import (
     PolicySettings,
     Settings,
     TrackingSettings,
+    check_resumable,
 )
 from configs.yaml_file import dump, read
 
@@ -36,6 +37,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "TrackingSettings",
+    "check_resumable",
     "dump",
     "environment_blamed",
     "parse",

@@ -31,6 +31,8 @@ class Command:
     """A settings file, or the name of one in configs/: tmaze."""
     seeds: int = 1
     """Runs to train one after the other, with seed, seed + 1, ..., as one group."""
+    resume: str | None = None
+    """The directory of a run to go on with, from its last checkpoint, under its own settings: runs/NAME."""
     print_config: bool = False
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False
@@ -49,8 +51,14 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     Raises :class:`SettingsError`; SystemExit where the words themselves cannot be parsed, and after --help.
     """
     arguments = _with_entries_gathered(sys.argv[1:] if argv is None else argv)
-    file = _config_argument(arguments)
-    baseline, sources = (Settings(), Sources()) if file is None else read_unchecked(find_config(file))
+    file, run = _argument("--config", arguments), _argument("--resume", arguments)
+    if file is not None and run is not None:
+        raise SettingsError("--resume goes on under the settings of the run: leave --config out, or start a new run")
+    if run is not None:
+        path: Path | None = settings_of_run(run)
+    else:
+        path = None if file is None else find_config(file)
+    baseline, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
     command = tyro.cli(
         Command,
         prog="train.py",
@@ -85,15 +93,24 @@ def find_config(file: str) -> Path:
     raise SettingsError(f"no settings file {file}; by name there are {', '.join(each.stem for each in ours)}")
 
 
-def _config_argument(arguments: Sequence[str]) -> str | None:
-    """The file must be known before the rest can be parsed, since it gives the defaults."""
-    file = None
+def settings_of_run(run: str) -> Path:
+    """Where a run's settings lie. Raises :class:`SettingsError` where it is no run."""
+    path = Path(run) / "settings.yaml"
+    if not path.is_file():
+        what = "holds no settings.yaml, so it is no run of train.py" if Path(run).is_dir() else "is no directory"
+        raise SettingsError(f"--resume {run}: it {what}; give that of a run, such as runs/NAME")
+    return path
+
+
+def _argument(name: str, arguments: Sequence[str]) -> str | None:
+    """A word that must be known before the rest can be parsed, since the file it names gives the defaults."""
+    value = None
     for position, word in enumerate(arguments):
-        if word == "--config":
-            file = arguments[position + 1] if position + 1 < len(arguments) else None
-        elif word.startswith("--config="):
-            file = word.removeprefix("--config=")
-    return file
+        if word == name:
+            value = arguments[position + 1] if position + 1 < len(arguments) else None
+        elif word.startswith(f"{name}="):
+            value = word.removeprefix(f"{name}=")
+    return value
 
 
 def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:

@@ -90,6 +90,11 @@ class EnvironmentSettings:
     that the id has."""
     workers: Annotated[int | None, AT_LEAST_1] = None
     """Processes that share the environments evenly (subprocess); None: one a CPU. More serve environments that wait."""
+    timeout: Annotated[float | None, POSITIVE] = None
+    """Seconds a step may take before its worker counts as lost (subprocess); None: any."""
+    max_restarts: Annotated[int, AT_LEAST_0] = 3
+    """How often in all an environment that raises, or a worker that dies or does not answer in time, is started anew,
+    its episode cut, before that ends the run (serial, subprocess)."""
     normalize_observations: bool = True
     """Scale observations to mean 0 and variance 1 as they come in (images and discrete parts are left alone)."""
     normalize_rewards: bool = True
@@ -278,6 +283,34 @@ def problems(settings: Settings) -> list[tuple[str, str]]:
     return [*_out_of_range(settings, ""), *_unusable_together(settings)]
 
 
+MAY_DIFFER = (
+    *("total_timesteps", "device", "threads", "progress", "evaluation", "checkpoint", "tracking"),
+    *("env.workers", "env.timeout", "env.max_restarts"),
+)
+"""Settings, or groups of them, that a run can be resumed with others of: they do not decide what it has learned."""
+
+
+def check_resumable(recorded: Settings, asked: Settings) -> None:
+    """Raises :class:`SettingsError` that names every setting a run cannot be resumed with, and both its values."""
+    found = [
+        f"{key} is {_said(asked_for)}, but the run was made with {_said(was)}"
+        for key, was, asked_for in _differences(recorded, asked, "")
+        if not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+    ]
+    if found:
+        may = ", ".join(MAY_DIFFER)
+        raise SettingsError("\n".join([*found, f"leave it out, or start a new run; what may differ is {may}"]))
+
+
+def _differences(one: Any, other: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    for each in dataclasses.fields(one):
+        key, before, after = f"{prefix}{each.name}", getattr(one, each.name), getattr(other, each.name)
+        if dataclasses.is_dataclass(before):
+            yield from _differences(before, after, f"{key}.")
+        elif before != after:
+            yield key, before, after
+
+
 def field_type(owner: type[Any], name: str) -> Any:
     """The type of a field without its range."""
     return get_type_hints(owner)[name]
@@ -309,6 +342,8 @@ def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
     if settings.env.workers is not None and settings.env.backend != "subprocess":
         yield "env.workers", f"go with env.backend subprocess, not with {settings.env.backend}; leave them out"
+    if settings.env.timeout is not None and settings.env.backend != "subprocess":
+        yield "env.timeout", f"goes with env.backend subprocess, not with {settings.env.backend}; leave it out"
     for wrapper in settings.env.wrappers:
         yield from _unusable_wrapper(wrapper)
     name = settings.name

@@ -6,7 +6,8 @@ Axes: N environments.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,15 @@ class Episodes:
         """One step everywhere, (N,)."""
         np.add(self._returns, rewards, self._returns)
         self._steps += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return and length of the episodes under way, (N,) each."""
+        lengths = self._steps - np.array(self._started_at, dtype=np.int64)
+        return {"returns": self._returns.copy(), "lengths": lengths}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._returns[:] = state["returns"]
+        self._started_at = (self._steps - state["lengths"]).tolist()
 
     def end(self, rows: Iterable[int]) -> list[dict[str, Any]]:
         """The episodes of `rows` are over: each one's return "r", steps "l", and seconds since this was made "t"."""
@@ -61,3 +71,15 @@ def note_ends(
         # A Monitor among the wrappers knows better: it may see rewards that a wrapper outside it then clips.
         infos[i].setdefault("episode", episode)
         reset_infos[i] = reset_info
+
+
+def warn_of_restarts(infos: list[dict[str, Any]], resets: Iterable[int], before: int, allowed: int) -> int:
+    """Warns of each environment that failed in this step and was made anew, and returns how many there were."""
+    failed = [infos[i]["environment_failed"] for i in resets if "environment_failed" in infos[i]]
+    for number, failure in enumerate(failed, start=before + 1):
+        warnings.warn(
+            f"{failure}; it was made anew and its episode cut ({number} of at most {allowed} times)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return len(failed)

@@ -5,6 +5,7 @@ Axes: N environments.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from envs.errors import EnvError
 from envs.observations import Tree, take, write
+from envs.state import EpisodeSeed
 from envs.wrappers import wrap
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
@@ -23,11 +25,16 @@ Maker = Callable[[], gymnasium.Env[Any, Any]]
 class Group:
     """N environments. The next episode starts in the step that ends one."""
 
-    def __init__(self, makers: Sequence[Maker], first: int = 0) -> None:
-        """`first`: the number of the first of them among all, for messages."""
+    def __init__(self, makers: Sequence[Maker], first: int = 0, max_restarts: int = 0) -> None:
+        """`first`: the number of the first of them among all. `max_restarts`: see `SerialVecEnv`."""
         self.envs = [_make(maker, first + i) for i, maker in enumerate(makers)]
-        self._first = first
+        self._makers = list(makers)
+        self.first = first
         self._steps = 0
+        self._restarts_left = max_restarts
+        # Where episodes have seeds of their own, those of the ones under way.
+        self._seeds: list[EpisodeSeed | None] = [None] * len(self.envs)
+        self._seen: list[Any] = [None] * len(self.envs)
         if len({id(env.unwrapped) for env in self.envs}) < len(self.envs):
             raise ValueError(
                 "the same environment was given more than once: each callable has to make one of its own, for example "
@@ -43,14 +50,21 @@ class Group:
                     )
 
     def reset(
-        self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]], observations: Tree
+        self, seeds: Sequence[int | EpisodeSeed | None], options: Sequence[dict[str, Any]], observations: Tree
     ) -> list[dict[str, Any]]:
-        """Start an episode everywhere: observations into `observations`, (N, ...); what the environments said."""
+        """Start an episode everywhere: observations into `observations`, (N, ...); what the environments said.
+
+        After an `EpisodeSeed` the episodes that follow have seeds of their own too.
+        """
         said = []
         for i, env in enumerate(self.envs):
+            seed = seeds[i]
+            self._seeds[i] = seed if isinstance(seed, EpisodeSeed) else None
+            number = seed.value if isinstance(seed, EpisodeSeed) else seed
             try:
-                observation, info = env.reset(seed=seeds[i], options=options[i] or None)
+                observation, info = env.reset(seed=number, options=options[i] or None)
                 write(observations, i, observation)
+                self._seen[i] = observation
             except Exception as error:
                 raise self._failure(i, "reset", error) from error
             said.append(info)
@@ -62,7 +76,8 @@ class Group:
         """One step everywhere, into the three arrays, (N, ...).
 
         Returns what the environments said, with "terminal_observation" and "TimeLimit.truncated" where an episode
-        ended, and there, by position, what the next episode's reset said.
+        ended, and there, by position, what the next episode's reset said. An environment that raises is made anew, its
+        episode ends as by a time limit where it was last seen, and its info says why under "environment_failed".
         """
         self._steps += 1
         infos, resets = [], {}
@@ -74,19 +89,67 @@ class Group:
                     last = take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
                     # A copy: an environment may hand out the same dict at every step.
                     info = {**info, "terminal_observation": last, "TimeLimit.truncated": truncated and not terminated}
-                    observation, resets[i] = env.reset()
+                    observation, resets[i] = self._next_episode(i)
                 write(observations, i, observation)
+                self._seen[i] = observation
             except Exception as error:
-                raise self._failure(i, f"step {self._steps}", error) from error
+                info, resets[i] = self._start_anew(i, observations, error)
+                rewards[i], dones[i] = 0.0, True
             infos.append(info)
         return infos, resets
+
+    def replay(self, row: int, seed: EpisodeSeed, actions: NDArray[Any]) -> Any:
+        """Live an episode again up to now, (T, ...): the last observation; None where it ended or failed on the way."""
+        env = self.envs[row]
+        self._seeds[row] = seed
+        try:
+            observation, _ = env.reset(seed=seed.value)
+            for action in actions:
+                observation, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    return None
+        except Exception:
+            return None
+        self._seen[row] = observation
+        return take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
 
     def close(self) -> None:
         for env in self.envs:
             env.close()
 
+    def _next_episode(self, row: int) -> tuple[Any, dict[str, Any]]:
+        seed = self._seeds[row]
+        if seed is None:
+            return self.envs[row].reset()
+        begun = self.envs[row].reset(seed=seed.next().value)
+        self._seeds[row] = seed.next()
+        return begun
+
+    def _start_anew(self, row: int, observations: Tree, error: Exception) -> tuple[dict[str, Any], dict[str, Any]]:
+        """In place of an environment that raised a new one: the info of the step, and what its reset said."""
+        failure = self._failure(row, f"step {self._steps}", error)
+        if not self._restarts_left:
+            raise failure from error
+        self._restarts_left -= 1
+        last = self._seen[row]
+        info = {
+            "environment_failed": str(failure),
+            "terminal_observation": take(last, ...) if isinstance(last, dict | tuple) else np.array(last),
+            "TimeLimit.truncated": True,
+        }
+        with contextlib.suppress(Exception):
+            self.envs[row].close()
+        try:
+            self.envs[row] = _make(self._makers[row], self.first + row)
+            observation, said = self._next_episode(row)
+            write(observations, row, observation)
+            self._seen[row] = observation
+        except Exception as again:
+            raise self._failure(row, f"starting anew after step {self._steps}", again) from again
+        return info, said
+
     def _failure(self, row: int, moment: str, error: Exception) -> EnvError:
-        return EnvError(f"environment {self._first + row} ({_name(self.envs[row])}) failed in {moment}: {_told(error)}")
+        return EnvError(f"environment {self.first + row} ({_name(self.envs[row])}) failed in {moment}: {_told(error)}")
 
 
 def make_one(

@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
 import gymnasium
@@ -28,10 +29,16 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs import worker
-from envs.episodes import Episodes, note_ends
+from envs.episodes import Episodes, note_ends, warn_of_restarts
 from envs.errors import EnvError
 from envs.group import Maker
-from envs.observations import copied, leaves
+from envs.observations import allocate, copied, leaves, take, write
+from envs.state import Journal, lived_again
+
+
+class _Lost(Exception):
+    """A worker that died, raised or did not answer; the message says which and how."""
+
 
 # Seconds between looks at whether the workers live, while none of them says anything.
 _PATIENCE = 0.5
@@ -45,11 +52,22 @@ class SubprocessVecEnv(VecEnv):
     this, and what it imports costs them nothing. Each computes on one thread, lest they slow one another down.
 
     An environment that raises, a worker that dies and, with `timeout`, one that does not answer, ends all the workers
-    with an `EnvError` that names the environment and the step and holds the worker's traceback.
+    with an `EnvError` that names the environment and the step and holds the worker's traceback; or, up to
+    `max_restarts` times in all, is started anew, as with `SerialVecEnv`. With a worker go all its environments.
     """
 
-    def __init__(self, makers: Sequence[Maker], *, workers: int | None = None, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        makers: Sequence[Maker],
+        *,
+        workers: int | None = None,
+        timeout: float | None = None,
+        resumable: bool = False,
+        max_restarts: int = 0,
+    ) -> None:
         """`workers`: processes, by default one a CPU, at most N. `timeout`: seconds a step may take (None: any).
+
+        `resumable`, `max_restarts`: see `SerialVecEnv`.
 
         Each worker steps its share of the environments, N / workers, one after the other. More workers than CPUs serve
         environments that wait (for a simulator, a device, a network) instead of computing.
@@ -59,6 +77,7 @@ class SubprocessVecEnv(VecEnv):
             raise ValueError(f"workers must be at least 1, or None for one a CPU, not {workers}")
         workers = min(num_envs, _cpus() if workers is None else workers)
         self._timeout = timeout
+        self._max_restarts, self.restarts = max_restarts, 0
         self._steps = 0
         self._waiting = False
         self._closed = False
@@ -67,8 +86,15 @@ class SubprocessVecEnv(VecEnv):
         # Worker w has the environments from _bounds[w] to _bounds[w + 1] - 1.
         self._bounds = [num_envs * w // workers for w in range(workers + 1)]
         self._home = [(w, i) for w in range(workers) for i in range(self._bounds[w + 1] - self._bounds[w])]
+        self._pickled = [
+            cloudpickle.dumps(list(makers[first:last]))
+            for first, last in zip(self._bounds, self._bounds[1:], strict=False)
+        ]
         try:
-            self._start(makers)
+            for w in range(workers):
+                connection, process = self._started(w)
+                self._connections.append(connection)
+                self._processes.append(process)
             spaces = [self._receive(w, "starting") for w in range(workers)]
             _, observation_space, action_space = spaces[0]
             list(leaves(observation_space))  # an observation that is no array is refused here
@@ -84,19 +110,23 @@ class SubprocessVecEnv(VecEnv):
             raise
         super().__init__(num_envs, observation_space, action_space)
         self._episodes = Episodes(num_envs)
+        self._journal = Journal(num_envs) if resumable else None
+        self._last: Any = None
 
     def reset(self) -> VecEnvObs:
         if self._waiting:
             self.step_wait()
+        seeds = self._seeds if self._journal is None else self._journal.start_all(self._seeds)
         for w, connection in enumerate(self._connections):
-            part = slice(self._bounds[w], self._bounds[w + 1])
-            self._send(w, connection, ("reset", self._seeds[part], self._options[part]))
+            part = self._part(w)
+            self._send(w, connection, ("reset", seeds[part], self._options[part]))
         said = [self._receive(w, "reset") for w in range(len(self._connections))]
         self.reset_infos = [info for _, infos in said for info in infos]
         self._reset_seeds()
         self._reset_options()
         self._episodes.start_all()
-        return copied(self._arrays.observations)  # type: ignore[no-any-return]
+        self._last = copied(self._arrays.observations)
+        return self._last  # type: ignore[no-any-return]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Start the step; what is done before `step_wait` is done at the same time."""
@@ -104,14 +134,20 @@ class SubprocessVecEnv(VecEnv):
         self._arrays.actions[...] = actions
         self._steps += 1
         self._waiting = True
+        if self._journal is not None:
+            self._journal.add(self._arrays.actions)
         for w, connection in enumerate(self._connections):
-            self._send(w, connection, None)
+            if self._max_restarts:
+                with contextlib.suppress(OSError):  # a worker that is gone is missed when it should answer
+                    connection.send(None)
+            else:
+                self._send(w, connection, None)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Observations (N, ...), rewards (N,) float32, dones (N,) bool, infos."""
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._waiting = False
-        replies = [self._receive(w, f"step {self._steps}") for w in range(len(self._connections))]
+        replies = self._replies()
         rewards = self._arrays.rewards.copy()
         self._episodes.add(rewards)
         reset_infos: dict[int, dict[str, Any]] = {}
@@ -123,7 +159,33 @@ class SubprocessVecEnv(VecEnv):
                 reset_infos |= {first + i: info for i, info in resets.items()}
         if reset_infos:
             note_ends(infos, reset_infos, self._episodes, self.reset_infos)
-        return copied(self._arrays.observations), rewards, self._arrays.dones.copy(), infos
+            self.restarts += warn_of_restarts(infos, reset_infos, self.restarts, self._max_restarts)
+            if self.restarts > self._max_restarts:
+                self._fail(next(info["environment_failed"] for info in infos if "environment_failed" in info))
+            if self._journal is not None:
+                for i in reset_infos:
+                    self._journal.end(i)
+        self._last = copied(self._arrays.observations)
+        return self._last, rewards, self._arrays.dones.copy(), infos
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Where the environments stand, as plain data; None before a reset, and if they were not made resumable."""
+        if self._journal is None or self._last is None:
+            return None
+        kept = {"observations": copied(self._last), "episodes": self._episodes.state()}
+        return {"kind": "episodes", **self._journal.state(), **kept}
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Lives the episodes of a snapshot again. False where they did not end where they were: reset then."""
+        if self._journal is None or state["kind"] != "episodes" or len(state["seeds"]) != self.num_envs:
+            return False
+        self._reset_seeds()
+        blank = partial(allocate, self.observation_space, self.num_envs, np.empty)
+        if not lived_again(state, self._journal, blank, partial(self._call, worker.replay, None)):
+            return False
+        self._last = state["observations"]
+        self._episodes.set_state(state["episodes"])
+        return True
 
     def close(self) -> None:
         """Let the workers close their environments; one that does not within seconds is ended."""
@@ -168,22 +230,20 @@ class SubprocessVecEnv(VecEnv):
             return [True for _ in self._get_indices(indices)]
         return self._call(worker.is_wrapped_in, indices, wrapper_class)
 
-    def _start(self, makers: Sequence[Maker]) -> None:
+    def _started(self, w: int) -> tuple[Connection, Any]:
+        """A process for worker `w`, and the pipe to it."""
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
             context.set_forkserver_preload(["envs.worker"])
-        parts = zip(self._bounds, self._bounds[1:], strict=False)
-        pickled = [(cloudpickle.dumps(list(makers[first:last])), first) for first, last in parts]
         with _single_threaded_children(), _without_main():
-            for part in pickled:
-                connection, far_end = context.Pipe()
-                process = context.Process(target=worker.work, args=(far_end, *part), daemon=True)  # type: ignore[attr-defined]
-                process.start()
-                # With this end closed here, a worker's death closes the pipe, and reading from it ends.
-                far_end.close()
-                self._connections.append(connection)
-                self._processes.append(process)
+            connection, far_end = context.Pipe()
+            arguments = (far_end, self._pickled[w], self._bounds[w], self._max_restarts)
+            process = context.Process(target=worker.work, args=arguments, daemon=True)  # type: ignore[attr-defined]
+            process.start()
+            # With this end closed here, a worker's death closes the pipe, and reading from it ends.
+            far_end.close()
+        return connection, process
 
     def _share(self, observation_space: Any, action_space: Any, num_envs: int) -> worker.SharedArrays:
         _, size = worker.lay_out(observation_space, action_space, num_envs, None)
@@ -191,7 +251,7 @@ class SubprocessVecEnv(VecEnv):
         try:
             memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
             for w, connection in enumerate(self._connections):
-                self._send(w, connection, (path, num_envs))
+                self._send(w, connection, ("share", path, num_envs))
             for w in range(len(self._connections)):
                 self._receive(w, "starting")
         finally:
@@ -199,6 +259,56 @@ class SubprocessVecEnv(VecEnv):
             with contextlib.suppress(OSError):
                 os.unlink(path)
         return worker.lay_out(observation_space, action_space, num_envs, memory)[0]
+
+    def _replies(self) -> list[Any]:
+        """What the workers say of a step; those who fail in it are started anew, as long as that is allowed."""
+        moment, workers = f"step {self._steps}", range(len(self._connections))
+        if not self._max_restarts:
+            return [self._receive(w, moment) for w in workers]
+        replies: list[Any] = []
+        lost: dict[int, str] = {}
+        for w in workers:
+            try:
+                replies.append(self._answer(w, moment, alone=True))
+            except _Lost as loss:
+                replies.append(None)
+                lost[w] = str(loss)
+        for w, failure in lost.items():
+            if self.restarts + len(lost) > self._max_restarts:
+                self._fail(f"{failure}\n\nStarted anew {self.restarts} times before, of at most {self._max_restarts}")
+            replies[w] = self._start_anew(w, failure)
+        return replies
+
+    def _start_anew(self, w: int, failure: str) -> Any:
+        """A new process for worker `w`: its environments' episodes end where they were last seen, and others begin."""
+        process = self._processes[w]
+        process.kill()
+        process.join(timeout=1.0)
+        self._connections[w].close()
+        self._connections[w], self._processes[w] = self._started(w)
+        self._receive(w, "starting anew")
+        before = self._arrays
+        self._arrays = self._share(self.observation_space, self.action_space, self.num_envs)
+        write(self._arrays.observations, slice(None), before.observations)
+        for name in ("actions", "rewards", "dones"):
+            getattr(self._arrays, name)[...] = getattr(before, name)
+        part = self._part(w)
+        seeds: list[Any] = [None] * (part.stop - part.start)
+        if self._journal is not None:
+            seeds = [seed.next() for seed in self._journal.seeds[part]]
+        self._send(w, self._connections[w], ("reset", seeds, [{} for _ in seeds]))
+        _, said = self._receive(w, "reset")
+        self._arrays.rewards[part], self._arrays.dones[part] = 0.0, True
+        infos = {
+            i: {"terminal_observation": take(self._last, part.start + i), "TimeLimit.truncated": True}
+            for i in range(len(said))
+        }
+        infos[0]["environment_failed"] = failure
+        return "stepped", infos, dict(enumerate(said))
+
+    def _part(self, w: int) -> slice:
+        """The environments of worker `w`."""
+        return slice(self._bounds[w], self._bounds[w + 1])
 
     def _call(self, call: worker.Call, indices: VecEnvIndices, argument: Any) -> list[Any]:
         """`call(group, position, argument)` for each environment, in its worker; what it raises is raised here."""
@@ -229,23 +339,30 @@ class SubprocessVecEnv(VecEnv):
 
     def _receive(self, w: int, moment: str) -> Any:
         """What worker `w` says next. If it, or another, has failed instead: an error, and the end of all workers."""
+        try:
+            return self._answer(w, moment)
+        except _Lost as failure:
+            self._fail(str(failure))
+
+    def _answer(self, w: int, moment: str, alone: bool = False) -> Any:
+        """What worker `w` says next. Raises `_Lost` if it has failed, or another has; `alone`: if it has."""
         self._check_open()
         connection = self._connections[w]
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         try:
             while not connection.poll(_PATIENCE if self._timeout is None else min(_PATIENCE, self._timeout)):
                 for other, process in enumerate(self._processes):
-                    if other != w and process.exitcode is not None:
-                        self._receive(other, moment)
+                    if other != w and not alone and process.exitcode is not None:
+                        self._answer(other, moment)
                 if deadline is not None and time.monotonic() > deadline:
-                    self._fail(f"{self._who(w)} did not answer within {self._timeout:g} seconds in {moment}")
+                    raise _Lost(f"{self._who(w)} did not answer within {self._timeout:g} seconds in {moment}")
             message = connection.recv()
         except (EOFError, ConnectionResetError):
             self._processes[w].join(timeout=1.0)
-            self._fail(f"{self._who(w)} died in {moment} {_cause(self._processes[w])}")
+            raise _Lost(f"{self._who(w)} died in {moment} {_cause(self._processes[w])}") from None
         if isinstance(message, tuple) and message[0] == "error":
             _, text, said = message
-            self._fail(f"{text}\n\nIn the worker:\n{said}")
+            raise _Lost(f"{text}\n\nIn the worker:\n{said}")
         return message
 
     def _who(self, w: int) -> str:
@@ -253,7 +370,7 @@ class SubprocessVecEnv(VecEnv):
         which = f"environment {first}" if first == last else f"environments {first} to {last}"
         return f"the worker process with {which}"
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, message: str) -> NoReturn:
         self._end()
         raise EnvError(message)
 

@@ -8,6 +8,7 @@ Axes: N environments, W numbers taken at a time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +37,18 @@ class Streams:
     def generator(self, row: int) -> np.random.Generator | None:
         return self._generators[row]
 
+    def state(self) -> dict[str, Any]:
+        """Where the streams are, as plain data."""
+        generators = [None if each is None else each.bit_generator.state for each in self._generators]
+        return {"numbers": self._numbers.copy(), "cursor": self._cursor.copy(), "generators": generators}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """The streams go on from there. Raises ValueError for streams of another number or width."""
+        if state["numbers"].shape != self._numbers.shape:
+            raise ValueError(f"streams {state['numbers'].shape} were saved, these are {self._numbers.shape}")
+        self._numbers[...], self._cursor[...] = state["numbers"], state["cursor"]
+        self._generators = [None if each is None else _generator(each) for each in state["generators"]]
+
     def take(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """The next numbers of the streams `rows`, each named once, (R,) -> (R, W)."""
         cursor = self._cursor[rows]
@@ -56,3 +69,10 @@ class Streams:
         draw: Any = generator.random if self._distribution == "uniform" else generator.standard_normal
         draw(out=self._numbers[row])
         self._cursor[row] = 0
+
+
+def _generator(state: Mapping[str, Any]) -> np.random.Generator:
+    """A generator of gymnasium's kind in this state."""
+    generator = np.random.Generator(np.random.PCG64())
+    generator.bit_generator.state = state
+    return generator

@@ -5,7 +5,7 @@ Axes: N environments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from envs.batch import BatchEnv
 from envs.episodes import Episodes
 from envs.infos import Infos, info_of
 from envs.observations import take
+from envs.state import set_state, state_of
 
 
 class VectorEnvAdapter(VecEnv):
@@ -76,6 +78,21 @@ class VectorEnvAdapter(VecEnv):
         if np.count_nonzero(dones):
             self._end_episodes(dones, terminations, observations, said, infos)
         return observations, rewards, dones, infos  # type: ignore[return-value]
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Where the environments stand, as plain data; None where only they themselves know."""
+        if not isinstance(self.env, BatchEnv):
+            return None
+        return {"kind": "vector", "env": state_of(self.env), "episodes": self._episodes.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Brings the environments to where they stood. False where that is not possible: reset them then."""
+        if not isinstance(self.env, BatchEnv) or state["kind"] != "vector":
+            return False
+        set_state(self.env, state["env"])
+        self._episodes.set_state(state["episodes"])
+        self._reset_seeds()
+        return True
 
     def close(self) -> None:
         self.env.close()

@@ -23,6 +23,7 @@ from envs.group import make_one
 from envs.observations import copied, is_nested, take, write
 from envs.processes import SubprocessVecEnv
 from envs.serial import SerialVecEnv
+from envs.state import set_state, state_of
 from envs.vector import VectorEnvAdapter
 from envs.wrappers import Flatten, Transform, build, is_transform, named
 
@@ -49,6 +50,9 @@ def make(
     backend: Backend = "auto",
     render_mode: str | None = None,
     workers: int | None = None,
+    timeout: float | None = None,
+    max_restarts: int = 0,
+    resumable: bool = False,
 ) -> VecEnv:
     """`n_envs` environments that step together, as Stable-Baselines3 takes them.
 
@@ -62,6 +66,12 @@ def make(
     "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
     `workers`: of "subprocess", how many processes share the environments evenly (None: one a CPU). More of them than
     CPUs serve environments that wait for something other than the CPU.
+    `timeout`: of "subprocess", seconds that a step may take before its worker counts as lost (None: any).
+    `max_restarts`: of "serial" and "subprocess", how often in all an environment that raises, or a worker that is lost,
+    is started anew, its episode cut; after that, and by default, it is an `EnvError`.
+    `resumable`: "serial" and "subprocess" give every episode a seed of its own and keep the actions of those under way,
+    so that `restore(state)` brings environments made anew to where `snapshot()` found these; "vector" of this package
+    always can.
 
     A finished episode is told by infos[i]: "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l",
     "t"}, so that no Monitor is needed. Nested Dict and Tuple observations come flattened ("outer/inner").
@@ -77,6 +87,8 @@ def make(
         raise TypeError(f"expected an environment's id or a function that makes one, got {id!r}")
     if workers is not None and backend != "subprocess":
         raise ValueError(f"workers go with the backend 'subprocess', not with {backend!r}: leave them out")
+    if timeout is not None and backend != "subprocess":
+        raise ValueError(f"a timeout goes with the backend 'subprocess', not with {backend!r}: leave it out")
     if spec is None and (kwargs or render_mode):
         raise ValueError("env_kwargs and render_mode go with an id; give them to what the function that is `id` makes")
     obstacle = _no_vector(spec, inside, render_mode)
@@ -90,7 +102,11 @@ def make(
         source: Any = id if spec is None else spec
         # The checker's warnings are the same for all environments: one of them is enough.
         makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
-        venv = SerialVecEnv(makers) if backend == "serial" else SubprocessVecEnv(makers, workers=workers)
+        kept: Any = dict(resumable=resumable, max_restarts=max_restarts)
+        if backend == "serial":
+            venv = SerialVecEnv(makers, **kept)
+        else:
+            venv = SubprocessVecEnv(makers, workers=workers, timeout=timeout, **kept)
     else:
         raise ValueError(f"backend must be one of 'auto', 'vector', 'serial', 'subprocess', not {backend!r}")
     try:
@@ -134,6 +150,22 @@ class WrappedVecEnv(VecEnvWrapper):
         self._resetting = None
         return self.transform.begin(observations, np.arange(self.num_envs))  # type: ignore[no-any-return]
 
+    def snapshot(self) -> dict[str, Any] | None:
+        """Where environments and transform stand, as plain data; None where only the environments know."""
+        inside = _inner(self).snapshot()
+        if inside is None:
+            return None
+        resetting = None if self._resetting is None else self._resetting.copy()
+        return {"inside": inside, "transform": state_of(self.transform), "resetting": resetting}
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Brings both to where they stood. False where that is not possible: reset them then."""
+        if "inside" not in state or not _inner(self).restore(state["inside"]):
+            return False
+        set_state(self.transform, state["transform"])
+        self._resetting, self._new_seeds = state["resetting"], None
+        return True
+
     def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = actions
         self.venv.step_async(actions)
@@ -157,6 +189,11 @@ class WrappedVecEnv(VecEnvWrapper):
             write(seen, started, self.transform.begin(take(observations, started), started))
         self._resetting = ended if ended.size and not self._same_step else None
         return seen, rewards, dones, infos
+
+
+def _inner(env: VecEnvWrapper) -> Any:
+    """The environments that a transform lies around, which are of this package."""
+    return env.venv
 
 
 def find(id: str) -> EnvSpec:

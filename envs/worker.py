@@ -75,7 +75,7 @@ def rows(tree: Tree, first: int, last: int) -> Tree:
     return tree[first:last]
 
 
-def work(connection: Connection, pickled_makers: bytes, first: int) -> None:
+def work(connection: Connection, pickled_makers: bytes, first: int, max_restarts: int = 0) -> None:
     """The life of a worker. `first`: the number of its first environment among all."""
     # Ctrl-C reaches every process of the terminal. What it means is the parent's to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -85,11 +85,10 @@ def work(connection: Connection, pickled_makers: bytes, first: int) -> None:
         sys.modules["torch"].set_num_threads(1)
     group = None
     try:
-        group = Group(pickle.loads(pickled_makers), first)
+        group = Group(pickle.loads(pickled_makers), first, max_restarts)
         env = group.envs[0]
         _send(connection, ("spaces", env.observation_space, env.action_space))
-        arrays = _share(connection, group, first)
-        _serve(connection, group, arrays)
+        _serve(connection, group, first)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
     except Exception as error:
@@ -103,8 +102,7 @@ def work(connection: Connection, pickled_makers: bytes, first: int) -> None:
         connection.close()
 
 
-def _share(connection: Connection, group: Group, first: int) -> SharedArrays:
-    path, num_envs = connection.recv()
+def _share(connection: Connection, group: Group, first: int, path: str, num_envs: int) -> SharedArrays:
     env = group.envs[0]
     memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
     arrays, _ = lay_out(env.observation_space, env.action_space, num_envs, memory)
@@ -113,7 +111,8 @@ def _share(connection: Connection, group: Group, first: int) -> SharedArrays:
     return SharedArrays(*(rows(tree, first, last) for tree in arrays))
 
 
-def _serve(connection: Connection, group: Group, arrays: SharedArrays) -> None:
+def _serve(connection: Connection, group: Group, first: int) -> None:
+    arrays: Any = None  # they are told before the first reset
     while True:
         request = connection.recv()
         if request is None:
@@ -124,6 +123,8 @@ def _serve(connection: Connection, group: Group, arrays: SharedArrays) -> None:
                 _send(connection, ("stepped", worth_telling, resets))
             else:
                 connection.send(None)
+        elif request[0] == "share":
+            arrays = _share(connection, group, first, *request[1:])
         elif request[0] == "reset":
             _, seeds, options = request
             _send(connection, ("reset", group.reset(seeds, options, arrays.observations)))
@@ -153,6 +154,11 @@ def set_attribute(group: Group, position: int, argument: tuple[str, Any]) -> Non
 def call_method(group: Group, position: int, argument: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
     name, positional, named = argument
     return group.envs[position].get_wrapper_attr(name)(*positional, **named)
+
+
+def replay(group: Group, position: int, lives: dict[int, tuple[Any, NDArray[Any]]]) -> Any:
+    """`lives`: seed and actions by the environment's number among all."""
+    return group.replay(position, *lives[group.first + position])
 
 
 def is_wrapped_in(group: Group, position: int, wrapper_class: Any) -> bool:

@@ -14,7 +14,9 @@ to be handed to ``load``.
 """
 
 from agents.checkpoint.agent import (
+    Captured,
     SavedAgent,
+    capture_algorithm,
     check_parameters,
     load_algorithm,
     normalizer,
@@ -27,9 +29,11 @@ from agents.checkpoint.contrib import import_contrib
 from agents.checkpoint.normalizer import NormalizerState
 
 __all__ = [
+    "Captured",
     "CheckpointError",
     "NormalizerState",
     "SavedAgent",
+    "capture_algorithm",
     "check_parameters",
     "import_contrib",
     "load_algorithm",

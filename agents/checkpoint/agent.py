@@ -5,8 +5,10 @@ episodes, the random states, and what is carried from step to step: the last obs
 that is saved and loaded goes on as if it had not been interrupted. The environment itself is not saved.
 """
 
+import functools
 import importlib.metadata
 import inspect
+import math
 import platform
 import random
 import threading
@@ -14,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import gymnasium
 import numpy as np
@@ -95,6 +97,24 @@ def save_algorithm(
         CheckpointError: something in the agent is no data (the message names it), or the disk does not take the file.
             Nothing is then written.
     """
+    capture_algorithm(model, exclude, include).save(path)
+
+
+class Captured(NamedTuple):
+    """An agent as it was at one moment, copied: nothing that happens to it later changes this."""
+
+    agent: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+    def save(self, path: PathOrFile) -> None:
+        """Writes the file that :func:`save_algorithm` would have written then, and raises what it does."""
+        write_archive(path, self.agent, self.tensors)
+
+
+def capture_algorithm(
+    model: "RecurrentOnPolicyAlgorithm", exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+) -> Captured:
+    """What :func:`save_algorithm` writes, kept in memory: a fraction of the time a file takes."""
     left_out, further = set(exclude or ()), set(include or ())
     encoder = Encoder(f"this {type(model).__name__}")
     settings = {name: attribute for name, attribute in _settings_of(model).items() if name not in left_out}
@@ -121,7 +141,7 @@ def save_algorithm(
         "normalizer": None if normalizer is None else encoder.encode(normalizer.to_data(), "normalizer"),
         "parameters": parameters,
     }
-    write_archive(path, agent, {RUN: encoder.tensors, **tensors})
+    return Captured(agent, {RUN: encoder.tensors, **tensors})
 
 
 def load_algorithm(
@@ -497,6 +517,7 @@ def _policy_name(cls: Any, policy_class: type) -> Any:
     return next(names, None) or {"$custom": custom_name(policy_class)}
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     try:
         recurl = importlib.metadata.version("recurl")
@@ -530,6 +551,8 @@ def _encoded_row(encoder: Encoder, row: Any) -> Any:
     if not isinstance(row, Mapping):
         return encoder.encode(row, "ep_success_buffer")
     plain = {key: value for key, value in row.items() if isinstance(value, bool | int | float | str | np.number)}
+    if all(type(value) is int or (type(value) is float and math.isfinite(value)) for value in plain.values()):
+        return plain  # as it would be encoded: there are a hundred of these, all of them like this
     return encoder.encode(plain, "ep_info_buffer")
 
 

@@ -52,6 +52,7 @@ def known_classes() -> dict[str, dict[str, type]]:
     }
 
 
+@functools.cache
 def _classes_in(module: Any, base: type) -> dict[str, type]:
     return {name: cls for name, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, base)}
 
