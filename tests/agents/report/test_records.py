@@ -93,7 +93,9 @@ def test_a_run_is_finished_where_it_saved_its_last_step_or_reached_its_goal(tmp_
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [(f'"process": {os.getpid()}', '"process": 2147483646'), ('"host": "', '"host": "x')]
+    ("old", "new"),
+    [(f'"process": {os.getpid()}', '"process": 2147483646'), ('"host": "', '"host": "x')],
+    ids=["gone", "elsewhere"],
 )
 def test_a_run_whose_process_is_gone_or_elsewhere_was_stopped(tmp_path: Path, old: str, new: str) -> None:
     run: RunDirectory = record(tmp_path, "run", settings(), [1.0]).run
