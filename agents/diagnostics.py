@@ -56,18 +56,17 @@ class MemoryDiagnostics(BetweenUpdates):
         if (every is not None and every < 1) or steps < 1:
             raise ValueError(f"every and steps must be at least 1, got {every} and {steps}")
         self._every, self._steps = every, steps
-        self._rng = np.random.default_rng(0)
-        self._updates = 0
         self._sample: Sample | None = None
 
     def _on_rollout_end(self) -> None:
         agent = self._agent
         state = carried(agent.policy.memory_actor, agent._last_state or ())
-        if self._updates % self._interval(agent) == 0 and agent.policy.memory_actor.initial_state(1):
-            self._sample = draw(agent.rollout_buffer, self._steps, self._rng)
+        # By the count of steps, so that a run that is resumed samples what it would have sampled.
+        update = agent.num_timesteps // (agent.n_steps * agent.n_envs) - 1
+        if update % self._interval(agent) == 0 and agent.policy.memory_actor.initial_state(1):
+            self._sample = draw(agent.rollout_buffer, self._steps, np.random.default_rng(update))
             if state:
                 self.logger.record("memory/state_norm", _root_mean_square(torch.cat([x.flatten() for x in state])))
-        self._updates += 1
 
     def act(self) -> None:
         """After the update that the sample's rollout was for."""
