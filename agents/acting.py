@@ -389,7 +389,7 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
 
 def _has_code_of_its_own(policy: RecurrentActorCriticPolicy) -> bool:
     """Whether a subclass or a hook changes how the policy acts, which a copy of its layers would pass by."""
-    ours = ("forward", "extract_features", "_encode", "_features", "_step", "_value")
+    ours = ("forward", "extract_features", "_encode", "_features", "_step", "_hidden_layers", "_in_one_call", "_value")
     return any(
         getattr(type(policy), name) is not getattr(RecurrentActorCriticPolicy, name)
         for name in (*ours, "_distribution_parameters")

@@ -98,7 +98,7 @@ def watch_modules(watch: Clock) -> None:
     """Parts that are functions and methods of classes."""
     import agents.acting
     import agents.on_policy
-    from agents import fused, losses, ppo
+    from agents import fused, ppo
     from agents.buffer import SequenceRolloutBuffer
     from agents.memory import native
 
@@ -126,7 +126,6 @@ def watch_modules(watch: Clock) -> None:
         setattr(native._Lstm, direction, staticmethod(function))
     watch.time(fused, "clip_gradients", "training: clipping")
     watch.time(fused, "_step_adam", "training: Adam")
-    assert losses  # timed where it is used
 
 
 def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
