@@ -24,7 +24,6 @@ import math
 import os
 import platform
 import re
-import secrets
 import shlex
 import subprocess
 import sys
@@ -106,15 +105,6 @@ class RunDirectory:
         if not (Path(path) / "settings.yaml").is_file():
             raise RunError(f"{os.fspath(path)} holds no settings.yaml, so it is no run of train.py")
         return cls(path)
-
-    @property
-    def id(self) -> str | None:
-        """The run's id, by which trackers know it again; None where it was not written down."""
-        try:
-            found = json.loads((self.path / "versions.json").read_text(encoding="utf-8")).get("id")
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, str) else None
 
     @property
     def settings(self) -> Path:
@@ -413,7 +403,6 @@ def versions() -> dict[str, Any]:
     """A run's id, Python, every installed package, the commit of this source, machine, command and time."""
     packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {
-        "id": secrets.token_hex(4),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
         "python": platform.python_version(),
