@@ -66,9 +66,11 @@ INLINE void block(int rows, int tiles, const float *a, long K, const float *pack
 }
 
 /* out (B, width) += a (B, K) @ packed weights; width is a multiple of GROUP. Weights are read once for every six rows;
-   few rows take wider blocks, so that there are always enough independent sums to hide the latency of one. */
-static void multiply(const float *a, long B, long K, const float *packed, float *out, long width) {
-    for (long column = 0; column < width; column += GROUP) {
+   few rows take wider blocks, so that there are always enough independent sums to hide the latency of one. Every
+   second step goes through the columns backwards: weights larger than the cache are still there in part. */
+static void multiply(const float *a, long B, long K, const float *packed, float *out, long width, long step) {
+    for (long done = 0; done < width; done += GROUP) {
+        long column = step % 2 ? width - GROUP - done : done;
         const float *group = packed + column * K;
         for (long row = 0; row < B;) {
             const float *from = a + row * K;
@@ -192,7 +194,7 @@ int lstm_forward(long T, long B, long H, long part, long parts, const float *inp
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
         gather(&w, s, live, B, H, cells, cell, w.carry);
         for (long p = 0; p < live; p++) copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * N, N);
-        multiply(w.rows, live, H, w.packed, w.sums, w.width);
+        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
         for (long p = 0; p < live; p++) {
             long row = w.pieces[p].row + s * B, at = row * H;
             const float *sum = w.sums + p * w.width, *cell_before = w.carry + p * H;
@@ -241,7 +243,7 @@ int lstm_backward(long T, long B, long H, long part, long parts, const float *d_
             copy(d_inputs + row * N, d_gate, N);
         }
         clear(w.sums, live * w.width);
-        multiply(w.rows, live, N, w.packed, w.sums, w.width);
+        multiply(w.rows, live, N, w.packed, w.sums, w.width, s);
     }
     give_back(&w, w.sums, w.width, H, d_hidden);
     give_back(&w, w.carry, H, H, d_cell);
@@ -266,7 +268,7 @@ int gru_forward(long T, long B, long H, long part, long parts, const float *inpu
             copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * N, 2 * H);
             copy(w.sums + p * w.width + 2 * H, bias_n, H);
         }
-        multiply(w.rows, live, H, w.packed, w.sums, w.width);
+        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
         for (long p = 0; p < live; p++) {
             long row = w.pieces[p].row + s * B, at = row * H;
             const float *sum = w.sums + p * w.width, *input = inputs + row * N;
@@ -311,7 +313,7 @@ int gru_backward(long T, long B, long H, long part, long parts, const float *d_o
             }
             copy(d_sums + row * N, d_sum, N);
         }
-        multiply(w.rows, live, N, w.packed, w.sums, w.width);
+        multiply(w.rows, live, N, w.packed, w.sums, w.width, s);
     }
     give_back(&w, w.sums, w.width, H, d_hidden);
     release(&w);
@@ -327,7 +329,7 @@ int rnn_forward(long T, long B, long H, long part, long parts, const float *inpu
         long live = alive(&w, s);
         gather(&w, s, live, B, H, outputs, hidden, w.rows);
         for (long p = 0; p < live; p++) copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * H, H);
-        multiply(w.rows, live, H, w.packed, w.sums, w.width);
+        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
         for (long p = 0; p < live; p++) {
             long at = (w.pieces[p].row + s * B) * H;
             copy(before + at, w.rows + p * H, H);
@@ -357,7 +359,7 @@ int rnn_backward(long T, long B, long H, long part, long parts, const float *d_o
             copy(d_inputs + at, d_sum, H);
         }
         clear(w.sums, live * w.width);
-        multiply(w.rows, live, H, w.packed, w.sums, w.width);
+        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
     }
     give_back(&w, w.sums, w.width, H, d_hidden);
     release(&w);
@@ -381,7 +383,7 @@ static float *sum_of_products(long B, long F, long H, long N, const float *featu
         copy(sums + b * width, bias, N);
         clear(sums + b * width + N, width - N);
     }
-    multiply(rows, B, K, packed, sums, width);
+    multiply(rows, B, K, packed, sums, width, 0);
     return sums;
 }
 
