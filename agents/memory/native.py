@@ -11,8 +11,8 @@ Axes: T time, B sequences (or environments), F features in, H hidden units, G ga
 
 import ctypes
 import operator
-import threading
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from agents.memory.core import Array, NumpyState, NumpyStep
 from agents.memory.kernels import Parameters
 from agents.memory.library import load
 from agents.memory.numpy_step import gru_side_by_side, side_by_side
+from agents.memory.team import run_together
 
 _VERSION = 3  # of the functions' arguments, as in kernels.c
 
@@ -308,26 +309,19 @@ def _finished(passes: list[Pass]) -> list[Any]:
 
 def _call(runs: list[_Run]) -> None:
     """Runs kernels at the same time, each on as many threads as are worth it. All tensors contiguous and on the CPU."""
-    tasks = []
+    calls = []
     for name, block, arguments in runs:
         given = [ctypes.c_int(it) if isinstance(it, bool) else ctypes.c_void_p(it.data_ptr()) for it in arguments]
         sizes = [ctypes.c_long(size) for size in block.shape]
         parts = _worthwhile_threads(block, torch.get_num_threads() // len(runs))
-        tasks += [(name, (*sizes, ctypes.c_long(part), ctypes.c_long(parts), *given)) for part in range(parts)]
-    failed: list[str] = []
+        for part in range(parts):
+            calls.append(partial(_call_one, name, block, *sizes, ctypes.c_long(part), ctypes.c_long(parts), *given))
+    run_together(calls)
 
-    def run(name: str, arguments: tuple[Any, ...]) -> None:
-        if getattr(_library, name)(*arguments):
-            failed.append(name)
 
-    others = [threading.Thread(target=run, args=task) for task in tasks[1:]]
-    for thread in others:
-        thread.start()
-    run(*tasks[0])
-    for thread in others:
-        thread.join()
-    if failed:
-        raise MemoryError(f"{failed[0]} ran out of memory for a block of {tuple(runs[0].block.shape)}")
+def _call_one(name: str, block: Tensor, *arguments: Any) -> None:
+    if getattr(_library, name)(*arguments):
+        raise MemoryError(f"{name} ran out of memory for a block of {tuple(block.shape)}")
 
 
 def worth_a_thread(features: Tensor, hidden_size: int) -> bool:
