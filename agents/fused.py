@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from agents.memory.core import Array
-from agents.memory.library import load
+from agents.memory.loading import load
 
 _VERSION = 3  # of the functions' arguments, as in fused.c
 

@@ -266,9 +266,9 @@ def write_docs(found: list[dict[str, Any]]) -> None:
         "    python benchmarks/memories.py",
         "",
         "Every memory on three tasks of rising memory length, with the same settings (those in `configs/`), the same",
-        f"steps and 64 units for all; windows hold {WINDOW} steps. *stack* has no memory and sees the last {WINDOW}",
-        "observations at once, *none* sees the present one alone. The settings suit an LSTM; nothing was tuned for the",
-        "others.",
+        f"budget of steps and 64 units for all; windows hold {WINDOW} steps. A run ends early when an evaluation,",
+        f"every 50,000 steps, reaches {ENOUGH:g}. *stack* has no memory and sees the last {WINDOW} observations at once,",
+        "*none* sees the present one alone. The settings suit an LSTM; nothing was tuned for the others.",
         "",
         "![return against memory length](memories.png)",
         "",
@@ -297,9 +297,10 @@ def write_docs(found: list[dict[str, Any]]) -> None:
         f"Mean return of {learning.EPISODES} episodes a seed of the best checkpoint, the most probable action taken,",
         "with its 95 % bootstrap interval: seeds are drawn, then episodes of each. The best possible is 1. *Solved*: a",
         f"mean of at least {GOAL:g}. *Memoryless*: an interval that reaches down to what is possible without memory,",
-        "or within 0.05 of it. Seconds are those of a whole run, evaluations included.",
+        "or within 0.05 of it. *Ended*: the environment step at which a run was solved or out of steps, of each seed.",
+        "Seconds are those of a whole run, evaluations included; the median.",
         "",
-        "| task | length | memory | seeds | steps | mean | interval | verdict | s |",
+        "| task | length | memory | budget | ended | mean | interval | verdict | s |",
         "|---|---|---|---|---|---|---|---|---|",
         *(
             row
@@ -391,8 +392,9 @@ def _rows(task: Task, level: Level, learner: str, found: list[dict[str, Any]], k
     value, low, high = known[task.name, level.length][learner]
     verdict = _verdict(value, low, memoryless_return(task, level))
     seconds = np.median([run["seconds"] for run in runs])
+    ended = ", ".join(f"{run['curve'][-1][0] / 1000:.0f}k" for run in runs)
     return [
-        f"| {task.title} | {level.length} | {learner} | {len(runs)} | {runs[0]['steps']:,} | {value:.3f} "
+        f"| {task.title} | {level.length} | {learner} | {runs[0]['steps'] / 1000:.0f}k | {ended} | {value:.3f} "
         f"| {low:.3g} to {high:.3g} | {verdict} | {seconds:.0f} |"
     ]
 

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from agents.memory.core import Array, NumpyState, NumpyStep
 from agents.memory.kernels import Parameters
-from agents.memory.library import load
+from agents.memory.loading import load
 from agents.memory.numpy_step import gru_side_by_side, side_by_side
 from agents.memory.team import run_together
 

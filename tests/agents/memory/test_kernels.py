@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.memory import LSTM, Memory, library, make_memory, native, numpy_step, packed, through_time
+from agents.memory import LSTM, Memory, loading, make_memory, native, numpy_step, packed, through_time
 from agents.memory.recurrent import Recurrent
 from agents.memory.together import unroll_together, worth_unrolling_together
 
@@ -259,5 +259,5 @@ def test_a_library_of_another_version_is_told_from_ours() -> None:
         def kernels_version(self) -> int:
             return native._VERSION
 
-    assert library._version_of(Older(), "kernels") != native._VERSION  # type: ignore[arg-type]
-    assert library._version_of(Ours(), "kernels") == native._VERSION  # type: ignore[arg-type]
+    assert loading._version_of(Older(), "kernels") != native._VERSION  # type: ignore[arg-type]
+    assert loading._version_of(Ours(), "kernels") == native._VERSION  # type: ignore[arg-type]
