@@ -9,7 +9,6 @@ same numbers up to rounding, which a test holds them to.
 Axes: B environments, F features, A components of an action.
 """
 
-import copy
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -150,9 +149,9 @@ class GraphActor:
         self._step, self._eager = None, TorchActor(self._policy)
         warnings.warn(f"acting is not captured as a CUDA graph and so slower: {reason}", stacklevel=2)
 
-    def __deepcopy__(self, memo: Any) -> "GraphActor":
+    def __reduce__(self) -> tuple[Any, ...]:
         """A graph belongs to its memory: a copy captures its own."""
-        return GraphActor(copy.deepcopy(self._policy, memo), self._capture)
+        return GraphActor, (self._policy, self._capture)
 
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
