@@ -333,6 +333,8 @@ class NumpyActor:
         if self._critic_step is not None:
             features = features.copy()  # environments at work may write over what they gave
         hidden, actor_state = self._actor_step(features, state[: self._n_actor_parts], episode_starts)
+        if hidden is features:
+            hidden = hidden.copy()  # the same
         latent = hidden if self._latent is None else self._latent(hidden)
         actions, log_probs = self._sample(self._output(latent), latent)
 
