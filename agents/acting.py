@@ -24,6 +24,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 
 from agents import fused
+from agents.actions import BernoulliHead, CategoricalHead, GaussianHead, MultiCategoricalHead, StateDependentHead
 from agents.buffer import map_observations
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
@@ -381,7 +382,7 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
         and not policy.squash_output
         and not _has_code_of_its_own(policy)
         and type(policy.mlp_extractor) is MlpExtractor
-        and isinstance(policy.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.MultiBinary)
+        and type(policy.head) in _HEADS
         and all(memory is None or _has_step(memory) for memory in (policy.memory_actor, policy.memory_critic))
         and _are_plain(policy.mlp_extractor.policy_net, policy.action_net)
         and _are_plain(policy.mlp_extractor.value_net, policy.value_net)
@@ -389,12 +390,15 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
 
 
 def _has_code_of_its_own(policy: RecurrentActorCriticPolicy) -> bool:
-    """Whether a subclass or a hook changes how the policy acts, which a copy of its layers would pass by."""
+    """Whether a subclass, a hook or a method put in place of another changes how the policy acts, which a copy of its
+    layers would pass by."""
     ours = ("forward", "extract_features", "_encode", "_features", "_step", "_hidden_layers", "_in_one_call", "_value")
     return any(
-        getattr(type(policy), name) is not getattr(RecurrentActorCriticPolicy, name)
+        name in vars(policy) or getattr(type(policy), name) is not getattr(RecurrentActorCriticPolicy, name)
         for name in (*ours, "_distribution_parameters")
-    ) or any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+    ) or any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in policy.modules()
+    )
 
 
 def _has_step(memory: nn.Module) -> bool:
@@ -415,6 +419,8 @@ def _features_of(policy: RecurrentActorCriticPolicy) -> Callable[[Any], Array]:
         return lambda observations: one_hot[observations.reshape(-1)]
     return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
 
+
+_HEADS = (CategoricalHead, MultiCategoricalHead, BernoulliHead, GaussianHead, StateDependentHead)
 
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Array, Array], object]] = {
     nn.Tanh: lambda x, out: np.tanh(x, out=out),
