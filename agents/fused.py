@@ -254,9 +254,8 @@ class _Categorical(torch.autograd.Function):
             log_probs.data_ptr(), entropies.data_ptr(), softmax.data_ptr(),
         )  # fmt: skip
         if failed:
-            raise ValueError(
-                f"actions must be from 0 to {[size - 1 for size in sizes]}; got {actions.unique().tolist()}"
-            )
+            given = sorted(set(actions.flatten().tolist()))
+            raise ValueError(f"actions must be from 0 to {[size - 1 for size in sizes]}; got {given}")
         ctx.save_for_backward(softmax, actions)
         return log_probs, entropies
 

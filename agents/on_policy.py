@@ -23,7 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.acting import GraphActor, make_actor
+from agents.acting import Actor, GraphActor, make_actor
 from agents.buffer import SequenceBatch, SequenceRolloutBuffer, check_sequence_length, map_observations
 from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
 from agents.checks import (
@@ -275,8 +275,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 if np.count_nonzero(dones):
                     self._update_info_buffer([infos[i] for i in np.flatnonzero(dones)], dones[dones])
                     if cut := _cut_by_time_limit(dones, infos):
-                        last = [infos[i]["terminal_observation"] for i in cut]
-                        terminals.append((n_steps, cut, last, actor.end(tuple(part[cut] for part in lstm_states))))
+                        terminals.append(_terminal(n_steps, cut, infos, actor, lstm_states))
                 self._last_obs, self._last_episode_starts, carried = new_obs, starts, lstm_states
         except BaseException:  # Ctrl-C too: a later learn() goes on from here
             self._last_state = actor.end(carried)
@@ -486,6 +485,12 @@ def _cut_by_time_limit(dones: NDArray[np.bool_], infos: Any) -> list[int]:
         for i in np.flatnonzero(dones)
         if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
     ]
+
+
+def _terminal(step: int, environments: list[int], infos: Any, actor: Actor, state: Any) -> Terminal:
+    """What the bootstrap of episodes cut at a step needs, from what the actor carries after it."""
+    last = [infos[i]["terminal_observation"] for i in environments]
+    return step, environments, last, actor.end(tuple(part[environments] for part in state))
 
 
 def _stack(observations: list[Any]) -> Any:
