@@ -9,7 +9,6 @@ same numbers up to rounding, which a test holds them to.
 Axes: B environments, F features, A components of an action.
 """
 
-import copy
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +24,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 
 from agents import fused
+from agents.actions import BernoulliHead, CategoricalHead, GaussianHead, MultiCategoricalHead, StateDependentHead
 from agents.buffer import map_observations
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
@@ -150,9 +150,9 @@ class GraphActor:
         self._step, self._eager = None, TorchActor(self._policy)
         warnings.warn(f"acting is not captured as a CUDA graph and so slower: {reason}", stacklevel=2)
 
-    def __deepcopy__(self, memo: Any) -> "GraphActor":
+    def __reduce__(self) -> tuple[Any, ...]:
         """A graph belongs to its memory: a copy captures its own."""
-        return GraphActor(copy.deepcopy(self._policy, memo), self._capture)
+        return GraphActor, (self._policy, self._capture)
 
 
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -334,6 +334,8 @@ class NumpyActor:
         if self._critic_step is not None:
             features = features.copy()  # environments at work may write over what they gave
         hidden, actor_state = self._actor_step(features, state[: self._n_actor_parts], episode_starts)
+        if hidden is features:
+            hidden = hidden.copy()  # the same
         latent = hidden if self._latent is None else self._latent(hidden)
         actions, log_probs = self._sample(self._output(latent), latent)
 
@@ -380,7 +382,7 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
         and not policy.squash_output
         and not _has_code_of_its_own(policy)
         and type(policy.mlp_extractor) is MlpExtractor
-        and isinstance(policy.action_space, spaces.Discrete | spaces.MultiDiscrete | spaces.Box | spaces.MultiBinary)
+        and type(policy.head) in _HEADS
         and all(memory is None or _has_step(memory) for memory in (policy.memory_actor, policy.memory_critic))
         and _are_plain(policy.mlp_extractor.policy_net, policy.action_net)
         and _are_plain(policy.mlp_extractor.value_net, policy.value_net)
@@ -388,12 +390,15 @@ def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
 
 
 def _has_code_of_its_own(policy: RecurrentActorCriticPolicy) -> bool:
-    """Whether a subclass or a hook changes how the policy acts, which a copy of its layers would pass by."""
+    """Whether a subclass, a hook or a method put in place of another changes how the policy acts, which a copy of its
+    layers would pass by."""
     ours = ("forward", "extract_features", "_encode", "_features", "_step", "_hidden_layers", "_in_one_call", "_value")
     return any(
-        getattr(type(policy), name) is not getattr(RecurrentActorCriticPolicy, name)
+        name in vars(policy) or getattr(type(policy), name) is not getattr(RecurrentActorCriticPolicy, name)
         for name in (*ours, "_distribution_parameters")
-    ) or any(module._forward_hooks or module._forward_pre_hooks for module in policy.modules())
+    ) or any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in policy.modules()
+    )
 
 
 def _has_step(memory: nn.Module) -> bool:
@@ -414,6 +419,8 @@ def _features_of(policy: RecurrentActorCriticPolicy) -> Callable[[Any], Array]:
         return lambda observations: one_hot[observations.reshape(-1)]
     return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
 
+
+_HEADS = (CategoricalHead, MultiCategoricalHead, BernoulliHead, GaussianHead, StateDependentHead)
 
 _ACTIVATIONS: dict[type[nn.Module], Callable[[Array, Array], object]] = {
     nn.Tanh: lambda x, out: np.tanh(x, out=out),

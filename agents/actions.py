@@ -68,7 +68,7 @@ class CategoricalHead(ActionHead):
         if fused.takes(logits):
             return fused.categorical(logits, (logits.shape[-1],), actions[:, None])
         log_probs = torch.log_softmax(logits, dim=-1)
-        return log_probs.gather(-1, actions[:, None]).squeeze(-1), categorical_entropy(log_probs)
+        return log_probs.gather(-1, actions[:, None].long()).squeeze(-1), categorical_entropy(log_probs)
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         return actions + self._start if self._start else actions

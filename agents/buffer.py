@@ -132,6 +132,14 @@ class SequenceRolloutBuffer:
         self._writable = _Writable(self)
         self.reset()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the views through which it is written: those of a copy belong to the copy's own tensors."""
+        return {name: value for name, value in vars(self).items() if name != "_writable"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._writable = _Writable(self)
+
     def reset(self) -> None:
         """Empties the buffer for the next rollout."""
         self.pos, self.full, self._closed = 0, False, False

@@ -39,8 +39,13 @@ class CompiledObjective:
 
     def __init__(self, policy: RecurrentActorCriticPolicy, compile: Compile = _compile) -> None:
         self.policy = policy
+        self._compile = compile
         self._behind_memory = compile(self._compute)
         self._works = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What was compiled computes with this policy: a copy compiles its own."""
+        return CompiledObjective, (self.policy, self._compile)
 
     def __call__(
         self,

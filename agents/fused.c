@@ -14,7 +14,7 @@
 #include "memory/vectors.h"
 
 /* Raised whenever a function's arguments change. */
-long fused_version(void) { return 3; }
+long fused_version(void) { return 4; }
 
 static long padded(long columns) { return (columns + TILE - 1) / TILE * TILE; }
 
@@ -255,13 +255,15 @@ void categorical_sample(long N, long A, const long *sizes, const float *logits, 
     }
 }
 
-/* logits (N, K), actions (N, A) -> log-probabilities (N), entropies (N), and the softmax (N, K) for the way back. */
-void categorical_forward(long N, long A, const long *sizes, const float *logits, const int64_t *actions, float *log_probs,
+/* logits (N, K), actions (N, A) -> log-probabilities (N), entropies (N), and the softmax (N, K) for the way back.
+   Returns 0, or 1 at an action that is no choice. */
+int categorical_forward(long N, long A, const long *sizes, const float *logits, const int64_t *actions, float *log_probs,
                          float *entropies, float *softmax) {
     for (long n = 0; n < N; n++) {
         float total = 0, entropy = 0;
         for (long a = 0; a < A; a++) {
             float largest, log_sum = log_sum_exp(sizes[a], logits, &largest);
+            if (*actions < 0 || *actions >= sizes[a]) return 1;
             for (long k = 0; k < sizes[a]; k++) {
                 float log_prob = logits[k] - largest - log_sum, probability = expf(log_prob);
                 softmax[k] = probability;
@@ -274,6 +276,7 @@ void categorical_forward(long N, long A, const long *sizes, const float *logits,
         log_probs[n] = total;
         entropies[n] = entropy;
     }
+    return 0;
 }
 
 /* d log p(a) / d logit_k = [k = a] - p_k;  d entropy / d logit_k = -p_k (log p_k + entropy of the choice). */

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from agents.memory.core import Array
 from agents.memory.loading import load
 
-_VERSION = 3  # of the functions' arguments, as in fused.c
+_VERSION = 4  # of the functions' arguments, as in fused.c
 
 _NONLINEARITIES: dict[type[nn.Module], int] = {nn.Tanh: 1, nn.ReLU: 2}
 _TILE = 16
@@ -41,6 +41,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, addresses in (("sample", 5), ("forward", 6), ("backward", 6)):
         function = getattr(library, f"categorical_{name}")
         function.argtypes, function.restype = [size, size, *[address] * addresses], None
+    library.categorical_forward.restype = flag
     for name, addresses in (("forward", 4), ("backward", 6)):
         function = getattr(library, f"gaussian_{name}")
         function.argtypes, function.restype = [size, size, *[address] * addresses], None
@@ -86,15 +87,15 @@ def layers_of(*networks: nn.Module) -> Layers | None:
     Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU, without hooks. Asked
     at every pass, since a user may put in other layers or hooks at any time: hence the plain dictionaries.
     """
-    modules: list[nn.Module] = []
+    layers: list[nn.Module] = []
     for network in networks:
-        modules.append(network)
-        if type(network) is nn.Sequential:
-            modules.extend(network._modules.values())
-    for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-            return None
-    layers = [module for module in modules if type(module) is not nn.Sequential]
+        parts = list(network._modules.values()) if type(network) is nn.Sequential else []
+        for module in (network, *parts):
+            if module._forward_hooks or module._forward_pre_hooks:
+                return None
+            if module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):
+                return None
+        layers += parts if type(network) is nn.Sequential else [network]
     linear: list[Any] = layers[::2]
     kinds = {type(module) for module in layers[1::2]}
     if not available or not linear or len(kinds) > 1 or any(type(layer) is not nn.Linear for layer in linear):
@@ -231,8 +232,14 @@ class CategoricalSampler:
 
 
 def categorical(logits: Tensor, sizes: tuple[int, ...], actions: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) logits of A choices side by side, (N, A) -> (N,) joint log-probabilities, (N,) entropies."""
-    log_probs, entropies = _Categorical.apply(logits, sizes, actions)  # type: ignore[no-untyped-call]
+    """(N, K) logits of A choices side by side, (N, A) -> (N,) joint log-probabilities, (N,) entropies.
+
+    Raises:
+        ValueError: an action is not one of its choices, or there are not A of them a step.
+    """
+    if actions.shape != (len(logits), len(sizes)):
+        raise ValueError(f"expected actions {(len(logits), len(sizes))}, got {tuple(actions.shape)}")
+    log_probs, entropies = _Categorical.apply(logits, sizes, actions.long())  # type: ignore[no-untyped-call]
     return log_probs, entropies
 
 
@@ -242,10 +249,13 @@ class _Categorical(torch.autograd.Function):
         logits, actions = logits.contiguous(), actions.contiguous()
         softmax, log_probs, entropies = torch.empty_like(logits), *(logits.new_empty(len(logits)) for _ in range(2))
         ctx.sizes = (ctypes.c_long * len(sizes))(*sizes)
-        _loaded().categorical_forward(
+        failed = _loaded().categorical_forward(
             len(logits), len(sizes), ctx.sizes, logits.data_ptr(), actions.data_ptr(),
             log_probs.data_ptr(), entropies.data_ptr(), softmax.data_ptr(),
         )  # fmt: skip
+        if failed:
+            given = sorted(set(actions.flatten().tolist()))
+            raise ValueError(f"actions must be from 0 to {[size - 1 for size in sizes]}; got {given}")
         ctx.save_for_backward(softmax, actions)
         return log_probs, entropies
 
@@ -266,7 +276,16 @@ class _Categorical(torch.autograd.Function):
 
 
 def gaussian(means: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
-    """(N, A) means, (A,) logarithms of the deviations, (N, A) actions -> (N,) joint log-probabilities."""
+    """(N, A) means, (A,) logarithms of the deviations, (N, A) actions -> (N,) joint log-probabilities.
+
+    Raises:
+        ValueError: these do not fit together.
+    """
+    if actions.shape != means.shape or log_std.shape != means.shape[1:]:
+        raise ValueError(
+            f"expected actions {tuple(means.shape)} and as many deviations as axes, got actions "
+            f"{tuple(actions.shape)} and {tuple(log_std.shape)} deviations"
+        )
     log_probs: Tensor = _Gaussian.apply(means, log_std, actions)  # type: ignore[no-untyped-call]
     return log_probs
 
@@ -428,7 +447,7 @@ def _step_adam(group: dict[str, Any], state: _AdamState) -> None:
     parameters, means, squares, steps = state.addresses
     _loaded().adam(
         len(gradients), state.sizes, parameters, _addresses(gradients), means, squares, steps,
-        float(group["lr"]), *group["betas"], group["eps"],
+        float(group["lr"]), *map(float, group["betas"]), float(group["eps"]),
     )  # fmt: skip
 
 

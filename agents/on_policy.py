@@ -7,6 +7,7 @@ The memory's state travels beside the last observation: it is exact across rollo
 reset only where an episode starts.
 """
 
+import operator
 import warnings
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
@@ -22,7 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.acting import GraphActor, make_actor
+from agents.acting import Actor, GraphActor, make_actor
 from agents.buffer import SequenceBatch, SequenceRolloutBuffer, check_sequence_length, map_observations
 from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
 from agents.checks import (
@@ -236,53 +237,65 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         lstm_states = actor.begin(self._starting_state(env.num_envs))
         terminals: list[Terminal] = []
 
+        carried = lstm_states  # the state that belongs to self._last_obs
         # Local names are part of the interface: callbacks read them in self.locals, under Stable-Baselines3's names.
-        for n_steps in range(n_rollout_steps):
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-            obs, episode_starts = self._last_obs, self._last_episode_starts
-            kept = self._state_to_keep(lstm_states, episode_starts) if rollout_buffer.keeps_state() else ()
-            rollout_buffer.add_observations(obs, episode_starts, kept)
-            actions, finish = actor.act(obs, lstm_states, episode_starts)
-            clipped_actions = self.policy.head.to_environment(actor.on_host(actions))
-            if steps_alone:
-                env.step_async(clipped_actions)
-            values, log_probs, lstm_states = finish()
-            rollout_buffer.add_actions(actions, values, log_probs)
-            new_obs, rewards, dones, infos = env.step_wait() if steps_alone else env.step(clipped_actions)
-            resets = _reset_steps(episode_starts, infos)
-            starts = dones.copy()
-            if resets:
-                starts[resets] = True
-            self.num_timesteps += env.num_envs
-            if steps_call_back:
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    # The environments have moved on, and so must what a later learn() starts from.
-                    self._last_obs, self._last_episode_starts = new_obs, starts
-                    self._last_state = actor.end(lstm_states)
-                    return False
-            rollout_buffer.add_rewards(rewards)
-            if resets:
-                rollout_buffer.mark_reset_step(resets)
-            if np.count_nonzero(dones):
-                self._update_info_buffer([infos[i] for i in np.flatnonzero(dones)], dones[dones])
-                if cut := _cut_by_time_limit(dones, infos):
-                    last = [infos[i]["terminal_observation"] for i in cut]
-                    terminals.append((n_steps, cut, last, actor.end(tuple(part[cut] for part in lstm_states))))
-            self._last_obs, self._last_episode_starts = new_obs, starts
+        try:
+            for n_steps in range(n_rollout_steps):
+                if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                    self.policy.reset_noise(env.num_envs)
+                obs, episode_starts = self._last_obs, self._last_episode_starts
+                kept = self._state_to_keep(lstm_states, episode_starts) if rollout_buffer.keeps_state() else ()
+                rollout_buffer.add_observations(obs, episode_starts, kept)
+                chosen, finish = actor.act(obs, lstm_states, episode_starts)
+                actions = actor.on_host(chosen)
+                clipped_actions = self.policy.head.to_environment(actions)
+                if steps_alone:
+                    env.step_async(clipped_actions)
+                values, log_probs, lstm_states = finish()
+                rollout_buffer.add_actions(chosen, values, log_probs)
+                new_obs, rewards, dones, infos = env.step_wait() if steps_alone else env.step(clipped_actions)
+                dones = np.asarray(dones, dtype=bool)  # of environments that say 0 and 1 too
+                resets = _reset_steps(episode_starts, infos)
+                starts = dones.copy()
+                if resets:
+                    starts[resets] = True
+                self.num_timesteps += env.num_envs
+                if steps_call_back:
+                    obs_tensor = map_observations(operator.itemgetter(n_steps), rollout_buffer.observations)
+                    values, log_probs = torch.as_tensor(values), torch.as_tensor(log_probs)
+                    callback.update_locals(locals())
+                    if not callback.on_step():
+                        # The environments have moved on, and so must what a later learn() starts from.
+                        self._last_obs, self._last_episode_starts = new_obs, starts
+                        self._last_state = actor.end(lstm_states)
+                        return False
+                rollout_buffer.add_rewards(rewards)
+                if resets:
+                    rollout_buffer.mark_reset_step(resets)
+                if np.count_nonzero(dones):
+                    self._update_info_buffer([infos[i] for i in np.flatnonzero(dones)], dones[dones])
+                    if cut := _cut_by_time_limit(dones, infos):
+                        terminals.append(_terminal(n_steps, cut, infos, actor, lstm_states))
+                self._last_obs, self._last_episode_starts, carried = new_obs, starts, lstm_states
+        except BaseException:  # Ctrl-C too: a later learn() goes on from here
+            self._last_state = actor.end(carried)
+            raise
 
         self._last_state = actor.end(lstm_states)
         if not steps_call_back:
             _catch_up(callback, n_rollout_steps, self.num_timesteps)
-        if self.autocast is not None:
-            self._recompute(rollout_buffer)
-        self._bootstrap_time_limits(rollout_buffer, terminals)
-        rollout_buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
-        self._check_finite(rollout_buffer, terminals)
+        self._close_rollout(rollout_buffer, terminals)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _close_rollout(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
+        """From rewards and values to returns and advantages."""
+        if self.autocast is not None:
+            self._recompute(buffer)
+        self._bootstrap_time_limits(buffer, terminals)
+        buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
+        self._check_finite(buffer, terminals)
 
     def _starting_state(self, n_envs: int) -> State:
         """The carried state, with what is random for a rollout drawn anew."""
@@ -472,6 +485,12 @@ def _cut_by_time_limit(dones: NDArray[np.bool_], infos: Any) -> list[int]:
         for i in np.flatnonzero(dones)
         if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
     ]
+
+
+def _terminal(step: int, environments: list[int], infos: Any, actor: Actor, state: Any) -> Terminal:
+    """What the bootstrap of episodes cut at a step needs, from what the actor carries after it."""
+    last = [infos[i]["terminal_observation"] for i in environments]
+    return step, environments, last, actor.end(tuple(part[environments] for part in state))
 
 
 def _stack(observations: list[Any]) -> Any:

@@ -190,13 +190,17 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
     def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
         step, parameters = fused.AdamStep(self.policy.optimizer), list(self.policy.parameters())
+        with_gradients = {
+            *parameters,
+            *(part for group in self.policy.optimizer.param_groups for part in group["params"]),
+        }
         for batch in self.rollout_buffer.get(self.batch_size):
             loss, figures = self._loss(batch)
             loss = auxiliary.add_to(loss)
             history.append(figures._replace(loss=loss.detach()))
             if self.target_kl is not None and float(figures.approx_kl) > 1.5 * self.target_kl:
                 return False
-            for parameter in parameters:
+            for parameter in with_gradients:
                 parameter.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
             fused.clip_gradients(parameters, self.max_grad_norm)

@@ -70,17 +70,7 @@ def learn(
     """
     interruption, checkpoints = Interruption(), Checkpoints(run, schedule.checkpoint_every, schedule.checkpoints_kept)
     progress = ProgressDisplay(schedule.total_timesteps, shown=schedule.progress)
-    evaluation = PeriodicEvaluation(
-        run,
-        evaluation_env,
-        every=schedule.evaluate_every,
-        episodes=schedule.evaluation_episodes,
-        deterministic=schedule.deterministic,
-        seed=schedule.seed,
-        stop_at_return=schedule.stop_at_return,
-        max_steps=schedule.longest_episode,
-        report=progress.report,
-    )
+    evaluation = _periodic_evaluation(run, evaluation_env, schedule, progress.report)
     step = agent.num_timesteps if resumed else None
     if step is not None:
         run.forget_after(step)
@@ -113,6 +103,22 @@ def learn(
         raise
     finally:
         logger.close()
+
+
+def _periodic_evaluation(
+    run: RunDirectory, env: VecEnv, schedule: Schedule, report: Callable[[str], None]
+) -> PeriodicEvaluation:
+    return PeriodicEvaluation(
+        run,
+        env,
+        every=schedule.evaluate_every,
+        episodes=schedule.evaluation_episodes,
+        deterministic=schedule.deterministic,
+        seed=schedule.seed,
+        stop_at_return=schedule.stop_at_return,
+        max_steps=schedule.longest_episode,
+        report=report,
+    )
 
 
 def _learn(agent: RecurrentOnPolicyAlgorithm, schedule: Schedule, callbacks: list[BaseCallback], resumed: bool) -> None:

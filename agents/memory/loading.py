@@ -13,16 +13,21 @@ def load(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
 
     Args:
         version: of its functions' arguments; a library of another one, built from an older checkout say, would misread
-            them, and is left alone with a warning.
+            them, and is left alone with a warning. So is one that this system cannot load.
     """
     kinds = ["_avx2", ""] if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else [""]
     for kind in kinds:
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            if (path := folder / f"_{name}{kind}{suffix}").exists():
+            if not (path := folder / f"_{name}{kind}{suffix}").exists():
+                continue
+            try:
                 library = ctypes.CDLL(str(path))
-                if _version_of(library, name) == version:
-                    return library
-                warnings.warn(f"{path.name} was built from other sources and is not used: install again", stacklevel=2)
+            except OSError as error:  # built against another system's C library, say
+                warnings.warn(f"{path.name} cannot be loaded and is not used: {error}", stacklevel=2)
+                continue
+            if _version_of(library, name) == version:
+                return library
+            warnings.warn(f"{path.name} was built from other sources and is not used: install again", stacklevel=2)
     return None
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from agents import on_policy
 from agents.acting import GraphActor, NumpyActor, TorchActor, acts_in_numpy, make_actor
+from agents.actions import CategoricalHead
 from agents.memory import GRU, MEMORIES, Memory
 from agents.policy import LstmPolicy, RecurrentActorCriticPolicy
 
@@ -181,6 +182,17 @@ class OfItsOwnDistribution(RecurrentActorCriticPolicy):
         return tuple(2 * part for part in super()._distribution_parameters(hidden, obs))
 
 
+class Greedy(CategoricalHead):
+    def sample(self, parameters: Any) -> Any:
+        return self.mode(parameters)
+
+
+class OfItsOwnHead(RecurrentActorCriticPolicy):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head = Greedy(self.action_space)
+
+
 class OfItsOwnFeatures(RecurrentActorCriticPolicy):
     def _features(self, obs: Any, extractor: Any) -> Any:
         return super()._features(obs, extractor) - 1
@@ -229,6 +241,31 @@ def test_a_policy_with_a_forward_of_its_own_acts_through_it() -> None:
     for observations, starts in a_rollout(OBSERVATIONS):
         actions, *_ = actor.act(observations, actor.begin(policy.initial_state(B)), starts)
         assert (actions == 1).all()
+
+
+def test_a_policy_with_a_head_of_its_own_acts_by_that_head() -> None:
+    policy = make_policy(cls=OfItsOwnHead)
+    actor = make_actor(policy, np.random.default_rng(0))
+    state = actor.begin(policy.initial_state(B))
+    for observations, starts in a_rollout(OBSERVATIONS):
+        hidden, _ = policy._step(torch.as_tensor(observations), state, torch.as_tensor(starts))
+        logits, *_ = policy._distribution_parameters(hidden.actor, None)
+        actions, finish = actor.act(observations, state, starts)
+        assert actions.tolist() == logits.argmax(-1).tolist()
+        *_, state = finish()
+
+
+@pytest.mark.parametrize("layer", ["value_net", "mlp_extractor.value_net.0"])
+def test_a_method_put_in_place_of_a_layers_is_not_passed_by(layer: str) -> None:
+    policy = make_policy()
+    module = policy.get_submodule(layer)
+    observations = torch.as_tensor(a_rollout(OBSERVATIONS)[0][0])
+    state, starts = policy.initial_state(B), torch.zeros(B, dtype=torch.bool)
+    before = policy.predict_values(observations, state, starts)
+    forward = module.forward
+    module.forward = lambda x: forward(x) + 1  # type: ignore[method-assign]
+    assert not torch.allclose(policy.predict_values(observations, state, starts), before)
+    assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
 
 
 def test_a_hook_on_a_layer_is_not_passed_by() -> None:

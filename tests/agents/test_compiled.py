@@ -1,5 +1,6 @@
 """What is compiled for a GPU computes what is computed without it: here on a CPU, traced as for the compiler."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -81,6 +82,20 @@ def test_where_it_cannot_be_compiled_it_computes_as_it_is_and_says_so_once() -> 
         objective(batch, **SETTINGS)
     loss, _ = objective(batch, **SETTINGS)  # without another warning, which would be an error here
     assert loss.requires_grad
+
+
+def test_a_copy_of_what_was_compiled_computes_with_the_copy_of_its_policy() -> None:
+    model = small_ppo(clocks(), "gru")
+    model.learn(24)
+    (batch,) = model.rollout_buffer.get(None)
+    objective = CompiledObjective(model.policy, lambda function: lambda *arguments: function(*arguments))
+    copied = copy.deepcopy(objective)
+    with torch.no_grad():
+        copied.policy.value_net.bias += 1
+    loss, _ = objective(batch, **SETTINGS)
+    of_copy, _ = copied(batch, **SETTINGS)
+    assert copied.policy is not model.policy
+    assert not torch.equal(of_copy.detach(), loss.detach())
 
 
 def test_only_an_update_on_a_gpu_is_compiled() -> None:

@@ -121,10 +121,36 @@ def test_what_is_not_a_plain_perceptron_is_left_to_torch(modules: list[nn.Module
     assert layers_of(*modules) is None
 
 
+def test_a_sequence_within_a_sequence_is_left_to_torch() -> None:
+    inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    assert layers_of(nn.Sequential(inner, nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2)) is None
+
+
 def test_a_hook_on_a_sequence_of_layers_is_not_passed_by() -> None:
     sequence = nn.Sequential(nn.Linear(4, 4))
     sequence.register_forward_hook(lambda *_: None)
     assert layers_of(sequence) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.uint8])
+def test_actions_may_be_numbers_of_any_kind(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, taken = torch.randn(4, 5), torch.tensor([[0, 1], [2, 0], [1, 0], [0, 1]])
+    for one, other in zip(
+        fused.categorical(logits, (3, 2), taken.to(dtype)), fused.categorical(logits, (3, 2), taken), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("taken", [[[0], [3]], [[-1], [0]], [[0]], [[0, 1], [1, 0]]])
+def test_an_action_that_is_no_choice_is_refused(taken: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="actions"):
+        fused.categorical(torch.randn(2, 3), (3,), torch.tensor(taken))
+
+
+def test_gaussian_actions_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="actions"):
+        fused.gaussian(torch.randn(4, 2), torch.zeros(2), torch.randn(4, 1))
 
 
 @pytest.mark.parametrize("sizes", [(2,), (5,), (3, 2, 4)])

@@ -3,8 +3,10 @@
 Axes: T steps of a rollout, B environments.
 """
 
+import copy
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -297,6 +299,56 @@ def test_a_callback_that_ends_training_leaves_memory_and_observation_where_the_e
         model.learn(24, reset_num_timesteps=False)
 
 
+@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
+@pytest.mark.parametrize("memory", ALL_MEMORIES)
+def test_an_interruption_leaves_the_memory_that_belongs_to_the_last_observation(
+    memory: str, critic_memory: str
+) -> None:
+    recorder = clocks()
+    model = small_ppo(recorder, memory, critic_memory, learning_rate=0.0)
+
+    def interrupt(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        if len(recorder.actions) == 12:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(1000, callback=interrupt)
+    assert same_observations(model._last_obs, recorder.observations[11])
+    recorder.actions.pop()
+    assert states_equal(model._last_state, state_after(model, recorder))
+    model.learn(24, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: cloudpickle.loads(cloudpickle.dumps(model))])
+def test_a_copy_of_an_agent_learns_what_the_agent_learns(copied: Any) -> None:
+    agent = small_ppo(vectorized(lambda i: Clock(i, ACTION_SPACES["discrete"]), 3))
+    agent.learn(24)
+    other = copied(agent)
+    for model in (agent, other):
+        model.learn(48, reset_num_timesteps=False)
+    assert torch.equal(agent.rollout_buffer.observations, other.rollout_buffer.observations)
+    assert equal_weights(agent, other)
+
+
+class Saying0And1(VecEnvWrapper):
+    """Says of an episode's end 0 or 1, as worker processes do where an environment's ``terminated`` is a number."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards, dones.astype(np.int64), infos
+
+
+def test_ends_of_episodes_may_be_told_as_0_and_1() -> None:
+    plain, wrapped = small_ppo(clocks()), small_ppo(Saying0And1(clocks()))
+    for model in (plain, wrapped):
+        model.learn(72)
+    assert equal_weights(plain, wrapped)
+
+
 def weights(model: Any) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.policy.parameters()]
 
@@ -361,7 +413,7 @@ def test_evaluating_on_the_training_environments_is_the_users_affair_but_keeps_t
 
 
 class Tiring(VecEnvWrapper):
-    """Gives out the same arrays again and again, overwritten at every step."""
+    """Gives out the same arrays again and again, overwritten as soon as there are actions."""
 
     def __init__(self, venv: Any) -> None:
         super().__init__(venv)
@@ -373,6 +425,10 @@ class Tiring(VecEnvWrapper):
         self._dones = np.zeros(self.num_envs, dtype=bool)
         return self._observations
 
+    def step_async(self, actions: Any) -> None:
+        self._observations[:] = -100.0
+        super().step_async(actions)
+
     def step_wait(self) -> Any:
         observations, self._rewards[:], self._dones[:], infos = self.venv.step_wait()
         self._observations[:] = observations
@@ -380,13 +436,15 @@ class Tiring(VecEnvWrapper):
 
 
 @pytest.mark.parametrize("callback", [None, lambda locals_, globals_: True])
+@pytest.mark.parametrize("critic_memory", ["shared", "separate"])
+@pytest.mark.parametrize("memory", ["lstm", "none"])
 @pytest.mark.parametrize("resets", ["same step", "next step"])
-def test_environments_may_reuse_their_arrays(resets: str, callback: Any) -> None:
+def test_environments_may_reuse_their_arrays(resets: str, memory: str, critic_memory: str, callback: Any) -> None:
     def env() -> Any:
         make = [lambda i=i: Clock(i, ACTION_SPACES["discrete"]) for i in range(3)]
         return DummyVecEnv(make) if resets == "same step" else NextStepReset([one() for one in make])
 
-    fresh, reused = small_ppo(env()), small_ppo(Tiring(env()))
+    fresh, reused = (small_ppo(made, memory, critic_memory) for made in (env(), Tiring(env())))
     for model in (fresh, reused):
         model.learn(72, callback=callback)
     assert equal_weights(fresh, reused)
@@ -506,6 +564,7 @@ class Counting(BaseCallback):
         self.calls.append("step")
         names = ("new_obs", "rewards", "dones", "infos", "actions", "clipped_actions", "values", "log_probs")
         self.shown.append({name: self.locals[name] for name in names})
+        self.shown[-1]["obs_tensor"] = self.locals["obs_tensor"].clone()
         assert self.num_timesteps == self.model.num_timesteps == 3 * self.n_calls
         return True
 
@@ -529,7 +588,9 @@ def test_callbacks_are_called_at_every_step_with_what_the_environments_gave(cls:
         assert np.array_equal(shown["dones"], recorder.dones[t])
         assert shown["infos"] is recorder.infos[t]
         assert np.array_equal(shown["clipped_actions"], recorder.actions[t])
-        assert len(shown["actions"]) == len(shown["values"]) == len(shown["log_probs"]) == 3
+        assert isinstance(shown["actions"], np.ndarray)
+        assert shown["obs_tensor"].tolist() == recorder.observations[t].tolist()
+        assert shown["values"].shape == shown["log_probs"].shape == torch.Size([3])
 
 
 def test_without_a_callback_the_counters_are_those_of_one() -> None:

@@ -417,3 +417,12 @@ def test_a_seed_set_later_decides_what_follows() -> None:
 
     assert equal(run(5, 1), run(5, 2))
     assert not equal(run(5, 1), run(6, 1))
+
+
+def test_gradients_of_all_that_the_optimizer_holds_are_cleared_for_every_minibatch() -> None:
+    model = small_ppo(clocks(), policy_kwargs=dict(optimizer_class=torch.optim.SGD))
+    outside = torch.ones(3, requires_grad=True)
+    outside.grad = torch.ones(3)
+    model.policy.optimizer.add_param_group({"params": [outside]})
+    model.learn(24)
+    assert outside.tolist() == [1.0, 1.0, 1.0]

@@ -1,5 +1,7 @@
 """Every set of kernels gives what torch's cells give step by step, forward and backward."""
 
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -261,3 +263,10 @@ def test_a_library_of_another_version_is_told_from_ours() -> None:
 
     assert loading._version_of(Older(), "kernels") != native._VERSION  # type: ignore[arg-type]
     assert loading._version_of(Ours(), "kernels") == native._VERSION  # type: ignore[arg-type]
+
+
+def test_a_library_that_cannot_be_loaded_is_left_alone_with_a_warning(tmp_path: Path) -> None:
+    for kind in ("", "_avx2"):
+        (tmp_path / f"_kernels{kind}{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
+    with pytest.warns(UserWarning, match="cannot be loaded"):
+        assert loading.load(tmp_path, "kernels", native._VERSION) is None
