@@ -93,10 +93,16 @@ def check_policy_class(policy: Any, expected: type[Any], names: Iterable[str]) -
 
 
 def check_observation_space(space: spaces.Space[Any]) -> None:
-    """Raises NotImplementedError unless every part of the space is one that buffer and encoders take."""
+    """Raises NotImplementedError unless buffer and encoders take every part of the space, and it holds something."""
+    _check_part(space)
+    if spaces.utils.flatdim(space) == 0:
+        raise NotImplementedError(f"observations of {space} hold no number; give them a constant one in a wrapper")
+
+
+def _check_part(space: spaces.Space[Any]) -> None:
     if isinstance(space, spaces.Dict):
         for part in space.spaces.values():
-            check_observation_space(part)
+            _check_part(part)
     elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         raise NotImplementedError(
             f"observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary "

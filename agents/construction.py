@@ -60,13 +60,16 @@ def policy_arguments(policy: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         policy: ``memory``, ``memory_kwargs``, ``critic_memory``, ``encoder``, ``encoder_kwargs``, ``net_arch``,
-            ``critic_net_arch``, ``activation``, ``log_std_init``, and further ``kwargs`` as they are.
+            ``critic_net_arch``, ``activation``, ``log_std_init``, ``actions`` and for those about nodes ``first_node``,
+            and further ``kwargs`` as they are.
     """
     arguments: dict[str, Any] = {key: policy[key] for key in ("memory", "critic_memory", "log_std_init")}
     arguments["memory_kwargs"] = dict(policy["memory_kwargs"])
     arguments["activation_fn"] = ACTIVATIONS[policy["activation"]]
     if policy["encoder"] is not None:
         arguments["features_extractor_class"] = encoder_class(policy["encoder"])
+    if policy["actions"] == "nodes":
+        arguments["first_node"] = policy["first_node"]
     if policy["encoder_kwargs"]:
         arguments["features_extractor_kwargs"] = dict(policy["encoder_kwargs"])
     if policy["net_arch"] is not None:

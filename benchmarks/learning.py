@@ -16,18 +16,19 @@ Axes: S seeds, E episodes, P points of a curve.
 
 import csv
 import json
-import os
 import pathlib
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import records
 import tyro
 from numpy.typing import NDArray
+from records import Run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -119,31 +120,9 @@ TASKS = [
 ]
 
 
-class Run(NamedTuple):
-    """One training: a name, and what does it. ``run(steps)`` gives the result, its curve and its last returns."""
-
-    name: str
-    start: Callable[[int], dict[str, Any]]
-
-
 def main(settings: Settings) -> None:
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read as NumPy and torch are imported
     sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
-    done = {result["name"] for result in results()}
-    chosen = [run for run in all_runs(settings) if settings.only in run.name]
-    if settings.list:
-        print("\n".join(f"{'done' if run.name in done else '    '}  {run.name}" for run in chosen))
-        return
-    for run in [] if settings.report else chosen:
-        if settings.steps or run.name not in done:
-            result = {"name": run.name, **run.start(settings.steps)}
-            print(
-                f"{run.name}: {np.mean(result['returns']):.2f} after {result['steps']} steps, {result['seconds']:.0f} s"
-            )
-            if not settings.steps:
-                keep(result)
-    if not settings.steps and results():
-        write_docs(results())
+    records.run_all(settings, all_runs, RESULTS, _said, write_docs)
 
 
 def all_runs(settings: Settings) -> list[Run]:
@@ -159,17 +138,9 @@ def all_runs(settings: Settings) -> list[Run]:
     return runs
 
 
-def results() -> list[dict[str, Any]]:
-    if not RESULTS.exists():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines() if line]
-
-
-def keep(result: dict[str, Any]) -> None:
-    """Appends one line at once, so that a kill leaves the lines before it whole."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+def _said(result: dict[str, Any]) -> str:
+    returns, steps, seconds = result["returns"], result["steps"], result["seconds"]
+    return f"{result['name']}: {np.mean(returns):.2f} after {steps} steps, {seconds:.0f} s"
 
 
 # Tasks, by train.py

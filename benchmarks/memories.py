@@ -17,8 +17,6 @@ Axes: S seeds, E episodes.
 """
 
 import inspect
-import json
-import os
 import pathlib
 import statistics
 import sys
@@ -35,7 +33,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
 
 import learning  # noqa: E402
-from learning import Run, interval, mean  # noqa: E402
+import records  # noqa: E402
+from learning import interval, mean  # noqa: E402
+from records import Run  # noqa: E402
 
 DOCS = ROOT / "docs"
 RESULTS = DOCS / "results" / "memories.jsonl"
@@ -120,21 +120,7 @@ COST = "associative_recall"
 
 
 def main(settings: Settings) -> None:
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    chosen = [run for run in all_runs(settings) if settings.only in run.name]
-    if settings.list:
-        done = {result["name"] for result in results()}
-        print("\n".join(f"{'done' if run.name in done else '    '}  {run.name}" for run in chosen))
-        return
-    for run in [] if settings.report else chosen:
-        # Read anew, so that several processes can share the work by --only.
-        if settings.steps or run.name not in {result["name"] for result in results()}:
-            result = {"name": run.name, **run.start(settings.steps)}
-            print(_said(result), flush=True)
-            if not settings.steps:
-                keep(result)
-    if not settings.steps and results():
-        write_docs(results())
+    records.run_all(settings, all_runs, RESULTS, _said, write_docs)
 
 
 def learners() -> list[str]:
@@ -154,19 +140,6 @@ def all_runs(settings: Settings) -> list[Run]:
                     name = f"{task.name}/{level.length}/{learner}/{seed}"
                     runs.append(Run(name, _task_run(task, level, learner, seed)))
     return runs
-
-
-def results() -> list[dict[str, Any]]:
-    if not RESULTS.exists():
-        return []
-    return [json.loads(line) for line in RESULTS.read_text().splitlines() if line]
-
-
-def keep(result: dict[str, Any]) -> None:
-    """Appends one line at once, so that a kill leaves the lines before it whole."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(result) + "\n")
 
 
 def _said(result: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_origin
@@ -12,7 +12,7 @@ import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from configs.errors import SettingsError
-from configs.settings import MEMORIES, Settings, field_type
+from configs.settings import ENCODERS, MEMORIES, PolicySettings, Settings, field_type
 from configs.yaml_file import Sources, check, convert, parse_scalar, read_unchecked
 
 
@@ -58,7 +58,10 @@ def parse(argv: Sequence[str] | None = None) -> Command:
         path: Path | None = settings_of_run(run)
     else:
         path = None if file is None else find_config(file)
-    baseline, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
+    written, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
+    baseline = _with_what_fits(
+        written, memory=_argument("--policy.memory", arguments), encoder=_argument("--policy.encoder", arguments)
+    )
     command = tyro.cli(
         Command,
         prog="train.py",
@@ -66,9 +69,8 @@ def parse(argv: Sequence[str] | None = None) -> Command:
         default=Command(baseline),
         registry=_WORDS,
     )
-    fitting = _with_fitting_memory_kwargs(baseline, command.settings.policy.memory)
-    settings = _with_words_added(command.settings, fitting)
-    check(settings, sources, baseline)
+    settings = _with_words_added(command.settings, baseline)
+    check(settings, sources, written)
     check_seeds(command.seeds, settings.seed)
     return dataclasses.replace(command, settings=settings)
 
@@ -149,13 +151,27 @@ def _mappings(owner: type[Any], prefix: str = "") -> Iterator[str]:
             yield name
 
 
-def _with_fitting_memory_kwargs(baseline: Settings, memory: str) -> Settings:
-    """Where another memory is typed than the file's, those of the file's arguments go on that the new one takes."""
-    policy = baseline.policy
-    if memory == policy.memory or memory not in MEMORIES:
-        return baseline
-    kept = {name: value for name, value in policy.memory_kwargs.items() if name in MEMORIES[memory]}
-    return dataclasses.replace(baseline, policy=dataclasses.replace(policy, memory_kwargs=kept))
+def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) -> Settings:
+    """Where another memory or encoder is typed than the file's, what of the file goes on that the new one takes.
+
+    Of an encoder's arguments these are the sizes and switches: a word, such as a pool, is one of its own choices.
+    """
+    policy = written.policy
+    changes: dict[str, Any] = {}
+    if memory is not None and memory != policy.memory:
+        changes["memory_kwargs"] = _taken(policy.memory_kwargs, MEMORIES.get(memory))
+    if encoder is not None and encoder != (policy.encoder or "None"):
+        known = {"None": (), **ENCODERS}
+        taken = _taken(policy.encoder_kwargs, known.get(encoder))
+        changes["encoder_kwargs"] = {name: value for name, value in taken.items() if not isinstance(value, str)}
+        if encoder in known.keys() - {"graph"}:
+            changes |= {"actions": PolicySettings.actions, "first_node": PolicySettings.first_node}
+    return dataclasses.replace(written, policy=dataclasses.replace(policy, **changes))
+
+
+def _taken(kwargs: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """The arguments of these names; all where it is not known what is taken."""
+    return {name: value for name, value in kwargs.items() if names is None or name in names}
 
 
 def _with_words_added(typed: Any, baseline: Any) -> Any:

@@ -174,6 +174,8 @@ class PolicySettings:
     """Arguments of the encoder."""
     actions: Literal["flat", "nodes"] = "flat"
     """What actions are about: flat: the whole observation; nodes: one action a node of a graph, encoder graph."""
+    first_node: Annotated[int, AT_LEAST_0] = 0
+    """The node that the first action is about, where actions are about nodes."""
     net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = (64,)
     """Hidden layers between memory and actions; None: as Stable-Baselines3."""
     critic_net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = None
@@ -338,6 +340,7 @@ def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
     if policy.encoder is not None:
         yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
+    yield from _unusable_actions(policy)
     if not settings.env.id.strip():
         yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
     if settings.env.workers is not None and settings.env.backend != "subprocess":
@@ -385,6 +388,13 @@ def _unknown_choice(
         if argument not in known[name]:
             hint = did_you_mean(argument, known[name]) or f"; known are {', '.join(known[name]) or 'none'}"
             yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
+
+
+def _unusable_actions(policy: PolicySettings) -> Iterator[tuple[str, str]]:
+    if policy.actions == "flat" and policy.first_node:
+        yield "policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"
+    if policy.actions == "nodes" and policy.encoder in ENCODERS and policy.encoder != "graph":
+        yield "policy.actions", f"nodes are those of encoder graph, not of {policy.encoder}; use that, or actions flat"
 
 
 def did_you_mean(name: str, known: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """Encoders: one observation -> one feature vector.
 
-    flatten, combined   Stable-Baselines3's, for numbers and for a Dict of them and of images
+    flatten             numbers
+    combined            a Dict of numbers and images
     nature_cnn, impala  images
     sequence            RNN, LSTM or GRU over a window of past observations
     attention           attention over a window, or over a set of entities
@@ -17,24 +18,20 @@ from typing import Any
 
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    NatureCNN,
-)
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 
 from agents.encoders.attention import AttentionEncoder
+from agents.encoders.combined import CombinedEncoder
 from agents.encoders.graph import GraphEncoder
 from agents.encoders.seq2seq import SequenceToSequenceEncoder
 from agents.encoders.sequence import SequenceEncoder
 from agents.encoders.transformer import TransformerEncoder
-from agents.encoders.vision import SMALLEST, ImpalaCNN
+from agents.encoders.vision import ImpalaCNN, cnn_for
 
 ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
     "flatten": FlattenExtractor,
     "nature_cnn": NatureCNN,
-    "combined": CombinedExtractor,
+    "combined": CombinedEncoder,
     "sequence": SequenceEncoder,
     "attention": AttentionEncoder,
     "transformer": TransformerEncoder,
@@ -51,10 +48,5 @@ def default_encoder(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
     a key; all else, and images too small for any, is flattened.
     """
     if isinstance(space, spaces.Dict):
-        return CombinedExtractor
-    if not is_image_space(space):
-        return FlattenExtractor
-    assert space.shape is not None
-    _, height, width = space.shape  # channels first, as Stable-Baselines3 arranges images
-    smallest = min(height, width)
-    return NatureCNN if smallest >= 36 else ImpalaCNN if smallest >= SMALLEST else FlattenExtractor
+        return CombinedEncoder
+    return (cnn_for(space) if is_image_space(space) else None) or FlattenExtractor

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import Tensor, nn
 
 from agents.checks import check_count, check_switch
 
 CHANNELS = (16, 32, 32)
 SMALLEST = 8
+SMALLEST_OF_NATURE_CNN = 36
 
 
 class ImpalaCNN(BaseFeaturesExtractor):
@@ -54,6 +55,13 @@ class ImpalaCNN(BaseFeaturesExtractor):
         # With the channels innermost in memory, convolutions of this few channels are nearly twice as fast on a CPU.
         features: Tensor = self.linear(self.cnn(observations.contiguous(memory_format=torch.channels_last)))
         return features
+
+
+def cnn_for(space: spaces.Space[Any]) -> type[NatureCNN] | type[ImpalaCNN] | None:
+    """The network for images of a space, channels first: Stable-Baselines3's where it can, None below 8 x 8."""
+    assert space.shape is not None
+    smallest = min(space.shape[1:])
+    return NatureCNN if smallest >= SMALLEST_OF_NATURE_CNN else ImpalaCNN if smallest >= SMALLEST else None
 
 
 class Stage(nn.Module):

@@ -260,6 +260,7 @@ def test_a_policy_for_other_observations_is_refused_with_the_one_that_fits(
     [
         (spaces.Tuple((BOX,)), "observation space Tuple.* is not supported; use Box, Discrete"),
         (spaces.Box(0, 1, ()), r"have no axis; give them the shape \(1,\)"),
+        (spaces.Box(0, 1, (0,)), "hold no number; give them a constant one in a wrapper"),
         (spaces.Dict(a=spaces.Dict(b=BOX)), "Nested observation spaces are not supported"),
         (spaces.Discrete(3, start=1), r"Discrete\(3, start=1\) do not start at 0"),
         (spaces.MultiDiscrete([3, 2], start=[0, 1]), "do not start at 0"),

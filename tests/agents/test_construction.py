@@ -13,6 +13,7 @@ from torch import nn
 from agents import RecurrentA2C, RecurrentPPO
 from agents.construction import ACTIVATIONS, ALGORITHMS, PPO_ONLY, encoder_class, make_agent, own_classes
 from agents.memory import GRU
+from agents.node_policy import NodeActionPolicy
 from agents.normalization import normalize
 from configs import AlgorithmSettings, PolicySettings
 from configs.settings import PPO_ONLY as PPO_ONLY_SETTINGS
@@ -86,6 +87,15 @@ def test_the_network_is_the_one_described() -> None:
     assert [layer.out_features for layer in network.mlp_extractor.value_net if isinstance(layer, nn.Linear)] == [6, 6]
     assert network.activation_fn is nn.ReLU
     assert not network.ortho_init
+
+
+def test_actions_about_nodes_begin_at_the_node_named() -> None:
+    policy = PolicySettings(actions="nodes", first_node=1, kwargs={"action_mask": "action_mask"})
+    agent: Any = make_agent(
+        make("GraphSearch-v0", 2), asdict(AlgorithmSettings()), asdict(policy), seed=0, device="cpu"
+    )
+    assert isinstance(agent.policy, NodeActionPolicy)
+    assert agent.policy.first_node == 1
 
 
 def test_without_sizes_of_its_own_the_critic_has_the_actors() -> None:

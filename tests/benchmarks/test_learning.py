@@ -6,6 +6,7 @@ import pathlib
 import learning
 import numpy as np
 import pytest
+import records
 
 import configs
 from agents.evaluation import interquartile_mean
@@ -26,28 +27,28 @@ def test_a_kept_result_is_not_run_again(tmp_path: pathlib.Path, monkeypatch: pyt
     pytest.importorskip("matplotlib")
     ran = []
 
-    def runs(settings: learning.Settings) -> list[learning.Run]:
-        def start_of(name: str) -> learning.Run:
+    def runs(settings: learning.Settings) -> list[records.Run]:
+        def start_of(name: str) -> records.Run:
             def start(steps: int) -> dict[str, object]:
                 ran.append(name)
                 return {key: value for key, value in a_result(name, 1.0).items() if key != "name"}
 
-            return learning.Run(name, start)
+            return records.Run(name, start)
 
         return [start_of("task/tmaze/lstm/0"), start_of("task/tmaze/lstm/1")]
 
     monkeypatch.setattr(learning, "all_runs", runs)
     monkeypatch.setattr(learning, "DOCS", tmp_path)
     monkeypatch.setattr(learning, "RESULTS", tmp_path / "results" / "learning.jsonl")
-    learning.keep(a_result("task/tmaze/lstm/0", 1.0))
+    records.keep(learning.RESULTS, a_result("task/tmaze/lstm/0", 1.0))
     learning.main(learning.Settings())
     assert ran == ["task/tmaze/lstm/1"]
-    assert [result["name"] for result in learning.results()] == ["task/tmaze/lstm/0", "task/tmaze/lstm/1"]
+    assert [result["name"] for result in records.read(learning.RESULTS)] == ["task/tmaze/lstm/0", "task/tmaze/lstm/1"]
     learning.main(learning.Settings())
     assert ran == ["task/tmaze/lstm/1"]
     learning.main(learning.Settings(steps=10))
     assert len(ran) == 3
-    assert len(learning.results()) == 2
+    assert len(records.read(learning.RESULTS)) == 2
 
 
 def test_the_page_says_what_was_reached(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

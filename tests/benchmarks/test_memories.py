@@ -3,9 +3,9 @@
 import json
 import pathlib
 
-import learning
 import memories
 import pytest
+import records
 
 import configs
 import envs  # noqa: F401
@@ -68,26 +68,26 @@ def test_a_kept_result_is_not_run_again(docs: pathlib.Path, monkeypatch: pytest.
     pytest.importorskip("matplotlib")
     ran = []
 
-    def runs(settings: memories.Settings) -> list[learning.Run]:
-        def start_of(name: str) -> learning.Run:
+    def runs(settings: memories.Settings) -> list[records.Run]:
+        def start_of(name: str) -> records.Run:
             def start(steps: int) -> dict[str, object]:
                 ran.append(name)
                 return {key: value for key, value in a_result(name, 0.5, 1.0).items() if key != "name"}
 
-            return learning.Run(name, start)
+            return records.Run(name, start)
 
         return [start_of("copy/2/lstm/0"), start_of("copy/2/lstm/1")]
 
     monkeypatch.setattr(memories, "all_runs", runs)
-    memories.keep(a_result("copy/2/lstm/0", 0.5, 1.0))
+    records.keep(memories.RESULTS, a_result("copy/2/lstm/0", 0.5, 1.0))
     memories.main(memories.Settings())
     assert ran == ["copy/2/lstm/1"]
-    assert [result["name"] for result in memories.results()] == ["copy/2/lstm/0", "copy/2/lstm/1"]
+    assert [result["name"] for result in records.read(memories.RESULTS)] == ["copy/2/lstm/0", "copy/2/lstm/1"]
     memories.main(memories.Settings())
     assert ran == ["copy/2/lstm/1"]
     memories.main(memories.Settings(steps=10))
     assert len(ran) == 3
-    assert len(memories.results()) == 2
+    assert len(records.read(memories.RESULTS)) == 2
 
 
 def test_the_page_says_who_wins_and_what_is_not_told_apart(docs: pathlib.Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import Settings, SettingsError, read
+from configs import PolicySettings, Settings, SettingsError, read
 from configs.command_line import find_config, parse
+from configs.settings import ENCODERS, MEMORIES
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -87,6 +88,35 @@ def test_wrappers_are_typed_as_in_a_file() -> None:
 def test_another_memory_keeps_those_of_the_files_arguments_that_it_takes(file: str) -> None:
     assert parse(["--config", file, "--policy.memory", "gru"]).settings.policy.memory_kwargs == {"hidden_size": 32}
     assert parse(["--config", file, "--policy.memory", "none"]).settings.policy.memory_kwargs == {}
+
+
+def test_another_encoder_keeps_those_of_the_files_arguments_that_it_takes() -> None:
+    def policy(*words: str) -> PolicySettings:
+        return parse(["--config", "graph_search", *words]).settings.policy
+
+    written = policy()
+    assert (written.actions, written.first_node) == ("nodes", 1)
+    assert policy("--policy.encoder", "graph") == written
+    for words, kept in (
+        (["--policy.encoder", "sequence"], {"features_dim": 64, "hidden_size": 32}),
+        (["--policy.encoder=flatten"], {}),
+        (["--policy.encoder", "None"], {}),
+    ):
+        assert policy(*words).encoder_kwargs == kept
+        assert (policy(*words).actions, policy(*words).first_node) == ("flat", 0)
+    own = policy("--policy.encoder", "mine:Graphs")
+    assert (own.encoder_kwargs, own.actions) == ({"features_dim": 64, "hidden_size": 32, "rounds": 1}, "nodes")
+    added = policy("--policy.encoder", "transformer", "--policy.encoder-kwargs", "width=8")
+    assert added.encoder_kwargs == {"features_dim": 64, "width": 8}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_any_memory_and_any_encoder_can_be_named_over_any_settings_file(path: Path) -> None:
+    for memory in MEMORIES:
+        for encoder in (None, *ENCODERS):
+            words = ["--config", path.stem, "--policy.memory", memory, "--policy.encoder", str(encoder)]
+            settings = parse(words).settings
+            assert (settings.policy.memory, settings.policy.encoder) == (memory, encoder)
 
 
 def test_a_typed_argument_that_the_memory_does_not_take_is_an_error(file: str) -> None:

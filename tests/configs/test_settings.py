@@ -118,6 +118,19 @@ def test_arguments_of_a_memory_of_ones_own_are_left_to_it() -> None:
     assert problems(settings) == []
 
 
+def test_actions_about_nodes_need_the_graph_encoder_and_alone_have_a_first_node() -> None:
+    def found(**chosen: Any) -> list[tuple[str, str]]:
+        return problems(dataclasses.replace(Settings(), policy=PolicySettings(**chosen)))
+
+    assert found(actions="nodes", first_node=1) == found(actions="nodes", encoder="graph") == []
+    assert found(actions="nodes", encoder="mine:Graphs") == []
+    expected = "nodes are those of encoder graph, not of flatten; use that, or actions flat"
+    assert found(actions="nodes", encoder="flatten") == [("policy.actions", expected)]
+    assert found(first_node=1) == [
+        ("policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"),
+    ]
+
+
 @pytest.mark.parametrize("name", PPO_ONLY)
 def test_a_setting_of_ppo_is_refused_for_a2c(name: str) -> None:
     other: Any = {"batch_size": 64, "n_epochs": 3, "clip_range": 0.1, "clip_range_schedule": "linear"}.get(name, 0.5)

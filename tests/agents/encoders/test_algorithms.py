@@ -3,6 +3,7 @@
 Axes: K tokens, F numbers of a token.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN, MaskablePPO
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import envs
@@ -141,6 +143,34 @@ def test_images_of_every_size_have_an_encoder_by_default(side: int, name: str) -
     model = RecurrentPPO("RecurrentPolicy", env, n_steps=4, batch_size=4, n_epochs=1, device="cpu")
     assert type(model.policy.features_extractor) is ENCODERS[name]
     model.learn(8)
+
+
+@pytest.mark.parametrize("memory", ["none", "lstm"])
+def test_a_dict_has_an_encoder_for_images_of_every_size(memory: str) -> None:
+    sides = {"large": 36, "small": 35, "tiny": 7}
+    images = {name: spaces.Box(0, 255, (side, 40, 3), np.uint8) for name, side in sides.items()}
+    env = noise(spaces.Dict(**images, speed=spaces.Box(-1, 1, (2, 2))), DISCRETE)
+    model = watched(Case("combined", {"cnn_output_dim": 5}), env, memory)
+    of = model.policy.features_extractor.extractors
+    assert [type(of[name]).__name__ for name in ("large", "small", "tiny")] == ["NatureCNN", "ImpalaCNN", "Flatten"]
+    assert model.policy.features_extractor.features_dim == 5 + 5 + 7 * 40 * 3 + 4
+    model.learn(32)
+    assert model.n_checked == 32
+
+
+def test_a_dict_of_large_images_is_encoded_as_stable_baselines3_does() -> None:
+    space = spaces.Dict(seen=spaces.Box(0, 255, (3, 36, 40), np.uint8), speed=spaces.Box(-1, 1, (2,)))
+    given = {"seen": torch.rand(4, 3, 36, 40), "speed": torch.randn(4, 2)}
+    ours, theirs = (cls(space).requires_grad_(False) for cls in seeded(ENCODERS["combined"], CombinedExtractor))
+    assert torch.equal(ours(given), theirs(given))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def seeded(*classes: Any) -> Iterator[Any]:
+    """Each class, with the source of chance as it was for the first."""
+    for cls in classes:
+        torch.manual_seed(0)
+        yield cls
 
 
 @pytest.mark.parametrize("backend", ["vector", "serial"])

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import envs
+from agents import RecurrentPPO
 from agents.layers import GRUGate, sinusoidal_positions
 from agents.memory import GTrXL, make_memory
 
@@ -208,3 +210,24 @@ def test_the_state_is_the_window_and_a_count() -> None:
 def test_settings_out_of_range_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_memory("gtrxl", F, kwargs)
+
+
+@pytest.mark.parametrize(("sequence_length", "n_sequences"), [(None, 1), (32, 4)])
+def test_a_rollout_keeps_windows_where_sequences_start_and_not_at_every_step(
+    sequence_length: int | None, n_sequences: int
+) -> None:
+    memory = dict(hidden_size=64, num_layers=2, window=64)
+    agent = RecurrentPPO(
+        "RecurrentPolicy",
+        envs.make("TMaze-v0", 32, seed=0),
+        n_steps=128,
+        batch_size=4096,
+        sequence_length=sequence_length,
+        policy_kwargs={"memory": "gtrxl", "memory_kwargs": memory},
+        device="cpu",
+    )
+    window = 2 * 64 * 64 * 4  # bytes: layers, slots, numbers of a slot, float32
+    kept = sum(part.nbytes for part in agent.rollout_buffer.states)
+    count = 4  # of the slots that are filled
+    assert kept == n_sequences * 32 * (window + count)
+    assert window * 32 == 2**20

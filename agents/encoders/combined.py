@@ -1,0 +1,55 @@
+"""A Dict observation: one encoder a key, and what they give side by side.
+
+Axes: N observations, H features.
+"""
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor, nn
+
+from agents.checks import check_count, check_switch
+from agents.encoders.vision import cnn_for
+
+
+class CombinedEncoder(BaseFeaturesExtractor):
+    """Stable-Baselines3's ``CombinedExtractor``, weights and names alike, which takes images of every size.
+
+    Images get the CNN that fits them, or none below 8 x 8; all else is flattened.
+
+    Args:
+        observation_space: a Dict.
+        cnn_output_dim: size of the output of each CNN.
+        normalized_image: take Box spaces of three axes, of any type and range, as images; give the policy
+            ``normalize_images=False`` with it.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False
+    ) -> None:
+        check_count("cnn_output_dim", cnn_output_dim)
+        check_switch("normalized_image", normalized_image)
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f'encoder "combined" reads a Dict, one part after the other; got {observation_space}; use "flatten", '
+                "or the encoder of its kind"
+            )
+        sizes: dict[str, int] = {}
+        extractors: dict[str, nn.Module] = {}
+        super().__init__(observation_space, features_dim=1)
+        for key, part in observation_space.spaces.items():
+            cnn = cnn_for(part) if is_image_space(part, normalized_image=normalized_image) else None
+            if cnn is None:
+                sizes[key], extractors[key] = get_flattened_obs_dim(part), nn.Flatten()
+            else:
+                sizes[key], extractors[key] = (
+                    cnn_output_dim,
+                    cnn(part, cnn_output_dim, normalized_image=normalized_image),
+                )
+        self.extractors = nn.ModuleDict(extractors)
+        self._features_dim = sum(sizes.values())
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Dict of (N, ...) -> (N, H)."""
+        return torch.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
