@@ -272,8 +272,8 @@ def recorded_episode(
     run: RunDirectory, settings: Settings, checkpoint: str, deterministic: bool | None, seed: int
 ) -> dict[str, Any]:
     """An episode as a page shows it."""
-    from agents.report.data import episode
-    from agents.report.episode import record
+    from agents.recording import record, units
+    from agents.report.data import MOST_STEPS, episode
 
     player, file = load(run, settings, checkpoint, deterministic, "cpu")
     with (
@@ -281,8 +281,8 @@ def recorded_episode(
         reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
-        steps = record(player, env, seed=seed)
-        shown = episode(steps, env.observation_space, env.action_space)
+        played = record(player, env, seed=seed, max_steps=MOST_STEPS)
+        shown = episode(played, units(player.policy, played), env.observation_space, env.action_space)
     how = "the most probable actions" if player.deterministic else "sampled actions"
     return {**shown, "told": f"{file.name}, {how}, seed {seed}."}
 
@@ -406,7 +406,7 @@ def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
         episode = record(player, env, seed=asked.seed, max_steps=settings.evaluation.max_steps)
         with reported_as(SettingsError, f"--colour {asked.colour}", ValueError):
             colour = episode.signal(asked.colour)
-        carried, opened = units(player.policy.memory_actor, episode), gates(player, episode)
+        carried, opened = units(player.policy, episode), gates(player, episode)
         attended = attention(player, episode)
     pictures, summary = {}, {"seed": asked.seed, "steps": len(episode), "return": episode.total}
     if carried:
