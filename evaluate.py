@@ -55,6 +55,9 @@ def command(argv: Sequence[str] | None) -> None:
         runs = [RunDirectory.open(path) for path in asked.run]
     how = {name: getattr(asked, name) for name in ("episodes", "n_envs", "deterministic", "seed", "device")}
     if len(runs) > 1:
+        with reported_as(CheckpointFault, "checkpoint", RunError):
+            for run in runs:  # told before anything is played
+                run.find(asked.checkpoint)
         compare(runs, asked.checkpoint, how, json_file=asked.json, report=asked.report)
         return
     (run,) = runs
@@ -87,6 +90,8 @@ def check_words(asked: argparse.Namespace) -> None:
         raise SettingsError("--ablate, --horizon, --inside and --insight look at one run's agent; give one run")
     if len(asked.run) > 1 and asked.report is IN_THE_RUN:
         raise SettingsError("a comparison is no run's own: give --report a file, such as --report comparison.html")
+    if asked.json is not None and not asked.json.parent.is_dir():
+        raise SettingsError(f"--json {asked.json}: there is no directory {asked.json.parent}")
     if asked.report not in (None, IN_THE_RUN):
         if asked.report.is_dir():
             raise SettingsError(f"--report {asked.report}: that is a directory; put the runs before --report")

@@ -227,7 +227,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
     for _, path in run.checkpoints():
         path.write_bytes(b"PK")
     assert train.main(["--resume", str(run.path)]) == 5
-    assert "none of the 6 checkpoints" in capsys.readouterr().err
+    assert "error: resuming: none of the 6 checkpoints" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
