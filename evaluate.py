@@ -55,6 +55,9 @@ def command(argv: Sequence[str] | None) -> None:
         runs = [RunDirectory.open(path) for path in asked.run]
     how = {name: getattr(asked, name) for name in ("episodes", "n_envs", "deterministic", "seed", "device")}
     if len(runs) > 1:
+        with reported_as(CheckpointFault, "checkpoint", RunError):
+            for run in runs:  # told before anything is played
+                run.find(asked.checkpoint)
         compare(runs, asked.checkpoint, how, json_file=asked.json, report=asked.report)
         return
     (run,) = runs
@@ -87,6 +90,8 @@ def check_words(asked: argparse.Namespace) -> None:
         raise SettingsError("--ablate, --horizon, --inside and --insight look at one run's agent; give one run")
     if len(asked.run) > 1 and asked.report is IN_THE_RUN:
         raise SettingsError("a comparison is no run's own: give --report a file, such as --report comparison.html")
+    if asked.json is not None and not asked.json.parent.is_dir():
+        raise SettingsError(f"--json {asked.json}: there is no directory {asked.json.parent}")
     if asked.report not in (None, IN_THE_RUN):
         if asked.report.is_dir():
             raise SettingsError(f"--report {asked.report}: that is a directory; put the runs before --report")
@@ -272,8 +277,8 @@ def recorded_episode(
     run: RunDirectory, settings: Settings, checkpoint: str, deterministic: bool | None, seed: int
 ) -> dict[str, Any]:
     """An episode as a page shows it."""
-    from agents.report.data import episode
-    from agents.report.episode import record
+    from agents.recording import record, units
+    from agents.report.data import MOST_STEPS, episode
 
     player, file = load(run, settings, checkpoint, deterministic, "cpu")
     with (
@@ -281,8 +286,8 @@ def recorded_episode(
         reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
-        steps = record(player, env, seed=seed)
-        shown = episode(steps, env.observation_space, env.action_space)
+        played = record(player, env, seed=seed, max_steps=MOST_STEPS)
+        shown = episode(played, units(player.policy, played), env.observation_space, env.action_space)
     how = "the most probable actions" if player.deterministic else "sampled actions"
     return {**shown, "told": f"{file.name}, {how}, seed {seed}."}
 
@@ -406,7 +411,7 @@ def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
         episode = record(player, env, seed=asked.seed, max_steps=settings.evaluation.max_steps)
         with reported_as(SettingsError, f"--colour {asked.colour}", ValueError):
             colour = episode.signal(asked.colour)
-        carried, opened = units(player.policy.memory_actor, episode), gates(player, episode)
+        carried, opened = units(player.policy, episode), gates(player, episode)
         attended = attention(player, episode)
     pictures, summary = {}, {"seed": asked.seed, "steps": len(episode), "return": episode.total}
     if carried:

@@ -177,18 +177,20 @@ def new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
 
 def resume_agent(settings: Settings, run: RunDirectory, env: VecEnv) -> RecurrentOnPolicyAlgorithm | None:
     """The agent of a run's last checkpoint, and its environments where they stood; None where none was saved yet."""
+    from agents.checkpoint import CheckpointError
     from agents.construction import ALGORITHMS, own_classes
     from agents.resuming import resume
 
-    found = resume(
-        run,
-        ALGORITHMS[settings.algorithm.name],
-        env,
-        seed=settings.seed,
-        device=settings.device,
-        custom_objects=own_classes(asdict(settings.policy)),
-        report=tell,
-    )
+    with reported_as(CheckpointFault, "resuming", CheckpointError):
+        found = resume(
+            run,
+            ALGORITHMS[settings.algorithm.name],
+            env,
+            seed=settings.seed,
+            device=settings.device,
+            custom_objects=own_classes(asdict(settings.policy)),
+            report=tell,
+        )
     if found is None:
         tell(f"{run.path} has no checkpoint yet: training starts from its beginning")
         run.forget_after(-1)

@@ -90,11 +90,12 @@ def _place(error: BaseException | None) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The message, with the type before it unless that says nothing more."""
-    message = str(error)
+    """The message, with the type before it unless that says nothing more, as with our own."""
+    message, ours = str(error), type(error).__module__.partition(".")[0] in ("agents", "envs", "configs")
     if not message:
         return type(error).__name__
-    return message if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: {message}"
+    says_all = ours or isinstance(error, (ValueError, OSError, ImportError))
+    return message if says_all else f"{type(error).__name__}: {message}"
 
 
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:

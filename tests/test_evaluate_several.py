@@ -146,6 +146,12 @@ def on_another_environment(runs: Path) -> list[str]:
     return [str(runs / "pair-5"), str(runs / "other")]
 
 
+def with_a_run_that_saved_nothing(runs: Path) -> list[str]:
+    (runs / "other" / "best.zip").unlink()
+    shutil.rmtree(runs / "other" / "checkpoints")
+    return [str(runs / "pair-5"), str(runs / "other")]
+
+
 def with_a_file_in_the_way(runs: Path) -> list[str]:
     (runs / "taken.html").write_text("mine")
     return [str(runs / "other"), "--report", str(runs / "taken.html")]
@@ -164,6 +170,8 @@ def with_a_file_in_the_way(runs: Path) -> list[str]:
         (lambda runs: [str(runs / "pair-5"), str(runs / "other"), "--video", "a.mp4"], 2, "give one run"),
         (lambda runs: [str(runs / "other"), "--report", str(runs)], 2, "put the runs before --report"),
         (lambda runs: [str(runs / "other"), "--report", str(runs / "no" / "a.html")], 2, "there is no directory"),
+        (lambda runs: [str(runs / "other"), "--json", str(runs / "no" / "a.json")], 2, "there is no directory"),
+        (with_a_run_that_saved_nothing, 5, "other holds no saved agent"),
         (lambda runs: ["--list", str(runs / "other")], 2, "--list stands alone"),
         (lambda runs: ["--list", "--runs", str(runs / "nothing")], 2, "is no directory"),
     ],
@@ -176,6 +184,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_evaluated(
     assert evaluate.main(asked) == code
     told = capsys.readouterr().err
     assert said in told
+    assert "Error: " not in told
     assert "Traceback" not in told
     assert set(runs.rglob("*")) - set(before) <= {runs / "taken.html"}
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
     for _, path in run.checkpoints():
         path.write_bytes(b"PK")
     assert train.main(["--resume", str(run.path)]) == 5
-    assert "none of the 6 checkpoints" in capsys.readouterr().err
+    assert "error: resuming: none of the 6 checkpoints" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -315,63 +316,68 @@ def start(words: list[str]) -> Any:
     return process
 
 
-def killed_and_resumed(root: Path, words: list[str], kills: int, longest: float) -> RunDirectory:
-    """The run is killed so many times, each time after a random while, and then left to end."""
-    moments, run = random.Random(0), RunDirectory(root / "killed")
-    resume = ["--resume", str(run.path)]
+def killed(root: Path, words: list[str], kills: int, wait: Callable[[Any, RunDirectory], None]) -> RunDirectory:
+    """The run is started, killed when ``wait`` returns, gone on with, killed again, and so on, so many times."""
+    run = RunDirectory(root / "killed")
     for _ in range(kills):
-        process = start(resume if run.settings.exists() else [*words, "--runs", str(root), "--name", "killed"])
-        process.join(timeout=moments.uniform(0.0, longest))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
+        is_there = run.settings.exists()
+        process = start(["--resume", str(run.path)] if is_there else [*words, "--runs", str(root), "--name", "killed"])
+        wait(process, run)
+        os.kill(process.pid, signal.SIGKILL)
         process.join()
-        assert process.exitcode in (-signal.SIGKILL, 0)
+        assert process.exitcode == -signal.SIGKILL  # it was at work
         if run.path.exists() and not run.settings.exists():
             run.path.rmdir()  # killed before it was a run: nothing is in it
-    assert train.main(resume) == 0
     return run
 
 
-def kill_words(updates: int) -> list[str]:
-    return [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.keep", "2", "--total-timesteps", str(32 * updates)]
+def assert_kills_at_any_moment_change_nothing(root: Path, kills: int, longest: float) -> None:
+    """Each after a random while: as it starts, learns or writes. None comes too late, for the run never ends."""
+    moments, words = random.Random(0), [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.keep", "2"]
+    endless = [*words, "--total-timesteps", "1e9"]
+    run = killed(root, endless, kills, lambda process, _: process.join(timeout=moments.uniform(0.0, longest)))
+    end = ["--total-timesteps", str(max([step for step, _ in run.checkpoints()], default=0) + 64)]
+    assert train.main(["--resume", str(run.path), *end]) == 0
+    assert_equal_runs(trained(root, [*words, *end]), run, int(end[1]))
 
 
 def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
-    words = kill_words(40)
-    assert train.main([*words, "--runs", str(tmp_path), "--name", "whole"]) == 0
-    run = killed_and_resumed(tmp_path, words, kills=6, longest=2.0)
-    assert_equal_runs(RunDirectory(tmp_path / "whole"), run, 32 * 40)
+    assert_kills_at_any_moment_change_nothing(tmp_path, kills=6, longest=1.0)
 
 
 @pytest.mark.slow
 def test_fifty_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
-    words = kill_words(200)
-    assert train.main([*words, "--runs", str(tmp_path), "--name", "whole"]) == 0
-    run = killed_and_resumed(tmp_path, words, kills=50, longest=1.5)
-    assert_equal_runs(RunDirectory(tmp_path / "whole"), run, 32 * 200)
+    assert_kills_at_any_moment_change_nothing(tmp_path, kills=50, longest=1.5)
 
 
 @pytest.mark.slow
 def test_the_main_job_resumed_after_ten_kills_ends_with_the_same_weights(tmp_path: Path) -> None:
-    steps = ["--total-timesteps", "40960", "--checkpoint.every", "1", "--evaluation.every", "10240", "--no-progress"]
+    steps = ["--total-timesteps", "20480", "--checkpoint.every", "1", "--evaluation.every", "5120", "--no-progress"]
     words = ["--config", "cartpole_novel", "--threads", "1", "--evaluation.final-episodes", "0", *steps]
     assert train.main([*words, "--runs", str(tmp_path), "--name", "whole"]) == 0
-    run = killed_and_resumed(tmp_path, words, kills=10, longest=4.0)
-    whole = RunDirectory(tmp_path / "whole")
+    whole, updates = RunDirectory(tmp_path / "whole"), iter(sorted(random.Random(0).sample(range(2, 19), 10)))
+
+    def wait(process: Any, run: RunDirectory) -> None:
+        asked = next(updates)
+        while process.is_alive() and not (run.metrics.exists() and len(rows_of(run.metrics)) >= asked):
+            time.sleep(0.01)
+
+    run = killed(tmp_path, words, 10, wait)
+    assert train.main(["--resume", str(run.path)]) == 0
     assert_equal_runs(whole, run, whole.checkpoints()[-1][0])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_what_is_resumed_equals_a_run_never_stopped(number: int, code: int, tmp_path: Path) -> None:
-    words = [*kill_words(40), "--checkpoint.every", "0"]
-    whole = trained(tmp_path, words[len(TINY) :])
-    process, run = start([*words, "--runs", str(tmp_path), "--name", "stopped"]), RunDirectory(tmp_path / "stopped")
+    words = [*PPO, "--env.id", "CartPole-v1", "--checkpoint.every", "0", "--total-timesteps", "640"]
+    whole, run = trained(tmp_path, words), RunDirectory(tmp_path / "stopped")
+    process = start([*TINY, *words, "--runs", str(tmp_path), "--name", "stopped"])
     while not (run.metrics.exists() and len(run.metrics.read_text().splitlines()) > 3):
         time.sleep(0.005)
     os.kill(process.pid, number)
     process.join()
     assert process.exitcode == code
     ((step, _),) = run.checkpoints()
-    assert 0 < step < 32 * 40
+    assert 0 < step < 640
     assert train.main(["--resume", str(run.path)]) == 0
-    assert_equal_runs(whole, run, 32 * 40)
+    assert_equal_runs(whole, run, 640)

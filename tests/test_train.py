@@ -353,9 +353,17 @@ def test_a_second_signal_ends_at_once_and_still_saves(
 
 
 @pytest.mark.usefixtures("no_account")
-def test_weights_and_biases_gets_settings_and_metrics(runs: Path) -> None:
+def test_weights_and_biases_without_a_key_records_settings_and_metrics_offline_and_asks_nothing(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(*_: object) -> str:
+        raise AssertionError("somebody was asked something")
+
+    monkeypatch.setattr("builtins.input", asked)
+    monkeypatch.setattr("getpass.getpass", asked)
     words = [*TINY, *PPO, *QUICK, "--runs", str(runs), "--tracking.wandb", "online", "--tracking.wandb-timeout", "1"]
     assert train.main(words) == 0
+    assert "there is no key (`wandb login` stores one); recording offline" in capsys.readouterr().err
     (record,) = runs.glob("*/wandb/offline-run-*/run-*.wandb")
     expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda")
     for _ in range(300):  # its service writes a moment after the end

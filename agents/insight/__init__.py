@@ -12,7 +12,7 @@
 from agents.insight.ablation import Ablation, Condition, ablate
 from agents.insight.horizon import Horizon, memory_horizon
 from agents.insight.inside import Attention, Components, Gates, attention, gates, principal_components
-from agents.insight.recording import Recording, record, units
+from agents.recording import Recording, record, units
 
 __all__ = [
     "Ablation",

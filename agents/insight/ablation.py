@@ -30,6 +30,9 @@ Ages = NDArray[np.int64]
 NOISES = (0.1, 0.3, 1.0)
 """Scales of noise, in standard deviations of each number of the state."""
 
+LEAST = 5
+"""Episodes: of fewer, all returns fall by chance in more than one case of twenty."""
+
 NOTHING = "the agent carries no memory from step to step: there is nothing to ablate"
 
 
@@ -118,6 +121,8 @@ class Ablation:
         """One sentence."""
         if not self.has_memory:
             return NOTHING
+        if len(self.intact.returns) < LEAST:
+            return f"too few episodes to tell whether the memory is used: play at least {LEAST}"
         wiped = self.conditions[1]
         before, after = number(self.intact.mean), number(wiped.mean)
         low, high = wiped.difference_interval

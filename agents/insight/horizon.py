@@ -32,9 +32,9 @@ from torch import Tensor
 
 from agents.buffer import map_observations
 from agents.devices import to_device
-from agents.insight.recording import Recording, through_policy
 from agents.player import Player
 from agents.policy import RecurrentActorCriticPolicy
+from agents.recording import Recording, through_policy
 
 SHARE = 0.95
 STEPS = 256

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import preprocess_obs
 
-from agents.insight.recording import Recording, plain, through_policy
 from agents.memory import GRU, LSTM, AttentionMemory, GTrXL, Memory
 from agents.memory.recurrent import Recurrent
 from agents.player import Player
 from agents.policy import RecurrentActorCriticPolicy
+from agents.recording import Recording, plain, through_policy
 
 Array = NDArray[np.float64]
 

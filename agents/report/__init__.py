@@ -3,8 +3,8 @@
 records.py      what a run's directory says
 statistics.py   intervals over seeds, probability of improvement
 groups.py       runs that differ in their seed alone
-episode.py      one episode of an agent, step by step
-data.py         numbers as a page carries them
+data.py         numbers as a page carries them; an episode to step through
+pictures.py     observations that are pictures
 page.py         the pages; page.html, page.css and page.js are what they are made of
 """
 

@@ -6,16 +6,18 @@ Axes: T steps, U numbers of one observation or state.
 import base64
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from agents.report.episode import Steps, channels_last, is_image, smaller
+from agents.recording import Recording, parts
+from agents.report.pictures import channels_last, is_image, smaller
 from agents.report.records import Curve
 
+MOST_STEPS = 1000  # of an episode, which need not end; a page must stay small
 MOST_POINTS = 400  # of a curve; a screen shows no more
 MOST_NUMBERS = 48  # of an observation or action, in a list
 MOST_UNITS = 256  # of a state's part, as rows of a picture
@@ -42,19 +44,28 @@ def curve(name: str, found: Curve, low: Any = None, high: Any = None) -> dict[st
     return drawn
 
 
-def episode(steps: Steps, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> dict[str, Any]:
-    """An episode to step through."""
+def episode(
+    recording: Recording,
+    memory: Mapping[str, NDArray[Any]],
+    observation_space: spaces.Space[Any],
+    action_space: spaces.Space[Any],
+) -> dict[str, Any]:
+    """An episode to step through; ``memory`` is what was carried, by name, (T, U) each."""
     of = dict(_spaces(observation_space))
+    seen = parts(recording.observations)
     return {
-        "steps": len(steps),
-        "ended": steps.ended,
-        "total": rounded(sum(steps.rewards)),
-        "rewards": numbers(steps.rewards),
-        "values": numbers(steps.values),
-        "log_probabilities": numbers(steps.log_probabilities),
-        "observations": [_part(name or "observation", of.get(name), seen) for name, seen in steps.observations.items()],
-        "action": {**_part("action", action_space, steps.actions), "probabilities": _probabilities(steps)},
-        "memory": [_units(name, np.array(states)) for name, states in steps.states.items()],
+        "steps": len(recording),
+        "ended": recording.ended,
+        "total": rounded(recording.total),
+        "rewards": numbers(recording.rewards),
+        "values": numbers(recording.values),
+        "log_probabilities": numbers(recording.log_probabilities),
+        "observations": [_part(name or "observation", of.get(name), values) for name, values in seen],
+        "action": {
+            **_part("action", action_space, recording.actions),
+            "probabilities": _probabilities(recording.probabilities),
+        },
+        "memory": [_units(name, states) for name, states in memory.items()],
     }
 
 
@@ -73,9 +84,8 @@ def _spaces(space: spaces.Space[Any], name: str = "") -> Iterator[tuple[str, spa
         yield name, space
 
 
-def _part(name: str, space: spaces.Space[Any] | None, values: Sequence[NDArray[Any]]) -> dict[str, Any]:
+def _part(name: str, space: spaces.Space[Any] | None, array: NDArray[Any]) -> dict[str, Any]:
     """One part of an observation, or the actions, over T steps."""
-    array = np.array(values)
     if isinstance(space, spaces.Box) and is_image(space):
         return _picture(name, channels_last(array, space))
     if isinstance(space, spaces.Discrete):
@@ -100,21 +110,20 @@ def _picture(name: str, pictures: NDArray[Any]) -> dict[str, Any]:
     return {"kind": "picture", "name": name, "height": height, "width": width, "depth": depth, "data": _base64(small)}
 
 
-def _probabilities(steps: Steps) -> list[list[float | None]] | None:
-    few = steps.probabilities and len(steps.probabilities[0]) <= MOST_NUMBERS
-    return [[rounded(p, 3) for p in row] for row in steps.probabilities] if few else None
+def _probabilities(chances: NDArray[Any] | None) -> list[list[float | None]] | None:
+    if chances is None or chances.shape[1] > MOST_NUMBERS:
+        return None
+    return [[rounded(p, 3) for p in row] for row in chances]
 
 
 def _units(name: str, states: NDArray[Any]) -> dict[str, Any]:
-    """(T, ...) -> (T, U) as signed bytes of the largest magnitude; of many units some, evenly spaced."""
-    flat = states.reshape(len(states), -1)
-    total = flat.shape[1]
+    """(T, U) as signed bytes of the largest magnitude; of many units some, evenly spaced."""
+    total = states.shape[1]
     shown = np.unique(np.linspace(0, total - 1, min(total, MOST_UNITS)).round().astype(int))
-    flat = np.nan_to_num(flat[:, shown], posinf=0.0, neginf=0.0)
+    flat = np.nan_to_num(states[:, shown], posinf=0.0, neginf=0.0)
     largest = float(np.abs(flat).max()) or 1.0
     data = _base64((flat / largest * 127).round().astype(np.int8))
-    units = {"total": total, "shown": len(shown), "shape": list(states.shape[1:])}
-    return {"name": name, **units, "largest": rounded(largest), "data": data}
+    return {"name": name, "total": total, "shown": len(shown), "largest": rounded(largest), "data": data}
 
 
 def _base64(array: NDArray[Any]) -> str:

@@ -231,9 +231,13 @@ def _differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings in which groups differ; the memory's name where there is nothing to tell apart."""
+    """The settings in which groups differ; the memory's name where there is nothing to tell apart.
+
+    An argument that some have not, and that is the same for all others, goes with what tells them apart anyway.
+    """
     differing = _differences(settings)
-    told = sorted(differing, key=lambda key: key != "policy.memory")[:4]
+    several = [key for key, row in differing.items() if len({_said(value) for value in row if value is not None}) > 1]
+    told = sorted(several or differing, key=lambda key: key != "policy.memory")[:4]
     labels = []
     for i, each in enumerate(settings):
         words = [

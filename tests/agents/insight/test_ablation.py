@@ -88,6 +88,13 @@ def test_the_verdict_says_how_long_a_memory_is_enough() -> None:
     assert found.verdict.endswith("; wiped every 4 steps it shows no loss")
 
 
+def test_a_few_episodes_give_no_verdict() -> None:
+    few, enough = (ablate(delaying(LAG), echo(4, LAG, LENGTH), n, seed=SEED, wipes=[1], noises=[]) for n in (4, 5))
+    assert few.fall > 0
+    assert few.verdict == "too few episodes to tell whether the memory is used: play at least 5"
+    assert enough.verdict.startswith("the agent uses its memory")
+
+
 def untrained(memory: str, **settings: Any) -> Player:
     return Player(small_ppo(echo(3), memory, **settings).policy)
 
@@ -97,7 +104,7 @@ def test_a_memory_that_is_ignored_shows_no_fall(memory: str) -> None:
     player = untrained(memory)
     with torch.no_grad():
         player.policy.action_net.weight.zero_()
-    found = ablate(player, echo(3), 4, seed=SEED, noises=[1.0])
+    found = ablate(player, echo(3), 5, seed=SEED, noises=[1.0])
     assert {each.kind for each in found.conditions} == {"intact", "wiped", "exchanged", "noise"}
     assert all(each.difference == 0 for each in found.conditions)
     assert found.enough == 1

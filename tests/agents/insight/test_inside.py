@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.evaluation import evaluate
-from agents.insight import attention, gates, principal_components, record, units
-from agents.memory import GRU, LSTM, MEMORIES, AttentionMemory, GTrXL, make_memory
+from agents.insight import attention, gates, principal_components, record
+from agents.memory import GRU, LSTM, AttentionMemory, GTrXL, make_memory
 from agents.player import Player
-from tests.agents.insight.echo import bits, delaying, echo
+from tests.agents.insight.echo import echo
 from tests.agents.probe_envs import small, small_ppo
 
 LENGTH = 9
@@ -18,72 +17,6 @@ LENGTH = 9
 
 def player_of(memory: str, critic_memory: str = "shared") -> Player:
     return Player(small_ppo(echo(1, 2, LENGTH), memory, critic_memory).policy)
-
-
-def test_a_recording_holds_what_was_shown_done_and_earned() -> None:
-    recorded, shown = record(delaying(2), echo(1, 2, LENGTH), seed=5), bits(5, LENGTH)[:LENGTH]
-    assert recorded.observations[:, 0].tolist() == (2 * shown - 1).tolist()
-    assert recorded.actions[2:].tolist() == shown[:-2].tolist()
-    assert recorded.rewards.tolist() == [0.0] * 2 + [1.0] * (LENGTH - 2)
-    assert recorded.infos["bit"].tolist() == shown.tolist()
-    assert recorded.states[0].shape == (LENGTH + 1, 2, 1)
-    assert recorded.states[0][3, :, 0].tolist() == (2 * shown[1:3] - 1).tolist()
-    assert (recorded.ended, recorded.total, len(recorded)) == (True, LENGTH - 2, LENGTH)
-    assert recorded.probabilities is not None
-    assert np.array_equal(recorded.probabilities.argmax(axis=1), recorded.actions)
-
-
-@pytest.mark.parametrize("critic_memory", ["shared", "separate", "none"])
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_a_recording_is_the_episode_that_stepping_gives(memory: str, critic_memory: str) -> None:
-    player = player_of(memory, critic_memory)
-    recorded = record(player, echo(1, 2, LENGTH), seed=3)
-    assert recorded.total == evaluate(player, echo(1, 2, LENGTH), 1, seed=3).mean
-    state = player.policy.initial_state(1)
-    n_actor = len(recorded.states)
-    for t in range(LENGTH):
-        with torch.no_grad():
-            seen = torch.as_tensor(recorded.seen[t : t + 1])
-            _, value, _, state = player.policy(seen, state, torch.tensor([t == 0]), deterministic=True)
-        assert recorded.values[t] == pytest.approx(float(value), abs=1e-5)
-        for part, kept in zip(state[:n_actor], recorded.states, strict=True):
-            np.testing.assert_allclose(kept[t + 1], part[0].numpy(), atol=1e-5)
-
-
-def test_signals_are_found_by_name_and_others_are_refused() -> None:
-    recorded = record(delaying(2), echo(1, 2, LENGTH), seed=5)
-    assert recorded.signal("time").tolist() == list(range(LENGTH))
-    assert recorded.signal("reward") is recorded.rewards
-    assert recorded.signal("bit") is recorded.infos["bit"]
-    with pytest.raises(
-        ValueError, match=r"no step of the episode has 'bits'; there are .*bit, time, reward, value, action"
-    ):
-        recorded.signal("bits")
-
-
-def test_an_episode_that_does_not_end_is_cut() -> None:
-    recorded = record(delaying(2), echo(1, 2, LENGTH), seed=5, max_steps=4)
-    assert (len(recorded), recorded.ended) == (4, False)
-
-
-@pytest.mark.parametrize(
-    ("memory", "names"),
-    [
-        ("rnn", {"hidden": 16}),
-        ("lstm", {"hidden": 16, "cell": 16}),
-        ("gru", {"hidden": 16}),
-        ("gtrxl", {"newest slot": 16, "output": 8}),
-        ("attention", {"hidden": 16, "cell": 16, "output": 8}),
-        ("none", {}),
-    ],
-)
-def test_units_are_what_each_layer_carried(memory: str, names: dict[str, int]) -> None:
-    player = player_of(memory)
-    recorded = record(player, echo(1, 2, LENGTH))
-    found = units(player.policy.memory_actor, recorded)
-    assert {name: part.shape for name, part in found.items()} == {name: (LENGTH, n) for name, n in names.items()}
-    if memory == "lstm":
-        np.testing.assert_allclose(found["hidden"][:, 8:], recorded.outputs, atol=1e-6)
 
 
 def test_the_components_of_a_line_are_the_line() -> None:

@@ -6,6 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from agents.recording import Recording
 from agents.report import Record
 from agents.run_directory import RunDirectory
 from configs import Settings, dump
@@ -59,3 +62,24 @@ def record(
 
 def evaluation(returns: Sequence[float]) -> Mapping[str, Any]:
     return {"returns": list(returns)}
+
+
+def recording(n_steps: int, observations: Any = None, **known: Any) -> Recording:
+    """An episode of which only what is known is said."""
+    nothing, zeros = np.zeros((n_steps, 0)), np.zeros(n_steps)
+    made: dict[str, Any] = {
+        "actions": np.zeros(n_steps, np.int64),
+        "rewards": zeros,
+        "infos": {},
+        "values": zeros,
+        "log_probabilities": zeros,
+        "probabilities": None,
+        "features": nothing,
+        "outputs": nothing,
+        "states": (),
+        "critic_states": (),
+        "ended": True,
+        "seed": 0,
+    }
+    seen = nothing if observations is None else observations
+    return Recording(observations=seen, seen=seen, **{**made, **known})

@@ -1,106 +1,27 @@
 """What a report shows of an episode is what happened in it."""
 
 import base64
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 
-import envs
-from agents import RecurrentPPO
-from agents.evaluation import evaluate
-from agents.memory import MEMORIES
-from agents.player import Player
 from agents.report import data
-from agents.report.episode import Steps, record
-
-CRITICS = ("shared", "separate", "none")
-
-
-def player(memory: str, critic: str = "shared", env_id: str = "RepeatPrevious-v0") -> tuple[Player, Any]:
-    env = envs.make(env_id, 1, seed=0)
-    agent = RecurrentPPO(
-        "RecurrentPolicy",
-        env,
-        seed=1,
-        n_steps=8,
-        batch_size=8,
-        policy_kwargs={"memory": memory, "critic_memory": critic},
-    )
-    return Player(agent.policy), env
-
-
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_the_values_are_those_of_the_whole_sequence_at_once(memory: str, critic: str) -> None:
-    actor, env = player(memory, critic)
-    steps = record(actor, env, seed=3, longest=12)
-    observations: Any
-    observations, _ = actor.policy.obs_to_tensor(np.array(steps.observations[""]))
-    starts = torch.zeros(12, 1, dtype=torch.bool)
-    starts[0] = True
-    with torch.no_grad():
-        values, log_probabilities, _ = actor.policy.evaluate_actions(
-            observations[:, None],
-            torch.as_tensor(np.array(steps.actions))[:, None],
-            actor.policy.initial_state(1),
-            starts,
-        )
-    assert steps.values == pytest.approx(values[:, 0].tolist(), abs=1e-4)
-    assert steps.log_probabilities == pytest.approx(log_probabilities[:, 0].tolist(), abs=1e-4)
-    chances = [float(np.log(chance[action])) for chance, action in zip(steps.probabilities, steps.actions, strict=True)]
-    assert chances == pytest.approx(steps.log_probabilities, abs=1e-4)
-    assert all(len(states) == 12 for states in steps.states.values())
-    assert bool(steps.states) == (memory != "none")
-
-
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_it_is_the_episode_that_an_evaluation_with_the_seed_plays(deterministic: bool) -> None:
-    actor, env = player("lstm")
-    actor.deterministic = deterministic
-    steps = record(actor, env, seed=5)
-    result = evaluate(actor, env, 1, seed=5)
-    assert steps.ended
-    assert sum(steps.rewards) == pytest.approx(result.mean)
-    assert len(steps) == result.mean_length
-
-
-def test_recording_moves_nothing() -> None:
-    actor, env = player("gru")
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    record(actor, env, seed=5)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert actor.act(env.reset()).shape == (1,)  # as if nothing had been acted before
-
-
-def test_an_episode_that_does_not_end_is_cut() -> None:
-    actor, env = player("lstm", env_id="CartPoleNoVel-v1")
-    steps = record(actor, env, seed=0, longest=3)
-    assert (len(steps), steps.ended) == (3, False)
-
-
-def test_an_agent_for_other_actions_is_refused() -> None:
-    actor, _ = player("lstm")
-    with pytest.raises(ValueError, match="the agent's actions are"):
-        record(actor, envs.make("PendulumNoVel-v1", 1))
+from tests.agents.report.runs import recording
 
 
 def test_states_come_back_from_their_bytes() -> None:
-    states = np.array([[[1.0, -2.0]], [[0.5, 0.0]]])  # two steps, one layer, two units
-    steps = Steps(rewards=[0.0, 1.0], actions=[np.array(0), np.array(1)], states={"hidden state": list(states)})
-    (part,) = data.episode(steps, spaces.Box(-1, 1, (2,)), spaces.Discrete(2))["memory"]
-    assert (part["name"], part["total"], part["shown"], part["shape"]) == ("hidden state", 2, 2, [1, 2])
+    states = np.array([[1.0, -2.0], [0.5, 0.0]])  # two steps, two units
+    shown = data.episode(recording(2), {"hidden state": states}, spaces.Box(-1, 1, (0,)), spaces.Discrete(2))
+    (part,) = shown["memory"]
+    assert (part["name"], part["total"], part["shown"]) == ("hidden state", 2, 2)
     quantised = np.frombuffer(base64.b64decode(part["data"]), np.int8).reshape(2, 2)
-    assert quantised / 127 * part["largest"] == pytest.approx(states.reshape(2, 2), abs=2 / 127)
+    assert quantised / 127 * part["largest"] == pytest.approx(states, abs=2 / 127)
 
 
 def test_of_a_large_state_units_evenly_apart_are_shown() -> None:
-    state = np.arange(1025.0)
-    steps = Steps(rewards=[0.0], actions=[np.array(0)], states={"state": [state]})
-    (part,) = data.episode(steps, spaces.Box(-1, 1, (2,)), spaces.Discrete(2))["memory"]
+    states = np.arange(1025.0)[None]
+    (part,) = data.episode(recording(1), {"state": states}, spaces.Box(-1, 1, (0,)), spaces.Discrete(2))["memory"]
     quantised = np.frombuffer(base64.b64decode(part["data"]), np.int8)
     assert (part["total"], part["shown"], len(quantised), quantised[0], quantised[-1]) == (1025, 256, 256, 0, 127)
 
@@ -114,14 +35,12 @@ def test_every_kind_of_observation_and_action_has_a_form() -> None:
         many=spaces.Box(-1, 1, (10, 10)),
     )
     seen = {
-        "seen": [picture],
-        "inner.card": [np.array(3)],
-        "inner.bits": [np.array([1, 0, 1], np.int8)],
-        "many": [np.arange(100.0)],
+        "seen": picture[None],
+        "inner": {"card": np.array([3]), "bits": np.array([[1, 0, 1]], np.int8)},
+        "many": np.arange(100.0).reshape(1, 10, 10),
     }
-    shown = data.episode(
-        Steps(observations=seen, actions=[np.array([0.5, -2.0])], rewards=[1.0]), space, spaces.Box(-2, 2, (2,))
-    )
+    played = recording(1, seen, actions=np.array([[0.5, -2.0]]))
+    shown = data.episode(played, {}, space, spaces.Box(-2, 2, (2,)))
     parts = {part["name"]: part for part in shown["observations"]}
     assert {name: part["kind"] for name, part in parts.items()} == {
         "seen": "picture",
@@ -138,9 +57,9 @@ def test_every_kind_of_observation_and_action_has_a_form() -> None:
 
 
 def test_long_episodes_of_pictures_stay_small() -> None:
-    pictures = [np.zeros((84, 84, 3), np.uint8)] * 1000
-    steps = Steps(observations={"": pictures}, actions=[np.array(0)] * 1000, rewards=[0.0] * 1000)
-    (part,) = data.episode(steps, spaces.Box(0, 255, (84, 84, 3), np.uint8), spaces.Discrete(2))["observations"]
+    played = recording(1000, np.zeros((1000, 84, 84, 3), np.uint8))
+    shown = data.episode(played, {}, spaces.Box(0, 255, (84, 84, 3), np.uint8), spaces.Discrete(2))
+    (part,) = shown["observations"]
     assert 1000 * part["width"] * part["height"] * 3 <= data.MOST_PIXELS
     assert part["width"] >= 20
 

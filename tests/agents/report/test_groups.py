@@ -40,6 +40,14 @@ def test_labels_name_what_differs(tmp_path: Path) -> None:
     assert labels == ["hidden_size 8", "hidden_size 64"]
 
 
+def test_labels_leave_out_what_all_have_that_can_have_it(tmp_path: Path) -> None:
+    lstm, none = settings("lstm"), settings("none")
+    lstm = replace(lstm, policy=replace(lstm.policy, memory_kwargs={"hidden_size": 64}))
+    groups = grouped([scored(tmp_path, "l", lstm, 1.0), scored(tmp_path, "n", none, 1.0)])
+    assert [group.label for group in groups] == ["memory lstm", "memory none"]
+    assert "policy.memory_kwargs.hidden_size" in differences(groups)
+
+
 def test_a_seed_that_was_run_twice_is_one_seed(tmp_path: Path) -> None:
     runs = [scored(tmp_path, name, settings(seed=4), 1.0, 2.0) for name in ("first", "again")]
     (group,) = grouped(runs)

@@ -12,9 +12,8 @@ import pytest
 from gymnasium import spaces
 
 from agents.report import Scored, comparison_page, data, grouped, run_page, write_once
-from agents.report.episode import Steps
 from tests.agents.report.browser import PROGRAM, Browser
-from tests.agents.report.runs import evaluation, record, settings
+from tests.agents.report.runs import evaluation, record, recording, settings
 
 STEPS = 30
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>[[data]]"
@@ -22,17 +21,17 @@ HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=a
 
 def episode() -> dict[str, Any]:
     """Step t is seen as t and t + 0.5, expected as 10 t, rewarded with 100 t, and acted on with t % 3."""
-    steps = Steps(
-        observations={"": [np.array([t, t + 0.5]) for t in range(STEPS)]},
-        actions=[np.array(t % 3) for t in range(STEPS)],
-        probabilities=[np.eye(3)[t % 3] for t in range(STEPS)],
-        log_probabilities=[0.0] * STEPS,
-        values=[10.0 * t for t in range(STEPS)],
-        rewards=[100.0 * t for t in range(STEPS)],
-        states={"hidden state": [np.sin(np.arange(8) + t) for t in range(STEPS)]},
-        ended=True,
+    t = np.arange(STEPS)
+    played = recording(
+        STEPS,
+        np.stack([t, t + 0.5], axis=1),
+        actions=t % 3,
+        probabilities=np.eye(3)[t % 3],
+        values=10.0 * t,
+        rewards=100.0 * t,
     )
-    return {**data.episode(steps, spaces.Box(-99, 99, (2,)), spaces.Discrete(3)), "told": "best.zip."}
+    memory = {"hidden state": np.sin(np.arange(8) + t[:, None])}
+    return {**data.episode(played, memory, spaces.Box(-99, 99, (2,)), spaces.Discrete(3)), "told": "best.zip."}
 
 
 def report(root: Path, name: str = "run", **changes: Any) -> str:

@@ -52,7 +52,7 @@ def test_the_interval_of_the_probability_of_improvement_is_that_of_its_definitio
 
 
 def test_thousands_of_episodes_are_compared_without_their_millions_of_pairs() -> None:
-    scores = np.random.default_rng(2).normal(size=4000)
+    scores = np.random.default_rng(2).normal(size=1500)
     low, high = improvement_interval(scores, scores + 0.01)
     assert low < probability_of_improvement(scores[:500], scores[:500] + 0.01) < high
 

@@ -1,8 +1,9 @@
-"""One episode of an agent, with all that it saw, did, earned and carried.
+"""One episode of an agent, with all that it saw, did, expected, earned and carried.
 
 Axes: T steps, F features, H outputs of the memory, U units; ``...`` the shape of one.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +37,12 @@ class Recording:
         rewards: (T,) true ones.
         infos: the numbers that every step's info held, by key, (T,) each.
         values: (T,) what the critic expected before the step, of normalised rewards where training normalised them.
+        log_probabilities: (T,) of the actions.
         probabilities: (T, n) of each action for a Discrete space; None for others.
         features: (T, F) what went into the actor's memory.
         outputs: (T, H) what came out of it.
         states: what it carried, the parts (T + 1, ...) each: before the first step, and after every step.
+        critic_states: the same of a critic's memory of its own; empty where there is none.
         ended: whether the episode ended, and was not cut.
         seed: of environment and samples.
     """
@@ -50,10 +53,12 @@ class Recording:
     rewards: Array
     infos: dict[str, Array]
     values: Array
+    log_probabilities: Array
     probabilities: Array | None
     features: Array
     outputs: Array
     states: tuple[Array, ...]
+    critic_states: tuple[Array, ...]
     ended: bool
     seed: int
 
@@ -82,11 +87,12 @@ class Recording:
     def arrays(self) -> dict[str, Array]:
         """Everything by name, as ``numpy.savez`` takes it."""
         named: dict[str, Array] = {
-            **_named("observations", self.observations),
+            **{f"observations.{key}" if key else "observations": part for key, part in parts(self.observations)},
             "actions": self.actions,
             "rewards": self.rewards,
             **{f"infos.{key}": values for key, values in self.infos.items()},
             "values": self.values,
+            "log_probabilities": self.log_probabilities,
             "features": self.features,
             "outputs": self.outputs,
             **{f"states.{i}": part for i, part in enumerate(self.states)},
@@ -97,46 +103,68 @@ class Recording:
 
 
 def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None = None) -> Recording:
-    """Lets a player act for one episode and keeps everything.
+    """Lets a player act for one episode and keeps everything; nothing of the player or the process moves.
 
     Args:
-        player: nothing of it moves.
         env: before normalisation; of several environments the first is recorded.
         seed: of environment and samples.
         max_steps: the episode is cut there; never later than after 10,000 steps.
+
+    Raises:
+        ValueError: the agent does not fit the environment.
     """
     env = env.venv if isinstance(env, VecNormalize) else env
-    actor = Player(player.policy, player._normalizer, deterministic=player.deterministic)
-    policy, limit = actor.policy, min(max_steps or LONGEST, LONGEST)
-    observations: list[Any] = []
-    actions: list[Array] = []
-    rewards: list[float] = []
-    infos: list[dict[str, Any]] = []
-    done = False
-    states = [_first(policy.memory_actor.initial_state(1))]
-    with undisturbed():
+    if player.policy.action_space != env.action_space:
+        raise ValueError(f"the agent's actions are {player.policy.action_space}, those here {env.action_space}")
+    with undisturbed(), torch.no_grad():
         env.seed(seed)
         torch.manual_seed(seed)
-        observation = env.reset()
-        while not done and len(rewards) < limit:
-            observations.append(map_observations(lambda part: np.array(part[0]), observation))
-            chosen = actor.act(observation)
-            states.append(_first(policy._import_state(actor._state, env.num_envs)))
-            observation, reward, dones, step_infos = env.step(chosen)
-            actions.append(np.array(chosen[0]))
-            rewards.append(float(reward[0]))
-            infos.append(step_infos[0])
-            done = bool(dones[0])
-    stacked = _stacked(observations)
-    seen = stacked if actor._normalizer is None else actor._normalizer.normalize(stacked)
+        return _recorded(player, env, seed, min(max_steps or LONGEST, LONGEST))
+
+
+def _recorded(player: Player, env: VecEnv, seed: int, limit: int) -> Recording:
+    policy = player.policy
+    policy.set_training_mode(False)
+    observations: list[Any] = []
+    seen: list[Any] = []
+    actions: list[Array] = []
+    expected: list[tuple[float, float]] = []  # values and log-probabilities
+    rewards: list[float] = []
+    infos: list[dict[str, Any]] = []
+    state = policy.initial_state(env.num_envs)
+    states, done = [_first(state)], False
+    starts = torch.ones(env.num_envs, dtype=torch.bool, device=policy.device)
+    observation = env.reset()
+    while not done and len(rewards) < limit:
+        normalized = player.normalized(observation)
+        for kept, batch in ((observations, observation), (seen, normalized)):
+            kept.append(map_observations(lambda part: np.array(part[0]), batch))
+        tensors, _ = policy.obs_to_tensor(normalized)
+        action, value, log_probability, state = policy(tensors, state, starts, player.deterministic)
+        taken = policy.head.to_environment(action.cpu().numpy())
+        observation, reward, dones, step_infos = env.step(taken)
+        actions.append(np.array(taken[0]))
+        expected.append((float(value[0]), float(log_probability[0])))
+        states.append(_first(state))
+        rewards.append(float(reward[0]))
+        infos.append(step_infos[0])
+        done = bool(dones[0])
+        starts = torch.zeros_like(starts)
+    carried = tuple(np.stack(part) for part in zip(*states, strict=True))
+    n_actor = len(policy.memory_actor.initial_state(1))
+    values, log_probabilities = np.array(expected).T
+    all_seen = _stacked(seen)
     return Recording(
-        stacked,
-        seen,
+        _stacked(observations),
+        all_seen,
         np.stack(actions),
         np.array(rewards),
         _numbers(infos),
-        **_thought(policy, seen, len(rewards)),
-        states=tuple(np.stack(parts) for parts in zip(*states, strict=True)),
+        values,
+        log_probabilities,
+        **_thought(policy, all_seen, len(rewards)),
+        states=carried[:n_actor],
+        critic_states=carried[n_actor:],
         ended=done,
         seed=seed,
     )
@@ -160,26 +188,41 @@ def plain(memory: Memory) -> Memory:
     return memory.memory if isinstance(memory, Passing) else memory
 
 
-def units(memory: Memory, recording: Recording) -> dict[str, Array]:
-    """What the memory carried after every step, by name, (T, U) each; of a window its newest slot alone.
-
-    Layer by layer. Counts are left out. What the heads read, "output", comes last where it is no part of that.
-    """
-    memory, states = plain(memory), recording.states
-    if isinstance(memory, GTrXL):
-        kept = {"newest slot": states[0][1:, :, -1]}
-    elif isinstance(memory, Recurrent | AttentionMemory):
-        recurrent = memory if isinstance(memory, Recurrent) else memory.recurrent
-        names = ("hidden", "cell") if isinstance(recurrent, LSTM) else ("hidden",)
-        kept = {name: part[1:] for name, part in zip(names, states, strict=False)}
+def parts(observation: Any, name: str = "") -> Iterator[tuple[str, Array]]:
+    """(key, array) of every part of a (nested) Dict observation, "outer.inner"; of a plain one, with no key."""
+    if isinstance(observation, Mapping):
+        for key, part in observation.items():
+            yield from parts(part, f"{name}.{key}" if name else str(key))
     else:
-        several = len(states) > 1
-        kept = {f"state {i}" if several else "state": part[1:] for i, part in enumerate(states)}
-        kept = {name: part for name, part in kept.items() if not (several and part.shape[1:] == (1,))}
-    flat = {name: part.reshape(len(recording), -1) for name, part in kept.items()}
-    if states and not isinstance(memory, Recurrent):
-        flat["output"] = recording.outputs
-    return flat
+        yield name, np.asarray(observation)
+
+
+def units(policy: RecurrentActorCriticPolicy, recording: Recording) -> dict[str, Array]:
+    """What memories carried after every step, by name, (T, U) each; of a window its newest slot alone.
+
+    Layer by layer; a critic's own memory after the actor's. Counts are left out. What the actor's head reads, "output",
+    is there too where it is no part of the state.
+    """
+    found = _carried(policy.memory_actor, recording.states)
+    if recording.states and not isinstance(plain(policy.memory_actor), Recurrent):
+        found["output"] = recording.outputs
+    if policy.memory_critic is not None:
+        own = _carried(policy.memory_critic, recording.critic_states)
+        found |= {f"critic's {name}": part for name, part in own.items()}
+    return {name: part.reshape(len(recording), -1) for name, part in found.items()}
+
+
+def _carried(memory: Memory, states: Sequence[Array]) -> dict[str, Array]:
+    memory = plain(memory)
+    if isinstance(memory, GTrXL):
+        return {"newest slot": states[0][1:, :, -1]}
+    if isinstance(memory, Recurrent | AttentionMemory):
+        recurrent = memory if isinstance(memory, Recurrent) else memory.recurrent
+        names = ("hidden state", "cell state") if isinstance(recurrent, LSTM) else ("hidden state",)
+        return {name: part[1:] for name, part in zip(names, states, strict=False)}
+    if len(states) == 1:
+        return {"state": states[0][1:]}
+    return {f"state, part {i}": part[1:] for i, part in enumerate(states, 1) if part.shape[1:] != (1,)}
 
 
 def _thought(policy: RecurrentActorCriticPolicy, seen: Any, n_steps: int) -> dict[str, Any]:
@@ -188,11 +231,9 @@ def _thought(policy: RecurrentActorCriticPolicy, seen: Any, n_steps: int) -> dic
         tensors, features, critic_features, state, starts = through_policy(policy, seen, n_steps)
         hidden = policy._unroll(features, critic_features, state, starts)
         parameters = policy._distribution_parameters(hidden.actor, tensors)
-        values = policy._value(hidden.critic)
         is_discrete = hasattr(policy.action_space, "n") and parameters[0].shape[-1] == policy.action_space.n
         probabilities = parameters[0].softmax(-1) if is_discrete and policy.action_space.shape == () else None
     return {
-        "values": values.float().cpu().numpy(),
         "probabilities": None if probabilities is None else probabilities.cpu().numpy(),
         "features": features[:, 0].float().cpu().numpy(),
         "outputs": hidden.actor.float().cpu().numpy(),
@@ -200,20 +241,13 @@ def _thought(policy: RecurrentActorCriticPolicy, seen: Any, n_steps: int) -> dic
 
 
 def _first(state: State) -> tuple[Array, ...]:
-    return tuple(part[0].detach().cpu().numpy().copy() for part in state)
+    return tuple(part[0].cpu().numpy().copy() for part in state)
 
 
 def _stacked(observations: list[Any]) -> Any:
     if isinstance(observations[0], dict):
         return {key: _stacked([each[key] for each in observations]) for key in observations[0]}
     return np.stack(observations)
-
-
-def _named(name: str, observations: Any) -> dict[str, Array]:
-    if not isinstance(observations, dict):
-        return {name: observations}
-    parts = [_named(f"{name}.{key}", part) for key, part in observations.items()]
-    return {key: part for each in parts for key, part in each.items()}
 
 
 def _numbers(infos: list[dict[str, Any]]) -> dict[str, Array]:
