@@ -272,8 +272,12 @@ def make_environments(
 ) -> VecEnv:
     """The task as the settings describe it, before normalisation."""
     import envs
+    from agents.threads import available_cpus
 
     task = settings.env
+    workers = task.workers
+    if task.backend == "subprocess" and workers is None:
+        workers = available_cpus()  # within a container's share of the processors
     with reported_as(EnvironmentFault, f"environment {task.id}"):
         return envs.make(
             task.id,
@@ -283,7 +287,7 @@ def make_environments(
             wrappers=task.wrappers,
             backend=task.backend if render_mode is None else "serial",
             render_mode=render_mode,
-            workers=task.workers if render_mode is None else None,
+            workers=workers if render_mode is None else None,
             timeout=task.timeout if render_mode is None else None,
             max_restarts=task.max_restarts if resumable else 0,
             resumable=resumable,

@@ -399,7 +399,7 @@ def plot(known: Known, path: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     there = list(dict.fromkeys(learner for here in known.values() for learner in here))
-    further = iter(plt.get_cmap("tab20").colors)
+    further = (plt.get_cmap("tab20")(number) for number in range(20))
     figure, axes = plt.subplots(1, len(TASKS), figsize=(4.2 * len(TASKS), 3.6))
     lines: dict[str, Any] = {}
     for place, learner in enumerate(there):

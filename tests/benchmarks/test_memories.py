@@ -105,8 +105,8 @@ def test_the_page_says_who_wins_and_what_is_not_told_apart(docs: pathlib.Path) -
     assert "| gru | 1,234 | 56,789 | 10.0 | 20.5 |" in page
     (none,) = (line for line in page if line.startswith("| Associative recall | 4 | none"))
     (gru,) = (line for line in page if line.startswith("| Associative recall | 4 | gru"))
-    (maze,) = (line for line in page if line.startswith("| T-maze | 100 | gru | 2"))
-    assert "| 3 | 100 | -0.500 |" in none
+    (maze,) = (line for line in page if line.startswith("| T-maze | 100 | gru | "))
+    assert "| -0.500 |" in none
     assert "| memoryless | 2 |" in none
     assert "| in part | 2 |" in gru
     assert "| 1.000 | 1 to 1 | solved |" in maze
