@@ -150,7 +150,7 @@ def _facts(record: Record, state: str) -> str:
         "seed": settings["seed"],
         "training": f"{state}, {int(steps):,} of {settings['total_timesteps']:,} steps",
         "best periodic evaluation": f"{number(best['mean_reward'])} at step {int(best['step']):,}" if best else "none",
-        "started": versions.get("started", "unknown"),
+        "started": str(versions.get("started", "unknown"))[:16].replace("T", " "),
         "commit": str(versions.get("commit") or "unknown")[:12],
     }
     cells = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in told.items())

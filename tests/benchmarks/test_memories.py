@@ -97,6 +97,7 @@ def test_the_page_says_who_wins_and_what_is_not_told_apart(docs: pathlib.Path) -
     for learner, several in returns.items():
         found += [a_result(f"associative_recall/4/{learner}/{seed}", *several, *several) for seed in (0, 1, 2)]
     found += [a_result(f"tmaze/100/gru/{seed}", 1.0, 1.0) for seed in (0, 1)]
+    found += [a_result(f"tmaze/10/gru/{seed}", share, share) for seed, share in enumerate((1.0, 0.5, 1.0))]
     memories.write_docs(json.loads(json.dumps(found)))
     page = (docs / "memories.md").read_text().splitlines()
     assert "| Associative recall | 4 | lstm (0.950) | rnn |" in page
@@ -110,6 +111,8 @@ def test_the_page_says_who_wins_and_what_is_not_told_apart(docs: pathlib.Path) -
     assert "| memoryless | 2 |" in none
     assert "| in part | 2 |" in gru
     assert "| 1.000 | 1 to 1 | solved |" in maze
+    (in_some,) = (line for line in page if line.startswith("| T-maze | 10 | gru | "))
+    assert "| solved by 2 of 3 |" in in_some
     assert (docs / "memories.png").stat().st_size > 1000
 
 
