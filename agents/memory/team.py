@@ -32,14 +32,17 @@ def run_together(functions: Sequence[Callable[[], None]]) -> None:
 
     Raises:
         BaseException: what the first of them to fail raised, when all have ended.
+        KeyboardInterrupt: an interruption kept one of them from running.
     """
     errors: list[BaseException] = []
+    ended: list[None] = []
 
     def run(function: Callable[[], None]) -> None:
         try:
             function()
         except BaseException as error:  # nothing may pass through OpenMP
             errors.append(error)
+        ended.append(None)
 
     if len(functions) < 2:
         for function in functions:
@@ -55,6 +58,8 @@ def run_together(functions: Sequence[Callable[[], None]]) -> None:
             thread.join()
     if errors:
         raise errors[0]
+    if len(ended) < len(functions):  # Ctrl-C between two of them: ctypes drops what a callback raises
+        raise KeyboardInterrupt
 
 
 def _run_in_team(library: Any, functions: Sequence[Callable[[], None]]) -> None:

@@ -45,6 +45,26 @@ def test_an_error_comes_out_when_all_have_ended() -> None:
     assert done == ["other"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_before_a_function_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    openmp = team._library
+    if openmp is None:
+        pytest.skip("no OpenMP library with GCC's entry points")
+
+    class Interrupted:
+        """OpenMP as it is, but Ctrl-C comes as a thread asks for its number."""
+
+        GOMP_parallel = openmp.GOMP_parallel
+        omp_get_num_threads = openmp.omp_get_num_threads
+
+        def omp_get_thread_num(self) -> int:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(team, "_library", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        team.run_together([lambda: None] * 2)
+
+
 def test_fewer_threads_than_functions_do_them_all() -> None:
     script = "from agents.memory import team; team.run_together([lambda: print('done', flush=True)] * 3)"
     ran = subprocess.run(
