@@ -39,21 +39,11 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(records.Settings):
     """Learning of RecuRL against published results and sb3-contrib."""
 
-    only: str = ""
-    """Only runs whose name contains this, such as "tmaze" or "equal/pendulum/sb3-contrib"."""
-    seeds: int = 3
-    """Seeds of every task."""
     equal_seeds: int = 5
     """Seeds of every curve against sb3-contrib."""
-    steps: int = 0
-    """Environment steps in place of a task's own, for a trial whose result is printed, not kept. 0: the task's own."""
-    report: bool = False
-    """Run nothing, write the page and the plot."""
-    list: bool = False
-    """Run nothing, name the runs and say which have a result."""
 
 
 @dataclass(frozen=True)

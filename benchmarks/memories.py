@@ -49,19 +49,8 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(records.Settings):
     """Every memory on tasks of rising memory length."""
-
-    only: str = ""
-    """Only runs whose name contains this, such as "tmaze/100" or "/gru/"."""
-    seeds: int = 3
-    """Seeds of every memory on every task."""
-    steps: int = 0
-    """Environment steps in place of a task's own, for a trial whose result is printed, not kept. 0: the task's own."""
-    report: bool = False
-    """Run nothing, write the page and the plot."""
-    list: bool = False
-    """Run nothing, name the runs and say which have a result."""
 
 
 class Level(NamedTuple):

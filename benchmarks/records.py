@@ -4,7 +4,8 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 Result = dict[str, Any]
 
@@ -16,17 +17,20 @@ class Run(NamedTuple):
     start: Callable[[int], Result]
 
 
-class Settings(Protocol):
+@dataclass(frozen=True)
+class Settings:
     """What every such benchmark is told."""
 
-    @property
-    def only(self) -> str: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def report(self) -> bool: ...
-    @property
-    def list(self) -> bool: ...
+    only: str = ""
+    """Only runs whose name contains this."""
+    seeds: int = 3
+    """Seeds of every task and way."""
+    steps: int = 0
+    """Environment steps in place of a run's own, for a trial whose result is printed, not kept. 0: the run's own."""
+    report: bool = False
+    """Run nothing, write the page."""
+    list: bool = False
+    """Run nothing, name the runs and say which have a result."""
 
 
 Told = TypeVar("Told", bound=Settings)

@@ -44,19 +44,8 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(records.Settings):
     """What burn-in and refresh buy."""
-
-    only: str = ""
-    """Only runs whose name contains this, such as "states/" or "tmaze/refresh"."""
-    seeds: int = 3
-    """Seeds of every way on every task."""
-    steps: int = 0
-    """Environment steps in place of a run's own, for a trial whose result is printed, not kept. 0: the run's own."""
-    report: bool = False
-    """Run nothing, write the page."""
-    list: bool = False
-    """Run nothing, name the runs and say which have a result."""
 
 
 class Task(NamedTuple):

@@ -50,12 +50,12 @@ def test_an_interruption_before_a_function_is_not_lost(monkeypatch: pytest.Monke
     openmp = team._library
     if openmp is None:
         pytest.skip("no OpenMP library with GCC's entry points")
+    parallel, number = openmp.GOMP_parallel, openmp.omp_get_num_threads
 
     class Interrupted:
         """OpenMP as it is, but Ctrl-C comes as a thread asks for its number."""
 
-        GOMP_parallel = openmp.GOMP_parallel
-        omp_get_num_threads = openmp.omp_get_num_threads
+        GOMP_parallel, omp_get_num_threads = parallel, number
 
         def omp_get_thread_num(self) -> int:
             raise KeyboardInterrupt
