@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/cartpole_novel.yaml
 BIN := $(VENV)/bin
-COMPILED := $(wildcard agents/*.c agents/memory/*.[ch])
+COMPILED := $(wildcard agents/kernels/*.[ch])
 
 .PHONY: help train test test-slow lint format clean
 

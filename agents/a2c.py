@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import explained_variance
 from agents.buffer import SequenceBatch
 from agents.checks import check_mapping, check_positive
 from agents.encoders.auxiliary import AuxiliaryTerms
-from agents.losses import normalized, policy_gradient, value_error
+from agents.losses import clip_gradients, normalized, policy_gradient, value_error
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
@@ -107,7 +107,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         loss = auxiliary.add_to(loss)
         self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        clip_gradients(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
         self._record(policy_loss, value_loss, entropy_loss)

@@ -23,9 +23,9 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import Tensor, nn
 
-from agents import fused
 from agents.actions import BernoulliHead, CategoricalHead, GaussianHead, MultiCategoricalHead, StateDependentHead
 from agents.buffer import map_observations
+from agents.kernels import heads as fused
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
 from agents.policy import RecurrentActorCriticPolicy
@@ -319,6 +319,7 @@ class NumpyActor:
         self._latent = _layers_of(heads.policy_net) if self._reads_latent else None
         self._output = _layers_of(*() if self._reads_latent else (heads.policy_net,), policy.action_net)
         self._values = _layers_of(heads.value_net, policy.value_net)
+        policy.head.check_outputs(len(policy.action_net.get_parameter("weight")))
         self._sample = _sampler_of(policy, rng)
 
     def begin(self, state: State) -> NumpyState:

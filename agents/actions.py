@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import Tensor
 
-from agents import fused
+from agents.kernels import heads
 
 Parameters = tuple[Tensor, ...]
 
@@ -30,6 +30,20 @@ class ActionHead(ABC):
 
     shape: tuple[int, ...]  # of one action as stored in the buffer
     dtype: torch.dtype
+    n_outputs: int  # K of the layer before
+
+    def check_outputs(self, n_outputs: int) -> None:
+        """Raises a ValueError unless this many numbers a step are what the head takes."""
+        if n_outputs != self.n_outputs:
+            raise ValueError(
+                f"the layer before the actions (action_net) must give {self.n_outputs} numbers a step; it gives "
+                f"{n_outputs}"
+            )
+
+    def _first(self, parameters: Parameters) -> Tensor:
+        """(N, K) checked: logits or means."""
+        self.check_outputs(parameters[0].shape[-1])
+        return parameters[0]
 
     @abstractmethod
     def sample(self, parameters: Parameters) -> Tensor:
@@ -52,23 +66,19 @@ class CategoricalHead(ActionHead):
     """Discrete: one of n. An environment whose actions start at another number than 0 gets them shifted."""
 
     def __init__(self, space: spaces.Discrete) -> None:
-        self.shape, self.dtype = (), torch.int64
+        self.shape, self.dtype, self.n_outputs = (), torch.int64, int(space.n)
         self._start = int(space.start)
 
     def sample(self, parameters: Parameters) -> Tensor:
         # Gumbel-max: the arg max of logits - log(Exp(1) noise) is a sample of softmax(logits).
-        (logits,) = parameters
+        logits = self._first(parameters)
         return (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
 
     def mode(self, parameters: Parameters) -> Tensor:
-        return parameters[0].argmax(-1)
+        return self._first(parameters).argmax(-1)
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
-        (logits,) = parameters
-        if fused.takes(logits):
-            return fused.categorical(logits, (logits.shape[-1],), actions[:, None])
-        log_probs = torch.log_softmax(logits, dim=-1)
-        return log_probs.gather(-1, actions[:, None].long()).squeeze(-1), categorical_entropy(log_probs)
+        return heads.categorical(self._first(parameters), (self.n_outputs,), actions[:, None])
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         return actions + self._start if self._start else actions
@@ -80,6 +90,7 @@ class MultiCategoricalHead(ActionHead):
     def __init__(self, space: spaces.MultiDiscrete) -> None:
         self.shape, self.dtype = (len(space.nvec),), torch.int64
         self._sizes = [int(n) for n in space.nvec]
+        self.n_outputs = sum(self._sizes)
         self._choices = [CategoricalHead(spaces.Discrete(n)) for n in self._sizes]
         self._start = np.asarray(space.start)
 
@@ -90,36 +101,30 @@ class MultiCategoricalHead(ActionHead):
         return torch.stack([logits.argmax(-1) for _, logits in self._split(parameters)], dim=-1)
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
-        if fused.takes(*parameters):
-            return fused.categorical(parameters[0], tuple(self._sizes), actions)
-        terms = [
-            choice.evaluate((logits,), actions[:, axis])
-            for axis, (choice, logits) in enumerate(self._split(parameters))
-        ]
-        return sum_terms([log_prob for log_prob, _ in terms]), sum_terms([entropy for _, entropy in terms])
+        return heads.categorical(self._first(parameters), tuple(self._sizes), actions)
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         return actions + self._start if self._start.any() else actions
 
     def _split(self, parameters: Parameters) -> list[tuple[CategoricalHead, Tensor]]:
-        return list(zip(self._choices, torch.split(parameters[0], self._sizes, dim=-1), strict=True))
+        return list(zip(self._choices, torch.split(self._first(parameters), self._sizes, dim=-1), strict=True))
 
 
 class BernoulliHead(ActionHead):
     """MultiBinary: independent bits."""
 
     def __init__(self, space: spaces.MultiBinary) -> None:
-        self.shape, self.dtype = (math.prod(space.shape),), torch.float32
+        self.shape, self.dtype, self.n_outputs = (math.prod(space.shape),), torch.float32, math.prod(space.shape)
         self._space = space
 
     def sample(self, parameters: Parameters) -> Tensor:
-        return torch.bernoulli(torch.sigmoid(parameters[0]))
+        return torch.bernoulli(torch.sigmoid(self._first(parameters)))
 
     def mode(self, parameters: Parameters) -> Tensor:
-        return (parameters[0] > 0).to(self.dtype)
+        return (self._first(parameters) > 0).to(self.dtype)
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
-        (logits,) = parameters
+        logits = self._first(parameters)
         probability = torch.sigmoid(logits)
         cross = torch.nn.functional.binary_cross_entropy_with_logits
         log_prob = -cross(logits, actions, reduction="none").sum(-1)
@@ -133,24 +138,21 @@ class GaussianHead(ActionHead):
     """Box: a diagonal Gaussian with a standard deviation of its own; actions are clipped on their way out."""
 
     def __init__(self, space: spaces.Box) -> None:
-        self.shape, self.dtype = (math.prod(space.shape),), torch.float32
+        self.shape, self.dtype, self.n_outputs = (math.prod(space.shape),), torch.float32, math.prod(space.shape)
         self._space = space
 
     def sample(self, parameters: Parameters) -> Tensor:
-        mean, log_std = parameters
+        mean, log_std = self._first(parameters), parameters[1]
         return mean + log_std.exp() * torch.randn_like(mean)
 
     def mode(self, parameters: Parameters) -> Tensor:
-        return parameters[0]
+        return self._first(parameters)
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = parameters
+        mean, log_std = self._first(parameters), parameters[1]
         log_norm = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.shape[0]
         entropy = (log_norm + 0.5 * self.shape[0]).expand(len(mean))
-        if fused.takes(mean, log_std, actions):
-            return fused.gaussian(mean, log_std, actions), entropy
-        error = (actions - mean) * (-log_std).exp()
-        return -0.5 * error.square().sum(-1) - log_norm, entropy
+        return heads.gaussian(mean, log_std, actions), entropy
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
@@ -165,7 +167,7 @@ class StateDependentHead(ActionHead):
     """
 
     def __init__(self, space: spaces.Box, distribution: StateDependentNoiseDistribution, squash: bool) -> None:
-        self.shape, self.dtype = (math.prod(space.shape),), torch.float32
+        self.shape, self.dtype, self.n_outputs = (math.prod(space.shape),), torch.float32, math.prod(space.shape)
         self._space, self._distribution, self._squash = space, distribution, squash
 
     def sample(self, parameters: Parameters) -> Tensor:
@@ -207,12 +209,3 @@ def make_action_head(
         f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary or Box, "
         "or wrap the environment"
     )
-
-
-def categorical_entropy(log_probs: Tensor) -> Tensor:
-    """(N, n) normalised log-probabilities -> (N,) entropies; a masked action (probability 0) adds nothing."""
-    return -(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
-
-
-def sum_terms(terms: list[Tensor]) -> Tensor:
-    return torch.stack(terms).sum(0)

@@ -2,7 +2,7 @@
 
 Heads, probabilities, PPO's objective and their gradients are some hundred small kernels there, and launching them takes
 longer than running them. The memory's own pass stays outside: cuDNN runs it, over pieces whose number changes from
-minibatch to minibatch. On a CPU ``agents.fused`` does the same without a compiler at run time.
+minibatch to minibatch. On a CPU ``agents.kernels.heads`` does the same without a compiler at run time.
 
 Axis: N steps of a minibatch.
 """

@@ -3,12 +3,13 @@
 Axis: N steps of a minibatch, every one a real transition.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from agents import fused
+from agents.kernels import heads
 
 Number = Any
 """A float, or a scalar tensor where a compiled function must not be compiled anew for every value."""
@@ -47,13 +48,43 @@ def ppo_objective(
     or mean log pi(a|s) in place of -mean H where ``entropies`` is None: an estimate by the actions taken. Compiled
     where that is to be had, with the same result, unless coefficients are tensors; no value leaves the device.
     """
-    numbers = [part for part in (clip_range, clip_range_vf, ent_coef, vf_coef) if isinstance(part, Tensor)]
-    if fused.takes(log_probs, values) and not numbers:
-        loss, figures = fused.clipped_objective(
-            log_probs, entropies, values, old_log_probs, old_values, advantages, returns,
-            normalize=normalize, clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef,
-        )  # fmt: skip
+    settings: dict[str, Any] = dict(
+        normalize=normalize, clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef
+    )
+    constants = (old_log_probs, old_values, advantages, returns)
+    if (
+        heads.takes(log_probs, values)
+        and not any(isinstance(number, Tensor) for number in settings.values())
+        and not any(part.requires_grad for part in constants)
+    ):
+        loss, figures = heads.clipped_objective(
+            log_probs,
+            entropies,
+            values,
+            *constants,
+            in_torch=lambda *given: _ppo_objective(*given, **settings)[0],
+            **settings,
+        )
         return loss, Figures(*figures.unbind())
+    return _ppo_objective(log_probs, entropies, values, *constants, **settings)
+
+
+def _ppo_objective(
+    log_probs: Tensor,
+    entropies: Tensor | None,
+    values: Tensor,
+    old_log_probs: Tensor,
+    old_values: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    *,
+    normalize: bool,
+    clip_range: Number,
+    clip_range_vf: Number | None,
+    ent_coef: Number,
+    vf_coef: Number,
+) -> tuple[Tensor, Figures]:
+    """``ppo_objective`` in torch's operations."""
     log_ratio = log_probs - old_log_probs
     policy_loss = clipped_surrogate(log_ratio, normalized(advantages) if normalize else advantages, clip_range)
     value_loss = value_error(values, returns, old_values, clip_range_vf)
@@ -101,3 +132,18 @@ def clip_fraction(log_ratio: Tensor, clip_range: Number) -> Tensor:
     """The share of steps whose probability ratio lies outside 1 +- clip_range."""
     share: Tensor = ((log_ratio.exp() - 1.0).abs() > clip_range).to(log_ratio.dtype).mean()
     return share
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """Scales all gradients so that their norm, taken together, is at most ``max_norm``: in place, as
+    ``torch.nn.utils.clip_grad_norm_``.
+
+    Squares are added up in double precision: in single precision they overflow from a norm of 1.8e19 on, and clipping
+    by an infinite norm would make zeros of gradients that are finite. No value leaves the device. What is not finite
+    stays so.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return
+    norm = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float64)).norm()
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))

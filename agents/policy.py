@@ -29,11 +29,11 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from agents import fused
 from agents.actions import ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
 from agents.devices import to_device
 from agents.encoders import default_encoder
+from agents.kernels import heads as fused
 from agents.memory import Memory, NumpyStep, State, make_memory
 from agents.memory.together import unroll_together, worth_unrolling_together
 

@@ -12,12 +12,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
-from agents import fused
 from agents.buffer import SequenceBatch
 from agents.checks import check_count, check_positive, check_range, check_switch
 from agents.compiled import CompiledObjective, compiles
 from agents.encoders.auxiliary import AuxiliaryTerms
-from agents.losses import Figures, ppo_objective
+from agents.losses import Figures, clip_gradients, ppo_objective
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
@@ -189,7 +188,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
-        step, parameters = fused.AdamStep(self.policy.optimizer), list(self.policy.parameters())
+        parameters = list(self.policy.parameters())
         with_gradients = {
             *parameters,
             *(part for group in self.policy.optimizer.param_groups for part in group["params"]),
@@ -203,8 +202,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             for parameter in with_gradients:
                 parameter.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
-            fused.clip_gradients(parameters, self.max_grad_norm)
-            step()
+            clip_gradients(parameters, self.max_grad_norm)
+            self.policy.optimizer.step()
         return True
 
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:

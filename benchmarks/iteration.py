@@ -98,9 +98,9 @@ def watch_modules(watch: Clock) -> None:
     """Parts that are functions and methods of classes."""
     import agents.acting
     import agents.on_policy
-    from agents import fused, ppo
+    from agents import ppo
     from agents.buffer import SequenceRolloutBuffer
-    from agents.memory import native
+    from agents.kernels import heads, recurrent
 
     actor: Any = agents.acting.NumpyActor
     watch.time(agents.on_policy, "make_actor", "collecting: building the acting step")
@@ -111,21 +111,19 @@ def watch_modules(watch: Clock) -> None:
     watch.time(SequenceRolloutBuffer, "compute_returns_and_advantage", "collecting: advantages")
     watch.time(SequenceRolloutBuffer, "_batch", "training: taking minibatches")
     watch.time(ppo, "ppo_objective", "training: objective")
-    watch.time(fused, "categorical", "training: log-probabilities")
-    watch.time(fused, "perceptron", "training: heads, forward")
-    for owner, name in ((fused._Perceptron, "heads"), (fused._Categorical, "log-probabilities")):
+    watch.time(heads, "categorical", "training: log-probabilities")
+    watch.time(heads, "perceptron", "training: heads, forward")
+    for owner, name in ((heads._Perceptron, "heads"), (heads._Categorical, "log-probabilities")):
         owner.backward = staticmethod(watch.timed(f"training: {name}, backward", owner.backward))
-    fused._ClippedObjective.backward = staticmethod(  # type: ignore[method-assign]
-        watch.timed("training: objective, backward", fused._ClippedObjective.backward)
+    heads._ClippedObjective.backward = staticmethod(  # type: ignore[method-assign]
+        watch.timed("training: objective, backward", heads._ClippedObjective.backward)
     )
-    watch.time(native, "_call", "training: memory, over time")
+    watch.time(recurrent, "_call", "training: memory, over time")
     for direction in ("forward", "backward"):
-        function = watch.timed(
-            f"training: memory, products before and after, {direction}", getattr(native._Lstm, direction)
-        )
-        setattr(native._Lstm, direction, staticmethod(function))
-    watch.time(fused, "clip_gradients", "training: clipping")
-    watch.time(fused, "_step_adam", "training: Adam")
+        name = f"training: memory, products before and after, {direction}"
+        function = watch.timed(name, getattr(recurrent._Layers, direction))
+        setattr(recurrent._Layers, direction, staticmethod(function))
+    watch.time(ppo, "clip_gradients", "training: clipping")
 
 
 def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.memory import Memory, make_memory, native
+from agents.kernels import recurrent
+from agents.memory import Memory, make_memory
 
 Way = Callable[[], object]
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work is running")
     parser.add_argument("--portable", action="store_true", help="as where no C compiler built the kernels")
     arguments = parser.parse_args()
-    native.available = native.available and not arguments.portable
+    recurrent.available = recurrent.available and not arguments.portable
     torch.set_num_threads(arguments.threads)
     cases = itertools.product(arguments.memory, arguments.units, arguments.sequences)
     if arguments.what == "step":
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def time_unrolls(cases: Sequence[tuple[str, int, int]], arguments: argparse.Namespace) -> None:
-    kernels = "compiled kernels" if native.available else "no compiled kernels"
+    kernels = "compiled kernels" if recurrent.available else "no compiled kernels"
     print(f"forward + backward, T = {arguments.steps}, {arguments.threads} thread(s), {kernels}, ms (ratio to ours)")
     print(
         f"{'memory':8}{'units':>6}{'B':>4}{'mean':>6}{'ours':>9}" + "".join(f"{way:>17}" for way in arguments.against)

@@ -13,7 +13,7 @@ FLOORS = {
     "memory": 0,
     "encoders": 0,
     "layers": 0,
-    "fused": 0,
+    "kernels": 0,
     "compiled": 2,
     "returns": 0,
     "losses": 0,

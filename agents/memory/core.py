@@ -10,21 +10,18 @@ memory hides none.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.devices import to_device
+from agents.kernels.contract import Array as Array  # so that memories find them here
+from agents.kernels.contract import NumpyState as NumpyState
+from agents.kernels.contract import NumpyStep as NumpyStep
 
 State = tuple[Tensor, ...]
-
-Array = NDArray[np.float32]
-NumpyState = tuple[Array, ...]
-NumpyStep = Callable[[Array, NumpyState, NDArray[np.bool_]], tuple[Array, NumpyState]]
 
 
 class Memory(nn.Module, ABC):

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agents.devices import to_device
 
@@ -144,10 +143,9 @@ def _cut(starts_bytes: bytes, n_steps: int, n_sequences: int) -> Pieces:
 class _TakeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, there: Tensor, back: Tensor) -> Tensor:
-        ctx.back = back
+        ctx.order = back, there
         return rows.index_select(0, there)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.index_select(0, ctx.back), None, None
+        return _TakeRows.apply(gradient, *ctx.order), None, None  # type: ignore[no-untyped-call]

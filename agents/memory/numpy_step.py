@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.memory.core import Array, NumpyState, NumpyStep
-from agents.memory.kernels import Parameters
+from agents.kernels.contract import Array, NumpyState, NumpyStep, Parameters
+from agents.kernels.recurrent import gru_joined, joined
 
 Cell = Callable[[Array, NumpyState, NumpyState], None]
 """One layer: features (B, F), state before (B, H) each, room for the state after (B, H) each, the output first."""
@@ -33,26 +33,6 @@ def gru_step(layers: Sequence[Parameters]) -> NumpyStep:
 def rnn_step(layers: Sequence[Parameters], relu: bool) -> NumpyStep:
     """The step of stacked layers of the plain network, on the parameters as they are now."""
     return _stacked([_rnn_cell(*layer, relu) for layer in layers], carried_parts=1)
-
-
-def side_by_side(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights (GH, F + H) and biases (GH) of ``W [x, h] + b``, for cells whose two products only meet in a sum."""
-    weights = torch.cat((w_ih.detach(), w_hh.detach()), dim=1)
-    if b_ih is None or b_hh is None:
-        return weights, w_hh.new_zeros(len(w_hh)).detach()
-    return weights, (b_ih + b_hh).detach()
-
-
-def gru_side_by_side(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights (4H, F + H) and biases (4H) of a GRU: r, z of both, n of the features, n of the state (r gates it)."""
-    size = w_hh.shape[1]
-    r_z, n = slice(0, 2 * size), slice(2 * size, 3 * size)
-    none = w_hh.new_zeros(3 * size)
-    b_ih, b_hh = (none if bias is None else bias for bias in (b_ih, b_hh))
-    of_features = torch.cat((w_ih, w_ih.new_zeros(size, w_ih.shape[1])))
-    of_state = torch.cat((w_hh[r_z], w_hh.new_zeros(size, size), w_hh[n]))
-    bias = torch.cat((b_ih[r_z] + b_hh[r_z], b_ih[n], b_hh[n]))
-    return torch.cat((of_features, of_state), dim=1).detach(), bias.detach()
 
 
 def _stacked(cells: Sequence[Cell], carried_parts: int) -> NumpyStep:
@@ -79,7 +59,7 @@ _ZERO, _ONE, _HALF = (np.array(value, dtype=np.float32) for value in (0.0, 1.0, 
 
 def _lstm_cell(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Cell:
     size = w_hh.shape[1]
-    weights, bias = side_by_side(w_ih, w_hh, b_ih, b_hh)
+    weights, bias = joined(w_ih, w_hh, b_ih, b_hh)
     # For i, f and o: x / 2 into the tanh, then times 1/2 plus 1/2. For g: its tanh as it is.
     scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], dtype=np.float32), size)
     shift = 1 - scale
@@ -103,7 +83,7 @@ def _lstm_cell(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | N
 
 def _gru_cell(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Cell:
     size = w_hh.shape[1]
-    weights, bias = gru_side_by_side(w_ih, w_hh, b_ih, b_hh)
+    weights, bias = gru_joined(w_ih, w_hh, b_ih, b_hh)
     weights[: 2 * size] *= 0.5
     bias[: 2 * size] *= 0.5
     product = _product(weights, bias)
@@ -127,7 +107,7 @@ def _gru_cell(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | No
 
 
 def _rnn_cell(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, relu: bool) -> Cell:
-    product = _product(*side_by_side(w_ih, w_hh, b_ih, b_hh))
+    product = _product(*joined(w_ih, w_hh, b_ih, b_hh))
 
     def cell(features: Array, before: NumpyState, after: NumpyState) -> None:
         sums = product(features, before[0])

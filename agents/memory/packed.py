@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.kernels.contract import Parameters
 from agents.memory.core import State
 from agents.memory.episodes import Pieces, at_pieces, cut, take_rows
-from agents.memory.kernels import Parameters
 
 Layer = Callable[..., tuple[Tensor, ...]]
 

@@ -19,9 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.memory import native, numpy_step, packed, through_time
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
-from agents.memory.kernels import Kernels, Parameters, Steps
+from agents.kernels import recurrent as compiled
+from agents.kernels import reference
+from agents.kernels.binding import steps_aside
+from agents.kernels.contract import Array, Kernels, NumpyState, NumpyStep, Parameters, Steps
+from agents.memory import numpy_step, packed, through_time
+from agents.memory.core import Memory, State
 
 Initialisation = Literal["orthogonal", "torch"]
 
@@ -47,6 +50,8 @@ class Recurrent(Memory):
         learned_initial_state: whether an episode starts from a state that is learned, 0 at first, instead of from 0.
     """
 
+    kind: str
+    """Of its cell, as ``agents.kernels.recurrent`` names it."""
     gates: ClassVar[int]
     carried_parts: ClassVar[int] = 1
     starts_on_host = True
@@ -143,7 +148,7 @@ class Recurrent(Memory):
         weights = layers[0][0]
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             return None
-        step = self._step_of(native if native.takes(weights, self.hidden_size) else numpy_step, layers)
+        step = self._step_of(compiled if compiled.takes(weights, self.hidden_size) else numpy_step, layers)
         initial = None if self.initial is None else self.initial.detach().numpy().copy()
         known = set()  # shapes that fit; the same come again and again
 
@@ -175,7 +180,7 @@ class Recurrent(Memory):
 
     @abstractmethod
     def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
-        """The acting step of all layers, by ``native`` or ``numpy_step``."""
+        """The acting step of all layers, compiled or by ``numpy_step``."""
 
     def check_block(self, features: Tensor, state: State, episode_starts: Tensor) -> None:
         """Raises ValueError or TypeError unless these fit together for ``unroll``."""
@@ -211,8 +216,10 @@ class Recurrent(Memory):
             )
 
     def _kernels(self, features: Tensor) -> Kernels:
-        if native.takes(features, self.hidden_size):
-            return native
+        if steps_aside():
+            return reference
+        if compiled.takes(features, self.hidden_size):
+            return compiled
         return through_time if features.device.type == "cpu" else packed
 
     @property
@@ -280,7 +287,7 @@ class RNN(Recurrent):
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu'; got {nonlinearity!r}")
-        self.nonlinearity = nonlinearity
+        self.nonlinearity, self.kind = nonlinearity, f"rnn_{nonlinearity}"
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
 
     def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
@@ -312,6 +319,7 @@ class LSTM(Recurrent):
             recurrent neural networks warp time?")
     """
 
+    kind = "lstm"
     gates = 4
     carried_parts = 2
 
@@ -368,6 +376,7 @@ class GRU(Recurrent):
             keeps, are drawn as ``log(uniform(1, horizon - 1))`` (Tallec & Ollivier 2018); None leaves them
     """
 
+    kind = "gru"
     gates = 3
 
     def __init__(

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from agents.kernels.contract import Parameters
 from agents.memory.episodes import Pieces, at_pieces, cut, take_rows
-from agents.memory.kernels import Parameters
 
 _sigmoid_derivative = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_derivative = torch.ops.aten.tanh_backward.grad_input

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.memory import native
+from agents.kernels import recurrent as compiled
 from agents.memory.core import Memory, State
 from agents.memory.recurrent import GRU, LSTM, RNN, Recurrent
 
-_KINDS: dict[type[Memory], str] = {LSTM: "lstm", GRU: "gru", RNN: "rnn"}
+_KINDS: tuple[type[Memory], ...] = (LSTM, GRU, RNN)
 
 
 def worth_unrolling_together(memories: tuple[Memory, Memory], features: tuple[Tensor, Tensor]) -> bool:
@@ -25,10 +25,11 @@ def worth_unrolling_together(memories: tuple[Memory, Memory], features: tuple[Te
         and isinstance(other, Recurrent)
         and type(one) is type(other)
         and type(one) in _KINDS
+        and one.kind == other.kind
         and one.num_layers == other.num_layers
         and not torch.is_autocast_enabled("cpu")
         and all(
-            native.takes(of, memory.hidden_size) and native.worth_a_thread(of, memory.hidden_size)
+            compiled.takes(of, memory.hidden_size) and compiled.worth_a_thread(of, memory.hidden_size)
             for memory, of in zip((one, other), features, strict=True)
         )
     )
@@ -53,12 +54,12 @@ def unroll_together(
             _arguments(memory, layer, output, state, episode_starts)
             for memory, output, state in zip(memories, outputs, states, strict=True)
         ]
-        outputs = native.both(_KINDS[type(memories[0])], *arguments)
+        one, other = compiled.side_by_side(memories[0].kind, arguments)
+        outputs = one, other
     return outputs
 
 
 def _arguments(memory: Recurrent, layer: int, features: Tensor, state: State, starts: Tensor) -> list[Any]:
     if layer > 0 and memory._drops:
         features = features * state[-1][:, layer - 1]
-    further = [memory.nonlinearity == "relu"] if isinstance(memory, RNN) else []
-    return [features, *memory.before_layer(layer, state), starts, *further, *memory._layer_parameters(layer)]
+    return [features, *memory.before_layer(layer, state), starts, *memory._layer_parameters(layer)]

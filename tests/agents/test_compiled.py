@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from agents import fused
 from agents.compiled import CompiledObjective, compiles
+from agents.kernels import heads as fused
 from tests.agents.test_ppo import clocks, small_ppo
 
 SETTINGS: dict[str, Any] = dict(normalize=True, clip_range=0.2, clip_range_vf=None, ent_coef=0.01, vf_coef=0.5)

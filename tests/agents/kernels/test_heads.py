@@ -12,18 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents import actions, fused, losses
-from agents.fused import CategoricalSampler, PackedPerceptron, layers_of, perceptron
+from agents import actions, losses
+from agents.kernels import heads
+from agents.kernels.heads import CategoricalSampler, PackedPerceptron, layers_of, perceptron
 
-pytestmark = pytest.mark.skipif(not fused.available, reason="built without a C compiler")
+pytestmark = pytest.mark.skipif(not heads.available, reason="built without a C compiler")
 
 
-def network(widths: list[int], kind: type[nn.Module], bend_last: bool, bias: bool = True) -> nn.Sequential:
+def network(widths: list[int], kind: type[nn.Module], activate_last: bool, bias: bool = True) -> nn.Sequential:
     torch.manual_seed(len(widths))
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(inputs, outputs, bias=bias))
-        if bend_last or i < len(widths) - 2:
+        if activate_last or i < len(widths) - 2:
             layers.append(kind())
     return nn.Sequential(*layers)
 
@@ -34,13 +35,13 @@ def close(one: Any, other: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("n_steps", [1, 2, 5, 7, 64, 1100])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("bend_last", [True, False])
+@pytest.mark.parametrize("activate_last", [True, False])
 @pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU])
 @pytest.mark.parametrize("widths", [[64, 64, 64, 2], [8, 1], [3, 50, 17, 5], [40, 16], [256, 64, 64, 1]])
 def test_a_perceptron_and_its_gradients_are_torchs(
-    widths: list[int], kind: type[nn.Module], bend_last: bool, bias: bool, n_steps: int
+    widths: list[int], kind: type[nn.Module], activate_last: bool, bias: bool, n_steps: int
 ) -> None:
-    theirs = network(widths, kind, bend_last, bias)
+    theirs = network(widths, kind, activate_last, bias)
     layers = layers_of(theirs)
     assert layers is not None
     torch.manual_seed(n_steps)
@@ -137,7 +138,7 @@ def test_actions_may_be_numbers_of_any_kind(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits, taken = torch.randn(4, 5), torch.tensor([[0, 1], [2, 0], [1, 0], [0, 1]])
     for one, other in zip(
-        fused.categorical(logits, (3, 2), taken.to(dtype)), fused.categorical(logits, (3, 2), taken), strict=True
+        heads.categorical(logits, (3, 2), taken.to(dtype)), heads.categorical(logits, (3, 2), taken), strict=True
     ):
         assert torch.equal(one, other)
 
@@ -145,12 +146,12 @@ def test_actions_may_be_numbers_of_any_kind(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("taken", [[[0], [3]], [[-1], [0]], [[0]], [[0, 1], [1, 0]]])
 def test_an_action_that_is_no_choice_is_refused(taken: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="actions"):
-        fused.categorical(torch.randn(2, 3), (3,), torch.tensor(taken))
+        heads.categorical(torch.randn(2, 3), (3,), torch.tensor(taken))
 
 
 def test_gaussian_actions_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="actions"):
-        fused.gaussian(torch.randn(4, 2), torch.zeros(2), torch.randn(4, 1))
+        heads.gaussian(torch.randn(4, 2), torch.zeros(2), torch.randn(4, 1))
 
 
 @pytest.mark.parametrize("sizes", [(2,), (5,), (3, 2, 4)])
@@ -172,7 +173,7 @@ def test_probabilities_of_choices_and_their_gradients_are_torchs(
         return [log_probs, entropies, *torch.autograd.grad(total, logits)]
 
     compiled = evaluated()
-    monkeypatch.setattr(fused, "available", False)
+    monkeypatch.setattr(heads, "available", False)
     for one, other in zip(compiled, evaluated(), strict=True):
         close(one, other)
 
@@ -180,7 +181,7 @@ def test_probabilities_of_choices_and_their_gradients_are_torchs(
 def test_a_forbidden_choice_has_probability_zero_and_adds_nothing() -> None:
     lowest = torch.finfo(torch.float32).min
     logits = torch.tensor([[0.0, lowest, 0.0], [lowest, 5.0, lowest]], requires_grad=True)
-    log_probs, entropies = fused.categorical(logits, (3,), torch.tensor([[2], [1]]))
+    log_probs, entropies = heads.categorical(logits, (3,), torch.tensor([[2], [1]]))
     close(log_probs, torch.tensor([-np.log(2), 0.0], dtype=torch.float32))
     close(entropies, torch.tensor([np.log(2), 0.0], dtype=torch.float32))
     (gradient,) = torch.autograd.grad((log_probs + entropies).sum(), logits)
@@ -189,7 +190,7 @@ def test_a_forbidden_choice_has_probability_zero_and_adds_nothing() -> None:
 
 def test_a_logit_that_is_not_a_number_stays_one() -> None:
     logits = torch.tensor([[0.0, float("nan")], [0.0, 1.0]])
-    log_probs, entropies = fused.categorical(logits, (2,), torch.tensor([[0], [0]]))
+    log_probs, entropies = heads.categorical(logits, (2,), torch.tensor([[0], [0]]))
     assert log_probs.isnan().tolist() == entropies.isnan().tolist() == [True, False]
 
 
@@ -198,9 +199,9 @@ def test_log_densities_of_a_gaussian_and_their_gradients_are_torchs() -> None:
     means, log_std = torch.randn(9, 3, requires_grad=True), torch.tensor([-1.0, 0.0, 0.7], requires_grad=True)
     taken, weighting = torch.randn(9, 3), torch.randn(9)
     expected = torch.distributions.Normal(means, log_std.exp()).log_prob(taken).sum(-1)
-    close(fused.gaussian(means, log_std, taken), expected)
+    close(heads.gaussian(means, log_std, taken), expected)
     wanted = torch.autograd.grad(expected, [means, log_std], weighting)
-    found = torch.autograd.grad(fused.gaussian(means, log_std, taken), [means, log_std], weighting)
+    found = torch.autograd.grad(heads.gaussian(means, log_std, taken), [means, log_std], weighting)
     for one, other in zip(found, wanted, strict=True):
         close(one, other)
 
@@ -213,7 +214,7 @@ def test_samples_follow_the_softmax_and_carry_their_joint_log_probability() -> N
         expected = part.softmax(-1).numpy()
         found = np.bincount(taken[:, axis], minlength=len(expected)) / len(taken)
         assert np.abs(found - expected).max() < 0.01
-    exact, _ = fused.categorical(torch.from_numpy(logits), (2, 3), torch.from_numpy(taken))
+    exact, _ = heads.categorical(torch.from_numpy(logits), (2, 3), torch.from_numpy(taken))
     close(torch.from_numpy(log_probs), exact)
     again, _ = sampler(logits, rng)
     assert not np.array_equal(taken, again)  # and what was returned before has not been written over
@@ -252,7 +253,7 @@ def test_ppos_objective_and_its_gradients_are_those_of_the_pure_functions(
         return [*figures, *torch.autograd.grad(3 * loss, by)]
 
     compiled = evaluated()
-    monkeypatch.setattr(fused, "available", False)
+    monkeypatch.setattr(heads, "available", False)
     for one, other in zip(compiled, evaluated(), strict=True):
         close(one, other)
 
@@ -291,7 +292,7 @@ def test_gradients_are_clipped_as_torch_clips_them(max_norm: float) -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert one.grad is not None
         other.grad = one.grad.clone()
-    fused.clip_gradients([*ours, without], max_norm)
+    losses.clip_gradients([*ours, without], max_norm)
     nn.utils.clip_grad_norm_(theirs, max_norm)
     for one, other in zip(ours, theirs, strict=True):
         close(one.grad, other.grad)
@@ -301,56 +302,5 @@ def test_gradients_are_clipped_as_torch_clips_them(max_norm: float) -> None:
 def test_one_gradient_that_is_not_a_number_is_not_hidden_by_clipping() -> None:
     parameters = [nn.Parameter(torch.zeros(9)), nn.Parameter(torch.zeros(2))]
     parameters[0].grad, parameters[1].grad = torch.ones(9), torch.tensor([0.0, float("nan")])
-    fused.clip_gradients(parameters, 0.5)
+    losses.clip_gradients(parameters, 0.5)
     assert all(parameter.grad is not None and parameter.grad.isnan().all() for parameter in parameters)
-
-
-def adam_runs(n_steps: int, take: Any, **settings: Any) -> tuple[Any, Any]:
-    """Parameters and state after some steps along gradients of which one is missing now and then."""
-    torch.manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((3,), (17, 5), (64, 64))]
-    optimizer = torch.optim.Adam(
-        [dict(params=parameters[:2]), dict(params=parameters[2:], lr=0.3)], **{"lr": 0.01, "eps": 1e-5, **settings}
-    )
-    step = take(optimizer)
-    for number in range(n_steps):
-        for parameter in parameters:
-            parameter.grad = torch.randn_like(parameter)
-        if number % 3 == 2:
-            parameters[0].grad = None
-        optimizer.param_groups[0]["lr"] = 0.01 / (number + 1)
-        step()
-    return [parameter.detach() for parameter in parameters], optimizer.state_dict()["state"]
-
-
-@pytest.mark.parametrize(
-    "settings", [{}, dict(fused=True), dict(betas=(0.5, 0.9)), dict(weight_decay=0.1), dict(amsgrad=True)], ids=str
-)
-def test_adam_takes_torchs_steps_and_keeps_its_state_where_torch_does(settings: dict[str, Any]) -> None:
-    wanted, kept = adam_runs(8, lambda optimizer: optimizer.step, **settings)
-    found, ours = adam_runs(8, fused.AdamStep, **settings)
-    for one, other in zip(found, wanted, strict=True):
-        close(one, other)
-    assert ours.keys() == kept.keys()
-    for number, state in kept.items():
-        assert ours[number].keys() == state.keys()
-        for name, part in state.items():
-            close(ours[number][name], part)
-
-
-def test_steps_that_something_hooks_into_are_the_optimizers_own() -> None:
-    called = []
-
-    def hooked_step(optimizer: torch.optim.Optimizer) -> Any:
-        optimizer.register_step_pre_hook(lambda *_: called.append(1))
-        return fused.AdamStep(optimizer)
-
-    adam_runs(3, hooked_step)
-    assert len(called) == 3
-
-
-def test_another_optimizer_takes_its_own_steps() -> None:
-    parameter = nn.Parameter(torch.ones(2))
-    parameter.grad = torch.ones(2)
-    fused.AdamStep(torch.optim.SGD([parameter], lr=0.5))()
-    close(parameter.detach(), torch.full((2,), 0.5))

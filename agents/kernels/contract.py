@@ -1,18 +1,24 @@
-"""What a set of kernels for RNN, LSTM and GRU offers: one layer over a whole block. Three modules do.
+"""What a set of kernels for RNN, LSTM and GRU offers: one layer over a whole block. Four modules do.
 
-- ``native``: compiled, float32 on a CPU, a hidden size of a multiple of 8; the fastest;
-- ``through_time``: NumPy and torch, any hidden size and precision on a CPU, no compiler needed;
-- ``packed``: torch's own, any device; cuDNN on a GPU.
+- ``agents.kernels.recurrent``: compiled, float32 on a CPU, a hidden size of a multiple of 8; the fastest;
+- ``agents.memory.through_time``: NumPy and torch, any hidden size and precision on a CPU, no compiler needed;
+- ``agents.memory.packed``: torch's own, any device; cuDNN on a GPU;
+- ``agents.kernels.reference``: torch's cells in a loop, slow; whatever torch can do with its operations.
 
 Axes: T time, B sequences, F features in, H hidden units, G gates of a cell.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.memory.core import NumpyStep
+Array = NDArray[np.float32]
+NumpyState = tuple[Array, ...]
+NumpyStep = Callable[[Array, NumpyState, NDArray[np.bool_]], tuple[Array, NumpyState]]
+"""Features (B, F), state before the step, (B,) true where an episode starts -> (B, H), state after the step."""
 
 Parameters = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """w_ih (GH, F), w_hh (GH, H), b_ih (GH), b_hh (GH), gates in torch's order."""
@@ -39,7 +45,8 @@ class Kernels(Protocol):
 
 
 class Steps(Protocol):
-    """The acting step of stacked layers, on their parameters as they are now: ``native`` and ``numpy_step`` do."""
+    """The acting step of stacked layers, on their parameters as they are now: ``agents.kernels.recurrent`` and
+    ``agents.memory.numpy_step`` do."""
 
     def lstm_step(self, layers: Sequence[Parameters]) -> NumpyStep:
         """That of ``torch.nn.LSTM``."""

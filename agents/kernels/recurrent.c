@@ -6,16 +6,15 @@
    when the short ones have ended: the weights are read once for many rows, and nothing is padded.
 
    Axes: T time, B sequences, F features, H hidden units, G gates of a cell; arrays are contiguous float32 in the order
-   named, unless a stride is given. H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the
+   named. H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the
    state before that step is zero, or with `learned` the last row of a state before the block of B + 1 rows, and no
    gradient crosses it. Pieces have nothing to do with each other, so threads may share a block: each takes one `part`
-   of `parts`. Gradients of the state before the block have B rows, written only where no episode starts; with `learned`
-   as many more as episodes start, one for each in the order of (B, T), which add up to that of the last row, so that no
-   two threads add to one number and their sum does not depend on how many there are. Functions return 0, or 1 if memory
-   ran out.
+   of `parts`. Gradients of the state before the block have R rows: B, written only where no episode starts, and with
+   `learned` as many more as episodes start, one for each in the order of (B, T), which add up to that of the last row,
+   so that no two threads add to one number and their sum does not depend on how many there are.
 
-   Compiled with GCC or clang as plain C and called through ctypes (native.py); without a compiler at installation the
-   package works through torch alone. */
+   Functions return 0, 1 if memory ran out, or 2 if numbers of rows do not fit the episodes that start. Sizes come
+   first, then numbers, then arrays: binding.py declares each function, and checks shapes and types before every call. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,28 +23,34 @@
 
 #define GROUP (4 * TILE) /* columns of packed weights come in groups of tiles */
 
-/* The plain network's nonlinearity. */
-INLINE vec bend(vec x, int relu) {
+/* The plain network's activation function. */
+INLINE vec activation(vec x, int relu) {
     if (relu) return choose(x < all(0.0f), all(0.0f), x);
     return hyperbolic_tangent(x);
 }
 
 static long padded(long columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
 
-/* Raised whenever a function's arguments change: native.py refuses a library of another version, built from an older
-   checkout say, in place of handing it what it would misread. */
-long kernels_version(void) { return 3; }
+/* Raised whenever a function's arguments change: a library of another version, built from an older checkout say, would
+   misread what it is handed, and is not used. */
+long recurrent_version(void) { return 4; }
 
 /* How many floats packed weights (K, N) take. */
 long packed_size(long K, long N) { return padded(N) * K; }
 
 /* (K, N) weights, element (k, n) at k * along_k + n * along_n, into tiles of TILE columns, each (K, TILE). */
-void pack(const float *weights, long K, long N, long along_k, long along_n, float *packed) {
+static void pack_along(const float *weights, long K, long N, long along_k, long along_n, float *packed) {
     memset(packed, 0, (size_t)packed_size(K, N) * sizeof(float));
     for (long first = 0; first < N; first += TILE)
         for (long k = 0; k < K; k++)
             for (long n = first; n < first + TILE && n < N; n++)
                 packed[first * K + k * TILE + n - first] = weights[k * along_k + n * along_n];
+}
+
+/* Weights (N, K), as torch has them, for the products of an acting step. */
+int pack(long N, long K, const float *weights, float *packed) {
+    pack_along(weights, K, N, 1, K, packed);
+    return 0;
 }
 
 /* ROWS rows of out += a @ weights over `tiles` adjacent tiles, all accumulators in registers. */
@@ -145,8 +150,15 @@ static int prepare(work *w, long T, long B, long H, long part, long parts, const
     w->sums = zeros(w->count * w->width);
     w->carry = zeros(w->count * H);
     if (!w->packed || !w->rows || !w->sums || !w->carry) { release(w); return 1; }
-    pack(weights, K, N, along_k, along_n, w->packed);
+    pack_along(weights, K, N, along_k, along_n, w->packed);
     return 0;
+}
+
+/* Rows that the gradient of the state before a block takes. */
+static long gradient_rows(long T, long B, const uint8_t *starts, int learned) {
+    long rows = B;
+    for (long at = 0; learned && at < T * B; at++) rows += starts[at] != 0;
+    return rows;
 }
 
 /* How many pieces have a step s: they are the first ones. */
@@ -181,13 +193,15 @@ static void give_back(const work *w, const float *from, long stride, long H, flo
 }
 
 /* c' = f c + i g, h' = o tanh(c'); inputs (T, B, 4H) hold W_ih x + b_ih + b_hh in the order i, f, g, o.
-   Writes outputs (T, B, H) and, for the backward pass, gates (T, B, 4H) after their nonlinearity, the cells and their
+   Writes outputs (T, B, H) and, for the backward pass, gates (T, B, 4H) after their activations, the cells and their
    tanh (T, B, H), and the hidden state and cell before each step (T, B, H). */
-int lstm_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
-                 const float *hidden, const float *cell, const uint8_t *starts, int learned, float *outputs,
-                 float *gates, float *cells, float *tanh_cells, float *before) {
+int lstm_forward(long T, long B, long H, long S, long part, long parts, const float *inputs, const float *w_hh,
+                 const float *hidden, const float *cell, const uint8_t *starts, float *outputs, float *gates,
+                 float *cells, float *tanh_cells, float *before) {
     long N = 4 * H;
+    int learned = S > B;
     work w;
+    if (S != B + learned) return 2;
     if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, N, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
@@ -214,11 +228,12 @@ int lstm_forward(long T, long B, long H, long part, long parts, const float *inp
 }
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 4H), and d_hidden, d_cell (B, H) of the state before the block. */
-int lstm_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
-                  const float *cell, const uint8_t *starts, int learned, const float *gates, const float *cells,
+int lstm_backward(long T, long B, long H, long S, long R, long part, long parts, int learned, const float *d_outputs,
+                  const float *w_hh, const float *cell, const uint8_t *starts, const float *gates, const float *cells,
                   const float *tanh_cells, float *d_inputs, float *d_hidden, float *d_cell) {
     long N = 4 * H;
     work w;
+    if (S != B + learned || R != gradient_rows(T, B, starts, learned)) return 2;
     if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, N, H, H, 1)) return 1;
     float *cell_before = zeros(w.count * H);
     if (!cell_before) { release(&w); return 1; }
@@ -255,11 +270,13 @@ int lstm_backward(long T, long B, long H, long part, long parts, const float *d_
 /* r, z = sigmoid(x + W h), n = tanh(x_n + r (W_hn h + b_hn)), h' = n + z (h - n). inputs (T, B, 3H) hold
    W_ih x + b_ih, and of b_hh the r and z parts; bias_n (H) is b_hn. Writes outputs, the gates r, z, n (T, B, 3H),
    q = W_hn h + b_hn (T, B, H), and the hidden state before each step. */
-int gru_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
-                const float *bias_n, const float *hidden, const uint8_t *starts, int learned, float *outputs,
+int gru_forward(long T, long B, long H, long S, long part, long parts, const float *inputs, const float *w_hh,
+                const float *bias_n, const float *hidden, const uint8_t *starts, float *outputs,
                 float *gates, float *q, float *before) {
     long N = 3 * H;
+    int learned = S > B;
     work w;
+    if (S != B + learned) return 2;
     if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, N, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
@@ -288,11 +305,12 @@ int gru_forward(long T, long B, long H, long part, long parts, const float *inpu
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 3H) of the input projections, d_sums (T, B, 3H) of W_hh h + b_hh
    (the same but for n, where the gate r stands between), and d_hidden (B, H) of the state before the block. */
-int gru_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
-                 const uint8_t *starts, int learned, const float *gates, const float *q, const float *before,
+int gru_backward(long T, long B, long H, long R, long part, long parts, int learned, const float *d_outputs,
+                 const float *w_hh, const uint8_t *starts, const float *gates, const float *q, const float *before,
                  float *d_inputs, float *d_sums, float *d_hidden) {
     long N = 3 * H;
     work w;
+    if (R != gradient_rows(T, B, starts, learned)) return 2;
     if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, N, H, H, 1)) return 1;
     const vec one = all(1.0f);
     for (long s = w.longest - 1; s >= 0; s--) {
@@ -321,9 +339,11 @@ int gru_backward(long T, long B, long H, long part, long parts, const float *d_o
 }
 
 /* h' = tanh(inputs + W h), or with relu in its place. Writes outputs and the hidden state before each step. */
-int rnn_forward(long T, long B, long H, long part, long parts, const float *inputs, const float *w_hh,
-                const float *hidden, const uint8_t *starts, int learned, int relu, float *outputs, float *before) {
+int rnn_forward(long T, long B, long H, long S, long part, long parts, int relu, const float *inputs, const float *w_hh,
+                const float *hidden, const uint8_t *starts, float *outputs, float *before) {
+    int learned = S > B;
     work w;
+    if (S != B + learned) return 2;
     if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, H, 1, H)) return 1;
     for (long s = 0; s < w.longest; s++) {
         long live = alive(&w, s);
@@ -333,7 +353,7 @@ int rnn_forward(long T, long B, long H, long part, long parts, const float *inpu
         for (long p = 0; p < live; p++) {
             long at = (w.pieces[p].row + s * B) * H;
             copy(before + at, w.rows + p * H, H);
-            for (long j = 0; j < H; j += LANES) store(outputs + at + j, bend(load(w.sums + p * w.width + j), relu));
+            for (long j = 0; j < H; j += LANES) store(outputs + at + j, activation(load(w.sums + p * w.width + j), relu));
         }
     }
     release(&w);
@@ -341,9 +361,10 @@ int rnn_forward(long T, long B, long H, long part, long parts, const float *inpu
 }
 
 /* Gradients d_outputs (T, B, H) -> d_inputs (T, B, H), and d_hidden (B, H) of the state before the block. */
-int rnn_backward(long T, long B, long H, long part, long parts, const float *d_outputs, const float *w_hh,
-                 const uint8_t *starts, int learned, int relu, const float *outputs, float *d_inputs, float *d_hidden) {
+int rnn_backward(long T, long B, long H, long R, long part, long parts, int learned, int relu, const float *d_outputs,
+                 const float *w_hh, const uint8_t *starts, const float *outputs, float *d_inputs, float *d_hidden) {
     work w;
+    if (R != gradient_rows(T, B, starts, learned)) return 2;
     if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, H, H, 1)) return 1;
     for (long s = w.longest - 1; s >= 0; s--) {
         long live = alive(&w, s);
@@ -366,20 +387,19 @@ int rnn_backward(long T, long B, long H, long part, long parts, const float *d_o
     return 0;
 }
 
-/* Acting: one step of B environments. packed holds W_ih and W_hh one above the other, (F + H, G H); features (B, F) and
-   the states have the strides given between rows, in floats. bias (G H) is b_ih + b_hh; for the GRU it is that of r
-   and z, then b_in, then b_hn (4 H in all), and the columns of packed are r, z, n of the features, n of the state. */
-static float *sum_of_products(long B, long F, long H, long N, const float *features, long features_stride,
-                              const float *hidden, long stride, const uint8_t *starts, const float *packed,
-                              const float *bias, float **room) {
+/* Acting: one step of B environments. packed holds W_ih and W_hh one above the other, (F + H, G H); bias (G H) is
+   b_ih + b_hh; for the GRU it is that of r and z, then b_in, then b_hn (4 H in all), and the columns of packed are
+   r, z, n of the features, n of the state. */
+static float *sum_of_products(long B, long F, long H, long N, const float *features, const float *hidden,
+                              const uint8_t *starts, const float *packed, const float *bias, float **room) {
     long width = padded(N), K = F + H;
-    *room = malloc((size_t)(B * (K + width)) * sizeof(float));
+    *room = malloc((size_t)(B * (K + width) + 1) * sizeof(float));
     if (!*room) return NULL;
     float *rows = *room, *sums = rows + B * K;
     for (long b = 0; b < B; b++) {
-        copy(rows + b * K, features + b * features_stride, F);
+        copy(rows + b * K, features + b * F, F);
         if (starts[b]) clear(rows + b * K + F, H);
-        else copy(rows + b * K + F, hidden + b * stride, H);
+        else copy(rows + b * K + F, hidden + b * H, H);
         copy(sums + b * width, bias, N);
         clear(sums + b * width + N, width - N);
     }
@@ -387,51 +407,50 @@ static float *sum_of_products(long B, long F, long H, long N, const float *featu
     return sums;
 }
 
-int lstm_step(long B, long F, long H, const float *features, long features_stride, const float *hidden,
-              const float *cell, long stride, const uint8_t *starts, const float *packed, const float *bias,
-              float *new_hidden, float *new_cell) {
+int lstm_step(long B, long F, long H, const float *features, const float *hidden, const float *cell,
+              const uint8_t *starts, const float *packed, const float *bias, float *new_hidden, float *new_cell) {
     float *room, *sums;
-    sums = sum_of_products(B, F, H, 4 * H, features, features_stride, hidden, stride, starts, packed, bias, &room);
+    sums = sum_of_products(B, F, H, 4 * H, features, hidden, starts, packed, bias, &room);
     if (!sums) return 1;
     for (long b = 0; b < B; b++) {
         const float *sum = sums + b * padded(4 * H);
         for (long j = 0; j < H; j += LANES) {
             vec c = sigmoid(load(sum + j)) * hyperbolic_tangent(load(sum + 2 * H + j));
-            if (!starts[b]) c += sigmoid(load(sum + H + j)) * load(cell + b * stride + j);
-            store(new_cell + b * stride + j, c);
-            store(new_hidden + b * stride + j, sigmoid(load(sum + 3 * H + j)) * hyperbolic_tangent(c));
+            if (!starts[b]) c += sigmoid(load(sum + H + j)) * load(cell + b * H + j);
+            store(new_cell + b * H + j, c);
+            store(new_hidden + b * H + j, sigmoid(load(sum + 3 * H + j)) * hyperbolic_tangent(c));
         }
     }
     free(room);
     return 0;
 }
 
-int gru_step(long B, long F, long H, const float *features, long features_stride, const float *hidden, long stride,
-             const uint8_t *starts, const float *packed, const float *bias, float *new_hidden) {
+int gru_step(long B, long F, long H, const float *features, const float *hidden, const uint8_t *starts,
+             const float *packed, const float *bias, float *new_hidden) {
     float *room, *sums;
-    sums = sum_of_products(B, F, H, 4 * H, features, features_stride, hidden, stride, starts, packed, bias, &room);
+    sums = sum_of_products(B, F, H, 4 * H, features, hidden, starts, packed, bias, &room);
     if (!sums) return 1;
     for (long b = 0; b < B; b++) {
         const float *sum = sums + b * padded(4 * H);
         for (long j = 0; j < H; j += LANES) {
             vec r = sigmoid(load(sum + j)), z = sigmoid(load(sum + H + j)), h = all(0.0f);
-            if (!starts[b]) h = load(hidden + b * stride + j);
+            if (!starts[b]) h = load(hidden + b * H + j);
             vec n = hyperbolic_tangent(load(sum + 2 * H + j) + r * load(sum + 3 * H + j));
-            store(new_hidden + b * stride + j, n + z * (h - n));
+            store(new_hidden + b * H + j, n + z * (h - n));
         }
     }
     free(room);
     return 0;
 }
 
-int rnn_step(long B, long F, long H, const float *features, long features_stride, const float *hidden, long stride,
-             const uint8_t *starts, const float *packed, const float *bias, int relu, float *new_hidden) {
+int rnn_step(long B, long F, long H, int relu, const float *features, const float *hidden, const uint8_t *starts,
+             const float *packed, const float *bias, float *new_hidden) {
     float *room, *sums;
-    sums = sum_of_products(B, F, H, H, features, features_stride, hidden, stride, starts, packed, bias, &room);
+    sums = sum_of_products(B, F, H, H, features, hidden, starts, packed, bias, &room);
     if (!sums) return 1;
     for (long b = 0; b < B; b++)
         for (long j = 0; j < H; j += LANES)
-            store(new_hidden + b * stride + j, bend(load(sums + b * padded(H) + j), relu));
+            store(new_hidden + b * H + j, activation(load(sums + b * padded(H) + j), relu));
     free(room);
     return 0;
 }

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from agents.memory import team
+from agents.kernels import team
 
 
 @pytest.fixture(params=["openmp", "python"])
@@ -66,7 +66,7 @@ def test_an_interruption_before_a_function_is_not_lost(monkeypatch: pytest.Monke
 
 
 def test_fewer_threads_than_functions_do_them_all() -> None:
-    script = "from agents.memory import team; team.run_together([lambda: print('done', flush=True)] * 3)"
+    script = "from agents.kernels import team; team.run_together([lambda: print('done', flush=True)] * 3)"
     ran = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "OMP_THREAD_LIMIT": "1"},

@@ -10,16 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.memory import LSTM, Memory, loading, make_memory, native, numpy_step, packed, through_time
+from agents.kernels import binding, reference
+from agents.kernels import recurrent as compiled
+from agents.memory import LSTM, Memory, make_memory, numpy_step, packed, through_time
 from agents.memory.recurrent import Recurrent
 from agents.memory.together import unroll_together, worth_unrolling_together
 
 T, B, F, H = 11, 4, 5, 16
 
 KERNELS = [
-    pytest.param(native, marks=pytest.mark.skipif(not native.available, reason="built without a C compiler")),
+    pytest.param(compiled, marks=pytest.mark.skipif(not compiled.available, reason="built without a C compiler")),
     through_time,
     packed,
+    reference,
 ]
 CELLS: list[tuple[str, dict[str, Any]]] = [
     ("lstm", {}),
@@ -80,7 +83,7 @@ def test_a_block_through_the_kernels_is_torchs_cell_step_by_step(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernels", [through_time, packed])
+@pytest.mark.parametrize("kernels", [through_time, packed, reference])
 @every_cell
 def test_float64_kernels_agree_to_float64_precision(
     name: str, kwargs: dict[str, Any], kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -101,7 +104,7 @@ def test_a_step_without_torch_is_torchs_cell(
     name: str, kwargs: dict[str, Any], steps: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory: Any = build(name, kwargs)
-    monkeypatch.setattr(native, "available", steps is native)
+    monkeypatch.setattr(compiled, "available", steps is compiled)
     step = memory.numpy_step()
     for batch_size in (1, 2, 3, 4, 5, 6, 7, 9, 13):  # every path through blocks of rows
         features, starts = torch.randn(batch_size, F), torch.arange(batch_size) % 3 == 1
@@ -116,7 +119,7 @@ def test_a_step_without_torch_is_torchs_cell(
 
 @pytest.mark.parametrize("steps", [KERNELS[0], numpy_step])
 def test_a_step_reads_arrays_whatever_their_strides(steps: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "available", steps is native)
+    monkeypatch.setattr(compiled, "available", steps is compiled)
     memory = build("lstm", {"num_layers": 2})
     step = memory.numpy_step()
     assert step is not None
@@ -198,7 +201,7 @@ def test_memory_laid_out_otherwise_is_read_right(
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.skipif(not native.available, reason="built without a C compiler")
+@pytest.mark.skipif(not compiled.available, reason="built without a C compiler")
 @pytest.mark.parametrize("n_sequences", [3, 8])
 @every_cell
 def test_threads_change_no_bit(
@@ -209,14 +212,14 @@ def test_threads_change_no_bit(
     state = tuple(torch.randn_like(part) for part in memory.initial_state(n_sequences))
     results = []
     for threads in (1, 2, 3, 100):  # more than there are pieces, too
-        monkeypatch.setattr(native, "_worthwhile_threads", lambda *_, threads=threads: threads)
+        monkeypatch.setattr(compiled, "_worthwhile_threads", lambda *_, threads=threads: threads)
         outputs, found = gradients(memory, lambda x, before: memory.unroll(x, before, starts), features, state)
         results.append([outputs, *found])
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
 
 
-@pytest.mark.skipif(not native.available, reason="built without a C compiler")
+@pytest.mark.skipif(not compiled.available, reason="built without a C compiler")
 @pytest.mark.parametrize("needs_features", [True, False])
 @every_cell
 def test_two_memories_at_the_same_time_give_what_each_gives_alone(
@@ -237,7 +240,7 @@ def test_two_memories_at_the_same_time_give_what_each_gives_alone(
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-@pytest.mark.skipif(not native.available, reason="built without a C compiler")
+@pytest.mark.skipif(not compiled.available, reason="built without a C compiler")
 def test_only_memories_with_enough_to_do_and_threads_to_spare_run_together() -> None:
     big, small, large = LSTM(F, 256), LSTM(F, 16), torch.zeros(128, 2, F)
     gru = make_memory("gru", F, {"hidden_size": 256})
@@ -258,15 +261,15 @@ def test_a_library_of_another_version_is_told_from_ours() -> None:
         pass
 
     class Ours:
-        def kernels_version(self) -> int:
-            return native._VERSION
+        def recurrent_version(self) -> int:
+            return binding.VERSIONS["recurrent"]
 
-    assert loading._version_of(Older(), "kernels") != native._VERSION  # type: ignore[arg-type]
-    assert loading._version_of(Ours(), "kernels") == native._VERSION  # type: ignore[arg-type]
+    assert binding.version_of(Older(), "recurrent") != binding.VERSIONS["recurrent"]  # type: ignore[arg-type]
+    assert binding.version_of(Ours(), "recurrent") == binding.VERSIONS["recurrent"]  # type: ignore[arg-type]
 
 
 def test_a_library_that_cannot_be_loaded_is_left_alone_with_a_warning(tmp_path: Path) -> None:
     for kind in ("", "_avx2"):
-        (tmp_path / f"_kernels{kind}{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
+        (tmp_path / f"_recurrent{kind}{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
     with pytest.warns(UserWarning, match="cannot be loaded"):
-        assert loading.load(tmp_path, "kernels", native._VERSION) is None
+        assert binding.load(tmp_path, "recurrent", binding.VERSIONS["recurrent"]) is None

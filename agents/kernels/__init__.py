@@ -1,0 +1,10 @@
+"""What is compiled: the C sources, the one binding through which they are called, and their gradients for torch.
+
+- ``binding``: finds the libraries, declares every function, and checks what is handed over;
+- ``recurrent``: a layer of an RNN, LSTM or GRU over a block, and its acting step (``recurrent.c``);
+- ``heads``: perceptrons, probabilities of actions, PPO's objective (``heads.c``);
+- ``reference``: the same recurrences in torch's operations, for derivatives and tools that need them;
+- ``team``: functions at the same time, on torch's threads.
+
+The libraries are built when the package is installed, if there is a C compiler; without them torch and NumPy serve.
+"""
