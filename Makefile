@@ -7,12 +7,13 @@ CONFIG ?= configs/cartpole_novel.yaml
 BIN := $(VENV)/bin
 COMPILED := $(wildcard agents/kernels/*.[ch])
 
-.PHONY: help train test test-slow lint format clean
+.PHONY: help train test test-slow test-native lint format clean
 
 help:
 	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG))"
 	@echo "make test       the tests, a few minutes"
 	@echo "make test-slow  the tests that learn real tasks, much longer"
+	@echo "make test-native  the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, a minute"
 	@echo "make lint       ruff and mypy --strict"
 	@echo "make format     reformat the code"
 	@echo "make clean      remove the virtual environment and caches; runs/ is kept"
@@ -25,6 +26,22 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# The compiled code in a scratch copy, built with sanitizers; leaks are left out, since Python keeps what it keeps.
+NATIVE := build/native
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -g
+
+test-native: $(VENV)/.installed-dev
+	rm -rf $(NATIVE) && mkdir -p $(NATIVE)
+	cp -r agents configs envs tests pyproject.toml README.md LICENSE train.py evaluate.py $(NATIVE)
+	find $(NATIVE) -name '*.so' -delete
+	cd $(NATIVE) && CFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(abspath $(BIN))/python -c \
+	    "from setuptools import setup; setup()" -q build_ext --inplace
+	cd $(NATIVE) && for kernels in avx2 default; do \
+	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=1 \
+	    $(abspath $(BIN))/python -m pytest -p no:cacheprovider -W error::UserWarning:agents.kernels.binding \
+	    tests/agents/kernels -m "not slow" $(NATIVE_TESTS) || exit 1; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

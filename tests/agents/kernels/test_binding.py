@@ -1,0 +1,233 @@
+"""Nothing reaches a compiled function that it would misread: every one of them, by a table.
+
+The table says by hand what fits, so that a declaration that does not say what C reads is found: here, or by the
+sanitizers that ``make test-native`` runs this under.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.kernels import binding, heads, recurrent
+from agents.kernels.binding import DECLARATIONS, SIZE_FUNCTIONS, Function, MismatchError
+
+pytestmark = pytest.mark.skipif(
+    not (heads.available and recurrent.available), reason="built without a C compiler"
+)
+
+T, F, H, A = 3, 5, 8, 2
+SIZES = (2, 3)
+WIDTHS = (5, 16, 7)
+
+
+class Call(NamedTuple):
+    """Arguments that fit."""
+
+    tensors: list[Tensor | None]
+    numbers: tuple[float, ...] = ()
+    widths: tuple[int, ...] = ()
+
+
+def floats(*shapes: tuple[int, ...]) -> list[Tensor | None]:
+    return [torch.full(shape, 0.5) for shape in shapes]
+
+
+def starts(*shape: int) -> Tensor:
+    found = torch.zeros(shape, dtype=torch.bool)
+    found[::2] = True
+    return found
+
+
+def block(n: int, *gates: int) -> list[tuple[int, ...]]:
+    return [(T, n, gate * H) for gate in gates]
+
+
+def layers(n: int, *kinds: str) -> list[Tensor | None]:
+    shapes = {"weights": [(16, 5), (7, 16)], "biases": [(16,), (7,)]}
+    return [part for kind in kinds for part in floats(*shapes[kind])]
+
+
+def perceptron_size() -> int:
+    return (5 + 1) * 16 + (16 + 1) * 16
+
+
+def choices(n: int) -> list[Tensor]:
+    return [torch.tensor(SIZES), torch.ones(n, A, dtype=torch.int64)]
+
+
+# By the number n of sequences, environments or steps.
+CALLS: dict[str, Callable[[int], Call]] = {
+    "pack": lambda n: Call(floats((4 * H, F + H), (64 * (F + H),))),
+    "lstm_forward": lambda n: Call(
+        [*floats(*block(n, 4), (4 * H, H), (n, H), (n, H)), starts(T, n), *floats(*block(n, 1, 4, 1, 1, 1))], (0, 1)
+    ),
+    "lstm_backward": lambda n: Call(
+        [
+            *floats(*block(n, 1), (4 * H, H), (n, H)),
+            starts(T, n),
+            *floats(*block(n, 4, 1, 1, 4), (n, H), (n, H)),
+        ],
+        (0, 1, 0),
+    ),
+    "gru_forward": lambda n: Call(
+        [*floats(*block(n, 3), (3 * H, H), (H,), (n, H)), starts(T, n), *floats(*block(n, 1, 3, 1, 1))], (0, 1)
+    ),
+    "gru_backward": lambda n: Call(
+        [*floats(*block(n, 1), (3 * H, H)), starts(T, n), *floats(*block(n, 3, 1, 1, 3, 3), (n, H))], (0, 1, 0)
+    ),
+    "rnn_forward": lambda n: Call(
+        [*floats(*block(n, 1), (H, H), (n, H)), starts(T, n), *floats(*block(n, 1, 1))], (0, 1, 1)
+    ),
+    "rnn_backward": lambda n: Call(
+        [*floats(*block(n, 1), (H, H)), starts(T, n), *floats(*block(n, 1, 1), (n, H))], (0, 1, 0, 1)
+    ),
+    "lstm_step": lambda n: Call(
+        [*floats((n, F), (n, H), (n, H)), starts(n), *floats((64 * (F + H),), (4 * H,), (n, H), (n, H))]
+    ),
+    "gru_step": lambda n: Call([*floats((n, F), (n, H)), starts(n), *floats((64 * (F + H),), (4 * H,), (n, H))]),
+    "rnn_step": lambda n: Call([*floats((n, F), (n, H)), starts(n), *floats((64 * (F + H),), (H,), (n, H))], (0,)),
+    "perceptron_pack": lambda n: Call([*floats((perceptron_size(),)), *layers(n, "weights", "biases")], (), WIDTHS),
+    "perceptron_run": lambda n: Call(floats((n, 5), (perceptron_size(),), (16 * n,), (n, 7)), (1, 0), WIDTHS),
+    "perceptron_forward": lambda n: Call(
+        [*floats((n, 5), (16 * n,), (n, 7)), *layers(n, "weights", "biases")], (2, 1), WIDTHS
+    ),
+    "perceptron_backward": lambda n: Call(
+        [*floats((n, 5), (16 * n,), (n, 7), (n, 7), (n, 5)), *layers(n, "weights", "weights", "biases")],
+        (1, 1),
+        WIDTHS,
+    ),
+    "categorical_sample": lambda n: Call([choices(n)[0], *floats((n, 5), (n, 5)), choices(n)[1], *floats((n,))]),
+    "categorical_forward": lambda n: Call([choices(n)[0], *floats((n, 5)), choices(n)[1], *floats((n,), (n,), (n, 5))]),
+    "categorical_backward": lambda n: Call(
+        [choices(n)[0], *floats((n, 5)), choices(n)[1], *floats((n,), (n,), (n, 5))]
+    ),
+    "gaussian_forward": lambda n: Call(floats((n, A), (A,), (n, A), (n,))),
+    "gaussian_backward": lambda n: Call(floats((n, A), (A,), (n, A), (n,), (n, A), (A,))),
+    "clipped_objective": lambda n: Call([*floats(*[(n,)] * 10), *floats((6,))], (1, 0.2, 0.1, 0.01, 0.5)),
+}
+FUNCTIONS: dict[str, Function] = {**recurrent.library.functions, **heads.library.functions}
+MAY_GROW = {("pack", 0, 0)}  # outputs up to the next multiple of a tile fit into the same packed array
+
+every_function = pytest.mark.parametrize("name", CALLS)
+
+
+def changed(call: Call, at: int, tensor: Tensor | None) -> Call:
+    return call._replace(tensors=[*call.tensors[:at], tensor, *call.tensors[at + 1 :]])
+
+
+def arrays(name: str, n: int = 2) -> list[tuple[Call, int, Tensor]]:
+    call = CALLS[name](n)
+    return [(call, at, tensor) for at, tensor in enumerate(call.tensors) if tensor is not None]
+
+
+def test_every_exported_function_is_declared_and_in_the_table() -> None:
+    for library, declarations in DECLARATIONS.items():
+        source = (Path(binding.__file__).parent / f"{library}.c").read_text()
+        exported = set(re.findall(r"^(?!static|INLINE|typedef)\w[\w \*]*?\b(\w+)\([^;{]*\)\s*\{", source, re.MULTILINE))
+        assert exported == {*declarations, *SIZE_FUNCTIONS[library], f"{library}_version"}
+    assert CALLS.keys() == FUNCTIONS.keys()
+
+
+@every_function
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+def test_what_fits_is_computed(name: str, n: int) -> None:
+    call = CALLS[name](n)
+    FUNCTIONS[name](*call)
+    FUNCTIONS[name].prepared(*call)()
+
+
+@every_function
+def test_an_array_of_another_length_is_refused(name: str) -> None:
+    for call, at, tensor in arrays(name):
+        for axis, length in enumerate(tensor.shape):
+            if (name, at, axis) in MAY_GROW:
+                continue
+            for other in (0, length - 1, length + 2, 3 * length):
+                shape = (*tensor.shape[:axis], other, *tensor.shape[axis + 1 :])
+                with pytest.raises(MismatchError, match=name):
+                    FUNCTIONS[name](*changed(call, at, torch.ones(shape, dtype=tensor.dtype)))
+
+
+@every_function
+def test_an_array_of_another_number_of_axes_is_refused(name: str) -> None:
+    for call, at, tensor in arrays(name):
+        for other in (tensor[None], tensor.sum().to(tensor.dtype)):
+            with pytest.raises(MismatchError, match=name):
+                FUNCTIONS[name](*changed(call, at, other))
+
+
+@every_function
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32, torch.uint8])
+def test_an_array_of_another_type_is_refused(name: str, dtype: torch.dtype) -> None:
+    for call, at, tensor in arrays(name):
+        with pytest.raises(TypeError, match=str(tensor.dtype)):
+            FUNCTIONS[name](*changed(call, at, tensor.to(dtype)))
+
+
+@every_function
+def test_an_array_that_is_not_contiguous_or_elsewhere_is_refused(name: str) -> None:
+    for call, at, tensor in arrays(name):
+        with pytest.raises(TypeError, match="contiguous"):
+            FUNCTIONS[name](*changed(call, at, torch.stack((tensor, tensor), dim=-1)[..., 0]))
+        with pytest.raises(TypeError, match="meta"):
+            FUNCTIONS[name](*changed(call, at, tensor.to("meta")))
+
+
+@every_function
+def test_a_missing_array_is_refused(name: str) -> None:
+    call = CALLS[name](2)
+    optional = [parameter.optional for parameter in FUNCTIONS[name].declaration.parameters]
+    for at in range(len(optional)):
+        if not optional[at]:
+            with pytest.raises(MismatchError, match="None"):
+                FUNCTIONS[name](*changed(call, at, None))
+    with pytest.raises(MismatchError, match="arrays"):
+        FUNCTIONS[name](*call._replace(tensors=call.tensors[:-1]))
+
+
+@pytest.mark.parametrize("name", ["lstm_backward", "gru_backward", "rnn_backward"])
+def test_gradients_of_a_learned_start_need_a_row_for_each_episode(name: str) -> None:
+    call = CALLS[name](2)
+    learned = call._replace(numbers=(0, 1, 1, *call.numbers[3:]))
+    with pytest.raises(MismatchError, match="contents|what is in"):
+        FUNCTIONS[name](*learned)
+
+
+def test_choices_that_do_not_add_up_to_the_logits_are_refused() -> None:
+    for name in ("categorical_sample", "categorical_forward", "categorical_backward"):
+        for sizes in ([2, 2], [3, 3], [5, 0], [-1, 6]):
+            with pytest.raises(MismatchError):
+                FUNCTIONS[name](*changed(CALLS[name](2), 0, torch.tensor(sizes)))
+
+
+def test_actions_that_are_no_choice_are_refused_forward_and_backward() -> None:
+    for name in ("categorical_forward", "categorical_backward"):
+        for action in (-1, 3, 2**62):
+            with pytest.raises(MismatchError):
+                FUNCTIONS[name](*changed(CALLS[name](2), 2, torch.full((2, A), action)))
+
+
+def test_widths_that_are_none_are_refused() -> None:
+    call = CALLS["perceptron_forward"](2)
+    for widths in [(), (5,), (5, 0, 7), (5, -16, 7), (5, 16)]:
+        with pytest.raises(MismatchError):
+            FUNCTIONS["perceptron_forward"](*call._replace(widths=widths))
+
+
+def test_hidden_units_must_fill_registers() -> None:
+    tensors: list[Any] = [*floats((T, 2, 6), (6, 6), (2, 6)), starts(T, 2), *floats((T, 2, 6), (T, 2, 6))]
+    with pytest.raises(MismatchError, match="multiple of 8"):
+        FUNCTIONS["rnn_forward"](tensors, (0, 1, 0))
+
+
+def test_what_was_checked_once_is_checked_again_for_other_shapes() -> None:
+    call = CALLS["gaussian_forward"](4)
+    for _ in range(3):
+        FUNCTIONS["gaussian_forward"](*call)
+        with pytest.raises(MismatchError):
+            FUNCTIONS["gaussian_forward"](*changed(call, 3, torch.zeros(3)))
