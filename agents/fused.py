@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from agents.kernels.aside import once_differentiable, plain
 from agents.memory.core import Array
 from agents.memory.loading import load
 
@@ -57,11 +57,8 @@ available = _library is not None
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the kernels can run on these: built, and all are float32 on a CPU."""
-    for tensor in tensors:  # a loop, since this is asked some dozen times a minibatch
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            return False
-    return available
+    """Whether the kernels can run on these: built, all are float32 on a CPU, and nothing follows the operations."""
+    return available and plain(*tensors)
 
 
 # Perceptrons
@@ -84,18 +81,12 @@ class Layers(NamedTuple):
 def layers_of(*networks: nn.Module) -> Layers | None:
     """Networks one after the other as layers for :func:`perceptron`, or None where they are not of a kind known here.
 
-    Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU, without hooks. Asked
-    at every pass, since a user may put in other layers or hooks at any time: hence the plain dictionaries.
+    Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU. Whether something
+    hooks into them ``agents.kernels.plan`` has asked before. Plain dictionaries are read, since this is asked often.
     """
     layers: list[nn.Module] = []
     for network in networks:
-        parts = list(network._modules.values()) if type(network) is nn.Sequential else []
-        for module in (network, *parts):
-            if module._forward_hooks or module._forward_pre_hooks:
-                return None
-            if module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):
-                return None
-        layers += parts if type(network) is nn.Sequential else [network]
+        layers += list(network._modules.values()) if type(network) is nn.Sequential else [network]
     linear: list[Any] = layers[::2]
     kinds = {type(module) for module in layers[1::2]}
     if not available or not linear or len(kinds) > 1 or any(type(layer) is not nn.Linear for layer in linear):

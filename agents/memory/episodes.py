@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from agents.devices import to_device
+from agents.kernels.aside import once_differentiable
 
 Indices = NDArray[np.int64]
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from agents.kernels.aside import once_differentiable, plain
 from agents.memory.core import Array, NumpyState, NumpyStep
 from agents.memory.kernels import Parameters
 from agents.memory.loading import load
@@ -55,8 +55,8 @@ available = _library is not None
 
 
 def takes(features: Tensor, hidden_size: int) -> bool:
-    """Whether the kernels can run this: built, float32 on a CPU, and a hidden size of a multiple of 8."""
-    return available and features.is_cpu and features.dtype is torch.float32 and hidden_size % 8 == 0
+    """Whether the kernels can run this: built, float32 on a CPU, 8 units or a multiple, nothing that follows."""
+    return available and hidden_size % 8 == 0 and plain(features)
 
 
 def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:

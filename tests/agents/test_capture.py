@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents import fused
-from agents.compiled import CompiledObjective, compiles
+from agents.capture import CompiledObjective
 from tests.agents.test_ppo import clocks, small_ppo
 
 SETTINGS: dict[str, Any] = dict(normalize=True, clip_range=0.2, clip_range_vf=None, ent_coef=0.01, vf_coef=0.5)
@@ -99,4 +99,4 @@ def test_a_copy_of_what_was_compiled_computes_with_the_copy_of_its_policy() -> N
 
 
 def test_only_an_update_on_a_gpu_is_compiled() -> None:
-    assert not compiles(small_ppo(clocks(), "gru").policy)
+    assert small_ppo(clocks(), "gru").policy.objective_plan().how != "torch.compile"
