@@ -11,7 +11,7 @@ Axes: N steps, K parameters of the distribution, A components of an action as st
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ class ActionHead(ABC):
     shape: tuple[int, ...]  # of one action as stored in the buffer
     dtype: torch.dtype
     n_outputs: int  # K of the layer before
+
+    has_kernel: ClassVar[bool] = False
+    """Whether ``evaluate`` has a compiled form."""
 
     def check_outputs(self, n_outputs: int) -> None:
         """Raises a ValueError unless this many numbers a step are what the head takes."""
@@ -65,6 +68,8 @@ class ActionHead(ABC):
 class CategoricalHead(ActionHead):
     """Discrete: one of n. An environment whose actions start at another number than 0 gets them shifted."""
 
+    has_kernel = True
+
     def __init__(self, space: spaces.Discrete) -> None:
         self.shape, self.dtype, self.n_outputs = (), torch.int64, int(space.n)
         self._start = int(space.start)
@@ -86,6 +91,8 @@ class CategoricalHead(ActionHead):
 
 class MultiCategoricalHead(ActionHead):
     """MultiDiscrete: several choices at once, their log-probabilities added."""
+
+    has_kernel = True
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
         self.shape, self.dtype = (len(space.nvec),), torch.int64
@@ -137,6 +144,8 @@ class BernoulliHead(ActionHead):
 class GaussianHead(ActionHead):
     """Box: a diagonal Gaussian with a standard deviation of its own; actions are clipped on their way out."""
 
+    has_kernel = True
+
     def __init__(self, space: spaces.Box) -> None:
         self.shape, self.dtype, self.n_outputs = (math.prod(space.shape),), torch.float32, math.prod(space.shape)
         self._space = space
@@ -187,6 +196,15 @@ class StateDependentHead(ActionHead):
             shaped = low + 0.5 * (shaped + 1.0) * (high - low)
         clipped: NDArray[Any] = np.clip(shaped, low, high)
         return clipped.astype(self._space.dtype, copy=False)
+
+
+HEADS: tuple[type[ActionHead], ...] = (
+    CategoricalHead,
+    MultiCategoricalHead,
+    BernoulliHead,
+    GaussianHead,
+    StateDependentHead,
+)
 
 
 def make_action_head(

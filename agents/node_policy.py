@@ -37,12 +37,12 @@ class Passing(Memory):
 
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         read, by = self._split(features)
-        output, state = self.memory.step(read, state, episode_starts)
+        output, state = self.memory(read, state, episode_starts)
         return torch.cat((output, by), dim=-1), state
 
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         read, by = self._split(features)
-        return torch.cat((self.memory.unroll(read, state, episode_starts), by), dim=-1)
+        return torch.cat((self.memory(read, state, episode_starts), by), dim=-1)
 
     def reset(self, state: State, episode_starts: Tensor) -> State:
         return self.memory.reset(state, episode_starts)

@@ -23,8 +23,10 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.acting import Actor, GraphActor, make_actor
+from agents.acting import make_actor
+from agents.actor import Actor
 from agents.buffer import SequenceBatch, SequenceRolloutBuffer, check_sequence_length, map_observations
+from agents.capture import GraphActor
 from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
 from agents.checks import (
     check_acts_as_it_learns,

@@ -9,7 +9,8 @@ critic has one of its own. State comes in and goes out; the policy hides none.
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,11 +30,24 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from agents.actions import ActionHead, Parameters, make_action_head
+from agents.actions import HEADS, ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
 from agents.devices import to_device
 from agents.encoders import default_encoder
 from agents.kernels import heads as fused
+from agents.kernels.aside import Part
+from agents.kernels.plan import (
+    Acting,
+    Heads,
+    Plan,
+    acting_of,
+    heads_of,
+    memories_called,
+    objective_of,
+    plan_of,
+    policy_layers_of,
+    value_layers_of,
+)
 from agents.memory import Memory, NumpyStep, State, make_memory
 from agents.memory.together import unroll_together, worth_unrolling_together
 
@@ -152,6 +166,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self.memory, self.memory_kwargs = memory, dict(memory_kwargs or {})
         self.critic_memory, self.action_mask = critic_memory, action_mask
         self._warned_of_lost_memory, self._calls_without_state = False, 0
+        self._heads: Heads | None = None
         super().__init__(
             observation_space,
             action_space,
@@ -222,6 +237,28 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if self.memory_critic is None:
             return actor_state
         return actor_state + function(self.memory_critic, state[self._n_actor_parts :])
+
+    def plan(self) -> Plan:
+        """How each part is computed as the policy is now (compiled, in NumPy, by torch), and why: to be printed."""
+        return plan_of(self, RecurrentActorCriticPolicy, HEADS)
+
+    def acting_plan(self, captured: bool | None = None) -> Acting:
+        """How a rollout that starts now acts; ``captured`` is whether by a CUDA graph, None for: on a GPU."""
+        captured = self.device.type == "cuda" if captured is None else captured
+        return acting_of(self, RecurrentActorCriticPolicy, HEADS, captured)
+
+    def objective_plan(self) -> Part:
+        """How PPO's objective is computed."""
+        return objective_of(self, RecurrentActorCriticPolicy)
+
+    @contextmanager
+    def planned(self) -> Iterator[None]:
+        """Within it the policy is taken to stay as it is, and is not looked at anew for every pass: for an update."""
+        outer, self._heads = self._heads, heads_of(self)
+        try:
+            yield
+        finally:
+            self._heads = outer
 
     def forward(  # type: ignore[override]
         self, obs: Any, state: State, episode_starts: Tensor, deterministic: bool = False
@@ -406,10 +443,10 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Remembered, State]:
         pi_features, vf_features = self._encode(obs, episode_starts.shape)
         actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
-        hidden, actor_state = self.memory_actor.step(pi_features, actor_state, episode_starts)
+        hidden, actor_state = self.memory_actor(pi_features, actor_state, episode_starts)
         if self.memory_critic is None:
             return self._of_both(hidden), actor_state
-        critic_hidden, critic_state = self.memory_critic.step(vf_features, critic_state, episode_starts)
+        critic_hidden, critic_state = self.memory_critic(vf_features, critic_state, episode_starts)
         return Remembered(hidden, critic_hidden), actor_state + critic_state
 
     @_in_autocast
@@ -418,7 +455,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if self.memory_critic is None:
             return self._of_both(_unrolled(self.memory_actor, pi_features, actor_state, episode_starts))
         memories, features = (self.memory_actor, self.memory_critic), (pi_features, vf_features)
-        if worth_unrolling_together(memories, features):
+        called = memories_called(self) if self._heads is None else self._heads.memories_called
+        if not called and worth_unrolling_together(memories, features):
             both = unroll_together(memories, features, (actor_state, critic_state), episode_starts.cpu())
             return Remembered(both[0].flatten(0, 1), both[1].flatten(0, 1))
         hidden = _unrolled(self.memory_actor, pi_features, actor_state, episode_starts)
@@ -441,25 +479,30 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     @_in_autocast
     def _actor_step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
-        return self.memory_actor.step(features, state[: self._n_actor_parts], episode_starts)
+        hidden, after = self.memory_actor(features, state[: self._n_actor_parts], episode_starts)
+        return hidden, after
 
     def _value(self, hidden: Tensor) -> Tensor:
         """(N, H) of the critic's memory -> (N,)"""
-        values = self._in_one_call(hidden, "value_net", self.value_net)
-        if values is None:
-            values = self.value_net(self._hidden_layers(self.mlp_extractor.forward_critic, hidden))
+        layers = value_layers_of(self)[0] if self._heads is None else self._heads.value_layers
+        if layers is not None and fused.takes(hidden):
+            return fused.perceptron(layers, hidden).squeeze(-1)
+        values: Tensor = self.value_net(self._hidden_layers(self.mlp_extractor.forward_critic, hidden))
         return values.squeeze(-1)
 
     def _distribution_parameters(self, hidden: Tensor, obs: Any) -> Parameters:
         """(N, H) of the actor's memory, and the observations for their mask -> the parameters of the action head."""
+        layers = policy_layers_of(self)[0] if self._heads is None else self._heads.policy_layers
+        if layers is None or not fused.takes(hidden):
+            latent = self._hidden_layers(self.mlp_extractor.forward_actor, hidden)
+            output = self.action_net(latent)
+        elif self.use_sde:
+            latent = fused.perceptron(layers, hidden)
+            output = self.action_net(latent)
+        else:
+            output = fused.perceptron(layers, hidden)
         if self.use_sde:
-            latent = self._in_one_call(hidden, "policy_net")
-            if latent is None:
-                latent = self._hidden_layers(self.mlp_extractor.forward_actor, hidden)
-            return self.action_net(latent), self.log_std, latent
-        output = self._in_one_call(hidden, "policy_net", self.action_net)
-        if output is None:
-            output = self.action_net(self._hidden_layers(self.mlp_extractor.forward_actor, hidden))
+            return output, self.log_std, latent
         if isinstance(self.action_space, spaces.Box):
             return output, self.log_std
         if self.action_mask is None:
@@ -470,13 +513,6 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     @_in_autocast
     def _hidden_layers(self, layers: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         return layers(hidden)
-
-    def _in_one_call(self, hidden: Tensor, head: str, *last: nn.Module) -> Tensor | None:
-        """A network of the heads and the layer behind it, or None where they are not plain or not to be compiled."""
-        if self.autocast is not None or type(self.mlp_extractor) is not MlpExtractor or not fused.takes(hidden):
-            return None
-        plain = fused.layers_of(getattr(self.mlp_extractor, head), *last)
-        return None if plain is None else fused.perceptron(plain, hidden)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         parameters = super()._get_constructor_parameters()
@@ -623,7 +659,8 @@ class MultiInputLstmPolicy(LstmPolicy):
 def _unrolled(memory: Memory, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
     """(L, B, F) -> (L * B, H), the episode starts where the memory reads them."""
     starts = episode_starts if memory.starts_on_host else to_device(episode_starts, features.device)
-    return memory.unroll(features, state, starts).flatten(0, 1)
+    outputs: Tensor = memory(features, state, starts)
+    return outputs.flatten(0, 1)
 
 
 def _flatten_time(obs: Any) -> Any:

@@ -13,8 +13,8 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from torch import Tensor
 
 from agents.buffer import SequenceBatch
+from agents.capture import CompiledObjective
 from agents.checks import check_count, check_positive, check_range, check_switch
-from agents.compiled import CompiledObjective, compiles
 from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.losses import Figures, clip_gradients, ppo_objective
 from agents.on_policy import RecurrentOnPolicyAlgorithm
@@ -164,10 +164,14 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         """One update: epochs of minibatches of whole sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        if not self.compiles_update or not compiles(self.policy):
+        if not self.compiles_update or self.policy.objective_plan().how != "torch.compile":
             self._compiled = None
         elif self._compiled is None or self._compiled.policy is not self.policy:
             self._compiled = CompiledObjective(self.policy)
+        with self.policy.planned():
+            self._learn_from_rollout()
+
+    def _learn_from_rollout(self) -> None:
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
         for epoch in range(self.n_epochs):

@@ -14,7 +14,6 @@ FLOORS = {
     "encoders": 0,
     "layers": 0,
     "kernels": 0,
-    "compiled": 2,
     "returns": 0,
     "losses": 0,
     "actions": 0,
@@ -22,6 +21,8 @@ FLOORS = {
     "devices": 0,
     "buffer": 1,
     "policy": 1,
+    "actor": 1,
+    "capture": 1,
     "acting": 1,
 }
 HIGHEST = 2

@@ -68,7 +68,8 @@ def _unroll(cell: nn.Module, values: Tensor) -> Tensor:
     """(K, N, F) -> (K, N, H), from the initial state and without resets."""
     assert isinstance(cell, RNN | LSTM | GRU)
     starts = torch.zeros(values.shape[:2], dtype=torch.bool)  # on the CPU, where the kernels look for resets
-    return cell.unroll(values, cell.initial_state(values.shape[1]), starts)
+    states: Tensor = cell(values, cell.initial_state(values.shape[1]), starts)
+    return states
 
 
 def _mirrored(values: Tensor, lengths: Tensor | None) -> Tensor:

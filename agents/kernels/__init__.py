@@ -4,7 +4,13 @@
 - ``recurrent``: a layer of an RNN, LSTM or GRU over a block, and its acting step (``recurrent.c``);
 - ``heads``: perceptrons, probabilities of actions, PPO's objective (``heads.c``);
 - ``reference``: the same recurrences in torch's operations, for derivatives and tools that need them;
-- ``team``: functions at the same time, on torch's threads.
+- ``team``: functions at the same time, on torch's threads;
+- ``aside``: what follows torch's operations, so that they must compute;
+- ``plan``: the one place that decides how a policy is computed.
 
 The libraries are built when the package is installed, if there is a C compiler; without them torch and NumPy serve.
 """
+
+from agents.kernels.aside import in_torch
+
+__all__ = ["in_torch"]

@@ -28,16 +28,6 @@ _MOST_REMEMBERED = 512  # shapes of one function; more come only of blocks that 
 _ADDRESS: Any = ctypes.c_void_p
 
 
-def steps_aside() -> bool:
-    """Whether tools of torch work on the operations themselves, which a compiled function hides: the transforms of
-    ``torch.func``, forward-mode derivatives, and anomaly detection, which names the operation at fault."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.is_anomaly_enabled()
-    )
-
-
 def load(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
     """The library ``name`` in ``folder`` built for this processor, or None if there is none.
 

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.kernels.binding import Library, MismatchError, steps_aside
+from agents.kernels.aside import plain
+from agents.kernels.binding import Library, MismatchError
 from agents.kernels.contract import Array
 from agents.kernels.reference import differentiated
 
@@ -32,12 +33,8 @@ _IN_TORCH: dict[int, Callable[[Tensor], Tensor]] = {1: torch.tanh, 2: torch.relu
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether the compiled functions can run on these: built, all float32 on a CPU, and no tool of torch that looks at
-    single operations."""
-    for tensor in tensors:  # a loop, since this is asked some dozen times a minibatch
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            return False
-    return available and not steps_aside()
+    """Whether the compiled functions can run on these: built, all float32 on a CPU, nothing that follows."""
+    return available and plain(*tensors)
 
 
 # Perceptrons
@@ -60,19 +57,13 @@ class Layers(NamedTuple):
 def layers_of(*networks: nn.Module) -> Layers | None:
     """Networks one after the other as layers for :func:`perceptron`, or None where they are not of a kind known here.
 
-    Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU, without hooks, each
-    as wide as the one before gives. Asked at every pass, since a user may put in other layers or hooks at any time:
-    hence the plain dictionaries.
+    Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU, each as wide as the
+    one before gives. Whether something hooks into them ``agents.kernels.plan`` has asked before. Plain dictionaries
+    are read, since this is asked often.
     """
     layers: list[nn.Module] = []
     for network in networks:
-        parts = list(network._modules.values()) if type(network) is nn.Sequential else []
-        for module in (network, *parts):
-            if module._forward_hooks or module._forward_pre_hooks:
-                return None
-            if module._backward_hooks or module._backward_pre_hooks or "forward" in vars(module):
-                return None
-        layers += parts if type(network) is nn.Sequential else [network]
+        layers += list(network._modules.values()) if type(network) is nn.Sequential else [network]
     linear: list[Any] = layers[::2]
     kinds = {type(module) for module in layers[1::2]}
     if not available or not linear or len(kinds) > 1 or any(type(layer) is not nn.Linear for layer in linear):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.kernels import reference
-from agents.kernels.binding import WIDTH_OF_LANES, Library, steps_aside
+from agents.kernels.aside import plain
+from agents.kernels.binding import WIDTH_OF_LANES, Library
 from agents.kernels.contract import Array, NumpyState, NumpyStep, Parameters
 from agents.kernels.team import run_together
 
@@ -27,15 +28,8 @@ available = library.available
 
 
 def takes(features: Tensor, hidden_size: int) -> bool:
-    """Whether the kernels can run this: built, float32 on a CPU, a hidden size of a multiple of 8, and no tool of torch
-    that looks at single operations."""
-    return (
-        available
-        and features.is_cpu
-        and features.dtype is torch.float32
-        and hidden_size % WIDTH_OF_LANES == 0
-        and not steps_aside()
-    )
+    """Whether the kernels can run this: built, float32 on a CPU, 8 units or a multiple, nothing that follows."""
+    return available and hidden_size % WIDTH_OF_LANES == 0 and plain(features)
 
 
 def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:

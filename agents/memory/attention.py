@@ -98,7 +98,7 @@ class AttentionMemory(Memory):
     @in_own_precision
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         *carried, window, count = state
-        output, after = self.recurrent.step(features, tuple(carried), episode_starts)
+        output, after = self.recurrent(features, tuple(carried), episode_starts)
         starts = episode_starts.view(-1, 1)
         window, count = window.masked_fill(starts.unsqueeze(-1), 0.0), count.masked_fill(starts, 0.0)
         hidden = torch.cat((~visible(count, self.window), torch.zeros_like(starts)), dim=1)
@@ -109,7 +109,7 @@ class AttentionMemory(Memory):
     @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         *carried, window, count = state
-        outputs = self.recurrent.unroll(features, tuple(carried), episode_starts).transpose(0, 1)  # (B, T, H)
+        outputs = self.recurrent(features, tuple(carried), episode_starts).transpose(0, 1)  # (B, T, H)
         slots = torch.cat((window, outputs), dim=1)  # (B, K, H)
         values = finite(slots)
         contexts = [
@@ -126,7 +126,7 @@ class AttentionMemory(Memory):
         another episode, or never.
         """
         *carried, window, count = state
-        outputs = self.recurrent.unroll(features, tuple(carried), episode_starts).transpose(0, 1)
+        outputs = self.recurrent(features, tuple(carried), episode_starts).transpose(0, 1)
         slots = torch.cat((window, outputs), dim=1)
         weights = [
             by_slot(self._weights(outputs[:, chunk.steps], slots[:, chunk.positions], chunk.hidden), self.window)

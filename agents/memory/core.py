@@ -11,12 +11,15 @@ memory hides none.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.devices import to_device
+from agents.kernels.aside import Part, touched_within
 from agents.kernels.contract import Array as Array  # so that memories find them here
 from agents.kernels.contract import NumpyState as NumpyState
 from agents.kernels.contract import NumpyStep as NumpyStep
@@ -30,6 +33,9 @@ class Memory(nn.Module, ABC):
     Laws, tested for every registered memory: ``unroll`` gives what T calls of ``step`` give, resets included; nothing
     before an episode's start changes any output after it, and the gradient across it is exactly zero.
 
+    A memory is called as any module is, so that hooks on it and on what it is made of see it: ``forward`` is ``step``
+    or ``unroll``, by the number of axes. A subclass leaves it as it is.
+
     Under ``torch.autocast`` features may come in half precision and outputs may leave in it; the state is kept in
     float32 by whoever carries it.
     """
@@ -42,6 +48,10 @@ class Memory(nn.Module, ABC):
         super().__init__()
         self.input_size = input_size
         self.output_size = output_size
+
+    def forward(self, features: Tensor, state: State, episode_starts: Tensor) -> Any:
+        """``step`` of features (B, F), ``unroll`` of features (T, B, F)."""
+        return (self.step if features.dim() == 2 else self.unroll)(features, state, episode_starts)
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
@@ -79,10 +89,11 @@ class Memory(nn.Module, ABC):
         """The states before each step of a block and after the last one, no reset made for the step to come."""
         yield state
         device = features.device.type
-        numpy_step = self.numpy_step() if device == "cpu" and not torch.is_autocast_enabled(device) else None
+        in_numpy = device == "cpu" and not torch.is_autocast_enabled(device) and not touched_within("", self)
+        numpy_step = self.numpy_step() if in_numpy else None
         if numpy_step is None:
             for x, starts in zip(features, episode_starts, strict=False):
-                _, state = self.step(x, state, starts)
+                _, state = self(x, state, starts)
                 yield state
             return
         arrays = tuple(part.numpy() for part in state)
@@ -101,6 +112,35 @@ class Memory(nn.Module, ABC):
     def renew(self, state: State) -> State:
         """Draws anew what is random but constant through a rollout (dropout masks); called as a rollout starts."""
         return state
+
+    def computed_by(self) -> Part:
+        """How ``unroll`` is computed, and why not faster."""
+        return Part("torch")
+
+    def numpy_index_step(self) -> NumpyStep | None:
+        """``numpy_step`` for one-hot features, given as the places of their ones: (B,) integers in place of (B, F).
+
+        They are written out, (B, F) at a time, unless a memory has a better way.
+        """
+        step = self.numpy_step()
+        if step is None:
+            return None
+        rows, last = np.zeros((0, self.input_size), dtype=np.float32), np.zeros(0, dtype=np.intp)
+
+        def written_out(
+            places: NDArray[Any], state: NumpyState, episode_starts: NDArray[np.bool_]
+        ) -> tuple[Array, NumpyState]:
+            nonlocal rows, last
+            if len(rows) == len(places):
+                rows[np.arange(len(last)), last] = 0.0
+            else:
+                rows = np.zeros((len(places), self.input_size), dtype=np.float32)
+            last = places.copy()
+            rows[np.arange(len(last)), last] = 1.0
+            output, after = step(rows, state, episode_starts)
+            return output.copy() if output is rows else output, after
+
+        return written_out
 
     def numpy_step(self) -> NumpyStep | None:
         """``step`` on NumPy arrays with the parameters as they are now, or None where only torch has it.

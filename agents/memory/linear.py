@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from agents.kernels.aside import once_differentiable, why_torch
 from agents.layers import check_sizes, normalised, numpy_linear, numpy_normalised, numpy_sigmoid
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
 from agents.memory.precision import in_own_precision
@@ -339,6 +339,11 @@ def scan(decay: Tensor, inputs: Tensor, before: Tensor) -> Tensor:
     Real or complex. Where a decay is 0 nothing of what came before is left, not even a NaN. On an accelerator this is
     ``scan_in_parallel``; on a CPU a loop over time of two NumPy calls a step is several times faster, at any T.
     """
+    if why_torch():
+        after = [before]
+        for a, b in zip(decay, inputs, strict=True):
+            after.append(_after(a, after[-1], b))
+        return torch.stack(after[1:])
     states: Tensor = _Scan.apply(decay, inputs, before)  # type: ignore[no-untyped-call]
     return states
 

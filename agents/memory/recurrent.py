@@ -12,6 +12,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.devices import to_device
 from agents.kernels import recurrent as compiled
-from agents.kernels import reference
-from agents.kernels.binding import steps_aside
+from agents.kernels.aside import MISSING, Part, why_torch
 from agents.kernels.contract import Array, Kernels, NumpyState, NumpyStep, Parameters, Steps
 from agents.memory import numpy_step, packed, through_time
 from agents.memory.core import Memory, State
@@ -84,8 +85,38 @@ class Recurrent(Memory):
         if learned_initial_state:
             self.initial = nn.Parameter(torch.zeros(self.carried_parts, num_layers, hidden_size))
 
+    def forward(self, features: Tensor, state: Any = None, episode_starts: Tensor | None = None) -> Any:
+        """As every memory; and without ``episode_starts``, as torch's layer of the same name.
+
+        That is (T, B, F) and the state before, (D, B, H) each -> outputs (T, B, H) and the state after: (h, c) of an
+        LSTM, h of a GRU or RNN; None for the initial one. Nothing is reset and nothing dropped there.
+        """
+        if episode_starts is None:
+            return self._as_layer(features, state)
+        return super().forward(features, state, episode_starts)
+
+    def _as_layer(self, features: Tensor, state: Any) -> tuple[Tensor, Any]:
+        carried = self.initial_state(features.shape[1] if features.dim() == 3 else 1)
+        given = state if state is None or isinstance(state, tuple) else (state,)
+        expected = [tuple(part.transpose(0, 1).shape) for part in carried[: self.carried_parts]]
+        if features.dim() != 3 or (given is not None and [tuple(part.shape) for part in given] != expected):
+            got = None if given is None else [tuple(part.shape) for part in given]
+            raise ValueError(
+                f"without episode_starts {type(self).__name__} is called as torch.nn.{type(self).__name__}, with "
+                f"features (T, B, F) and a state {expected} or None; got features {tuple(features.shape)} and state "
+                f"{got}. To act or learn, call memory(features, state, episode_starts) with a state (B, D, H)"
+            )
+        if given is not None:
+            carried = (*(part.transpose(0, 1) for part in given), *carried[self.carried_parts :])
+        outputs, no_start = [], torch.zeros(features.shape[1], dtype=torch.bool, device=features.device)
+        for x in features:
+            output, carried = self.step(x, carried, no_start)
+            outputs.append(output)
+        after = tuple(part.transpose(0, 1) for part in carried[: self.carried_parts])
+        return torch.stack(outputs), after if self.carried_parts > 1 else after[0]
+
     def initial_state(self, batch_size: int) -> State:
-        like = self.get_parameter("weight_hh_l0")
+        like = self._recurrent_weight
         shape = (batch_size, self.num_layers, self.hidden_size)
         if self.initial is None:
             parts = tuple(like.new_zeros(shape) for _ in range(self.carried_parts))
@@ -130,6 +161,8 @@ class Recurrent(Memory):
 
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         self.check_block(features, state, episode_starts)
+        if why_torch() or self._steps_otherwise():
+            return self._stepped(features, state, to_device(episode_starts, features.device))
         starts, output = episode_starts.cpu(), features
         if torch.is_autocast_enabled(features.device.type):
             output = features.to(self._dtype)
@@ -142,10 +175,60 @@ class Recurrent(Memory):
                 output = self._through(kernels, output, before, starts, self._layer_parameters(layer))
         return output
 
+    def _stepped(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        """``unroll`` by one step after the other, in torch's operations alone."""
+        step = self.step if self._steps_otherwise() else partial(Recurrent.step, self)
+        outputs = []
+        for x, starts in zip(features, episode_starts, strict=True):
+            output, state = step(x, state, starts)
+            outputs.append(output)
+        return torch.stack(outputs)
+
+    def _steps_otherwise(self) -> bool:
+        """Whether a subclass has changed the step, and left ``unroll`` to follow it."""
+        cls = type(self)
+        if cls in (LSTM, GRU, RNN) or cls.unroll is not Recurrent.unroll:
+            return False
+        cell = next(known for known in (LSTM, GRU, RNN, Recurrent) if isinstance(self, known))._cell
+        return cls.step is not Recurrent.step or cls._cell is not cell
+
+    def computed_by(self) -> Part:
+        weight = self._recurrent_weight
+        if reason := why_torch():
+            return Part("torch", reason)
+        if self._steps_otherwise():
+            return Part("torch", f"{type(self).__name__} has a step of its own")
+        kernels = self._kernels(weight)
+        if kernels is packed:
+            return Part("torch")
+        if kernels is compiled:
+            return Part("compiled")
+        if not compiled.available:
+            return Part("NumPy", MISSING)
+        fits = self.hidden_size % 8 == 0
+        return Part("NumPy", f"it is {weight.dtype}" if fits else f"{self.hidden_size} units are no multiple of 8")
+
     def numpy_step(self) -> NumpyStep | None:
         """For float32 on a CPU. What a step returns is never written over and may be kept. One thread at a time."""
-        layers = [self._layer_parameters(layer) for layer in range(self.num_layers)]
-        weights = layers[0][0]
+        return self._numpy_step(self.input_size, [self._layer_parameters(layer) for layer in range(self.num_layers)])
+
+    def numpy_index_step(self) -> NumpyStep | None:
+        """Takes columns of the input weights in place of products with one-hot rows, where these are the longer ones.
+
+        The products that a step begins with are then those columns, and what multiplies them is the identity.
+        """
+        w_ih, w_hh, b_ih, b_hh = self._layer_parameters(0)
+        if self.input_size <= len(w_ih) or type(self).numpy_step is not Recurrent.numpy_step:
+            return super().numpy_index_step()
+        layers = [self._layer_parameters(layer) for layer in range(1, self.num_layers)]
+        step = self._numpy_step(len(w_ih), [(torch.eye(len(w_ih)), w_hh, b_ih, b_hh), *layers])
+        if step is None:
+            return None
+        columns = np.ascontiguousarray(w_ih.detach().numpy().T)
+        return lambda places, state, episode_starts: step(columns[places], state, episode_starts)
+
+    def _numpy_step(self, n_features: int, layers: list[Parameters]) -> NumpyStep | None:
+        weights = layers[0][1]
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             return None
         step = self._step_of(compiled if compiled.takes(weights, self.hidden_size) else numpy_step, layers)
@@ -157,7 +240,7 @@ class Recurrent(Memory):
         ) -> tuple[Array, NumpyState]:
             shapes = (features.shape, episode_starts.shape, *[part.shape for part in state])
             if shapes not in known:
-                self._check_shapes(features.shape, state, episode_starts.shape)
+                self._check_shapes(features.shape, state, episode_starts.shape, n_features)
                 known.add(shapes)
             if initial is not None and episode_starts.any():
                 reset = episode_starts[:, None, None]
@@ -199,11 +282,17 @@ class Recurrent(Memory):
         starting = self.initial[:, layer].unsqueeze(1)
         return tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
 
-    def _check_shapes(self, features: tuple[int, ...], state: Sequence[Any], episode_starts: tuple[int, ...]) -> None:
+    def _check_shapes(
+        self,
+        features: tuple[int, ...],
+        state: Sequence[Any],
+        episode_starts: tuple[int, ...],
+        n_features: int | None = None,
+    ) -> None:
         """Compiled kernels take sizes on trust, so they are checked before. Shapes without the time axis."""
         expected = (*episode_starts, self.num_layers, self.hidden_size)
         if (
-            features != (*episode_starts, self.input_size)
+            features != (*episode_starts, self.input_size if n_features is None else n_features)
             or len(state) != self.carried_parts + self._drops
             or any(part.shape != expected for part in state[: self.carried_parts])
             or (self._drops and state[-1].shape != (*episode_starts, self.num_layers - 1, self.hidden_size))
@@ -216,26 +305,27 @@ class Recurrent(Memory):
             )
 
     def _kernels(self, features: Tensor) -> Kernels:
-        if steps_aside():
-            return reference
         if compiled.takes(features, self.hidden_size):
             return compiled
         return through_time if features.device.type == "cpu" else packed
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.get_parameter("weight_hh_l0").dtype
+        return self._recurrent_weight.dtype
+
+    @property
+    def _recurrent_weight(self) -> Tensor:
+        return self._layer_parameters(0)[1]
 
     @property
     def _drops(self) -> bool:
         return self.dropout > 0 and self.num_layers > 1
 
     def _layer_parameters(self, layer: int) -> Parameters:
+        """By attribute, since a parametrization or a pruning puts there what it makes of the parameter."""
         w_ih, w_hh, b_ih, b_hh = (
-            self._parameters[f"{name}_l{layer}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        assert w_ih is not None
-        assert w_hh is not None
         return w_ih, w_hh, b_ih, b_hh
 
     def _initialise(self, initialisation: Initialisation) -> None:

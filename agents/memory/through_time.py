@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from agents.kernels.aside import once_differentiable
 from agents.kernels.contract import Parameters
 from agents.memory.episodes import Pieces, at_pieces, cut, take_rows
 

@@ -16,8 +16,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
 from agents import on_policy
-from agents.acting import GraphActor, NumpyActor, TorchActor, acts_in_numpy, make_actor
+from agents.acting import NumpyActor, make_actor
 from agents.actions import CategoricalHead
+from agents.actor import TorchActor
+from agents.capture import GraphActor
 from agents.memory import GRU, MEMORIES, Memory
 from agents.policy import LstmPolicy, RecurrentActorCriticPolicy
 
@@ -56,6 +58,14 @@ def make_policy(
             parameter += 0.1 * torch.randn_like(parameter)
     policy.set_training_mode(False)
     return policy
+
+
+def acts_in_numpy(policy: RecurrentActorCriticPolicy) -> bool:
+    return policy.acting_plan().part.how == "NumPy"
+
+
+def numpy_actor(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> NumpyActor:
+    return NumpyActor(policy, rng, policy.acting_plan().steps)
 
 
 def a_rollout(space: spaces.Space[Any], n_steps: int = 9) -> list[tuple[Any, Any]]:
@@ -278,7 +288,7 @@ def test_acting_changes_neither_the_state_that_came_in_nor_the_parameters() -> N
     policy = make_policy(critic_memory="separate")
     state = tuple(torch.randn_like(part) for part in policy.initial_state(B))
     kept = [part.clone() for part in (*state, *policy.parameters())]
-    for actor in (NumpyActor(policy, np.random.default_rng(0)), TorchActor(policy)):
+    for actor in (numpy_actor(policy, np.random.default_rng(0)), TorchActor(policy)):
         carried = actor.begin(state)
         for observations, starts in a_rollout(OBSERVATIONS):
             _, finish = actor.act(observations, carried, starts)
@@ -291,7 +301,7 @@ def test_an_actor_draws_from_the_source_of_chance_it_was_given_and_from_no_other
     observations, starts = a_rollout(OBSERVATIONS)[0]
 
     def actions(seed: int) -> Any:
-        actor = NumpyActor(policy, np.random.default_rng(seed))
+        actor = numpy_actor(policy, np.random.default_rng(seed))
         state = actor.begin(policy.initial_state(B))
         return [actor.act(observations, state, starts)[0].tolist() for _ in range(8)]
 
@@ -304,7 +314,7 @@ def test_an_actor_draws_from_the_source_of_chance_it_was_given_and_from_no_other
 def sampled(action_space: spaces.Space[Any], n: int = 20_000) -> tuple[Any, Any]:
     """Actions of one and the same observation, many times, and their log-probabilities."""
     policy = make_policy(action_space)
-    actor = NumpyActor(policy, np.random.default_rng(0))
+    actor = numpy_actor(policy, np.random.default_rng(0))
     observations = np.ones((n, 2, 3), dtype=np.float32)
     actions, finish = actor.act(observations, actor.begin(policy.initial_state(n)), np.ones(n, dtype=bool))
     _, log_probs, _ = finish()
@@ -486,8 +496,8 @@ def hooked() -> RecurrentActorCriticPolicy:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (hooked, "a method or a hook of its own"),
-        (lambda: make_policy(cls=OfItsOwnValue), "OfItsOwnValue changes how the policy acts"),
+        (hooked, "policy.value_net has a forward hook"),
+        (lambda: make_policy(cls=OfItsOwnValue), "OfItsOwnValue has _value of its own"),
         (lambda: make_policy(ACTION_SPACES["gsde"], use_sde=True), "state-dependent exploration"),
     ],
 )

@@ -96,12 +96,6 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
-def hooked() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    layer.register_forward_hook(lambda *_: None)
-    return layer
-
-
 @pytest.mark.parametrize(
     "modules",
     [
@@ -112,7 +106,6 @@ def hooked() -> nn.Module:
         [Doubled(4, 4)],
         [nn.Linear(4, 4).double()],
         [nn.Linear(4, 4), nn.Tanh(), nn.Dropout()],
-        [hooked()],
         [],
     ],
     ids=str,
@@ -125,12 +118,6 @@ def test_what_is_not_a_plain_perceptron_is_left_to_torch(modules: list[nn.Module
 def test_a_sequence_within_a_sequence_is_left_to_torch() -> None:
     inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     assert layers_of(nn.Sequential(inner, nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2)) is None
-
-
-def test_a_hook_on_a_sequence_of_layers_is_not_passed_by() -> None:
-    sequence = nn.Sequential(nn.Linear(4, 4))
-    sequence.register_forward_hook(lambda *_: None)
-    assert layers_of(sequence) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.uint8])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.compiled import CompiledObjective, compiles
+from agents.capture import CompiledObjective
 from agents.kernels import heads as fused
 from tests.agents.test_ppo import clocks, small_ppo
 
@@ -99,4 +99,4 @@ def test_a_copy_of_what_was_compiled_computes_with_the_copy_of_its_policy() -> N
 
 
 def test_only_an_update_on_a_gpu_is_compiled() -> None:
-    assert not compiles(small_ppo(clocks(), "gru").policy)
+    assert small_ppo(clocks(), "gru").policy.objective_plan().how != "torch.compile"

@@ -1,0 +1,250 @@
+"""The one place that decides how a policy is computed: compiled, in NumPy, by torch, or captured as a CUDA graph.
+
+    print(model.policy.plan())
+    encoder: torch; memory: compiled; heads: torch, because action_net has a forward hook; ...
+
+A plan is made by looking at the policy as it is: when a rollout starts (``acting_of``), when an update starts, and
+for a call of one of the policy's methods from outside (``heads_of`` and what it asks). All else asks the plan. Fast
+paths are for what is known here; whatever is not known, hooked into or replaced is computed by torch, by calling the
+modules themselves.
+
+This stands on the lowest floor and so knows a policy by its parts alone; the policy says which class they are written
+for.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from torch import nn
+
+from agents.kernels import heads as fused
+from agents.kernels.aside import MISSING, Part, all_modules_hooked, overridden, touched, touched_within, why_torch
+
+TORCH = Part("torch")
+
+
+class Heads(NamedTuple):
+    """What the heads of a policy are made of: the layers that one compiled call takes, None where torch computes."""
+
+    policy_layers: fused.Layers | None
+    value_layers: fused.Layers | None
+    memories_called: bool
+    part: Part
+
+
+class Acting(NamedTuple):
+    """How a rollout acts: in "NumPy", "captured", or "torch"; for NumPy the steps of actor's and critic's memories."""
+
+    part: Part
+    steps: tuple[Any, ...] = ()
+
+
+class Plan(NamedTuple):
+    """How each part of a policy is computed, and why not faster."""
+
+    encoder: Part
+    memory: Part
+    critic_memory: Part | None
+    heads: Part
+    distribution: Part
+    objective: Part
+    acting: Part
+
+    def as_dict(self) -> dict[str, str]:
+        """The part's name -> how it is computed, and why."""
+        return {name.replace("_", " "): str(part) for name, part in self._asdict().items() if part is not None}
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}: {part}" for name, part in self.as_dict().items())
+
+
+def plan_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Plan:
+    """The plan of a policy as it is now.
+
+    Args:
+        base: the class that the fast paths compute for; what a subclass of it has put in place is called.
+        action_heads: the kinds of action heads that are known.
+    """
+    return Plan(
+        TORCH,
+        _of_memory(policy.memory_actor, "memory_actor"),
+        None if policy.memory_critic is None else _of_memory(policy.memory_critic, "memory_critic"),
+        heads_of(policy).part,
+        _distribution_of(policy),
+        objective_of(policy, base),
+        acting_of(policy, base, action_heads, policy.device.type == "cuda").part,
+    )
+
+
+# A pass through the policy
+
+
+def heads_of(policy: Any) -> Heads:
+    """What an update runs in one compiled call each."""
+    policy_layers, why = policy_layers_of(policy)
+    value_layers, why_values = value_layers_of(policy)
+    reason = why or why_values
+    part = Part("compiled" if reason is None else "torch", reason)
+    return Heads(policy_layers, value_layers, memories_called(policy), part)
+
+
+def policy_layers_of(policy: Any) -> tuple[fused.Layers | None, str | None]:
+    """The actor's hidden layers and, unless exploration depends on the state, the last one; or why not."""
+    if reason := _why_not_compiled(policy):
+        return None, reason
+    last = () if policy.use_sde else (("action_net", policy.action_net),)
+    return _layers(("mlp_extractor.policy_net", policy.mlp_extractor.policy_net), *last)
+
+
+def value_layers_of(policy: Any) -> tuple[fused.Layers | None, str | None]:
+    """The critic's hidden layers and the last one; or why not."""
+    if reason := _why_not_compiled(policy):
+        return None, reason
+    return _layers(("mlp_extractor.value_net", policy.mlp_extractor.value_net), ("value_net", policy.value_net))
+
+
+def memories_called(policy: Any) -> bool:
+    """Whether something is to see each memory being called on its own."""
+    return all_modules_hooked() or any(
+        memory is not None and touched(memory, "") is not None for memory in (policy.memory_actor, policy.memory_critic)
+    )
+
+
+def _why_not_compiled(policy: Any) -> str | None:
+    if not fused.available:
+        return MISSING
+    if all_modules_hooked():
+        return "all modules have a hook"
+    if policy.autocast is not None:
+        return "they are computed under autocast"
+    nets = policy.mlp_extractor
+    if type(nets) is not MlpExtractor:
+        return f"mlp_extractor is {type(nets).__name__}"
+    if vars(nets).keys() & {"forward_actor", "forward_critic"}:
+        return "a method of mlp_extractor was replaced"
+    return why_torch()
+
+
+def _layers(*networks: tuple[str, nn.Module]) -> tuple[fused.Layers | None, str | None]:
+    """Networks one after the other as layers of one compiled call, or why not."""
+    for name, network in networks:
+        parts = network._modules.values() if type(network) is nn.Sequential else ()
+        for module in (network, *parts):
+            if reason := touched(module, name):
+                return None, reason
+    layers = fused.layers_of(*(network for _, network in networks))
+    names = " and ".join(name for name, _ in networks)
+    return layers, None if layers else f"{names} are not float32 linear layers with one of Tanh and ReLU between"
+
+
+def _of_memory(memory: Any, name: str) -> Part:
+    part: Part = memory.computed_by()
+    reason = touched_within(name, memory)
+    return part if reason is None else Part(part.how, f"it is called, since {reason}")
+
+
+def _distribution_of(policy: Any) -> Part:
+    if not policy.head.has_kernel:
+        return Part("torch", f"{type(policy.head).__name__} has no compiled form")
+    reason = why_torch() if fused.available else MISSING
+    return Part("compiled" if reason is None and policy.device.type == "cpu" else "torch", reason)
+
+
+def objective_of(policy: Any, base: type) -> Part:
+    """How PPO's objective and, on a GPU, all that an update does behind the memory is computed."""
+    if policy.device.type != "cuda":
+        reason = why_torch() if fused.available else MISSING
+        return Part("compiled" if reason is None else "torch", reason)
+    reason = why_torch() or overridden(policy, base, _NOT_IN_AN_UPDATE) or touched_within("policy", policy)
+    return Part("torch.compile" if reason is None else "torch", reason)
+
+
+# Acting
+
+
+def acting_of(policy: Any, base: type, action_heads: tuple[type, ...], captured: bool) -> Acting:
+    """How a rollout acts with the policy as it is when it starts.
+
+    Args:
+        captured: whether a step is to be captured as a CUDA graph, in place of running in NumPy.
+    """
+    reason = why_torch() or overridden(policy, base, _NOT_IN_ACTING) or touched_within("policy", policy)
+    if captured:
+        if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+            reason = "state-dependent exploration replaces its noise matrices"
+        return Acting(Part("captured" if reason is None else "torch", reason))
+    if reason := reason or _why_no_numpy(policy, action_heads):
+        return Acting(Part("torch", reason))
+    memories = [memory for memory in (policy.memory_actor, policy.memory_critic) if memory is not None]
+    steps = []
+    one_hot = isinstance(policy.observation_space, spaces.Discrete)
+    for memory in memories:
+        reason = _why_not_stepped(memory)
+        step = None if reason else memory.numpy_index_step() if one_hot else memory.numpy_step()
+        if step is None:
+            return Acting(Part("torch", reason or f"{type(memory).__name__} has no step in NumPy"))
+        steps.append(step)
+    return Acting(Part("NumPy"), tuple(steps))
+
+
+def _why_no_numpy(policy: Any, action_heads: tuple[type, ...]) -> str | None:
+    """What of a policy, apart from its memories, has no form in NumPy."""
+    if any(parameter.dtype != torch.float32 or parameter.device.type != "cpu" for parameter in policy.parameters()):
+        return "not all parameters are float32 on a CPU"
+    for extractor in (policy.features_extractor, policy.vf_features_extractor):
+        if type(extractor) is not FlattenExtractor:
+            return f"the encoder is {type(extractor).__name__}"
+    if policy.autocast is not None:
+        return "it is computed under autocast"
+    space = policy.observation_space
+    if not isinstance(space, spaces.Box | spaces.Discrete) or is_image_space(space):
+        return f"observations are {'images' if isinstance(space, spaces.Box) else type(space).__name__}"
+    if policy.squash_output:
+        return "actions are squashed"
+    nets, head, distribution = policy.mlp_extractor, policy.head, policy.action_dist
+    if type(nets) is not MlpExtractor:
+        return f"mlp_extractor is {type(nets).__name__}"
+    if type(head) not in action_heads:
+        return f"the action head is {type(head).__name__}"
+    for part in (nets, head, policy.features_extractor, policy.vf_features_extractor):
+        if reason := overridden(part, type(part)):
+            return reason
+    if isinstance(distribution, StateDependentNoiseDistribution) and (
+        reason := overridden(distribution, StateDependentNoiseDistribution)
+    ):
+        return reason
+    layers = [*nets.policy_net, policy.action_net, *nets.value_net, policy.value_net]
+    others = [type(layer).__name__ for layer in layers if type(layer) not in _LAYERS_IN_NUMPY]
+    return f"there are layers of {others[0]}" if others else None
+
+
+def _why_not_stepped(memory: Any) -> str | None:
+    """What a memory's step in NumPy would pass by. One that a class brings is taken to be that class's own step."""
+    ours, steps = __name__.partition(".")[0], {"numpy_step", "numpy_index_step"}
+    base = next(
+        cls for cls in type(memory).__mro__ if vars(cls).keys() & steps or cls.__module__.partition(".")[0] == ours
+    )
+    return overridden(memory, base, _NOT_IN_A_STEP)
+
+
+_LAYERS_IN_NUMPY = (nn.Linear, nn.Tanh, nn.ReLU)
+
+_CONSTRUCTION = {
+    *("__init__", "_build", "_build_mlp_extractor", "_make_heads", "make_features_extractor"),
+    *("_get_constructor_parameters", "_get_data", "save", "load", "extra_repr"),
+}
+_STATES = {"initial_state", "reset_state", "renew", "reset_noise", "set_training_mode"}
+_PREDICTING = {
+    *("predict", "_predict", "get_distribution", "predict_values", "obs_to_tensor", "is_vectorized_observation"),
+    *("_import_state", "_import_episode_start", "_export_state", "_batch_first", "_notice_lost_memory"),
+}
+_LEARNING = {"evaluate_actions", "remember", "judge", "_unroll", "states_along", "_states_along"}
+
+# What may be replaced since it is not passed by; all other methods may not, whichever they are.
+_NOT_IN_ACTING = _CONSTRUCTION | _STATES | _PREDICTING | _LEARNING
+_NOT_IN_AN_UPDATE = _CONSTRUCTION | _STATES | _PREDICTING | {"forward", "_step", "states_along", "_states_along"}
+_NOT_IN_A_STEP = _CONSTRUCTION | {"initial_state", "renew", "unroll", "states_along", "attention_weights"}
