@@ -9,8 +9,9 @@ State is always a tuple of tensors, batch first: ``(B, ...)`` each; ``()`` for n
 memory hides none.
 """
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,10 +45,20 @@ class Memory(nn.Module, ABC):
     """Whether ``unroll`` reads ``episode_starts`` on the CPU, wherever the features are. Both places are taken; the
     right one spares a copy that on an accelerator the host must wait for."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What a subclass computes with is checked before: a state of another batch or type never gets as far."""
+        super().__init_subclass__(**kwargs)
+        for name in ("step", "unroll", "attention_weights"):
+            if name in vars(cls):
+                setattr(cls, name, _checked(vars(cls)[name]))
+        if "numpy_step" in vars(cls):
+            cls.numpy_step = _of_checked_steps(vars(cls)["numpy_step"])  # type: ignore[method-assign]
+
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
         self.input_size = input_size
         self.output_size = output_size
+        self._fitting: set[Any] = set()
 
     def forward(self, features: Tensor, state: State, episode_starts: Tensor) -> Any:
         """``step`` of features (B, F), ``unroll`` of features (T, B, F)."""
@@ -76,6 +87,7 @@ class Memory(nn.Module, ABC):
         steps from 0 to T, and T stands for the state after the block. Where a step starts an episode its state is the
         initial one. What a memory has no better way for is stepped through, in NumPy where it can be.
         """
+        self.check(features.shape, state, episode_starts)
         if not state:
             return ()
         starts, last = to_device(episode_starts, features.device), max(at)
@@ -96,14 +108,69 @@ class Memory(nn.Module, ABC):
                 _, state = self(x, state, starts)
                 yield state
             return
-        arrays = tuple(part.numpy() for part in state)
-        for x, starts in zip(features.numpy(), episode_starts.numpy(), strict=False):
+        arrays = tuple(part.detach().numpy() for part in state)
+        for x, starts in zip(features.detach().numpy(), episode_starts.numpy(), strict=False):
             _, arrays = numpy_step(x, arrays, starts)
             yield tuple(torch.from_numpy(part) for part in arrays)
+
+    def check(self, features: Sequence[int], state: Any, episode_starts: Any) -> None:
+        """Raises a ValueError or TypeError unless features of this shape, a state and episode starts fit together, for
+        ``step`` (B, F), ``unroll`` (T, B, F), or a step in NumPy; all memories ask this first.
+
+        Nothing is broadcast and nothing converted: the state has the shapes, and the types, that ``initial_state``
+        gives for as many sequences. What fits is remembered by its shapes, for the same come again and again.
+        """
+        if torch._C._is_tracing() or torch.compiler.is_compiling():  # sizes are no numbers there
+            return
+        try:
+            given = (features, episode_starts.shape, episode_starts.dtype)
+            key = (*given, *[(part.shape, part.dtype) for part in state])
+        except (AttributeError, TypeError) as error:
+            raise TypeError(
+                f"{type(self).__name__} takes a state that is a tuple of tensors or arrays, and episode_starts that "
+                f"are one; got {type(state).__name__} and {type(episode_starts).__name__}"
+            ) from error
+        if key not in self._fitting:
+            self._check(tuple(features), state, episode_starts)
+            if len(self._fitting) >= _MOST_REMEMBERED:
+                self._fitting.clear()
+            self._fitting.add(key)
+
+    def _check(self, features: tuple[int, ...], state: Any, episode_starts: Any) -> None:
+        steps, initial = tuple(episode_starts.shape), self.initial_state(1)
+        expected = [(steps[-1] if steps else 0, *part.shape[1:]) for part in initial]
+        found = [tuple(part.shape) for part in state]
+        if len(steps) not in (1, 2) or features != (*steps, self.input_size) or found != expected:
+            raise ValueError(
+                f"{type(self).__name__} expects features (B, {self.input_size}), episode_starts (B,) and a state as "
+                f"initial_state(B) gives it, {[tuple(part.shape) for part in initial]} for B = 1, or features "
+                f"(T, B, {self.input_size}) with episode_starts (T, B); got features {features}, "
+                f"episode_starts {steps} and state {found}"
+            )
+        if 0 in steps:
+            raise ValueError(
+                f"{type(self).__name__} takes at least one step of one sequence; episode_starts are {steps}"
+            )
+        if _type_of(episode_starts) != "bool":
+            raise TypeError(
+                f"episode_starts must be boolean; got {_type_of(episode_starts)}, use episode_starts.bool()"
+            )
+        types = [_type_of(part) for part in initial]
+        if [_type_of(part) for part in state] != types:
+            raise TypeError(
+                f"the state of {type(self).__name__} must be {' and '.join(sorted(set(types)))}, as initial_state "
+                f"gives it; got {', '.join(_type_of(part) for part in state)}"
+            )
 
     def reset(self, state: State, episode_starts: Tensor) -> State:
         """The state (B, ...) with the initial one where ``episode_starts`` (B,) is true."""
         initial = self.initial_state(len(episode_starts))
+        expected, found = ([tuple(part.shape) for part in parts] for parts in (initial, state))
+        if found != expected:
+            raise ValueError(
+                f"{type(self).__name__} expects a state as initial_state({len(episode_starts)}) gives it, {expected}; "
+                f"got {found}"
+            )
         return tuple(
             torch.where(episode_starts.view(-1, *[1] * (part.dim() - 1)), fresh, part)
             for part, fresh in zip(state, initial, strict=True)
@@ -150,6 +217,44 @@ class Memory(nn.Module, ABC):
         write into its arguments.
         """
         return None
+
+
+_MOST_REMEMBERED = 256  # shapes of a memory; more come only of blocks that never repeat
+
+
+def _type_of(array: Any) -> str:
+    """Of a tensor or an array: "float32" for either."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def checked(self: Memory, features: Tensor, state: State, episode_starts: Tensor, *rest: Any, **named: Any) -> Any:
+        self.check(features.shape, state, episode_starts)
+        return method(self, features, state, episode_starts, *rest, **named)
+
+    return checked
+
+
+def _of_checked_steps(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method that makes a step in NumPy, as one that makes a checked step."""
+
+    @functools.wraps(method)
+    def make(self: Memory) -> NumpyStep | None:
+        step = method(self)
+        if step is None:
+            return None
+
+        def checked_step(
+            features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]
+        ) -> tuple[Array, NumpyState]:
+            self.check(features.shape, state, episode_starts)
+            output: tuple[Array, NumpyState] = step(features, state, episode_starts)
+            return output
+
+        return checked_step
+
+    return make
 
 
 class NoMemory(Memory):

@@ -160,7 +160,6 @@ class Recurrent(Memory):
         return output, (*(torch.stack(layers, dim=1) for layers in zip(*after, strict=True)), *masks)
 
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        self.check_block(features, state, episode_starts)
         if why_torch() or self._steps_otherwise():
             return self._stepped(features, state, to_device(episode_starts, features.device))
         starts, output = episode_starts.cpu(), features
@@ -210,7 +209,7 @@ class Recurrent(Memory):
 
     def numpy_step(self) -> NumpyStep | None:
         """For float32 on a CPU. What a step returns is never written over and may be kept. One thread at a time."""
-        return self._numpy_step(self.input_size, [self._layer_parameters(layer) for layer in range(self.num_layers)])
+        return self._numpy_step([self._layer_parameters(layer) for layer in range(self.num_layers)])
 
     def numpy_index_step(self) -> NumpyStep | None:
         """Takes columns of the input weights in place of products with one-hot rows, where these are the longer ones.
@@ -221,35 +220,39 @@ class Recurrent(Memory):
         if self.input_size <= len(w_ih) or type(self).numpy_step is not Recurrent.numpy_step:
             return super().numpy_index_step()
         layers = [self._layer_parameters(layer) for layer in range(1, self.num_layers)]
-        step = self._numpy_step(len(w_ih), [(torch.eye(len(w_ih)), w_hh, b_ih, b_hh), *layers])
+        step = self._numpy_step([(torch.eye(len(w_ih)), w_hh, b_ih, b_hh), *layers])
         if step is None:
             return None
         columns = np.ascontiguousarray(w_ih.detach().numpy().T)
-        return lambda places, state, episode_starts: step(columns[places], state, episode_starts)
 
-    def _numpy_step(self, n_features: int, layers: list[Parameters]) -> NumpyStep | None:
+        def checked_step(
+            places: NDArray[Any], state: NumpyState, episode_starts: NDArray[np.bool_]
+        ) -> tuple[Array, NumpyState]:
+            self.check((len(places), self.input_size), state, episode_starts)
+            return step(columns[places], state, episode_starts)
+
+        return checked_step
+
+    def _numpy_step(self, layers: list[Parameters]) -> NumpyStep | None:
         weights = layers[0][1]
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             return None
         step = self._step_of(compiled if compiled.takes(weights, self.hidden_size) else numpy_step, layers)
-        initial = None if self.initial is None else self.initial.detach().numpy().copy()
-        known = set()  # shapes that fit; the same come again and again
+        if self.initial is None:
+            return step
+        initial = self.initial.detach().numpy().copy()
 
-        def checked_step(
+        def from_initial_state(
             features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]
         ) -> tuple[Array, NumpyState]:
-            shapes = (features.shape, episode_starts.shape, *[part.shape for part in state])
-            if shapes not in known:
-                self._check_shapes(features.shape, state, episode_starts.shape, n_features)
-                known.add(shapes)
-            if initial is not None and episode_starts.any():
+            if episode_starts.any():
                 reset = episode_starts[:, None, None]
                 carried = (np.where(reset, fresh, part) for fresh, part in zip(initial, state, strict=False))
                 state = (*carried, *state[len(initial) :])
                 episode_starts = np.zeros_like(episode_starts)
             return step(features, state, episode_starts)
 
-        return checked_step
+        return from_initial_state
 
     @abstractmethod
     def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
@@ -265,14 +268,6 @@ class Recurrent(Memory):
     def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
         """The acting step of all layers, compiled or by ``numpy_step``."""
 
-    def check_block(self, features: Tensor, state: State, episode_starts: Tensor) -> None:
-        """Raises ValueError or TypeError unless these fit together for ``unroll``."""
-        self._check_shapes(features.shape[1:], state, episode_starts.shape[1:])
-        if episode_starts.shape[0] != features.shape[0]:
-            raise ValueError(f"{len(features)} steps of features came with {len(episode_starts)} of episode_starts")
-        if episode_starts.dtype != torch.bool:
-            raise TypeError(f"episode_starts must be boolean; got {episode_starts.dtype}, use episode_starts.bool()")
-
     def before_layer(self, layer: int, state: State) -> State:
         """What a layer of a block starts from, as kernels take it: (B, H) each; a learned initial state as one more
         row, the last."""
@@ -281,28 +276,6 @@ class Recurrent(Memory):
             return before
         starting = self.initial[:, layer].unsqueeze(1)
         return tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
-
-    def _check_shapes(
-        self,
-        features: tuple[int, ...],
-        state: Sequence[Any],
-        episode_starts: tuple[int, ...],
-        n_features: int | None = None,
-    ) -> None:
-        """Compiled kernels take sizes on trust, so they are checked before. Shapes without the time axis."""
-        expected = (*episode_starts, self.num_layers, self.hidden_size)
-        if (
-            features != (*episode_starts, self.input_size if n_features is None else n_features)
-            or len(state) != self.carried_parts + self._drops
-            or any(part.shape != expected for part in state[: self.carried_parts])
-            or (self._drops and state[-1].shape != (*episode_starts, self.num_layers - 1, self.hidden_size))
-        ):
-            raise ValueError(
-                f"{type(self).__name__} expects features (B, {self.input_size}), episode_starts (B,) and a state as "
-                f"initial_state(B) gives it, {[tuple(part.shape) for part in self.initial_state(1)]} for B = 1; got "
-                f"features {tuple(features)}, episode_starts {tuple(episode_starts)} and state "
-                f"{[tuple(part.shape) for part in state]} (the time axis left out)"
-            )
 
     def _kernels(self, features: Tensor) -> Kernels:
         if compiled.takes(features, self.hidden_size):

@@ -47,7 +47,7 @@ def unroll_together(
     worth it.
     """
     for memory, of, state in zip(memories, features, states, strict=True):
-        memory.check_block(of, state, episode_starts)
+        memory.check(of.shape, state, episode_starts)
     outputs = features
     for layer in range(memories[0].num_layers):
         arguments = [
