@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -118,16 +118,21 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
     """Trains in a run's directory; ``resumed``: from the last checkpoint there, if there is one yet."""
     import torch
 
+    from agents.callbacks import Interruption
     from agents.checkpoint import CheckpointError
+    from agents.run_directory import RunError
     from agents.training import learn
 
+    interruption = Interruption()
     torch.set_num_threads(settings.threads or 1)
     with (
         held(run),
-        closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
-        closing(make_environments(settings, evaluation_envs(settings))) as evaluation_env,
-        reported_as(NotFinite, "training", FloatingPointError),
+        reported_as(SettingsError, "runs", RunError),
         reported_as(CheckpointFault, "saving", CheckpointError, OSError),
+        interruption.listening(),
+        closed(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
+        closed(make_environments(settings, evaluation_envs(settings))) as evaluation_env,
+        reported_as(NotFinite, "training", FloatingPointError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
         agent = resume_agent(settings, run, env) if resumed else None
@@ -147,6 +152,7 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
             wandb=wandb_arguments(settings),
             trained=lambda: film(settings, run),
             resumed=goes_on,
+            interruption=interruption,
         )
     if settings.evaluation.final_episodes:
         from evaluate import evaluate_run
@@ -216,6 +222,19 @@ def held(run: RunDirectory) -> Iterator[None]:
         with reported_as(SettingsError, "runs", RunError, OSError):
             stack.enter_context(run.held())
         yield
+
+
+@contextmanager
+def closed(env: VecEnv) -> Iterator[VecEnv]:
+    """The environments, and their end. What fails then says less than what has failed before."""
+    try:
+        yield env
+    except BaseException:
+        with suppress(Exception):
+            env.close()
+        raise
+    with reported_as(EnvironmentFault, "closing"):
+        env.close()
 
 
 def start_run(settings: Settings) -> RunDirectory:
@@ -289,7 +308,7 @@ def make_environments(
             render_mode=render_mode,
             workers=workers if render_mode is None else None,
             timeout=task.timeout if render_mode is None else None,
-            max_restarts=task.max_restarts if resumable else 0,
+            max_restarts=task.max_restarts,
             resumable=resumable,
         )
 

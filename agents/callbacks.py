@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +24,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.checkpoint import Captured
+from agents.checkpoint import Captured, CheckpointError
 from agents.evaluation import Evaluation, evaluate
 from agents.resuming import capture
 from agents.run_directory import RunDirectory
+
+Result = TypeVar("Result")
 
 
 class TrainingFinished(Exception):
@@ -64,48 +66,102 @@ class BetweenUpdates(BaseCallback):
 class Interruption(BetweenUpdates):
     """Lets Ctrl-C and SIGTERM end training on a whole update.
 
-    The first signal asks for it; a second one, or ``grace`` seconds, ends it at once.
+    The first signal asks for it; a second one, or ``grace`` seconds, ends at once what is being done. What may not be
+    left half done is run by :meth:`protected`, and in it what may take long by :meth:`breakable`.
     """
 
     def __init__(self, grace: float = 10.0) -> None:
         super().__init__()
         self._grace = grace
         self._received: int | None = None
+        self._listens = self._timed = False
+        self._before: dict[int, Any] = {}
+        self.saved: str | None = None
+        """Where the agent is that a run can go on from, to be said with the end."""
 
     def act(self) -> None:
         if self._received is not None:
             raise Interrupted(self._received, between_updates=True)
 
+    def check(self) -> None:
+        """Raises :class:`Interrupted` where a signal has come."""
+        if self._received is not None:
+            raise self._interrupted()
+
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals over inside, in the main thread (elsewhere Python lets nobody)."""
-        if threading.current_thread() is not threading.main_thread():
+        """Takes the signals over inside, in the main thread (elsewhere Python lets nobody), once.
+
+        Raises:
+            Interrupted: whatever ends or fails after a signal, unless it failed in saving.
+        """
+        if self._listens or threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])]
-        before = {number: signal.signal(number, self._receive) for number in numbers}
+        self._listens = True
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+            self.check()
+        except (Interrupted, CheckpointError, OSError):
+            raise
         except Exception as error:
-            # Ctrl-C reaches worker processes too; what fails once they are gone is the interruption's doing.
+            # A signal reaches worker processes too; what fails once they are gone is the interruption's doing.
             if self._received is not None:
-                raise Interrupted(self._received) from error
+                raise self._interrupted() from error
             raise
         finally:
-            self._alarm(0.0)
-            for number, handler in before.items():
+            if self._timed:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
+            self._listens = self._timed = False
+
+    def protected(self, act: Callable[[], Result]) -> Result:
+        """No signal ends what is done in here; it is noted."""
+        return act()
+
+    def breakable(self, act: Callable[[], Result]) -> Result:
+        """A signal ends this, be it within something protected: at once, where one came before."""
+        if self._received is not None:
+            self._alarm()
+        return act()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
-            raise Interrupted(self._received)
-        self._received = number
-        print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
-        self._alarm(self._grace)
+        if self._received is None:
+            self._received = number
+            with suppress(Exception):  # a stream may be in the middle of a line
+                print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
+            self._alarm()
+        elif not self._is_protected(frame):
+            raise self._interrupted()
 
-    def _alarm(self, seconds: float) -> None:
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+    def _is_protected(self, frame: FrameType | None) -> bool:
+        """Whether the innermost of the two methods that is under way is ``protected``.
+
+        Asked of the stack, since a flag would be set an instruction too late or too early: an exception that comes
+        while ``breakable`` is on the stack is one that its caller can catch.
+        """
+        while frame is not None:
+            if frame.f_code in (Interruption.protected.__code__, Interruption.breakable.__code__):
+                return frame.f_code is Interruption.protected.__code__
+            frame = frame.f_back
+        return False
+
+    def _interrupted(self) -> Interrupted:
+        assert self._received is not None
+        interrupted = Interrupted(self._received)
+        if self.saved is not None:
+            interrupted.args = (f"{interrupted}; saved {self.saved}",)
+        return interrupted
+
+    def _alarm(self) -> None:
+        """After the grace once a second: what was raised in a destructor, say, Python only prints."""
+        if hasattr(signal, "setitimer") and self._listens:
+            if not self._timed:
+                self._timed = True
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive)
+            signal.setitimer(signal.ITIMER_REAL, self._grace, 1.0)
 
 
 class FiniteWeights(BetweenUpdates):

@@ -216,7 +216,8 @@ def _episodes(player: Player, env: VecEnv, episodes: int, max_steps: int | None)
         returns += np.where(resets, 0.0, rewards)
         lengths += ~resets
         for i in np.flatnonzero(dones):
-            if left[i]:
+            # One that was cut since the environment failed, and was made anew, says nothing of the agent.
+            if left[i] and "environment_failed" not in infos[i]:
                 left[i] -= 1
                 yield _episode(infos[i], float(returns[i]), int(lengths[i]), int(i))
             returns[i], lengths[i] = 0.0, 0

@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.callbacks import (
@@ -53,6 +55,7 @@ def learn(
     wandb: Mapping[str, Any] | None = None,
     resumed: bool = False,
     trained: Callable[[], None] = lambda: None,
+    interruption: Interruption | None = None,
 ) -> None:
     """Trains the agent and leaves in the run's directory what there is to keep.
 
@@ -63,46 +66,75 @@ def learn(
         wandb: arguments of :class:`agents.tracking.WandbWriter`, None for none.
         trained: is called where training has come to its end, before the metrics are closed: what it adds to the
             run's directory is sent along.
+        interruption: that of a caller who listens to signals around this already.
 
     Raises:
         Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
         FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
     """
-    interruption, checkpoints = Interruption(), Checkpoints(run, schedule.checkpoint_every, schedule.checkpoints_kept)
+    listener = interruption or Interruption()
+    checkpoints = Checkpoints(run, schedule.checkpoint_every, schedule.checkpoints_kept)
     progress = ProgressDisplay(schedule.total_timesteps, shown=schedule.progress)
     evaluation = _periodic_evaluation(run, evaluation_env, schedule, progress.report)
-    step = agent.num_timesteps if resumed else None
-    if step is not None:
-        run.forget_after(step)
-    logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=step)
-    agent.set_logger(logger)
-    if resumed:
-        restore_pending(agent)
     phases = Phases()
     callbacks: list[BaseCallback] = [phases.first, *([MemoryDiagnostics()] if schedule.memory_diagnostics else [])]
-    callbacks += [FiniteWeights(), interruption, progress, evaluation, checkpoints, phases.last]
+    callbacks += [FiniteWeights(), listener, progress, evaluation, checkpoints, phases.last]
+
+    def start() -> Logger:
+        step = agent.num_timesteps if resumed else None
+        if step is not None:
+            run.forget_after(step)
+        logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=step)
+        agent.set_logger(logger)
+        if resumed:
+            restore_pending(agent)
+        return logger
+
+    def train_and_save() -> None:
+        try:
+            with progress.standing():
+                listener.breakable(partial(_learn, agent, schedule, callbacks, resumed))
+        except TrainingFinished as reason:
+            progress.report(str(reason))
+            checkpoints.on_training_end()
+        except Interrupted as interrupted:
+            if interrupted.between_updates:
+                checkpoints.capture()
+            listener.saved = checkpoints.save()
+            listener.check()
+        except CheckpointError:
+            raise
+        except BaseException as error:  # sys.exit() too
+            listener.saved = _save_what_was_before(checkpoints)
+            if isinstance(error, KeyboardInterrupt):
+                # Ctrl-C comes as Interrupted: something that was called has raised this of itself.
+                raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from error
+            raise
+        listener.saved = checkpoints.save()
+        listener.check()
+
+    def whole() -> None:
+        logger = listener.breakable(start)
+        try:
+            train_and_save()
+            listener.breakable(trained)
+        finally:
+            listener.breakable(logger.close)
+
+    with listener.listening():
+        listener.protected(whole)
+
+
+def _save_what_was_before(checkpoints: Checkpoints) -> str | None:
+    """Where training has failed; a fault in saving is told, and does not take that one's place."""
     try:
-        with interruption.listening(), progress.standing():
-            _learn(agent, schedule, callbacks, resumed)
-        trained()
-    except TrainingFinished as reason:
-        progress.report(str(reason))
-        checkpoints.on_training_end()
-        trained()
-    except Interrupted as interrupted:
-        if interrupted.between_updates:
-            checkpoints.capture()
-        if saved := checkpoints.save():
-            interrupted.args = (f"{interrupted}; saved {saved}",)
-        raise
-    except CheckpointError:
-        raise
-    except Exception:
-        if saved := checkpoints.save():
-            print(f"saved the agent as it was before: {saved}", file=sys.stderr)
-        raise
-    finally:
-        logger.close()
+        saved = checkpoints.save()
+    except (CheckpointError, OSError) as trouble:
+        print(f"the agent as it was before could not be saved: {trouble}", file=sys.stderr)
+        return None
+    if saved:
+        print(f"saved the agent as it was before: {saved}", file=sys.stderr)
+    return saved
 
 
 def _periodic_evaluation(

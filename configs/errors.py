@@ -65,6 +65,10 @@ def environment_blamed(what: str) -> Iterator[None]:
     """Turns what an environment's own code raises inside into :class:`EnvironmentFault` that names the line."""
     try:
         yield
+    except SystemExit as error:
+        said = f"sys.exit({error.code!r}) was called in the middle of the work{_place(error)}"
+        kind = EnvironmentFault if _is_of_environment(error) else CommandError
+        raise kind(f"{what}: {said}" if kind is EnvironmentFault else said) from error
     except Exception as error:
         # EnvError tells environment and step itself; this package does not know its class.
         is_told = type(error).__name__ == "EnvError"
@@ -74,7 +78,7 @@ def environment_blamed(what: str) -> Iterator[None]:
         raise EnvironmentFault(f"{what}: {said}{_place(error.__cause__ if is_told else error)}") from error
 
 
-def _is_of_environment(error: Exception) -> bool:
+def _is_of_environment(error: BaseException) -> bool:
     """Whether a Gymnasium environment was on the way to it."""
     from gymnasium import Env
     from gymnasium.vector import VectorEnv

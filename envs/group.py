@@ -32,6 +32,8 @@ class Group:
         self.first = first
         self._steps = 0
         self._restarts_left = max_restarts
+        # Is called after every step that is lived again, for who waits to know that it goes on.
+        self.alive: Callable[[], None] = lambda: None
         # Where episodes have seeds of their own, those of the ones under way.
         self._seeds: list[EpisodeSeed | None] = [None] * len(self.envs)
         self._seen: list[Any] = [None] * len(self.envs)
@@ -54,21 +56,32 @@ class Group:
     ) -> list[dict[str, Any]]:
         """Start an episode everywhere: observations into `observations`, (N, ...); what the environments said.
 
-        After an `EpisodeSeed` the episodes that follow have seeds of their own too.
+        After an `EpisodeSeed` the episodes that follow have seeds of their own too. An environment that raises is made
+        anew, and its info says why under "environment_failed".
         """
         said = []
-        for i, env in enumerate(self.envs):
-            seed = seeds[i]
+        for i, seed in enumerate(seeds):
             self._seeds[i] = seed if isinstance(seed, EpisodeSeed) else None
             number = seed.value if isinstance(seed, EpisodeSeed) else seed
             try:
-                observation, info = env.reset(seed=number, options=options[i] or None)
-                write(observations, i, observation)
-                self._seen[i] = observation
-            except Exception as error:
-                raise self._failure(i, "reset", error) from error
+                info = self._reset(i, number, options[i], observations)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                failure = self._made_anew(i, "reset", error)
+                try:
+                    info = self._reset(i, number, options[i], observations)
+                except Exception as again:
+                    raise self._failure(i, "starting anew after a reset", again) from again
+                info = {**info, "environment_failed": str(failure)}
             said.append(info)
         return said
+
+    def _reset(self, row: int, seed: int | None, options: dict[str, Any], observations: Tree) -> dict[str, Any]:
+        observation, info = self.envs[row].reset(seed=seed, options=options or None)
+        write(observations, row, observation)
+        self._seen[row] = observation
+        return info
 
     def step(
         self, actions: NDArray[Any], observations: Tree, rewards: NDArray[np.float32], dones: NDArray[np.bool_]
@@ -92,7 +105,9 @@ class Group:
                     observation, resets[i] = self._next_episode(i)
                 write(observations, i, observation)
                 self._seen[i] = observation
-            except Exception as error:
+            except KeyboardInterrupt:  # the user's
+                raise
+            except BaseException as error:  # sys.exit() too
                 info, resets[i] = self._start_anew(i, observations, error)
                 rewards[i], dones[i] = 0.0, True
             infos.append(info)
@@ -108,14 +123,22 @@ class Group:
                 observation, _, terminated, truncated, _ = env.step(action)
                 if terminated or truncated:
                     return None
-        except Exception:
+                self.alive()
+        except (Exception, SystemExit):
             return None
         self._seen[row] = observation
         return take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        """Closes every environment. Raises EnvError for the first that fails in it, when all have been asked."""
+        failures = []
+        for i, env in enumerate(self.envs):
+            try:
+                env.close()
+            except (Exception, SystemExit) as error:
+                failures.append((self._failure(i, "close", error), error))
+        for failure, cause in failures:
+            raise failure from cause
 
     def _next_episode(self, row: int) -> tuple[Any, dict[str, Any]]:
         seed = self._seeds[row]
@@ -125,22 +148,16 @@ class Group:
         self._seeds[row] = seed.next()
         return begun
 
-    def _start_anew(self, row: int, observations: Tree, error: Exception) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _start_anew(self, row: int, observations: Tree, error: BaseException) -> tuple[dict[str, Any], dict[str, Any]]:
         """In place of an environment that raised a new one: the info of the step, and what its reset said."""
-        failure = self._failure(row, f"step {self._steps}", error)
-        if not self._restarts_left:
-            raise failure from error
-        self._restarts_left -= 1
+        failure = self._made_anew(row, f"step {self._steps}", error)
         last = self._seen[row]
         info = {
             "environment_failed": str(failure),
             "terminal_observation": take(last, ...) if isinstance(last, dict | tuple) else np.array(last),
             "TimeLimit.truncated": True,
         }
-        with contextlib.suppress(Exception):
-            self.envs[row].close()
         try:
-            self.envs[row] = _make(self._makers[row], self.first + row)
             observation, said = self._next_episode(row)
             write(observations, row, observation)
             self._seen[row] = observation
@@ -148,7 +165,21 @@ class Group:
             raise self._failure(row, f"starting anew after step {self._steps}", again) from again
         return info, said
 
-    def _failure(self, row: int, moment: str, error: Exception) -> EnvError:
+    def _made_anew(self, row: int, moment: str, error: BaseException) -> EnvError:
+        """Puts a new environment in the place of one that raised, and returns what to say of that."""
+        failure = self._failure(row, moment, error)
+        if not self._restarts_left:
+            raise failure from error
+        self._restarts_left -= 1
+        with contextlib.suppress(Exception, SystemExit):
+            self.envs[row].close()
+        try:
+            self.envs[row] = _make(self._makers[row], self.first + row)
+        except Exception as again:
+            raise self._failure(row, f"starting anew after {moment}", again) from again
+        return failure
+
+    def _failure(self, row: int, moment: str, error: BaseException) -> EnvError:
         return EnvError(f"environment {self.first + row} ({_name(self.envs[row])}) failed in {moment}: {_told(error)}")
 
 
@@ -181,7 +212,10 @@ def is_wrapped(env: gymnasium.Env[Any, Any], wrapper_class: Any) -> bool:
 
 
 def _make(maker: Maker, number: int) -> gymnasium.Env[Any, Any]:
-    env = maker()
+    try:
+        env = maker()
+    except SystemExit as error:
+        raise EnvError(f"environment {number} could not be made: {_told(error)}") from error
     if not isinstance(env, gymnasium.Env):
         raise TypeError(f"environment {number}: expected a gymnasium.Env, got {env!r}")
     return env
@@ -191,5 +225,7 @@ def _name(env: gymnasium.Env[Any, Any]) -> str:
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r}), which an environment cannot: it raises an error instead"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -5,7 +5,7 @@ Axes: N environments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,8 +28,9 @@ class SerialVecEnv(VecEnv):
     "TimeLimit.truncated" (ended by a time limit alone) and "episode": {"r", "l", "t"} (asked whether a Monitor is
     there, this says yes).
 
-    An environment that raises is an `EnvError`; or, up to `max_restarts` times in all, it is made anew: its episode
-    ends as by a time limit with the observation before, a warning tells, and infos[i]["environment_failed"] says why.
+    An environment that raises, or calls sys.exit(), is an `EnvError`; or, up to `max_restarts` times in all, it is made
+    anew: its episode ends as by a time limit with the observation before, a warning tells, and
+    infos[i]["environment_failed"] says why; reset_infos[i] does where it failed in a reset.
 
     `resumable` gives every episode a seed of its own and keeps the actions of those under way, so that `restore` can
     bring environments, made anew, to where others were at their `snapshot`.
@@ -51,6 +52,7 @@ class SerialVecEnv(VecEnv):
         observations = self._last = allocate(self.observation_space, self.num_envs, np.empty)
         seeds = self._seeds if self._journal is None else self._journal.start_all(self._seeds)
         self.reset_infos = self._group.reset(seeds, self._options, observations)
+        self._note_restarts(self.reset_infos, range(self.num_envs))
         self._reset_seeds()
         self._reset_options()
         self._episodes.start_all()
@@ -73,7 +75,7 @@ class SerialVecEnv(VecEnv):
         self._episodes.add(rewards)
         if resets:
             note_ends(infos, resets, self._episodes, self.reset_infos)
-            self.restarts += warn_of_restarts(infos, resets, self.restarts, self._max_restarts)
+            self._note_restarts(infos, resets)
             if self._journal is not None:
                 for i in resets:
                     self._journal.end(i)
@@ -97,6 +99,9 @@ class SerialVecEnv(VecEnv):
         self._last = state["observations"]
         self._episodes.set_state(state["episodes"])
         return True
+
+    def _note_restarts(self, infos: list[dict[str, Any]], rows: Iterable[int]) -> None:
+        self.restarts += warn_of_restarts(infos, rows, self.restarts, self._max_restarts)
 
     def _replay(self, lives: dict[int, Any]) -> list[Any]:
         return [self._group.replay(i, *life) for i, life in lives.items()]

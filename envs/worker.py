@@ -1,18 +1,23 @@
 """A worker process: steps its environments when told to, and says what happened, failures included.
 
 Observations, actions, rewards and dones lie in memory shared with the parent; the pipe carries what else there is to
-say. Importing this module imports neither torch nor Stable-Baselines3, so that a worker starts fast and stays small.
+say. Every request has a number, and its answer the same, so that one the parent no longer waits for can be told from
+one it does. Importing this module imports neither torch nor Stable-Baselines3: a worker starts fast and stays small.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -75,10 +80,10 @@ def rows(tree: Tree, first: int, last: int) -> Tree:
     return tree[first:last]
 
 
-def work(connection: Connection, pickled_makers: bytes, first: int, max_restarts: int = 0) -> None:
-    """The life of a worker. `first`: the number of its first environment among all."""
-    # Ctrl-C reaches every process of the terminal. What it means is the parent's to decide.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def work(connection: Connection, pickled_makers: bytes, first: int, max_restarts: int, request: int) -> None:
+    """The life of a worker. `first`: the number of its first environment among all. `request`: to be started."""
+    _end_with_parent()
+    _leave_signals_to_parent()
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
     if "torch" in sys.modules:
@@ -86,52 +91,108 @@ def work(connection: Connection, pickled_makers: bytes, first: int, max_restarts
     group = None
     try:
         group = Group(pickle.loads(pickled_makers), first, max_restarts)
+        group.alive = _Beat(connection)
         env = group.envs[0]
-        _send(connection, ("spaces", env.observation_space, env.action_space))
-        _serve(connection, group, first)
+        _send(connection, (request, "spaces", env.observation_space, env.action_space))
+        _serve(connection, group)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
-    except Exception as error:
+    except BaseException as error:  # sys.exit() too
         message = str(error)
         if not isinstance(error, EnvError):
             message = f"the worker with the environments from {first} on failed: {type(error).__name__}: {error}"
-        connection.send(("error", message, traceback.format_exc()))
+        with contextlib.suppress(OSError):
+            connection.send((request, "error", message, traceback.format_exc()))
     finally:
         if group is not None:
             group.close()
         connection.close()
 
 
-def _share(connection: Connection, group: Group, first: int, path: str, num_envs: int) -> SharedArrays:
+def _end_with_parent() -> None:
+    """From here on this process ends when the one that started it does, whatever both are doing by then.
+
+    Not by `prctl(PR_SET_PDEATHSIG)`: that follows the process which forked this one, the fork server, and that one
+    stays for as long as one of its children does.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if sys.platform == "linux":
+        import fcntl
+
+        # The kernel itself sends the signal when the pipe that ends with the parent does: no thread could while some
+        # environment's compiled code keeps the interpreter to itself.
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+        if not parent.is_alive():  # it ended before
+            os._exit(1)
+    else:
+
+        def follow() -> None:
+            wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+
+
+def _leave_signals_to_parent() -> None:
+    """Ctrl-C reaches every process of the terminal, SIGTERM often every one of a job: the parent decides what then.
+
+    SIGTERM has a handler that does nothing, in place of being ignored, since what an environment starts would ignore it
+    too, and could no longer be ended by it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+class _Beat:
+    """Tells the parent now and then that a long request is being worked on."""
+
+    def __init__(self, connection: Connection, seconds: float = 0.05) -> None:
+        self._connection, self._seconds, self._last = connection, seconds, 0.0
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._seconds:
+            self._last = now
+            self._connection.send((0, "alive"))
+
+
+def _share(group: Group, path: str, num_envs: int) -> SharedArrays:
     env = group.envs[0]
     memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
     arrays, _ = lay_out(env.observation_space, env.action_space, num_envs, memory)
-    connection.send(("shared",))
-    last = first + len(group.envs)
-    return SharedArrays(*(rows(tree, first, last) for tree in arrays))
+    last = group.first + len(group.envs)
+    return SharedArrays(*(rows(tree, group.first, last) for tree in arrays))
 
 
-def _serve(connection: Connection, group: Group, first: int) -> None:
+def _serve(connection: Connection, group: Group) -> None:
+    """A number asks for a step, (number, what, ...) for something else, None for the end."""
     arrays: Any = None  # they are told before the first reset
     while True:
         request = connection.recv()
-        if request is None:
+        if type(request) is int:
             # The action is copied: an environment may keep it, and the shared memory moves on.
             said, resets = group.step(arrays.actions.copy(), arrays.observations, arrays.rewards, arrays.dones)
             worth_telling = {i: info for i, info in enumerate(said) if info}
             if worth_telling or resets:
-                _send(connection, ("stepped", worth_telling, resets))
+                _send(connection, (request, "stepped", worth_telling, resets))
             else:
-                connection.send(None)
-        elif request[0] == "share":
-            arrays = _share(connection, group, first, *request[1:])
-        elif request[0] == "reset":
-            _, seeds, options = request
-            _send(connection, ("reset", group.reset(seeds, options, arrays.observations)))
-        elif request[0] == "call":
-            _send(connection, _answer(group, request[1]))
-        else:
+                connection.send(request)
+        elif request is None:
             return
+        elif request[1] == "share":
+            arrays = _share(group, *request[2:])
+            connection.send(request[0])
+        elif request[1] == "reset":
+            number, _, seeds, options = request
+            _send(connection, (number, "reset", group.reset(seeds, options, arrays.observations)))
+        else:
+            number, _, pickled_call = request
+            _send(connection, (number, *_answer(group, pickled_call)))
 
 
 def _answer(group: Group, pickled_call: bytes) -> tuple[Any, ...]:
@@ -141,6 +202,8 @@ def _answer(group: Group, pickled_call: bytes) -> tuple[Any, ...]:
         return ("answer", [call(group, i, argument) for i in positions])
     except Exception as error:
         return ("raised", error, traceback.format_exc())
+    except SystemExit as error:
+        return ("raised", EnvError(f"an environment called sys.exit({error.code!r})"), traceback.format_exc())
 
 
 def get_attribute(group: Group, position: int, name: str) -> Any:

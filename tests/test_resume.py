@@ -381,3 +381,136 @@ def test_a_signal_saves_and_what_is_resumed_equals_a_run_never_stopped(number: i
     assert 0 < step < 640
     assert train.main(["--resume", str(run.path)]) == 0
     assert_equal_runs(whole, run, 640)
+
+
+# Two signals
+
+
+ATTACKED = ("agents/callbacks.py", "agents/training.py", "agents/run_directory.py", "checkpoint/container.py")
+
+
+def at_a_line(line: int, act: Callable[[], None]) -> Callable[[], int]:
+    """Calls ``act`` at the line-th line of what trains and saves, from the first copy of the agent on."""
+    seen, started = 0, False
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal seen, started
+        if not frame.f_code.co_filename.endswith(ATTACKED):
+            return None
+        started = started or frame.f_code.co_name == "capture"
+        if event == "line" and started:
+            seen += 1
+            if seen == line:
+                sys.settrace(None)
+                act()
+        return trace
+
+    sys.settrace(trace)
+    return lambda: seen
+
+
+def attacked(words: list[str], line: int, numbers: list[int]) -> int:
+    """The exit code of a run that is sent these signals, one right after the other, at a line."""
+
+    def run() -> None:
+        os.close(2)
+        os.open(os.devnull, os.O_WRONLY)
+        at_a_line(line, lambda: [signal.raise_signal(number) for number in numbers])  # type: ignore[arg-type, return-value]
+        os._exit(train.main(words))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def assert_two_signals_at_any_moment_lose_nothing(root: Path, lines: int) -> None:
+    words = [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.every", "64", "--total-timesteps", "128"]
+    lines_seen = at_a_line(-1, lambda: None)
+    assert train.main([*words, "--runs", str(root), "--name", "whole"]) == 0
+    sys.settrace(None)
+    moments, whole = random.Random(0), RunDirectory(root / "whole")
+    pairs = [[one, other] for one in (signal.SIGTERM, signal.SIGINT) for other in (signal.SIGTERM, signal.SIGINT)]
+    for i, line in enumerate(sorted(moments.sample(range(1, lines_seen()), lines))):
+        name, numbers = f"attacked-{i}", pairs[i % len(pairs)]
+        code = attacked([*words, "--runs", str(root), "--name", name], line, numbers)
+        run = RunDirectory(root / name)
+        assert code == 128 + numbers[0], f"line {line}"
+        assert run.checkpoints(), f"line {line}"
+        assert train.main(["--resume", str(run.path)]) == 0
+        assert_equal_runs(whole, run, 128)
+        assert not list(run.path.rglob("*.tmp"))
+
+
+def test_two_signals_at_any_moment_end_a_run_and_lose_nothing(tmp_path: Path) -> None:
+    assert_two_signals_at_any_moment_lose_nothing(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_two_signals_at_two_hundred_moments_end_a_run_and_lose_nothing(tmp_path: Path) -> None:
+    assert_two_signals_at_any_moment_lose_nothing(tmp_path, 200)
+
+
+GATE = '''
+import pathlib, time
+import gymnasium, numpy as np
+
+class Gate(gymnasium.Env):
+    """Its 40th step, and its closing after that, never end; a file says that one has begun."""
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, folder, closes=True, render_mode=None):
+        self.folder, self.closes, self.steps = pathlib.Path(folder), closes, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def hang(self, what):
+        (self.folder / what).touch()
+        while True:
+            time.sleep(0.01)
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 40:
+            self.hang("stepping")
+        return np.zeros(2, np.float32), 1.0, self.steps % 10 == 0, False, {}
+
+    def close(self):
+        if self.steps >= 40 and not self.closes:
+            self.hang("closing")
+
+gymnasium.register("Gate-v0", entry_point=Gate)
+'''
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("backend", ["serial", "subprocess"])
+def test_two_signals_end_a_run_whose_environment_hangs(
+    backend: str, closes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gate.py").write_text(GATE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = ["--env.id", "gate:Gate-v0", "--env.backend", backend, "--env.kwargs", f"folder={tmp_path}"]
+    words = [*TINY, *PPO, *task, f"closes={closes}".lower(), "--checkpoint.every", "0", "--evaluation.every", "0"]
+    process = start([*words, "--runs", str(tmp_path), "--name", "mine"])
+
+    def wait_for(name: str) -> None:
+        while not (tmp_path / name).exists():
+            assert process.is_alive()
+            time.sleep(0.01)
+
+    wait_for("stepping")
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    if backend == "serial" and not closes:
+        wait_for("closing")
+        os.kill(process.pid, signal.SIGINT)
+    process.join()
+    # Which of two that wait is delivered first is the system's to decide.
+    assert process.exitcode in (143, 130)
+    assert [step for step, _ in RunDirectory(tmp_path / "mine").checkpoints()] == [64]

@@ -103,20 +103,42 @@ def test_weights_that_are_not_finite_end_training_before_anything_is_saved(
 
 def test_a_signal_ends_training_on_a_whole_update(agent: RecurrentPPO) -> None:
     interruption = Interruption()
-    with interruption.listening():
+    with pytest.raises(Interrupted) as caught, interruption.listening():
         signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Interrupted) as caught:
-            agent.learn(10_000, interruption)
+        agent.learn(10_000, interruption)
     assert (agent.num_timesteps, caught.value.exit_code) == (0, 143)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_where_no_update_ends_in_time_the_signal_ends_it_at_once() -> None:
     interruption = Interruption(grace=0.05)
-    with interruption.listening():
+    with pytest.raises(Interrupted, match="SIGINT"), interruption.listening():
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(Interrupted, match="SIGINT"):
-            time.sleep(600)
+        time.sleep(600)
+
+
+def test_what_is_protected_ends_before_a_second_signal_counts_and_what_can_be_broken_in_it_does_not() -> None:
+    interruption, done = Interruption(), []
+
+    def save() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        done.append("saved")
+        with pytest.raises(Interrupted, match="SIGTERM; saved here"):
+            interruption.breakable(lambda: signal.raise_signal(signal.SIGINT))
+        done.append("went on")
+
+    interruption.saved = "here"
+    with pytest.raises(Interrupted) as caught, interruption.listening():
+        interruption.protected(save)
+    assert (done, caught.value.exit_code) == (["saved", "went on"], 143)
+
+
+def test_a_timer_of_somebody_elses_is_left_alone_where_no_signal_comes() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with Interruption().listening():
+        assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_what_fails_after_a_signal_is_the_interruption() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,57 @@ class Broken(Counting):
 
     def __init__(self) -> None:
         raise OSError("no such simulator")
+
+
+class Faulty(Counting):
+    """Fails as often as there are files "fault NUMBER*" in the folder, in its third step or where `how` says."""
+
+    def __init__(self, number: int, how: str, folder: Path) -> None:
+        self.how, self.folder = how, folder
+        if how == "start":
+            self.fail_if_due(number)
+        super().__init__(number, length=100)
+
+    def fail_if_due(self, number: int) -> None:
+        due = sorted(self.folder.glob(f"fault {number}*"))
+        if not due:
+            return
+        due[0].unlink()
+        if self.how == "raise":
+            raise ZeroDivisionError("the wheel came off")
+        if self.how == "exit":
+            sys.exit(0)
+        if self.how == "hang":
+            time.sleep(600)
+        if self.how == "compute":
+            while True:
+                pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def reset(self, **arguments: Any) -> Any:
+        if self.how.startswith("reset"):
+            self.fail_if_due(self.number)
+        return super().reset(**arguments)
+
+    def step(self, action: Any) -> Any:
+        if self.t == 2:
+            self.fail_if_due(self.number)
+        return super().step(action)
+
+    def close(self) -> None:
+        if self.how == "close":
+            (self.folder / f"closing {self.number}").touch()
+            time.sleep(600)
+
+
+class Slow(Counting):
+    """Takes a while to be made, to begin an episode and for each step."""
+
+    def __init__(self, number: int, seconds: float) -> None:
+        super().__init__(number, length=100)
+        self.seconds = seconds
+        time.sleep(seconds)
+
+    def reset(self, **arguments: Any) -> Any:
+        time.sleep(self.seconds)
+        return super().reset(**arguments)
