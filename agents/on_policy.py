@@ -357,7 +357,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _values_of(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> torch.Tensor:
         with torch.no_grad():
             tensors = map_observations(lambda part: torch.as_tensor(part, device=self.device), observations)
-            return self.policy.predict_values(tensors, state, torch.as_tensor(episode_starts, device=self.device))
+            values: torch.Tensor = self.policy.predict_values(tensors, state, episode_starts)
+            return values
 
     def _check_finite(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """Raises FloatingPointError, naming the source, before a number that is not finite reaches the weights."""

@@ -21,6 +21,7 @@ FLOORS = {
     "checks": 0,
     "devices": 0,
     "buffer": 1,
+    "state_layouts": 1,
     "policy": 1,
     "acting": 1,
 }
