@@ -9,7 +9,7 @@ reset only where an episode starts.
 
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -256,7 +256,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 rollout_buffer.add_actions(chosen, values, log_probs)
                 new_obs, rewards, dones, infos = env.step_wait() if steps_alone else env.step(clipped_actions)
                 dones = np.asarray(dones, dtype=bool)  # of environments that say 0 and 1 too
-                resets = _reset_steps(episode_starts, infos)
+                infos = infos or [{} for _ in dones]  # some say nothing at all where no episode ends
+                resets = reset_steps(episode_starts, infos)
                 starts = dones.copy()
                 if resets:
                     starts[resets] = True
@@ -412,6 +413,14 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 "name the other keys in its norm_obs_keys"
             )
 
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
+        """Stable-Baselines3's, from infos whose "episode" is a Monitor's: an environment may call other things so."""
+        kept = [
+            info if _is_monitors(info.get("episode")) else {key: info[key] for key in info if key != "episode"}
+            for info in infos
+        ]
+        super()._update_info_buffer(kept, dones)
+
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """From 1 to 0, and not below where the last rollout overshoots: no schedule may turn negative."""
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -460,14 +469,24 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_last_state", "_rng", "_captured_actor", "_compiled"]
 
 
-def _reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
+RESET_STEP = "recurl.reset_step"
+"""The key under which our vector environments mark a reset step: a name of its own, for infos are the user's."""
+
+
+def reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
     """The environments that in this step only reset themselves: no transition; the episode starts with the next.
 
     Vector environments that reset on the next step mark that step in their infos; it follows an episode's end.
     """
     if not np.count_nonzero(episode_starts):  # a quarter of the time of any()
         return []
-    return [int(i) for i in np.flatnonzero(episode_starts) if infos[i].get("reset_step")]
+    return [int(i) for i in np.flatnonzero(episode_starts) if infos[i].get(RESET_STEP)]
+
+
+def _is_monitors(episode: Any) -> bool:
+    return isinstance(episode, Mapping) and all(
+        isinstance(episode.get(name), int | float | np.number | np.ndarray) for name in ("r", "l")
+    )
 
 
 def _steps_alone(env: VecEnv) -> bool:

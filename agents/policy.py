@@ -356,8 +356,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         parameters = self._distribution_parameters(hidden, observation)
         if not bool(parameters[0].isfinite().all()):
             raise FloatingPointError(
-                "the policy's output is not finite, so its weights or the observation are not: where training diverged, "
-                "lower learning_rate or scale observations and rewards (VecNormalize)"
+                "the policy's output is not finite, as its weights or the observation; where training diverged, "
+                "lower learning_rate, or scale observations and rewards (VecNormalize)"
             )
         return (self.head.mode(parameters) if deterministic else self.head.sample(parameters)), state
 

@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from envs.errors import EnvError
+from envs.infos import FAILED
 from envs.observations import Tree, take, write
 from envs.state import EpisodeSeed
 from envs.wrappers import wrap
@@ -29,6 +30,7 @@ class Group:
         """`first`: the number of the first of them among all. `max_restarts`: see `SerialVecEnv`."""
         self.envs = [_make(maker, first + i) for i, maker in enumerate(makers)]
         self._makers = list(makers)
+        self._counted = [counts_episodes(env) for env in self.envs]
         self.first = first
         self._steps = 0
         self._restarts_left = max_restarts
@@ -77,7 +79,7 @@ class Group:
 
         Returns what the environments said, with "terminal_observation" and "TimeLimit.truncated" where an episode
         ended, and there, by position, what the next episode's reset said. An environment that raises is made anew, its
-        episode ends as by a time limit where it was last seen, and its info says why under "environment_failed".
+        episode ends as by a time limit where it was last seen, and its info says why under `FAILED`.
         """
         self._steps += 1
         infos, resets = [], {}
@@ -89,6 +91,8 @@ class Group:
                     last = take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
                     # A copy: an environment may hand out the same dict at every step.
                     info = {**info, "terminal_observation": last, "TimeLimit.truncated": truncated and not terminated}
+                    if not self._counted[i]:
+                        info.pop("episode", None)  # the environment's own business, and no count of an episode
                     observation, resets[i] = self._next_episode(i)
                 write(observations, i, observation)
                 self._seen[i] = observation
@@ -133,7 +137,7 @@ class Group:
         self._restarts_left -= 1
         last = self._seen[row]
         info = {
-            "environment_failed": str(failure),
+            FAILED: str(failure),
             "terminal_observation": take(last, ...) if isinstance(last, dict | tuple) else np.array(last),
             "TimeLimit.truncated": True,
         }
@@ -169,6 +173,21 @@ def make_one(
     else:
         env = source()
     return wrap(env, inside)
+
+
+def counts_episodes(env: Any) -> bool:
+    """Whether a wrapper around the environment counts episodes, so that "episode" in its infos is the wrapper's word.
+
+    By name, for what is not loaded need not be.
+    """
+    while isinstance(env, gymnasium.Wrapper):
+        if any((cls.__module__.split(".")[0], cls.__name__) in _COUNTERS for cls in type(env).__mro__):
+            return True
+        env = env.env
+    return False
+
+
+_COUNTERS = {("stable_baselines3", "Monitor"), ("gymnasium", "RecordEpisodeStatistics")}
 
 
 def is_wrapped(env: gymnasium.Env[Any, Any], wrapper_class: Any) -> bool:

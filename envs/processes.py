@@ -32,6 +32,7 @@ from envs import worker
 from envs.episodes import Episodes, note_ends, warn_of_restarts
 from envs.errors import EnvError
 from envs.group import Maker
+from envs.infos import FAILED
 from envs.observations import allocate, copied, leaves, take, write
 from envs.state import Journal, lived_again
 
@@ -161,7 +162,7 @@ class SubprocessVecEnv(VecEnv):
             note_ends(infos, reset_infos, self._episodes, self.reset_infos)
             self.restarts += warn_of_restarts(infos, reset_infos, self.restarts, self._max_restarts)
             if self.restarts > self._max_restarts:
-                self._fail(next(info["environment_failed"] for info in infos if "environment_failed" in info))
+                self._fail(next(info[FAILED] for info in infos if FAILED in info))
             if self._journal is not None:
                 for i in reset_infos:
                     self._journal.end(i)
@@ -303,7 +304,7 @@ class SubprocessVecEnv(VecEnv):
             i: {"terminal_observation": take(self._last, part.start + i), "TimeLimit.truncated": True}
             for i in range(len(said))
         }
-        infos[0]["environment_failed"] = failure
+        infos[0][FAILED] = failure
         return "stepped", infos, dict(enumerate(said))
 
     def _part(self, w: int) -> slice:

@@ -29,7 +29,7 @@ class SerialVecEnv(VecEnv):
     there, this says yes).
 
     An environment that raises is an `EnvError`; or, up to `max_restarts` times in all, it is made anew: its episode
-    ends as by a time limit with the observation before, a warning tells, and infos[i]["environment_failed"] says why.
+    ends as by a time limit with the observation before, a warning tells, and infos[i][envs.infos.FAILED] says why.
 
     `resumable` gives every episode a seed of its own and keeps the actions of those under way, so that `restore` can
     bring environments, made anew, to where others were at their `snapshot`.
