@@ -7,30 +7,42 @@ The memory's state travels beside the last observation: it is exact across rollo
 reset only where an episode starts.
 """
 
+import contextlib
+import inspect
 import operator
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents.acting import Actor, GraphActor, make_actor
-from agents.buffer import SequenceBatch, SequenceRolloutBuffer, check_sequence_length, map_observations
+from agents.actions import check_action_space
+from agents.buffer import (
+    SequenceBatch,
+    SequenceRolloutBuffer,
+    check_sequence_length,
+    map_observations,
+    number_of_minibatches,
+)
 from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
 from agents.checks import (
     check_acts_as_it_learns,
     check_choice,
     check_count,
     check_mapping,
+    check_observation_space,
     check_policy_class,
     check_policy_name,
     check_positive,
@@ -76,6 +88,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
     captures_acting: ClassVar[bool] = True
     """Whether acting on a GPU is captured as one CUDA graph; set False on an agent to act eagerly there."""
 
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """Arguments of a subclass that are numbers, and may come as NumPy's."""
+
     burn_in: int = 0
     """Steps before a sequence that warm the state it starts from: a setting of ``RecurrentPPO``."""
 
@@ -119,8 +134,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         _init_setup_model: bool,
     ) -> None:
         super().__init__(
-            policy,
-            env,  # type: ignore[arg-type]
+            _own_policy(policy),
+            None,  # type: ignore[arg-type]  # what Stable-Baselines3 refuses without need is checked in _adopt
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
@@ -137,7 +152,6 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             seed=seed,
             device=device,
             _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
@@ -145,7 +159,12 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.autocast = autocast
         self._last_state: State | None = None
         self._captured_actor: GraphActor | None = None
+        for name in ("learning_rate", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", *self.numbers):
+            if isinstance(value := getattr(self, name), np.generic):
+                setattr(self, name, value.item())
         self._check_settings()
+        if env is not None:
+            self._adopt(env)
         # Environments and files take Python's integers only, not NumPy's.
         for name in ("n_steps", "batch_size", "sequence_length", "burn_in", "seed"):
             value = getattr(self, name)
@@ -154,6 +173,27 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             if env is None:
                 raise ValueError("env is None: give an environment, its id, or a vector environment to train on")
             self._setup_model()
+
+    def _adopt(self, env: GymEnv | str) -> None:
+        """The environments to train in, and their spaces."""
+        wrapped = self._wrap_env(maybe_make_env(env, self.verbose), self.verbose)
+        check_observation_space(wrapped.observation_space)
+        check_action_space(wrapped.action_space, self.use_sde, self.policy_kwargs.get("squash_output", False))
+        self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
+        self.n_envs, self.env = wrapped.num_envs, wrapped
+        self._vec_normalize_env = unwrap_vec_normalize(wrapped)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Stable-Baselines3's, after a look at what it would fail on without naming a cure."""
+        if isinstance(env, VectorEnv):
+            raise ValueError(
+                f"{env} is a Gymnasium vector environment; make the environments with envs.make(id, n_envs), or wrap "
+                "this one: envs.vectorize.VectorEnvAdapter(env)"
+            )
+        if isinstance(env, gymnasium.Env | VecEnv):
+            check_observation_space(env.observation_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_settings(self) -> None:
         """Raises ValueError for what could only fail, or mislead, later on. Subclasses add their own."""
@@ -203,6 +243,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.policy.autocast = AUTOCAST[self.autocast]
         self.policy.set_training_mode(True)
         check_acts_as_it_learns(self.policy)
+        self._mention_masks()
         state = self.policy.initial_state(self.n_envs)
         self._last_state = state
         self.rollout_buffer = SequenceRolloutBuffer(
@@ -218,6 +259,21 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             rng=self._rng,
             burn_in=self.burn_in,
         )
+        mention_uneven_minibatches(self.n_steps, self.n_envs, self.rollout_buffer.sequence_length, self.batch_size)
+
+    def _mention_masks(self) -> None:
+        """Warns where an environment is made for MaskablePPO, whose way of masking actions is not looked at here."""
+        has_masks = False
+        with contextlib.suppress(Exception):  # not every vector environment answers
+            has_masks = self.env is not None and self.env.has_attr("action_masks")
+        if has_masks and self.policy.action_mask is None:
+            warnings.warn(
+                "the environment has action_masks(), as sb3-contrib's MaskablePPO and ActionMasker use it; here it has "
+                'no effect. Make the mask a part of a Dict observation and name it: policy "RecurrentPolicy" with '
+                'policy_kwargs=dict(action_mask="mask")',
+                UserWarning,
+                stacklevel=2,
+            )
 
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, n_rollout_steps: int
@@ -469,6 +525,20 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "_last_state", "_rng", "_captured_actor", "_compiled"]
 
 
+def _own_policy(policy: Any) -> Any:
+    """Our name for a policy class of sb3-contrib; anything else as it is, a subclass of one too."""
+    if not inspect.isclass(policy) or policy.__module__ != "sb3_contrib.common.recurrent.policies":
+        return policy
+    return _THEIR_POLICIES.get(policy.__name__, policy)
+
+
+_THEIR_POLICIES = {
+    "RecurrentActorCriticPolicy": "MlpLstmPolicy",
+    "RecurrentActorCriticCnnPolicy": "CnnLstmPolicy",
+    "RecurrentMultiInputActorCriticPolicy": "MultiInputLstmPolicy",
+}
+
+
 RESET_STEP = "recurl.reset_step"
 """The key under which our vector environments mark a reset step: a name of its own, for infos are the user's."""
 
@@ -564,6 +634,23 @@ def _catch_up(callback: BaseCallback, n_calls: int, num_timesteps: int) -> None:
     callback.num_timesteps = num_timesteps
     for child in callback.callbacks if isinstance(callback, CallbackList) else []:
         _catch_up(child, n_calls, num_timesteps)
+
+
+def mention_uneven_minibatches(n_steps: int, n_envs: int, sequence_length: int, batch_size: int | None) -> None:
+    """Warns where minibatches hold another number of steps than ``batch_size``, and an epoch so has other updates."""
+    if batch_size is None:
+        return
+    in_all = n_steps * n_envs
+    n_batches = number_of_minibatches(in_all // sequence_length, sequence_length, batch_size)
+    if n_batches * batch_size == in_all:
+        return
+    warnings.warn(
+        f"a rollout of {in_all} steps in sequences of {sequence_length} cannot be divided into minibatches of "
+        f"batch_size={batch_size}: an epoch has {n_batches} of {in_all / n_batches:g} steps on average. For even ones "
+        "let batch_size be a multiple of sequence_length that divides n_steps * n_envs",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def resolve_sequence_length(n_steps: int, batch_size: int | None, sequence_length: int | None) -> int:

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -34,6 +34,8 @@ from agents.actions import ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
 from agents.devices import to_device
 from agents.encoders import default_encoder
+from agents.encoders.choices import flatten_choices, with_flat_choices
+from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
 from agents.memory import Memory, NumpyStep, State, make_memory
 from agents.memory.together import unroll_together, worth_unrolling_together
 from agents.state_layouts import Given, is_own, is_pair, parts_of, read_episode_starts, read_state
@@ -178,6 +180,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         _check_privileged(privileged, observation_space)
         _check_critic_memory(critic_memory, share_features_extractor)
         self.privileged = tuple(privileged)
+        self._preprocessed_space = with_flat_choices(observation_space)
         _check_action_mask(action_mask, observation_space, action_space)
         self.memory, self.memory_kwargs = memory, dict(memory_kwargs or {})
         self.critic_memory, self.action_mask = critic_memory, action_mask
@@ -211,10 +214,14 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if self.privileged and is_actors:
             assert isinstance(space, spaces.Dict)
             space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in self.privileged})
-        return self.features_extractor_class(space, **self.features_extractor_kwargs)
+        # Stable-Baselines3's own knows no key that is no attribute's name, such as "arm.joint" or "items".
+        chosen = self.features_extractor_class
+        if chosen is CombinedExtractor and isinstance(space, spaces.Dict) and not all(map(can_name_a_layer, space)):
+            chosen = CombinedOfAnyKeys
+        return chosen(with_flat_choices(space), **self.features_extractor_kwargs)
 
-    def _build_mlp_extractor(self) -> None:
-        """Stable-Baselines3's hook between features extractor and heads: here the memories come in."""
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Stable-Baselines3's hook behind the features extractor: here the memories come in, then the heads."""
         # Some of Stable-Baselines3's extractors count their features in NumPy's integers.
         self.memory_actor = make_memory(self.memory, int(self.features_dim), self.memory_kwargs)
         self.memory_critic: Memory | None = None
@@ -225,12 +232,21 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             self.memory_critic = Projection(critic_features, self.memory_actor.output_size)
         self._n_actor_parts = len(self.memory_actor.initial_state(1))
         self._state_parts = parts_of(self.initial_state(1))
+        super()._build(lr_schedule)
+
+    def _build_mlp_extractor(self) -> None:
+        """Stable-Baselines3's hook behind the memories, which a subclass may replace: heads on ``lstm_output_dim``."""
         self.mlp_extractor = self._make_heads(self.memory_actor.output_size)
         if self.memory_critic is not None and self.memory_critic.output_size != self.memory_actor.output_size:
             # The critic sees more than the actor, and its memory is as wide as what it sees.
             of_critic = self._make_heads(self.memory_critic.output_size)
             self.mlp_extractor.value_net = of_critic.value_net
             self.mlp_extractor.latent_dim_vf = of_critic.latent_dim_vf
+
+    @property
+    def lstm_output_dim(self) -> int:
+        """Size of what the actor's memory gives, and its heads read: sb3-contrib's name for it."""
+        return self.memory_actor.output_size
 
     def _make_heads(self, size: int) -> MlpExtractor:
         return MlpExtractor(size, self.net_arch, self.activation_fn, device=self.device)
@@ -479,7 +495,9 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
-        features: Tensor = super(ActorCriticPolicy, self).extract_features(obs, extractor)
+        flat = flatten_choices(obs, self.observation_space)
+        seen = preprocess_obs(flat, self._preprocessed_space, normalize_images=self.normalize_images)
+        features: Tensor = extractor(seen)
         return features
 
     def _seen_by_actor(self, obs: Any) -> Any:
@@ -636,7 +654,7 @@ class LstmPolicy(RecurrentActorCriticPolicy):
         self.shared_lstm, self.enable_critic_lstm = shared_lstm, enable_critic_lstm
         self.lstm_kwargs = dict(lstm_kwargs or {})
         if features_extractor_class is None:
-            _check_extractor_fits(type(self), self._default_extractor, observation_space)
+            _check_extractor_fits(type(self), self._default_extractor, observation_space, not normalize_images)
         super().__init__(
             observation_space,
             action_space,
@@ -691,6 +709,9 @@ class LstmPolicy(RecurrentActorCriticPolicy):
         names = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
         parameters.update({name: getattr(self, name) for name in names})
         return parameters
+
+
+MlpLstmPolicy = LstmPolicy
 
 
 class CnnLstmPolicy(LstmPolicy):
@@ -769,13 +790,20 @@ def _check_critic_memory(critic_memory: str, share_features_extractor: bool) -> 
 
 
 def _check_extractor_fits(
-    policy: type[LstmPolicy], extractor: type[BaseFeaturesExtractor], space: spaces.Space[Any]
+    policy: type[LstmPolicy], extractor: type[BaseFeaturesExtractor], space: spaces.Space[Any], normalized_image: bool
 ) -> None:
     """sb3-contrib's policies each have an extractor of their own, for one kind of observation."""
     fits = CombinedExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
-    if extractor is not fits and not (extractor is NatureCNN and is_image_space(space)):
+    if extractor is not fits and not (extractor is NatureCNN and _is_image(space, normalized_image)):
         name = "MultiInputLstmPolicy" if fits is CombinedExtractor else "MlpLstmPolicy"
-        raise ValueError(f'{policy.__name__} is not for observations of {space}; use "{name}", or give an extractor')
+        hint = ", normalize_images=False if these are images of any type and range," if extractor is NatureCNN else ""
+        raise ValueError(
+            f'{policy.__name__} is not for observations of {space}; use "{name}"{hint} or give an extractor'
+        )
+
+
+def _is_image(space: spaces.Space[Any], normalized_image: bool) -> bool:
+    return is_image_space(space, check_channels=False, normalized_image=normalized_image)
 
 
 def _check_privileged(keys: Sequence[str], observation_space: spaces.Space[Any]) -> None:

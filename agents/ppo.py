@@ -69,6 +69,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             state. With ``refresh_states`` the states kept are refreshed between epochs, and burnt in during them.
     """
 
+    numbers = ("clip_range", "clip_range_vf", "target_kl")
+
     compiles_update: ClassVar[bool] = True
     """Whether what an update does behind the memory is compiled on a GPU; set False on an agent to do without."""
 
@@ -236,9 +238,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def _clip_ranges(self) -> tuple[float, float | None]:
         progress = self._current_progress_remaining
-        clip_range: Any = self.clip_range
-        clip_range_vf: Any = self.clip_range_vf
-        return clip_range(progress), None if clip_range_vf is None else clip_range_vf(progress)
+        # A script may set a number, after loading for example, where a schedule was.
+        clip_range = FloatSchedule(self.clip_range)(progress)
+        return clip_range, None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
 
     def _record(self, history: list[Figures], first_of_epoch: int) -> None:
         """Logs an update under Stable-Baselines3's names; the one place where figures leave the device."""
