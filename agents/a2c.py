@@ -89,8 +89,9 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         """One update: a single gradient step on every sequence of the rollout."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        for batch in self.rollout_buffer.get(None):
-            self._step(batch)
+        with self._watching_weights():
+            for batch in self.rollout_buffer.get(None):
+                self._step(batch)
 
     def _step(self, batch: SequenceBatch) -> None:
         values, log_probs, entropy = self.policy.evaluate_actions(

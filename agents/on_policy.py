@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import operator
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium
@@ -158,6 +158,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.sequence_length = sequence_length
         self.autocast = autocast
         self._last_state: State | None = None
+        self._warned_of_standstill = False
         self._captured_actor: GraphActor | None = None
         for name in ("learning_rate", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", *self.numbers):
             if isinstance(value := getattr(self, name), np.generic):
@@ -305,13 +306,13 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 rollout_buffer.add_observations(obs, episode_starts, kept)
                 chosen, finish = actor.act(obs, lstm_states, episode_starts)
                 actions = actor.on_host(chosen)
-                clipped_actions = self.policy.head.to_environment(actions)
+                clipped_actions = self._to_environment(actions, n_steps)
                 if steps_alone:
                     env.step_async(clipped_actions)
                 values, log_probs, lstm_states = finish()
                 rollout_buffer.add_actions(chosen, values, log_probs)
                 new_obs, rewards, dones, infos = env.step_wait() if steps_alone else env.step(clipped_actions)
-                dones = np.asarray(dones, dtype=bool)  # of environments that say 0 and 1 too
+                dones = _as_truths(dones)
                 infos = infos or [{} for _ in dones]  # some say nothing at all where no episode ends
                 resets = reset_steps(episode_starts, infos)
                 starts = dones.copy()
@@ -320,7 +321,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 self.num_timesteps += env.num_envs
                 if steps_call_back:
                     obs_tensor = map_observations(operator.itemgetter(n_steps), rollout_buffer.observations)
-                    values, log_probs = torch.as_tensor(values), torch.as_tensor(log_probs)
+                    values, log_probs = torch.as_tensor(values)[:, None], torch.as_tensor(log_probs)
                     callback.update_locals(locals())
                     if not callback.on_step():
                         # The environments have moved on, and so must what a later learn() starts from.
@@ -347,6 +348,19 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _to_environment(self, actions: NDArray[Any], step: int) -> NDArray[Any]:
+        """Actions as environments take them; where one is not finite, an error that names what it comes from."""
+        try:
+            return self.policy.head.to_environment(actions)
+        except FloatingPointError:
+            seen = map_observations(operator.itemgetter(slice(step + 1)), self.rollout_buffer.observations)
+            for t, i in _not_finite(seen, axes=2):
+                raise FloatingPointError(
+                    f"the observation of environment {i} at step {t} of the rollout of {self.n_steps} steps after time "
+                    f"step {self.num_timesteps - step * self.n_envs} is not finite"
+                ) from None
+            raise
+
     def _close_rollout(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """From rewards and values to returns and advantages."""
         if self.autocast is not None:
@@ -354,6 +368,26 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._bootstrap_time_limits(buffer, terminals)
         buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
         self._check_finite(buffer, terminals)
+
+    @contextlib.contextmanager
+    def _watching_weights(self) -> Iterator[None]:
+        """Around an update: warns, once, where it changed no weight though it should have."""
+        stops_early = getattr(self, "target_kl", None) is not None  # perhaps before the first step
+        if self._warned_of_standstill or stops_early or not self.lr_schedule(self._current_progress_remaining):
+            yield
+            return
+        parameters = [part for part in self.policy.parameters() if part.requires_grad]
+        before, updates = [part.detach().clone() for part in parameters], self._n_updates
+        yield
+        if self._n_updates > updates and self.rollout_buffer.real.any() and all(map(torch.equal, before, parameters)):
+            self._warned_of_standstill = True
+            warnings.warn(
+                f"the update at time step {self.num_timesteps} changed no weight: gradients are zero, or so large that "
+                f"clipping them to max_grad_norm ({self.max_grad_norm:g}) leaves nothing. Look at vf_coef "
+                f"({self.vf_coef:g}), ent_coef and the scale of rewards (VecNormalize)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _starting_state(self, n_envs: int) -> State:
         """The carried state, with what is random for a rollout drawn anew."""
@@ -522,7 +556,14 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         super().set_parameters(parameters, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state", "_rng", "_captured_actor", "_compiled"]
+        return [
+            *super()._excluded_save_params(),
+            "_last_state",
+            "_rng",
+            "_captured_actor",
+            "_compiled",
+            "_warned_of_standstill",
+        ]
 
 
 def _own_policy(policy: Any) -> Any:
@@ -551,6 +592,20 @@ def reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
     if not np.count_nonzero(episode_starts):  # a quarter of the time of any()
         return []
     return [int(i) for i in np.flatnonzero(episode_starts) if infos[i].get(RESET_STEP)]
+
+
+def _as_truths(dones: Any) -> NDArray[np.bool_]:
+    """The ends of episodes (B,) as bools, of environments that say 0 and 1 too.
+
+    Raises:
+        ValueError: one is neither.
+    """
+    said: NDArray[Any] = np.asarray(dones)
+    if said.dtype == np.bool_:
+        return said
+    if not np.isin(said, (0, 1)).all():
+        raise ValueError(f"dones of a vector environment must be true or false, got {said}")
+    return said.astype(np.bool_)
 
 
 def _is_monitors(episode: Any) -> bool:
@@ -642,7 +697,7 @@ def mention_uneven_minibatches(n_steps: int, n_envs: int, sequence_length: int, 
         return
     in_all = n_steps * n_envs
     n_batches = number_of_minibatches(in_all // sequence_length, sequence_length, batch_size)
-    if n_batches * batch_size == in_all:
+    if n_batches * batch_size == in_all or batch_size > in_all:
         return
     warnings.warn(
         f"a rollout of {in_all} steps in sequences of {sequence_length} cannot be divided into minibatches of "

@@ -173,17 +173,18 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             self._compiled = CompiledObjective(self.policy)
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
-        for epoch in range(self.n_epochs):
-            if self.refresh_states and epoch > 0:
-                self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
-            first_of_epoch = len(history)
-            goes_on = self._train_epoch(history, auxiliary)
-            self._n_updates += 1
-            if not goes_on:
-                if self.verbose >= 1:
-                    kl = float(history[-1].approx_kl)
-                    print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
-                break
+        with self._watching_weights():
+            for epoch in range(self.n_epochs):
+                if self.refresh_states and epoch > 0:
+                    self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
+                first_of_epoch = len(history)
+                goes_on = self._train_epoch(history, auxiliary)
+                self._n_updates += 1
+                if not goes_on:
+                    if self.verbose >= 1:
+                        kl = float(history[-1].approx_kl)
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+                    break
         if history:  # else no step of the rollout was a transition
             self._record(history, first_of_epoch)
             for name, mean in auxiliary.means().items():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from envs.errors import EnvError
 from envs.infos import FAILED
-from envs.observations import Tree, take, write
+from envs.observations import Tree, put, take, truth
 from envs.state import EpisodeSeed
 from envs.wrappers import wrap
 
@@ -30,6 +30,7 @@ class Group:
         """`first`: the number of the first of them among all. `max_restarts`: see `SerialVecEnv`."""
         self.envs = [_make(maker, first + i) for i, maker in enumerate(makers)]
         self._makers = list(makers)
+        self._space = self.envs[0].observation_space
         self._counted = [counts_episodes(env) for env in self.envs]
         self.first = first
         self._steps = 0
@@ -65,7 +66,7 @@ class Group:
             number = seed.value if isinstance(seed, EpisodeSeed) else seed
             try:
                 observation, info = env.reset(seed=number, options=options[i] or None)
-                write(observations, i, observation)
+                put(observations, i, observation, self._space)
                 self._seen[i] = observation
             except Exception as error:
                 raise self._failure(i, "reset", error) from error
@@ -86,15 +87,17 @@ class Group:
         for i, env in enumerate(self.envs):
             try:
                 observation, rewards[i], terminated, truncated, info = env.step(actions[i])
+                terminated, truncated = truth(terminated, "terminated"), truth(truncated, "truncated")
                 dones[i] = done = terminated or truncated
                 if done:
+                    put(observations, i, observation, self._space)
                     last = take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
                     # A copy: an environment may hand out the same dict at every step.
                     info = {**info, "terminal_observation": last, "TimeLimit.truncated": truncated and not terminated}
                     if not self._counted[i]:
                         info.pop("episode", None)  # the environment's own business, and no count of an episode
                     observation, resets[i] = self._next_episode(i)
-                write(observations, i, observation)
+                put(observations, i, observation, self._space)
                 self._seen[i] = observation
             except Exception as error:
                 info, resets[i] = self._start_anew(i, observations, error)
@@ -146,7 +149,7 @@ class Group:
         try:
             self.envs[row] = _make(self._makers[row], self.first + row)
             observation, said = self._next_episode(row)
-            write(observations, row, observation)
+            put(observations, row, observation, self._space)
             self._seen[row] = observation
         except Exception as again:
             raise self._failure(row, f"starting anew after step {self._steps}", again) from again

@@ -20,7 +20,7 @@ from envs.batch import BatchEnv
 from envs.episodes import Episodes
 from envs.group import counts_episodes
 from envs.infos import RESET_STEP, Infos, info_of
-from envs.observations import take
+from envs.observations import take, truth
 from envs.state import set_state, state_of
 
 
@@ -74,6 +74,8 @@ class VectorEnvAdapter(VecEnv):
         if rewards.dtype != np.float32:
             rewards = rewards.astype(np.float32)
         self._episodes.add(rewards)
+        if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
+            terminations, truncations = _truths(terminations, "terminations"), _truths(truncations, "truncations")
         dones = np.logical_or(terminations, truncations)
         infos = Infos(self.num_envs, said)
         if self._resetting is not None:
@@ -188,6 +190,10 @@ class VectorEnvAdapter(VecEnv):
 
 
 _LAST_STEP = frozenset(("final_obs", "_final_obs", "final_info", "_final_info"))
+
+
+def _truths(values: Any, name: str) -> NDArray[np.bool_]:
+    return np.array([truth(value, name) for value in values], dtype=np.bool_)
 
 
 def _counts_episodes(env: Any) -> bool:
