@@ -234,14 +234,15 @@ def _within(space: spaces.Box, actions: NDArray[Any]) -> NDArray[Any]:
     Raises:
         FloatingPointError: one is not finite; clipping would make an infinite one look like any other.
     """
-    # A sum is finite where all of it is, and the other way round but for numbers beyond 1e30.
-    if not math.isfinite(np.add.reduce(actions, axis=None)) and not np.isfinite(actions).all():
+    # A sum of squares is finite only where all of it is: one call for nearly all actions.
+    if not math.isfinite(np.vdot(actions, actions)) and not np.isfinite(actions).all():
         raise FloatingPointError(
             f"the policy chose an action that is not finite: {actions[~np.isfinite(actions)][0]}. Its weights or its "
             "standard deviation (log_std) diverged: lower learning_rate or max_grad_norm, or scale observations and "
             "rewards (VecNormalize)"
         )
-    clipped: NDArray[Any] = np.minimum(np.maximum(actions, space.low), space.high)
+    clipped: NDArray[Any] = np.maximum(actions, space.low)
+    np.minimum(clipped, space.high, out=clipped)
     return clipped.astype(space.dtype, copy=False)
 
 

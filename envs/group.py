@@ -23,6 +23,10 @@ from envs.wrappers import wrap
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 
 
+# So many steps are looked at in every detail; then an observation of the right type and shape is trusted.
+_FIRST_STEPS = 100
+
+
 class Group:
     """N environments. The next episode starts in the step that ends one."""
 
@@ -84,20 +88,21 @@ class Group:
         """
         self._steps += 1
         infos, resets = [], {}
+        every = self._steps <= _FIRST_STEPS
         for i, env in enumerate(self.envs):
             try:
                 observation, rewards[i], terminated, truncated, info = env.step(actions[i])
                 terminated, truncated = truth(terminated, "terminated"), truth(truncated, "truncated")
                 dones[i] = done = terminated or truncated
                 if done:
-                    put(observations, i, observation, self._space)
+                    put(observations, i, observation, self._space, every)
                     last = take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
                     # A copy: an environment may hand out the same dict at every step.
                     info = {**info, "terminal_observation": last, "TimeLimit.truncated": truncated and not terminated}
                     if not self._counted[i]:
                         info.pop("episode", None)  # the environment's own business, and no count of an episode
                     observation, resets[i] = self._next_episode(i)
-                put(observations, i, observation, self._space)
+                put(observations, i, observation, self._space, every)
                 self._seen[i] = observation
             except Exception as error:
                 info, resets[i] = self._start_anew(i, observations, error)

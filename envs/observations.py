@@ -69,32 +69,35 @@ def write(tree: Tree, row: Any, observation: Any) -> None:
         tree[row] = observation
 
 
-def put(tree: Tree, row: int, observation: Any, space: spaces.Space[Any], path: str = "") -> None:
+def put(tree: Tree, row: int, observation: Any, space: spaces.Space[Any], every: bool = True, path: str = "") -> None:
     """As `write`, of an environment's observation, which must be what the space says: nothing is bent to fit.
 
-    An array of the space's shape and dtype is taken as it is; whatever NumPy would convert is looked at.
+    Whatever NumPy would convert is looked at. `every`: the choices of a MultiDiscrete or MultiBinary are, too, where
+    they need no conversion. The bounds of a Box are not.
 
-    Raises ValueError, naming the part and the value, for another shape or a number that the dtype cannot hold.
+    Raises ValueError, naming the part and the value, for another shape or a number that the space or dtype cannot hold.
     """
-    if isinstance(tree, dict):
+    if isinstance(tree, np.ndarray):
+        if type(observation) is np.ndarray:
+            as_it_is = observation.dtype is tree.dtype and observation.shape == tree.shape[1:]
+            if as_it_is and (type(space) is spaces.Box or not every):
+                tree[row] = observation
+                return
+        elif type(space) is spaces.Discrete and isinstance(observation, int | np.int64):
+            if 0 <= observation - space.start < space.n:
+                tree[row] = observation
+                return
+        tree[row] = _fitted(observation, tree.shape[1:], tree.dtype, space, path)
+    elif isinstance(tree, dict):
         if not isinstance(observation, Mapping) or observation.keys() != tree.keys():
             raise ValueError(f"the observation{path} must be a dict of {', '.join(tree)}, got {_shown(observation)}")
         for key, part in tree.items():
-            put(part, row, observation[key], space[key], f"{path}[{key!r}]")  # type: ignore[index]
-    elif isinstance(tree, tuple):
+            put(part, row, observation[key], space[key], every, f"{path}[{key!r}]")  # type: ignore[index]
+    else:
         if not isinstance(observation, tuple | list) or len(observation) != len(tree):
             raise ValueError(f"the observation{path} must be a tuple of {len(tree)}, got {_shown(observation)}")
         for i, part in enumerate(tree):
-            put(part, row, observation[i], space[i], f"{path}[{i}]")  # type: ignore[index]
-    elif (
-        type(observation) is np.ndarray
-        and observation.dtype == tree.dtype
-        and observation.shape == tree.shape[1:]
-        and type(space) is spaces.Box
-    ):
-        tree[row] = observation
-    else:
-        tree[row] = _fitted(observation, tree.shape[1:], tree.dtype, space, path)
+            put(part, row, observation[i], space[i], every, f"{path}[{i}]")  # type: ignore[index]
 
 
 def _fitted(observation: Any, shape: tuple[int, ...], dtype: Any, space: spaces.Space[Any], path: str) -> NDArray[Any]:
