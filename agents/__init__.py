@@ -1,11 +1,20 @@
 """Agents that remember: recurrent actor-critic algorithms for partially observable environments.
 
 ``RecurrentPPO`` is a drop-in for ``sb3_contrib.RecurrentPPO``; ``RecurrentA2C`` its synchronous advantage actor-critic
-sibling. Memories are listed in ``agents.memory.MEMORIES``, encoders in ``agents.encoders.ENCODERS``.
+sibling. ``MlpLstmPolicy``, ``CnnLstmPolicy`` and ``MultiInputLstmPolicy`` are the policies of
+``sb3_contrib.ppo_recurrent``, ``RecurrentActorCriticPolicy`` is the general one. Memories are listed in
+``agents.memory.MEMORIES``, encoders in ``agents.encoders.ENCODERS``.
 """
 
 from agents.a2c import RecurrentA2C
-from agents.policy import RecurrentActorCriticPolicy
+from agents.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, RecurrentActorCriticPolicy
 from agents.ppo import RecurrentPPO
 
-__all__ = ["RecurrentA2C", "RecurrentActorCriticPolicy", "RecurrentPPO"]
+__all__ = [
+    "CnnLstmPolicy",
+    "MlpLstmPolicy",
+    "MultiInputLstmPolicy",
+    "RecurrentA2C",
+    "RecurrentActorCriticPolicy",
+    "RecurrentPPO",
+]

@@ -89,7 +89,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         """One update: a single gradient step on every sequence of the rollout."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        with self.policy.planned():
+        with self.policy.planned(), self._watching_weights():
             for batch in self.rollout_buffer.get(None):
                 self._step(batch)
 

@@ -164,9 +164,7 @@ class GaussianHead(ActionHead):
         return heads.gaussian(mean, log_std, actions), entropy
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
-        shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
-        clipped: NDArray[Any] = np.clip(shaped, self._space.low, self._space.high)
-        return clipped.astype(self._space.dtype, copy=False)
+        return _within(self._space, actions.reshape(-1, *self._space.shape))
 
 
 class StateDependentHead(ActionHead):
@@ -194,8 +192,29 @@ class StateDependentHead(ActionHead):
         shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
         if self._squash:
             shaped = low + 0.5 * (shaped + 1.0) * (high - low)
-        clipped: NDArray[Any] = np.clip(shaped, low, high)
-        return clipped.astype(self._space.dtype, copy=False)
+        return _within(self._space, shaped)
+
+
+def check_action_space(space: spaces.Space[Any], use_sde: bool = False, squash: bool = False) -> None:
+    """Raises for a space, or a kind of exploration in it, that no head acts in.
+
+    Raises:
+        NotImplementedError: the space is none of those of :func:`make_action_head`.
+        ValueError: state-dependent exploration of what is not continuous, or squashed between bounds that are infinite.
+    """
+    make_action_head(space)
+    if not isinstance(space, spaces.Box):
+        if use_sde:
+            raise ValueError(
+                "generalized State-Dependent Exploration (gSDE) can only be used with continuous actions (Box); set "
+                f"use_sde=False for {space}"
+            )
+        return
+    if squash and not space.is_bounded("both"):
+        raise ValueError(
+            f"squash_output=True scales actions to the bounds of their space, and {space} has infinite ones; set "
+            "squash_output=False, or bounds with gymnasium.wrappers.RescaleAction or a wrapper of yours"
+        )
 
 
 HEADS: tuple[type[ActionHead], ...] = (
@@ -227,3 +246,21 @@ def make_action_head(
         f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary or Box, "
         "or wrap the environment"
     )
+
+
+def _within(space: spaces.Box, actions: NDArray[Any]) -> NDArray[Any]:
+    """Actions clipped to their bounds, where there are any.
+
+    Raises:
+        FloatingPointError: one is not finite; clipping would make an infinite one look like any other.
+    """
+    # A sum of squares is finite only where all of it is: one call for nearly all actions.
+    if not math.isfinite(np.vdot(actions, actions)) and not np.isfinite(actions).all():
+        raise FloatingPointError(
+            f"the policy chose an action that is not finite: {actions[~np.isfinite(actions)][0]}. Its weights or its "
+            "standard deviation (log_std) diverged: lower learning_rate or max_grad_norm, or scale observations and "
+            "rewards (VecNormalize)"
+        )
+    clipped: NDArray[Any] = np.maximum(actions, space.low)
+    np.minimum(clipped, space.high, out=clipped)
+    return clipped.astype(space.dtype, copy=False)

@@ -186,6 +186,8 @@ class SequenceRolloutBuffer:
 
     def add_rewards(self, rewards: Any) -> None:
         """A step's last part: what came of it. The next step follows."""
+        if np.shape(rewards) != (self.n_envs,):
+            raise ValueError(f"rewards must have the shape {(self.n_envs,)}, got {np.shape(rewards)}")
         self._writable.rewards[self.pos] = rewards
         self.pos += 1
         self.full = self.pos == self.buffer_size
@@ -406,6 +408,8 @@ class _DeviceRows:
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
+        self.shape = tensor.shape
+        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
 
     def __setitem__(self, row: int, value: Any) -> None:
         self._tensor[row].copy_(to_device(value, self._tensor.device))
@@ -456,12 +460,37 @@ def map_observations(function: Callable[[Any], Any], observations: Any) -> Any:
 
 
 def put_observations(to: Any, row: int, observations: Any) -> None:
-    """``to[row] = observations`` for each leaf."""
+    """``to[row] = observations`` for each leaf, which must have its shape: none is broadcast, no number is bent.
+
+    Raises:
+        ValueError: it has another shape, or a number that the dtype of the space cannot hold.
+    """
     if isinstance(to, dict):
         for key, part in to.items():
             put_observations(part, row, observations[key])
-    else:
-        to[row] = observations
+        return
+    expected = to.shape[1:]
+    if observations.shape != expected:
+        raise ValueError(
+            f"observations of {expected[0]} environments must have the shape {tuple(expected)}, got "
+            f"{tuple(observations.shape)}: the vector environment gives something else than its observation_space"
+        )
+    if isinstance(observations, np.ndarray) and observations.dtype != to.dtype:
+        _check_holds(to.dtype, observations)
+    to[row] = observations
+
+
+def _check_holds(dtype: Any, observations: NDArray[Any]) -> None:
+    """Raises ValueError unless the numbers stay what they are, but for rounding, in the dtype of their space."""
+    if dtype.kind == "f" or np.can_cast(observations.dtype, dtype):
+        return
+    with np.errstate(invalid="ignore"):
+        bent = observations.astype(dtype) != observations
+    if bent.any():
+        raise ValueError(
+            f"an observation is {observations[bent].flat[0]}, which its space of {dtype} cannot hold: mend the "
+            "environment, or its observation_space"
+        )
 
 
 def _room_for_observations(space: spaces.Space[Any], room: Callable[[tuple[int, ...], torch.dtype], Tensor]) -> Any:

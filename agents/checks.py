@@ -78,7 +78,9 @@ def check_policy_name(name: str, known: Iterable[str]) -> None:
     """Raises ValueError, with the nearest names, unless ``name`` is known."""
     names = list(known)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        # "MlpPolicy" of Stable-Baselines3's other algorithms is as near to every memory's.
+        with_lstm = str(name).replace("Policy", "LstmPolicy")
+        near = [with_lstm] if with_lstm in names else difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no policy is called {name!r}; {hint}there are {', '.join(names)}")
 
@@ -87,32 +89,50 @@ def check_policy_class(policy: Any, expected: type[Any], names: Iterable[str]) -
     """Raises ValueError unless ``policy`` is a subclass of what the algorithm can train."""
     if not (inspect.isclass(policy) and issubclass(policy, expected)):
         got = f"{policy.__module__}.{policy.__qualname__}" if inspect.isclass(policy) else repr(policy)
+        hint = ""
+        if inspect.isclass(policy) and any(cls.__module__.startswith("sb3_contrib.") for cls in policy.__mro__):
+            hint = "; a class of your own on one of sb3-contrib's has to derive from agents.MlpLstmPolicy instead"
         raise ValueError(
-            f"policy must be a subclass of agents.{expected.__name__} or one of {', '.join(names)}; got {got}"
+            f"policy must be a subclass of agents.{expected.__name__} or one of {', '.join(names)}; got {got}{hint}"
         )
 
 
 def check_observation_space(space: spaces.Space[Any]) -> None:
-    """Raises NotImplementedError unless buffer and encoders take every part of the space, and it holds something."""
+    """Raises NotImplementedError, with the part and the cure, unless buffer and encoders take every part of the space,
+    and it holds something."""
     _check_part(space)
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            _check_part(part, f"the part {key!r} of ", inside=True)
     if spaces.utils.flatdim(space) == 0:
         raise NotImplementedError(f"observations of {space} hold no number; give them a constant one in a wrapper")
 
 
-def _check_part(space: spaces.Space[Any]) -> None:
-    if isinstance(space, spaces.Dict):
-        for part in space.spaces.values():
-            _check_part(part)
-    elif not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+_CURES: dict[type[spaces.Space[Any]], str] = {
+    spaces.Tuple: "make the environments with envs.make, which flattens it",
+    spaces.Dict: "make the environments with envs.make, which flattens it",
+    spaces.Sequence: 'pad it with the wrapper "pad_sequence" of envs.make',
+    spaces.Graph: 'pad it with the wrapper "pad_graph" of envs.make',
+    spaces.Text: "encode it as numbers (MultiDiscrete, one entry a character) in a wrapper",
+}
+
+
+def _check_part(space: spaces.Space[Any], where: str = "", inside: bool = False) -> None:
+    """``inside``: of a Dict, which may hold no other."""
+    if isinstance(space, spaces.Dict) and not inside:
+        return
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        cure = next((cure for kind, cure in _CURES.items() if isinstance(space, kind)), "wrap the environment")
         raise NotImplementedError(
-            f"observation space {space} is not supported; use Box, Discrete, MultiDiscrete, MultiBinary "
-            "or a Dict of these, or wrap the environment"
+            f"{where}observation space {space} is not supported: {cure}; Box, Discrete, MultiDiscrete, MultiBinary "
+            "and a Dict of these are"
         )
-    elif space.shape == () and isinstance(space, spaces.Box):
-        raise NotImplementedError(f"observations of {space} have no axis; give them the shape (1,) in a wrapper")
-    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
+    if space.shape == () and isinstance(space, spaces.Box):
+        raise NotImplementedError(f"{where}observations of {space} have no axis; give them the shape (1,) in a wrapper")
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         raise NotImplementedError(
-            f"observations of {space} do not start at 0, as one-hot encoding needs; subtract the start in a wrapper"
+            f"{where}observations of {space} do not start at 0, as one-hot encoding needs; subtract the start in a "
+            "wrapper"
         )
 
 

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, is_vecenv_wrapped
 
 from agents.checkpoint import normalizer_state
 from agents.checkpoint.agent import undisturbed
-from agents.on_policy import RecurrentOnPolicyAlgorithm
+from agents.on_policy import RecurrentOnPolicyAlgorithm, reset_steps
 from agents.player import Player
 
 Values = NDArray[np.float64]
@@ -208,18 +209,20 @@ def _episodes(player: Player, env: VecEnv, episodes: int, max_steps: int | None)
     """Plays until every environment has finished its share, and gives the episodes as they end."""
     left = (episodes + np.arange(env.num_envs)) // env.num_envs
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=np.int64)
+    monitored = _is_monitored(env)
     player.reset()
     observations = env.reset()
     while left.any():
         observations, rewards, dones, infos = env.step(player.act(observations))
-        resets = _reset_steps(infos, lengths)
+        resets = np.zeros(env.num_envs, dtype=bool)
+        resets[reset_steps(lengths == 0, infos) if infos else []] = True
         returns += np.where(resets, 0.0, rewards)
         lengths += ~resets
         for i in np.flatnonzero(dones):
             # One that was cut since the environment failed, and was made anew, says nothing of the agent.
-            if left[i] and "environment_failed" not in infos[i]:
+            if left[i] and "recurl.environment_failed" not in infos[i]:
                 left[i] -= 1
-                yield _episode(infos[i], float(returns[i]), int(lengths[i]), int(i))
+                yield _episode(infos[i], float(returns[i]), int(lengths[i]), int(i), monitored)
             returns[i], lengths[i] = 0.0, 0
         if max_steps is not None:
             for i in np.flatnonzero((lengths >= max_steps) & (left > 0)):
@@ -228,18 +231,15 @@ def _episodes(player: Player, env: VecEnv, episodes: int, max_steps: int | None)
         player.reset(dones | resets)
 
 
-def _reset_steps(infos: Any, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(N,) where an environment spent the step on resetting itself; only ever the first after an episode's end."""
-    resets = np.zeros(len(lengths), dtype=bool)
-    for i in np.flatnonzero(lengths == 0):
-        resets[i] = bool(infos[i].get("reset_step", False))
-    return resets
+def _is_monitored(env: VecEnv) -> bool:
+    """Whether "episode" in the infos is the word of a Monitor, and not of an environment."""
+    return is_vecenv_wrapped(env, VecMonitor) or all(env.env_is_wrapped(Monitor))
 
 
-def _episode(info: dict[str, Any], total: float, length: int, environment: int) -> Episode:
+def _episode(info: dict[str, Any], total: float, length: int, environment: int, monitored: bool) -> Episode:
     # A monitor counts below wrappers that change rewards or repeat actions: what it says is the task's own measure.
-    monitored = info.get("episode", {})
-    total, length = float(monitored.get("r", total)), int(monitored.get("l", length))
+    said = info.get("episode", {}) if monitored else {}
+    total, length = float(said.get("r", total)), int(said.get("l", length))
     if not math.isfinite(total):
         raise FloatingPointError(f"the return of an episode in environment {environment} is {total}")
     success = info.get("is_success")

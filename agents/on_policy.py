@@ -7,25 +7,36 @@ The memory's state travels beside the last observation: it is exact across rollo
 reset only where an episode starts.
 """
 
+import contextlib
+import inspect
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import get_device
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents.acting import make_actor
+from agents.actions import check_action_space
 from agents.actor import Actor
-from agents.buffer import SequenceBatch, SequenceRolloutBuffer, check_sequence_length, map_observations
+from agents.buffer import (
+    SequenceBatch,
+    SequenceRolloutBuffer,
+    check_sequence_length,
+    map_observations,
+    number_of_minibatches,
+)
 from agents.capture import GraphActor
 from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
 from agents.checks import (
@@ -33,6 +44,7 @@ from agents.checks import (
     check_choice,
     check_count,
     check_mapping,
+    check_observation_space,
     check_policy_class,
     check_policy_name,
     check_positive,
@@ -78,6 +90,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
     captures_acting: ClassVar[bool] = True
     """Whether acting on a GPU is captured as one CUDA graph; set False on an agent to act eagerly there."""
 
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """Arguments of a subclass that are numbers, and may come as NumPy's."""
+
     burn_in: int = 0
     """Steps before a sequence that warm the state it starts from: a setting of ``RecurrentPPO``."""
 
@@ -121,8 +136,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         _init_setup_model: bool,
     ) -> None:
         super().__init__(
-            policy,
-            env,  # type: ignore[arg-type]
+            _own_policy(policy),
+            None,  # type: ignore[arg-type]  # what Stable-Baselines3 refuses without need is checked in _adopt
             learning_rate=learning_rate,
             n_steps=n_steps,
             gamma=gamma,
@@ -139,15 +154,20 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             seed=seed,
             device=device,
             _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
         )
         self.batch_size = batch_size
         self.normalize_advantage = normalize_advantage
         self.sequence_length = sequence_length
         self.autocast = autocast
         self._last_state: State | None = None
+        self._warned_of_standstill = False
         self._captured_actor: GraphActor | None = None
+        for name in ("learning_rate", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", *self.numbers):
+            if isinstance(value := getattr(self, name), np.generic):
+                setattr(self, name, value.item())
         self._check_settings()
+        if env is not None:
+            self._adopt(env)
         # Environments and files take Python's integers only, not NumPy's.
         for name in ("n_steps", "batch_size", "sequence_length", "burn_in", "seed"):
             value = getattr(self, name)
@@ -156,6 +176,27 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             if env is None:
                 raise ValueError("env is None: give an environment, its id, or a vector environment to train on")
             self._setup_model()
+
+    def _adopt(self, env: GymEnv | str) -> None:
+        """The environments to train in, and their spaces."""
+        wrapped = self._wrap_env(maybe_make_env(env, self.verbose), self.verbose)
+        check_observation_space(wrapped.observation_space)
+        check_action_space(wrapped.action_space, self.use_sde, self.policy_kwargs.get("squash_output", False))
+        self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
+        self.n_envs, self.env = wrapped.num_envs, wrapped
+        self._vec_normalize_env = unwrap_vec_normalize(wrapped)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """Stable-Baselines3's, after a look at what it would fail on without naming a cure."""
+        if isinstance(env, VectorEnv):
+            raise ValueError(
+                f"{env} is a Gymnasium vector environment; make the environments with envs.make(id, n_envs), or wrap "
+                "this one: envs.vectorize.VectorEnvAdapter(env)"
+            )
+        if isinstance(env, gymnasium.Env | VecEnv):
+            check_observation_space(env.observation_space)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_settings(self) -> None:
         """Raises ValueError for what could only fail, or mislead, later on. Subclasses add their own."""
@@ -205,6 +246,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.policy.autocast = AUTOCAST[self.autocast]
         self.policy.set_training_mode(True)
         check_acts_as_it_learns(self.policy)
+        self._mention_masks()
         state = self.policy.initial_state(self.n_envs)
         self._last_state = state
         self.rollout_buffer = SequenceRolloutBuffer(
@@ -220,6 +262,21 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             rng=self._rng,
             burn_in=self.burn_in,
         )
+        mention_uneven_minibatches(self.n_steps, self.n_envs, self.rollout_buffer.sequence_length, self.batch_size)
+
+    def _mention_masks(self) -> None:
+        """Warns where an environment is made for MaskablePPO, whose way of masking actions is not looked at here."""
+        has_masks = False
+        with contextlib.suppress(Exception):  # not every vector environment answers
+            has_masks = self.env is not None and self.env.has_attr("action_masks")
+        if has_masks and self.policy.action_mask is None:
+            warnings.warn(
+                "the environment has action_masks(), as sb3-contrib's MaskablePPO and ActionMasker use it; here it has "
+                'no effect. Make the mask a part of a Dict observation and name it: policy "RecurrentPolicy" with '
+                'policy_kwargs=dict(action_mask="mask")',
+                UserWarning,
+                stacklevel=2,
+            )
 
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, n_rollout_steps: int
@@ -251,21 +308,22 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 rollout_buffer.add_observations(obs, episode_starts, kept)
                 chosen, finish = actor.act(obs, lstm_states, episode_starts)
                 actions = actor.on_host(chosen)
-                clipped_actions = self.policy.head.to_environment(actions)
+                clipped_actions = self._to_environment(actions, n_steps)
                 if steps_alone:
                     env.step_async(clipped_actions)
                 values, log_probs, lstm_states = finish()
                 rollout_buffer.add_actions(chosen, values, log_probs)
                 new_obs, rewards, dones, infos = env.step_wait() if steps_alone else env.step(clipped_actions)
-                dones = np.asarray(dones, dtype=bool)  # of environments that say 0 and 1 too
-                resets = _reset_steps(episode_starts, infos)
+                dones = _as_truths(dones)
+                infos = infos or [{} for _ in dones]  # some say nothing at all where no episode ends
+                resets = reset_steps(episode_starts, infos)
                 starts = dones.copy()
                 if resets:
                     starts[resets] = True
                 self.num_timesteps += env.num_envs
                 if steps_call_back:
                     obs_tensor = map_observations(operator.itemgetter(n_steps), rollout_buffer.observations)
-                    values, log_probs = torch.as_tensor(values), torch.as_tensor(log_probs)
+                    values, log_probs = torch.as_tensor(values)[:, None], torch.as_tensor(log_probs)
                     callback.update_locals(locals())
                     if not callback.on_step():
                         # The environments have moved on, and so must what a later learn() starts from.
@@ -292,6 +350,19 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _to_environment(self, actions: NDArray[Any], step: int) -> NDArray[Any]:
+        """Actions as environments take them; where one is not finite, an error that names what it comes from."""
+        try:
+            return self.policy.head.to_environment(actions)
+        except FloatingPointError:
+            seen = map_observations(operator.itemgetter(slice(step + 1)), self.rollout_buffer.observations)
+            for t, i in _not_finite(seen, axes=2):
+                raise FloatingPointError(
+                    f"the observation of environment {i} at step {t} of the rollout of {self.n_steps} steps after time "
+                    f"step {self.num_timesteps - step * self.n_envs} is not finite"
+                ) from None
+            raise
+
     def _close_rollout(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """From rewards and values to returns and advantages."""
         if self.autocast is not None:
@@ -299,6 +370,26 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._bootstrap_time_limits(buffer, terminals)
         buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
         self._check_finite(buffer, terminals)
+
+    @contextlib.contextmanager
+    def _watching_weights(self) -> Iterator[None]:
+        """Around an update: warns, once, where it changed no weight though it should have."""
+        stops_early = getattr(self, "target_kl", None) is not None  # perhaps before the first step
+        if self._warned_of_standstill or stops_early or not self.lr_schedule(self._current_progress_remaining):
+            yield
+            return
+        parameters = [part for part in self.policy.parameters() if part.requires_grad]
+        before, updates = [part.detach().clone() for part in parameters], self._n_updates
+        yield
+        if self._n_updates > updates and self.rollout_buffer.real.any() and all(map(torch.equal, before, parameters)):
+            self._warned_of_standstill = True
+            warnings.warn(
+                f"the update at time step {self.num_timesteps} changed no weight: gradients are zero, or so large that "
+                f"clipping them to max_grad_norm ({self.max_grad_norm:g}) leaves nothing. Look at vf_coef "
+                f"({self.vf_coef:g}), ent_coef and the scale of rewards (VecNormalize)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _starting_state(self, n_envs: int) -> State:
         """The carried state, with what is random for a rollout drawn anew."""
@@ -359,7 +450,8 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _values_of(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> torch.Tensor:
         with torch.no_grad():
             tensors = map_observations(lambda part: torch.as_tensor(part, device=self.device), observations)
-            return self.policy.predict_values(tensors, state, torch.as_tensor(episode_starts, device=self.device))
+            values: torch.Tensor = self.policy.predict_values(tensors, state, episode_starts)
+            return values
 
     def _check_finite(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """Raises FloatingPointError, naming the source, before a number that is not finite reaches the weights."""
@@ -413,6 +505,14 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 "name the other keys in its norm_obs_keys"
             )
 
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_] | None = None) -> None:
+        """Stable-Baselines3's, from infos whose "episode" is a Monitor's: an environment may call other things so."""
+        kept = [
+            info if _is_monitors(info.get("episode")) else {key: info[key] for key in info if key != "episode"}
+            for info in infos
+        ]
+        super()._update_info_buffer(kept, dones)
+
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """From 1 to 0, and not below where the last rollout overshoots: no schedule may turn negative."""
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -458,17 +558,62 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         super().set_parameters(parameters, exact_match, device)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_state", "_rng", "_captured_actor", "_compiled"]
+        return [
+            *super()._excluded_save_params(),
+            "_last_state",
+            "_rng",
+            "_captured_actor",
+            "_compiled",
+            "_warned_of_standstill",
+        ]
 
 
-def _reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
+def _own_policy(policy: Any) -> Any:
+    """Our name for a policy class of sb3-contrib; anything else as it is, a subclass of one too."""
+    if not inspect.isclass(policy) or policy.__module__ != "sb3_contrib.common.recurrent.policies":
+        return policy
+    return _THEIR_POLICIES.get(policy.__name__, policy)
+
+
+_THEIR_POLICIES = {
+    "RecurrentActorCriticPolicy": "MlpLstmPolicy",
+    "RecurrentActorCriticCnnPolicy": "CnnLstmPolicy",
+    "RecurrentMultiInputActorCriticPolicy": "MultiInputLstmPolicy",
+}
+
+
+RESET_STEP = "recurl.reset_step"
+"""The key under which our vector environments mark a reset step: a name of its own, for infos are the user's."""
+
+
+def reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
     """The environments that in this step only reset themselves: no transition; the episode starts with the next.
 
     Vector environments that reset on the next step mark that step in their infos; it follows an episode's end.
     """
     if not np.count_nonzero(episode_starts):  # a quarter of the time of any()
         return []
-    return [int(i) for i in np.flatnonzero(episode_starts) if infos[i].get("reset_step")]
+    return [int(i) for i in np.flatnonzero(episode_starts) if infos[i].get(RESET_STEP)]
+
+
+def _as_truths(dones: Any) -> NDArray[np.bool_]:
+    """The ends of episodes (B,) as bools, of environments that say 0 and 1 too.
+
+    Raises:
+        ValueError: one is neither.
+    """
+    said: NDArray[Any] = np.asarray(dones)
+    if said.dtype == np.bool_:
+        return said
+    if not np.isin(said, (0, 1)).all():
+        raise ValueError(f"dones of a vector environment must be true or false, got {said}")
+    return said.astype(np.bool_)
+
+
+def _is_monitors(episode: Any) -> bool:
+    return isinstance(episode, Mapping) and all(
+        isinstance(episode.get(name), int | float | np.number | np.ndarray) for name in ("r", "l")
+    )
 
 
 def _steps_alone(env: VecEnv) -> bool:
@@ -546,6 +691,23 @@ def _catch_up(callback: BaseCallback, n_calls: int, num_timesteps: int) -> None:
     callback.num_timesteps = num_timesteps
     for child in callback.callbacks if isinstance(callback, CallbackList) else []:
         _catch_up(child, n_calls, num_timesteps)
+
+
+def mention_uneven_minibatches(n_steps: int, n_envs: int, sequence_length: int, batch_size: int | None) -> None:
+    """Warns where minibatches hold another number of steps than ``batch_size``, and an epoch so has other updates."""
+    if batch_size is None:
+        return
+    in_all = n_steps * n_envs
+    n_batches = number_of_minibatches(in_all // sequence_length, sequence_length, batch_size)
+    if n_batches * batch_size == in_all or batch_size > in_all:
+        return
+    warnings.warn(
+        f"a rollout of {in_all} steps in sequences of {sequence_length} cannot be divided into minibatches of "
+        f"batch_size={batch_size}: an epoch has {n_batches} of {in_all / n_batches:g} steps on average. For even ones "
+        "let batch_size be a multiple of sequence_length that divides n_steps * n_envs",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def resolve_sequence_length(n_steps: int, batch_size: int | None, sequence_length: int | None) -> int:

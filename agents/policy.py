@@ -11,7 +11,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -34,6 +34,8 @@ from agents.actions import HEADS, ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
 from agents.devices import to_device
 from agents.encoders import default_encoder
+from agents.encoders.choices import flatten_choices, with_flat_choices
+from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
 from agents.kernels.plan import (
@@ -50,6 +52,7 @@ from agents.kernels.plan import (
 )
 from agents.memory import Memory, NumpyStep, State, make_memory
 from agents.memory.together import unroll_together, worth_unrolling_together
+from agents.state_layouts import Given, is_own, is_pair, parts_of, read_episode_starts, read_state
 
 CRITIC_MEMORIES = ("shared", "detached", "separate", "none")
 
@@ -107,6 +110,35 @@ def _widened(result: Any, narrow: torch.dtype) -> Any:
     return type(result)(*parts) if isinstance(result, Remembered) else tuple(parts)
 
 
+def _takes_states(of: Literal["both", "actor", "critic"]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A method of one step, (observations, state, episode starts, ...) -> (..., state after): a public entrance.
+
+    The state of both memories, or of one, comes in any layout of ``agents.state_layouts`` and goes out in the same;
+    under sb3-contrib's name ``lstm_states`` too. Episode starts are truth values or numbers.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def run(
+            policy: "RecurrentActorCriticPolicy",
+            obs: Any,
+            state: Any = None,
+            episode_starts: Any = None,
+            *args: Any,
+            lstm_states: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            batch_size = _batch_size(obs)
+            starts = read_episode_starts(episode_starts, (batch_size,), policy.device)
+            given = policy._read_state(state if lstm_states is None else lstm_states, batch_size, of)
+            result = method(policy, obs, given.state, starts, *args, **kwargs)
+            return result if of == "critic" else (*result[:-1], given.returned(result[-1]))
+
+        return run
+
+    return decorate
+
+
 class RecurrentActorCriticPolicy(ActorCriticPolicy):
     """The general policy with memory, ``"RecurrentPolicy"``.
 
@@ -162,6 +194,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         _check_privileged(privileged, observation_space)
         _check_critic_memory(critic_memory, share_features_extractor)
         self.privileged = tuple(privileged)
+        self._preprocessed_space = with_flat_choices(observation_space)
         _check_action_mask(action_mask, observation_space, action_space)
         self.memory, self.memory_kwargs = memory, dict(memory_kwargs or {})
         self.critic_memory, self.action_mask = critic_memory, action_mask
@@ -196,10 +229,14 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if self.privileged and is_actors:
             assert isinstance(space, spaces.Dict)
             space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in self.privileged})
-        return self.features_extractor_class(space, **self.features_extractor_kwargs)
+        # Stable-Baselines3's own knows no key that is no attribute's name, such as "arm.joint" or "items".
+        chosen = self.features_extractor_class
+        if chosen is CombinedExtractor and isinstance(space, spaces.Dict) and not all(map(can_name_a_layer, space)):
+            chosen = CombinedOfAnyKeys
+        return chosen(with_flat_choices(space), **self.features_extractor_kwargs)
 
-    def _build_mlp_extractor(self) -> None:
-        """Stable-Baselines3's hook between features extractor and heads: here the memories come in."""
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Stable-Baselines3's hook behind the features extractor: here the memories come in, then the heads."""
         # Some of Stable-Baselines3's extractors count their features in NumPy's integers.
         self.memory_actor = make_memory(self.memory, int(self.features_dim), self.memory_kwargs)
         self.memory_critic: Memory | None = None
@@ -209,12 +246,22 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         elif self.critic_memory == "none":
             self.memory_critic = Projection(critic_features, self.memory_actor.output_size)
         self._n_actor_parts = len(self.memory_actor.initial_state(1))
+        self._state_parts = parts_of(self.initial_state(1))
+        super()._build(lr_schedule)
+
+    def _build_mlp_extractor(self) -> None:
+        """Stable-Baselines3's hook behind the memories, which a subclass may replace: heads on ``lstm_output_dim``."""
         self.mlp_extractor = self._make_heads(self.memory_actor.output_size)
         if self.memory_critic is not None and self.memory_critic.output_size != self.memory_actor.output_size:
             # The critic sees more than the actor, and its memory is as wide as what it sees.
             of_critic = self._make_heads(self.memory_critic.output_size)
             self.mlp_extractor.value_net = of_critic.value_net
             self.mlp_extractor.latent_dim_vf = of_critic.latent_dim_vf
+
+    @property
+    def lstm_output_dim(self) -> int:
+        """Size of what the actor's memory gives, and its heads read: sb3-contrib's name for it."""
+        return self.memory_actor.output_size
 
     def _make_heads(self, size: int) -> MlpExtractor:
         return MlpExtractor(size, self.net_arch, self.activation_fn, device=self.device)
@@ -226,6 +273,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def reset_state(self, state: State, episode_starts: Tensor) -> State:
         """The state with the initial one where ``episode_starts`` (B,) is true."""
+        state = self._read_state(state, len(episode_starts)).state
         return self._of_each_memory(state, lambda memory, part: memory.reset(part, episode_starts))
 
     def renew(self, state: State) -> State:
@@ -260,12 +308,14 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         finally:
             self._heads = outer
 
-    def forward(  # type: ignore[override]
+    @_takes_states("both")
+    def forward(
         self, obs: Any, state: State, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, State]:
         """Acting: observations (B, ...), state before the step, (B,) -> actions, values, log-probabilities, state.
 
-        Actions are as the buffer stores them, (B,) or (B, A); values and log-probabilities are (B,).
+        Actions are as the buffer stores them, (B,) or (B, A); values and log-probabilities are (B,). The state comes as
+        ``initial_state`` gives it, or in another layout of ``agents.state_layouts``, and leaves in the same.
         """
         hidden, state = self._step(obs, state, episode_starts)
         parameters = self._distribution_parameters(hidden.actor, obs)
@@ -273,21 +323,26 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         log_probs, _ = self.head.evaluate(parameters, actions)
         return actions, self._value(hidden.critic), log_probs, state
 
-    def evaluate_actions(  # type: ignore[override]
-        self, obs: Any, actions: Tensor, state: State, episode_starts: Tensor
+    def evaluate_actions(
+        self, obs: Any, actions: Tensor, state: Any = None, episode_starts: Any = None, *, lstm_states: Any = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Learning: sequences (L, B, ...), the state before them -> values, log-probabilities, entropies, (L, B) each.
 
         ``episode_starts`` may lie on the CPU or on the policy's device; from the CPU no recurrent memory need fetch it.
         Entropies are None where the distribution has no closed form (squashed state-dependent exploration).
+
+        Raises:
+            ValueError: the state is not that of B sequences, or observations and actions are not (L, B, ...).
         """
-        shape = episode_starts.shape
-        hidden = self.remember(obs, state, episode_starts)
+        shape = _sequence_shape(obs, actions, episode_starts)
+        state = self._read_state(state if lstm_states is None else lstm_states, shape[1]).state
+        hidden = self.remember(obs, state, read_episode_starts(episode_starts, shape))
         values, log_probs, entropy = self.judge(hidden, _flatten_time(obs), actions.flatten(0, 1))
         return values.view(shape), log_probs.view(shape), None if entropy is None else entropy.view(shape)
 
     def remember(self, obs: Any, state: State, episode_starts: Tensor) -> Remembered:
         """The first half of learning: sequences (L, B, ...), the state before them -> what memories give, (N, H)."""
+        state = self._read_state(state, episode_starts.shape[1]).state
         pi_features, vf_features = self._encode(_flatten_time(obs), episode_starts.shape)
         hidden: Remembered = self._unroll(pi_features, vf_features, state, episode_starts)
         return hidden
@@ -314,6 +369,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if not state:
             return ()
         n_steps, n_sequences = max(*at, 1), episode_starts.shape[1]
+        state = self._read_state(state, n_sequences).state
         stride = n_steps if at_once is None else max(at_once // n_sequences, 1)
         parts = [slice(first, min(first + stride, n_steps)) for first in range(0, n_steps, stride)]
         encoded = [self._encode(_flatten_time(_steps(obs, part)), episode_starts[part].shape) for part in parts]
@@ -321,14 +377,17 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         states: State = self._states_along(*features, state, episode_starts, at)
         return states
 
-    def predict_values(self, obs: Any, state: State, episode_starts: Tensor) -> Tensor:  # type: ignore[override]
-        """V of observations (B, ...) through the state before them -> (B,). The state that came in stays as it was."""
+    @_takes_states("critic")
+    def predict_values(self, obs: Any, state: State, episode_starts: Tensor) -> Tensor:
+        """V of observations (B, ...) through the state before them -> (B,). The state that came in stays as it was.
+
+        ``state`` may hold the parts of both memories, or of the critic's own alone.
+        """
         hidden, _ = self._step(obs, state, episode_starts)
         return self._value(hidden.critic)
 
-    def get_distribution(  # type: ignore[override]
-        self, obs: Any, state: State, episode_starts: Tensor
-    ) -> tuple[Distribution, State]:
+    @_takes_states("actor")
+    def get_distribution(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Distribution, State]:
         """Stable-Baselines3's distribution over actions after one step, and the actor's state after it.
 
         ``state`` may hold the actor's parts alone or those of the critic too.
@@ -348,6 +407,11 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         """One step of the actor alone: actions as the buffer stores them, and its state."""
         hidden, state = self._actor_step(observation, state, episode_starts)
         parameters = self._distribution_parameters(hidden, observation)
+        if not bool(parameters[0].isfinite().all()):
+            raise FloatingPointError(
+                "the policy's output is not finite, as its weights or the observation; where training diverged, "
+                "lower learning_rate, or scale observations and rewards (VecNormalize)"
+            )
         return (self.head.mode(parameters) if deterministic else self.head.sample(parameters)), state
 
     def predict(
@@ -366,7 +430,17 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             deterministic: the most probable action in place of a sample.
 
         Called again and again without a state it warns once: the policy then acts without its memory.
+
+        Raises:
+            ValueError: the state is not that of so many environments, or the observation is what a Gymnasium
+                environment's ``reset`` returns, a tuple.
+            FloatingPointError: what the policy computes is not finite.
         """
+        if isinstance(observation, tuple):
+            raise ValueError(
+                "observation is a tuple: Gymnasium's reset() returns the observation and an info; write "
+                "observation, info = env.reset() and hand in the observation alone"
+            )
         self.set_training_mode(False)
         tensors, vectorized = self.obs_to_tensor(observation)
         batch_size = len(next(iter(tensors.values()))) if isinstance(tensors, dict) else len(tensors)
@@ -376,21 +450,48 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             episode_starts = self._import_episode_start(episode_start, batch_size)
             actions, actor_state = self._predict(tensors, actor_state, episode_starts, deterministic)
         for_environment = self.head.to_environment(actions.cpu().numpy())
-        return (for_environment if vectorized else for_environment[0]), self._export_state(actor_state)
+        if not vectorized:
+            for_environment = for_environment.squeeze(axis=0)
+        return for_environment, self._export_state(actor_state)
 
-    def _import_state(self, state: tuple[NDArray[Any], ...] | None, batch_size: int) -> State:
-        """The actor's state from the arrays of the last ``predict``."""
-        initial = self.memory_actor.initial_state(batch_size)
+    def _import_state(self, state: Any, batch_size: int) -> State:
+        """The actor's state from what the last ``predict`` returned."""
         if state is None:
-            return initial
-        given = self._batch_first(tuple(torch.as_tensor(part, device=self.device) for part in state))
-        if [part.shape for part in given] != [part.shape for part in initial]:
-            raise ValueError(
-                f"state has shapes {[tuple(part.shape) for part in given]} (batch first), expected "
-                f"{[tuple(part.shape) for part in initial]}; hand in what the last predict() returned, and None when "
-                "the number of environments changes"
+            return self.memory_actor.initial_state(batch_size)
+        return self._read_state(state, batch_size, "actor", as_predict=True).state
+
+    def _read_state(
+        self,
+        state: Any,
+        batch_size: int,
+        of: Literal["both", "actor", "critic"] = "both",
+        as_predict: bool = False,
+    ) -> Given:
+        """The state of both memories, of the actor's, or of both with no care for the actor's, from any layout."""
+        n = self._n_actor_parts
+        actors, critics = self._state_parts[:n], self._state_parts[n:]
+        parts = actors if of == "actor" else self._state_parts
+        if not as_predict and is_own(state, parts, batch_size):
+            return Given(state, _as_it_is)
+        read = functools.partial(read_state, batch_size=batch_size, flip=self._batch_first, device=self.device)
+        if is_pair(state):
+            actor = read(state[0], actors, as_predict=True)
+            if of == "actor":
+                return actor
+            critic = read(state[1], critics, as_predict=True) if critics else actor
+            make = getattr(type(state), "_make", type(state))
+            return Given(
+                actor.state + (critic.state if critics else ()),
+                lambda after: make((actor.returned(after[:n]), critic.returned(after[n:] if critics else after))),
             )
-        return tuple(part.to(like.dtype) for part, like in zip(given, initial, strict=True))
+        length = len(state) if isinstance(state, tuple | list) else None
+        if of == "actor":
+            given = read(state, actors if length == n else self._state_parts, as_predict=as_predict)
+            return given._replace(state=given.state[:n])
+        if of == "critic" and critics and length == len(critics):
+            given = read(state, critics)
+            return given._replace(state=self.memory_actor.initial_state(batch_size) + given.state)
+        return read(state, parts)
 
     def _import_episode_start(self, episode_start: NDArray[Any] | None, batch_size: int) -> Tensor:
         starts = np.zeros(batch_size, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
@@ -406,7 +507,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         return state
 
     def _notice_lost_memory(self, state: Any, episode_start: Any) -> None:
-        at_start = episode_start is not None and np.all(episode_start)
+        at_start = episode_start is not None and np.asarray(episode_start).all()
         if state is not None or at_start or not self._n_actor_parts:
             self._calls_without_state = 0
             return
@@ -431,7 +532,9 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
-        features: Tensor = super(ActorCriticPolicy, self).extract_features(obs, extractor)
+        flat = flatten_choices(obs, self.observation_space)
+        seen = preprocess_obs(flat, self._preprocessed_space, normalize_images=self.normalize_images)
+        features: Tensor = extractor(seen)
         return features
 
     def _seen_by_actor(self, obs: Any) -> Any:
@@ -587,7 +690,7 @@ class LstmPolicy(RecurrentActorCriticPolicy):
         self.shared_lstm, self.enable_critic_lstm = shared_lstm, enable_critic_lstm
         self.lstm_kwargs = dict(lstm_kwargs or {})
         if features_extractor_class is None:
-            _check_extractor_fits(type(self), self._default_extractor, observation_space)
+            _check_extractor_fits(type(self), self._default_extractor, observation_space, not normalize_images)
         super().__init__(
             observation_space,
             action_space,
@@ -644,6 +747,9 @@ class LstmPolicy(RecurrentActorCriticPolicy):
         return parameters
 
 
+MlpLstmPolicy = LstmPolicy
+
+
 class CnnLstmPolicy(LstmPolicy):
     """``"CnnLstmPolicy"``: the same for images."""
 
@@ -654,6 +760,32 @@ class MultiInputLstmPolicy(LstmPolicy):
     """``"MultiInputLstmPolicy"``: the same for Dict observations."""
 
     _default_extractor = CombinedExtractor
+
+
+def _as_it_is(state: State) -> State:
+    return state
+
+
+def _batch_size(obs: Any) -> int:
+    """B of observations (B, ...)."""
+    while isinstance(obs, dict):
+        obs = next(iter(obs.values()))
+    if obs.dim() == 0:
+        raise ValueError("observations must have a leading axis of environments, (B, ...); got a single number")
+    return len(obs)
+
+
+def _sequence_shape(obs: Any, actions: Tensor, episode_starts: Tensor) -> torch.Size:
+    """(L, B) of sequences, time first."""
+    while isinstance(obs, dict):
+        obs = next(iter(obs.values()))
+    shape = episode_starts.shape
+    if len(shape) != 2 or obs.shape[:2] != shape or actions.shape[:2] != shape:
+        raise ValueError(
+            "evaluate_actions takes sequences, time first: episode_starts (L, B), observations and actions "
+            f"(L, B, ...); got {tuple(shape)}, {tuple(obs.shape)} and {tuple(actions.shape)}"
+        )
+    return shape
 
 
 def _unrolled(memory: Memory, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
@@ -695,13 +827,20 @@ def _check_critic_memory(critic_memory: str, share_features_extractor: bool) -> 
 
 
 def _check_extractor_fits(
-    policy: type[LstmPolicy], extractor: type[BaseFeaturesExtractor], space: spaces.Space[Any]
+    policy: type[LstmPolicy], extractor: type[BaseFeaturesExtractor], space: spaces.Space[Any], normalized_image: bool
 ) -> None:
     """sb3-contrib's policies each have an extractor of their own, for one kind of observation."""
     fits = CombinedExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
-    if extractor is not fits and not (extractor is NatureCNN and is_image_space(space)):
+    if extractor is not fits and not (extractor is NatureCNN and _is_image(space, normalized_image)):
         name = "MultiInputLstmPolicy" if fits is CombinedExtractor else "MlpLstmPolicy"
-        raise ValueError(f'{policy.__name__} is not for observations of {space}; use "{name}", or give an extractor')
+        hint = ", normalize_images=False if these are images of any type and range," if extractor is NatureCNN else ""
+        raise ValueError(
+            f'{policy.__name__} is not for observations of {space}; use "{name}"{hint} or give an extractor'
+        )
+
+
+def _is_image(space: spaces.Space[Any], normalized_image: bool) -> bool:
+    return is_image_space(space, check_channels=False, normalized_image=normalized_image)
 
 
 def _check_privileged(keys: Sequence[str], observation_space: spaces.Space[Any]) -> None:

@@ -68,6 +68,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             state. With ``refresh_states`` the states kept are refreshed between epochs, and burnt in during them.
     """
 
+    numbers = ("clip_range", "clip_range_vf", "target_kl")
+
     compiles_update: ClassVar[bool] = True
     """Whether what an update does behind the memory is compiled on a GPU; set False on an agent to do without."""
 
@@ -174,17 +176,18 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
     def _learn_from_rollout(self) -> None:
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
-        for epoch in range(self.n_epochs):
-            if self.refresh_states and epoch > 0:
-                self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
-            first_of_epoch = len(history)
-            goes_on = self._train_epoch(history, auxiliary)
-            self._n_updates += 1
-            if not goes_on:
-                if self.verbose >= 1:
-                    kl = float(history[-1].approx_kl)
-                    print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
-                break
+        with self._watching_weights():
+            for epoch in range(self.n_epochs):
+                if self.refresh_states and epoch > 0:
+                    self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
+                first_of_epoch = len(history)
+                goes_on = self._train_epoch(history, auxiliary)
+                self._n_updates += 1
+                if not goes_on:
+                    if self.verbose >= 1:
+                        kl = float(history[-1].approx_kl)
+                        print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
+                    break
         if history:  # else no step of the rollout was a transition
             self._record(history, first_of_epoch)
             for name, mean in auxiliary.means().items():
@@ -239,9 +242,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def _clip_ranges(self) -> tuple[float, float | None]:
         progress = self._current_progress_remaining
-        clip_range: Any = self.clip_range
-        clip_range_vf: Any = self.clip_range_vf
-        return clip_range(progress), None if clip_range_vf is None else clip_range_vf(progress)
+        # A script may set a number, after loading for example, where a schedule was.
+        clip_range = FloatSchedule(self.clip_range)(progress)
+        return clip_range, None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
 
     def _record(self, history: list[Figures], first_of_epoch: int) -> None:
         """Logs an update under Stable-Baselines3's names; the one place where figures leave the device."""

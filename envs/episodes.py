@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.infos import FAILED
+
 
 class Episodes:
     """What Stable-Baselines3's Monitor keeps for one environment, for N of them, at one addition a step."""
@@ -68,14 +70,14 @@ def note_ends(
 ) -> None:
     """Where `resets` says that an episode ended and what the next one's reset said, note both."""
     for (i, reset_info), episode in zip(resets.items(), episodes.end(resets), strict=True):
-        # A Monitor among the wrappers knows better: it may see rewards that a wrapper outside it then clips.
+        # What is there is a Monitor's among the wrappers, which may see rewards that a wrapper outside it then clips.
         infos[i].setdefault("episode", episode)
         reset_infos[i] = reset_info
 
 
 def warn_of_restarts(infos: list[dict[str, Any]], resets: Iterable[int], before: int, allowed: int) -> int:
     """Warns of each environment that failed in this step and was made anew, and returns how many there were."""
-    failed = [infos[i]["environment_failed"] for i in resets if "environment_failed" in infos[i]]
+    failed = [infos[i][FAILED] for i in resets if FAILED in infos[i]]
     for number, failure in enumerate(failed, start=before + 1):
         warnings.warn(
             f"{failure}; it was made anew and its episode cut ({number} of at most {allowed} times)",

@@ -15,11 +15,16 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from envs.errors import EnvError
-from envs.observations import Tree, take, write
+from envs.infos import FAILED
+from envs.observations import Tree, put, take, truth
 from envs.state import EpisodeSeed
 from envs.wrappers import wrap
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
+
+
+# So many steps are looked at in every detail; then an observation of the right type and shape is trusted.
+_FIRST_STEPS = 100
 
 
 class Group:
@@ -29,6 +34,8 @@ class Group:
         """`first`: the number of the first of them among all. `max_restarts`: see `SerialVecEnv`."""
         self.envs = [_make(maker, first + i) for i, maker in enumerate(makers)]
         self._makers = list(makers)
+        self._space = self.envs[0].observation_space
+        self._counted = [counts_episodes(env) for env in self.envs]
         self.first = first
         self._steps = 0
         self._restarts_left = max_restarts
@@ -57,7 +64,7 @@ class Group:
         """Start an episode everywhere: observations into `observations`, (N, ...); what the environments said.
 
         After an `EpisodeSeed` the episodes that follow have seeds of their own too. An environment that raises is made
-        anew, and its info says why under "environment_failed".
+        anew, and its info says why under FAILED.
         """
         said = []
         for i, seed in enumerate(seeds):
@@ -73,13 +80,13 @@ class Group:
                     info = self._reset(i, number, options[i], observations)
                 except Exception as again:
                     raise self._failure(i, "starting anew after a reset", again) from again
-                info = {**info, "environment_failed": str(failure)}
+                info = {**info, FAILED: str(failure)}
             said.append(info)
         return said
 
     def _reset(self, row: int, seed: int | None, options: dict[str, Any], observations: Tree) -> dict[str, Any]:
         observation, info = self.envs[row].reset(seed=seed, options=options or None)
-        write(observations, row, observation)
+        put(observations, row, observation, self._space)
         self._seen[row] = observation
         return info
 
@@ -90,20 +97,25 @@ class Group:
 
         Returns what the environments said, with "terminal_observation" and "TimeLimit.truncated" where an episode
         ended, and there, by position, what the next episode's reset said. An environment that raises is made anew, its
-        episode ends as by a time limit where it was last seen, and its info says why under "environment_failed".
+        episode ends as by a time limit where it was last seen, and its info says why under `FAILED`.
         """
         self._steps += 1
         infos, resets = [], {}
+        every = self._steps <= _FIRST_STEPS
         for i, env in enumerate(self.envs):
             try:
                 observation, rewards[i], terminated, truncated, info = env.step(actions[i])
+                terminated, truncated = truth(terminated, "terminated"), truth(truncated, "truncated")
                 dones[i] = done = terminated or truncated
                 if done:
+                    put(observations, i, observation, self._space, every)
                     last = take(observation, ...) if isinstance(observation, dict | tuple) else np.array(observation)
                     # A copy: an environment may hand out the same dict at every step.
                     info = {**info, "terminal_observation": last, "TimeLimit.truncated": truncated and not terminated}
+                    if not self._counted[i]:
+                        info.pop("episode", None)  # the environment's own business, and no count of an episode
                     observation, resets[i] = self._next_episode(i)
-                write(observations, i, observation)
+                put(observations, i, observation, self._space, every)
                 self._seen[i] = observation
             except KeyboardInterrupt:  # the user's
                 raise
@@ -153,13 +165,13 @@ class Group:
         failure = self._made_anew(row, f"step {self._steps}", error)
         last = self._seen[row]
         info = {
-            "environment_failed": str(failure),
+            FAILED: str(failure),
             "terminal_observation": take(last, ...) if isinstance(last, dict | tuple) else np.array(last),
             "TimeLimit.truncated": True,
         }
         try:
             observation, said = self._next_episode(row)
-            write(observations, row, observation)
+            put(observations, row, observation, self._space)
             self._seen[row] = observation
         except Exception as again:
             raise self._failure(row, f"starting anew after step {self._steps}", again) from again
@@ -200,6 +212,21 @@ def make_one(
     else:
         env = source()
     return wrap(env, inside)
+
+
+def counts_episodes(env: Any) -> bool:
+    """Whether a wrapper around the environment counts episodes, so that "episode" in its infos is the wrapper's word.
+
+    By name, for what is not loaded need not be.
+    """
+    while isinstance(env, gymnasium.Wrapper):
+        if any((cls.__module__.split(".")[0], cls.__name__) in _COUNTERS for cls in type(env).__mro__):
+            return True
+        env = env.env
+    return False
+
+
+_COUNTERS = {("stable_baselines3", "Monitor"), ("gymnasium", "RecordEpisodeStatistics")}
 
 
 def is_wrapped(env: gymnasium.Env[Any, Any], wrapper_class: Any) -> bool:

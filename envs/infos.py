@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableSequence
 from typing import Any
 
+# What passes from these environments to who steps them, among infos that belong to the user's environments.
+RESET_STEP = "recurl.reset_step"
+"""True where a vector environment spent the step on a reset: no transition."""
+FAILED = "recurl.environment_failed"
+"""Why an environment was made anew in this step, its episode cut."""
+
 
 class Infos(MutableSequence[dict[str, Any]]):
     """One dict an environment, as Stable-Baselines3 expects, each made when it is first looked at.

@@ -35,6 +35,7 @@ from envs import worker
 from envs.episodes import Episodes, note_ends, warn_of_restarts
 from envs.errors import EnvError
 from envs.group import Maker
+from envs.infos import FAILED
 from envs.observations import allocate, copied, leaves, take, write
 from envs.state import Journal, lived_again
 
@@ -138,7 +139,7 @@ class SubprocessVecEnv(VecEnv):
         said |= self._start_anew(lost, seeds, self._options)
         self.reset_infos = [info for w in range(len(self._connections)) for info in said[w]]
         for w, failure in lost.items():
-            self.reset_infos[self._bounds[w]]["environment_failed"] = failure
+            self.reset_infos[self._bounds[w]][FAILED] = failure
         self._note_restarts(self.reset_infos, range(self.num_envs))
         self._reset_seeds()
         self._reset_options()
@@ -310,7 +311,7 @@ class SubprocessVecEnv(VecEnv):
                 i: {"terminal_observation": take(self._last, part.start + i), "TimeLimit.truncated": True}
                 for i in range(len(said[w]))
             }
-            infos[0]["environment_failed"] = failure
+            infos[0][FAILED] = failure
             replies[w] = self._request, "stepped", infos, dict(enumerate(said[w]))
         return replies
 
@@ -341,7 +342,7 @@ class SubprocessVecEnv(VecEnv):
                 said, failed = self._begin(list(lost), seeds, options)
             for w in failed.keys() & lost.keys():
                 # It has failed twice in one step, whose infos have room for one of them.
-                self._note_restarts([{"environment_failed": failed[w]}], [0])
+                self._note_restarts([{FAILED: failed[w]}], [0])
             lost |= {w: failure for w, failure in failed.items() if w not in lost}
             self._give_up_on(lost)
         return said
@@ -350,7 +351,7 @@ class SubprocessVecEnv(VecEnv):
         rows = list(rows)
         self.restarts += warn_of_restarts(infos, rows, self.restarts, self._max_restarts)
         if self.restarts > self._max_restarts:
-            self._fail(next(infos[i]["environment_failed"] for i in rows if "environment_failed" in infos[i]))
+            self._fail(next(infos[i][FAILED] for i in rows if FAILED in infos[i]))
 
     def _give_up_on(self, lost: Mapping[int, str]) -> None:
         """An error where more workers are lost than may be started anew."""

@@ -30,7 +30,7 @@ class SerialVecEnv(VecEnv):
 
     An environment that raises, or calls sys.exit(), is an `EnvError`; or, up to `max_restarts` times in all, it is made
     anew: its episode ends as by a time limit with the observation before, a warning tells, and
-    infos[i]["environment_failed"] says why; reset_infos[i] does where it failed in a reset.
+    infos[i][envs.infos.FAILED] says why; reset_infos[i] does where it failed in a reset.
 
     `resumable` gives every episode a seed of its own and keeps the actions of those under way, so that `restore` can
     bring environments, made anew, to where others were at their `snapshot`.

@@ -10,15 +10,17 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs.batch import BatchEnv
 from envs.episodes import Episodes
-from envs.infos import Infos, info_of
-from envs.observations import take
+from envs.group import counts_episodes
+from envs.infos import RESET_STEP, Infos, info_of
+from envs.observations import take, truth
 from envs.state import set_state, state_of
 
 
@@ -30,7 +32,7 @@ class VectorEnvAdapter(VecEnv):
     this object was made}, so that no Monitor is needed (asked whether a Monitor is there, it says yes).
 
     A vector environment that resets in the next step spends a step on it: action and reward mean nothing there. That
-    step is marked with infos[i]["reset_step"] = True, its done is False, and no episode counts it.
+    step is marked with infos[i][RESET_STEP] = True, its done is False, and no episode counts it.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -42,6 +44,7 @@ class VectorEnvAdapter(VecEnv):
         self._actions: Any = None
         self._episodes = Episodes(self.num_envs)
         self._resetting: list[int] | None = None
+        self._counted = _counts_episodes(env)
 
     def reset(self) -> VecEnvObs:
         seeds, options = self._seeds, self._options
@@ -71,6 +74,8 @@ class VectorEnvAdapter(VecEnv):
         if rewards.dtype != np.float32:
             rewards = rewards.astype(np.float32)
         self._episodes.add(rewards)
+        if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
+            terminations, truncations = _truths(terminations, "terminations"), _truths(truncations, "truncations")
         dones = np.logical_or(terminations, truncations)
         infos = Infos(self.num_envs, said)
         if self._resetting is not None:
@@ -166,7 +171,8 @@ class VectorEnvAdapter(VecEnv):
             info = info_of(said_last, i) if said_last else {}
             info["terminal_observation"] = _row(last_observations, i)
             info["TimeLimit.truncated"] = not terminations[i]
-            info.setdefault("episode", episode)
+            if not self._counted or "episode" not in info:
+                info["episode"] = episode
             infos.made[i] = info
             if same_step:
                 self.reset_infos[i] = info_of(said_first, i) if said_first else {}
@@ -178,12 +184,25 @@ class VectorEnvAdapter(VecEnv):
         assert self._resetting is not None
         for i in self._resetting:
             self.reset_infos[i] = info_of(said, i)
-            infos.made[i] = {"reset_step": True}
+            infos.made[i] = {RESET_STEP: True}
         self._episodes.start(self._resetting)
         self._resetting = None
 
 
 _LAST_STEP = frozenset(("final_obs", "_final_obs", "final_info", "_final_info"))
+
+
+def _truths(values: Any, name: str) -> NDArray[np.bool_]:
+    return np.array([truth(value, name) for value in values], dtype=np.bool_)
+
+
+def _counts_episodes(env: Any) -> bool:
+    """Whether a wrapper among these counts episodes, so that "episode" in their infos is its word."""
+    while isinstance(env, VectorWrapper):
+        if isinstance(env, RecordEpisodeStatistics):
+            return True
+        env = env.env
+    return all(map(counts_episodes, getattr(env, "envs", None) or [None]))
 
 
 def _row(observations: Any, row: int) -> Any:

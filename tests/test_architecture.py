@@ -20,6 +20,7 @@ FLOORS = {
     "checks": 0,
     "devices": 0,
     "buffer": 1,
+    "state_layouts": 1,
     "policy": 1,
     "actor": 1,
     "capture": 1,

@@ -767,3 +767,137 @@ def test_nothing_warns_in_the_documented_loop() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         play(model.learn(32), model.get_env())
+
+
+# What docs/migrating.md says beside
+
+
+def test_the_policy_classes_of_sb3_contrib_stand_for_ours_of_the_same_name() -> None:
+    import sb3_contrib.ppo_recurrent as peer
+
+    for name, space in (("MlpLstmPolicy", None), ("CnnLstmPolicy", IMAGES), ("MultiInputLstmPolicy", DICT)):
+        env = countdowns(observation_space=space)
+        for policy in (getattr(peer, name), getattr(agents, name)):
+            model = OURS(policy, env, policy_kwargs=SMALL, **QUICK)
+            assert type(model.policy) is getattr(agents, name)
+
+
+def test_a_policy_class_derived_from_one_of_sb3_contrib_is_refused_with_what_to_derive_from() -> None:
+    from sb3_contrib.ppo_recurrent import MlpLstmPolicy
+
+    class Own(MlpLstmPolicy): ...  # type: ignore[misc]
+
+    policy: Any = Own
+    with pytest.raises(ValueError, match=r"has to derive from agents\.MlpLstmPolicy instead"):
+        OURS(policy, countdowns())
+
+
+def test_a_progress_bar_needs_nothing_beside_what_is_installed(
+    algorithm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    algorithm("MlpLstmPolicy", countdowns(), policy_kwargs=SMALL, **QUICK).learn(32, progress_bar=True)
+    declared = pathlib.Path(__file__).parents[1].joinpath("pyproject.toml").read_text()
+    assert '"tqdm>=' in declared
+    assert '"rich>=' in declared
+
+
+class Locals(BaseCallback):
+    """Keeps the type, shape and dtype of everything a step shows."""
+
+    def _on_step(self) -> bool:
+        self.seen = {name: self._kind(value) for name, value in self.locals.items()}
+        return True
+
+    @staticmethod
+    def _kind(value: Any) -> Any:
+        if isinstance(value, np.ndarray | torch.Tensor):
+            return type(value), tuple(value.shape), value.dtype
+        return type(value) if isinstance(value, int | list) else None
+
+
+PROMISED = (
+    *("obs_tensor", "actions", "values", "log_probs", "clipped_actions", "new_obs", "rewards", "dones", "infos"),
+    *("n_steps", "env", "callback", "rollout_buffer", "n_rollout_steps"),
+)
+
+
+@pytest.mark.parametrize("kind", ["Discrete", "MultiDiscrete", "Box"])
+def test_callbacks_find_the_same_types_and_shapes(kind: str) -> None:
+    seen = []
+    for algorithm in (THEIRS, OURS):
+        callback = Locals()
+        model = algorithm("MlpLstmPolicy", countdowns(action_space=ACTIONS[kind]), policy_kwargs=SMALL, **QUICK)
+        model.learn(32, callback=callback)
+        seen.append({name: callback.seen[name] for name in PROMISED})
+    assert seen[0] == seen[1]
+
+
+def test_one_discrete_observation_gives_an_array_of_no_axis(algorithm: Any) -> None:
+    model = algorithm("MlpLstmPolicy", countdowns(), policy_kwargs=SMALL, **QUICK)
+    action, _ = model.predict(np.zeros(3, np.float32))
+    assert isinstance(action, np.ndarray)
+    assert torch.from_numpy(action).shape == ()
+
+
+def test_heads_of_ones_own_need_no_super(algorithm: Any) -> None:
+    class Heads(nn.Module):
+        latent_dim_pi, latent_dim_vf = 5, 7
+
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.policy_net, self.value_net = nn.Linear(size, 5), nn.Linear(size, 7)
+
+        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.forward_actor(features), self.forward_critic(features)
+
+        def forward_actor(self, features: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.policy_net(features))
+
+        def forward_critic(self, features: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.value_net(features))
+
+    base: Any = algorithm.policy_aliases["MlpLstmPolicy"]
+
+    class Own(base):  # type: ignore[misc]
+        def _build_mlp_extractor(self) -> None:
+            self.mlp_extractor = Heads(self.lstm_output_dim)
+
+    model = algorithm(Own, countdowns(), policy_kwargs=SMALL, **QUICK).learn(64)
+    assert isinstance(model.policy.mlp_extractor, Heads)
+
+
+def test_a_clip_range_may_be_set_after_loading(tmp_path: pathlib.Path) -> None:
+    OURS("MlpLstmPolicy", countdowns(), policy_kwargs=SMALL, **QUICK).save(tmp_path / "model")
+    model: Any = OURS.load(tmp_path / "model", env=countdowns())
+    for clip_range in (0.1, lambda progress: 0.1):
+        model.clip_range = clip_range
+        model.learn(32)
+        assert model.logger.name_to_value["train/clip_range"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 1, (1, 40, 40)), spaces.Box(0, np.inf, (1, 40, 40))], ids=str)
+def test_images_may_be_floats(algorithm: Any, space: spaces.Space[Any]) -> None:
+    arguments = dict(normalize_images=False, **SMALL)
+    algorithm("CnnLstmPolicy", countdowns(observation_space=space), policy_kwargs=arguments, **QUICK).learn(32)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(3)], ids=["dropout", "batch norm"])
+def test_layers_that_act_in_another_way_than_they_learn_are_refused(layer: nn.Module) -> None:
+    class Extractor(BaseFeaturesExtractor):
+        def __init__(self, space: Any) -> None:
+            super().__init__(space, 3)
+            self.layer = layer
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.layer(observations)
+            return result
+
+    with pytest.raises(ValueError, match=r"use LayerNorm or GroupNorm .* the memory's own dropout"):
+        OURS("MlpLstmPolicy", countdowns(), policy_kwargs=dict(features_extractor_class=Extractor, **SMALL))
+
+
+def test_what_gymnasiums_reset_returns_is_no_observation() -> None:
+    model = OURS("MlpLstmPolicy", countdowns(), policy_kwargs=SMALL, **QUICK)
+    pair: Any = Countdown().reset()
+    with pytest.raises(ValueError, match=r"observation, info = env\.reset\(\)"):
+        model.predict(pair)

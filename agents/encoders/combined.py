@@ -3,10 +3,12 @@
 Axes: N observations, H features.
 """
 
+from typing import Any
+
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
 from torch import Tensor, nn
 
 from agents.checks import check_count, check_switch
@@ -47,9 +49,31 @@ class CombinedEncoder(BaseFeaturesExtractor):
                     cnn_output_dim,
                     cnn(part, cnn_output_dim, normalized_image=normalized_image),
                 )
-        self.extractors = nn.ModuleDict(extractors)
+        self.extractors = nn.ModuleDict({layer_name(key): extractor for key, extractor in extractors.items()})
+        self._layers = {key: layer_name(key) for key in extractors}
         self._features_dim = sum(sizes.values())
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of (N, ...) -> (N, H)."""
-        return torch.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
+        return torch.cat([self.extractors[name](observations[key]) for key, name in self._layers.items()], dim=1)
+
+
+class CombinedOfAnyKeys(CombinedExtractor):
+    """Stable-Baselines3's own, for a Dict with keys that cannot name a layer."""
+
+    def __init__(self, observation_space: spaces.Dict, **kwargs: Any) -> None:
+        super().__init__(spaces.Dict({layer_name(key): part for key, part in observation_space.items()}), **kwargs)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Dict of (N, ...) -> (N, H)."""
+        return super().forward({layer_name(key): part for key, part in observations.items()})
+
+
+def can_name_a_layer(key: str) -> bool:
+    """Whether torch takes a key of a Dict as the name of a layer: no dot, and no attribute of its dict of layers."""
+    return key != "" and "." not in key and not key.startswith("=") and not hasattr(nn.ModuleDict(), key)
+
+
+def layer_name(key: str) -> str:
+    """The key, or where it cannot name a layer its characters as hexadecimal numbers, which no two keys share."""
+    return key if can_name_a_layer(key) else f"={key.encode().hex()}"

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from agents import RecurrentPPO
 from agents.memory import MEMORIES, State
+from agents.on_policy import RESET_STEP
 from agents.policy import CRITIC_MEMORIES, RecurrentActorCriticPolicy
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
@@ -131,7 +132,7 @@ class NextStepReset(VecEnv):
     """A vector environment that resets on the step after an episode's end, and says so in that step's infos.
 
     The terminal observation is what the ending step returns. The next step ignores its action, returns the first
-    observation of the new episode with a reward of 1000 that must not count, and has ``reset_step`` in its infos.
+    observation of the new episode with a reward of 1000 that must not count, and has ``RESET_STEP`` in its infos.
     """
 
     def __init__(self, envs: Sequence[gym.Env[Any, Any]]) -> None:
@@ -157,7 +158,7 @@ class NextStepReset(VecEnv):
     def _one(self, i: int) -> tuple[Any, float, bool, dict[str, Any]]:
         if self._over[i]:
             self._over[i] = False
-            return self._envs[i].reset()[0], 1000.0, False, {"reset_step": True}
+            return self._envs[i].reset()[0], 1000.0, False, {RESET_STEP: True}
         self.transitions.append((self._t, i))
         observation, reward, terminated, truncated, info = self._envs[i].step(self._actions[i])
         self._over[i] = terminated or truncated

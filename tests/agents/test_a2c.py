@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agents import RecurrentA2C
+from agents.on_policy import RESET_STEP
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -103,7 +104,7 @@ def test_what_a_reset_step_gives_does_not_reach_the_weights() -> None:
         class Other(NextStepReset):
             def _one(self, i: int) -> Any:
                 observation, given, done, info = super()._one(i)
-                return observation, reward if info.get("reset_step") else given, done, info
+                return observation, reward if info.get(RESET_STEP) else given, done, info
 
         model = small_a2c(Other([Clock(i, ACTION_SPACES["discrete"], lengths=(3, 2)) for i in range(3)]))
         return [parameter.detach() for parameter in model.learn(72).policy.parameters()]

@@ -1,6 +1,7 @@
 """Every argument is checked before anything runs, and says what was expected, what came and what to do."""
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from agents import RecurrentA2C, RecurrentPPO
@@ -152,6 +153,9 @@ def test_a_wrong_setting_is_refused_at_construction(cls: Any, name: str, value: 
         ("n_steps", np.int64(4)),
         ("sequence_length", np.int64(2)),
         ("learning_rate", 0.0),
+        ("learning_rate", np.float32(1e-3)),
+        ("ent_coef", np.float64(0.1)),
+        ("max_grad_norm", np.int64(1)),
         ("learning_rate", lambda progress: 1e-3 * progress),
         ("max_grad_norm", INF),
         ("ent_coef", -0.01),
@@ -187,7 +191,7 @@ def test_a_total_may_be_a_float_and_zero_trains_nothing() -> None:
     ("policy", "message"),
     [
         ("MlpLstm", "no policy is called 'MlpLstm'; did you mean 'MlpLstmPolicy'"),
-        ("MlpPolicy", "did you mean 'Mlp.*there are RecurrentPolicy, MlpLstmPolicy, CnnLstmPolicy"),
+        ("MlpPolicy", "did you mean 'MlpLstmPolicy'.*there are RecurrentPolicy, MlpLstmPolicy, CnnLstmPolicy"),
         ("xyz", "no policy is called 'xyz'; there are"),
         (ActorCriticPolicy, "subclass of agents.RecurrentActorCriticPolicy .*got stable_baselines3.*ActorCriticPolicy"),
         (nn.Linear, "subclass of agents.RecurrentActorCriticPolicy .*got torch.nn"),
@@ -258,10 +262,14 @@ def test_a_policy_for_other_observations_is_refused_with_the_one_that_fits(
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Tuple((BOX,)), "observation space Tuple.* is not supported; use Box, Discrete"),
+        (spaces.Tuple((BOX,)), "observation space Tuple.* is not supported: make the environments with envs.make"),
         (spaces.Box(0, 1, ()), r"have no axis; give them the shape \(1,\)"),
         (spaces.Box(0, 1, (0,)), "hold no number; give them a constant one in a wrapper"),
-        (spaces.Dict(a=spaces.Dict(b=BOX)), "Nested observation spaces are not supported"),
+        (spaces.Dict(a=spaces.Dict(b=BOX)), "the part 'a' of observation space Dict.* envs.make, which flattens it"),
+        (spaces.Dict(a=BOX, words=spaces.Text(3)), "the part 'words' of .*: encode it as numbers"),
+        (spaces.Text(3), "observation space Text.*: encode it as numbers"),
+        (spaces.Sequence(BOX), 'pad it with the wrapper "pad_sequence" of envs.make'),
+        (spaces.Graph(BOX, None), 'pad it with the wrapper "pad_graph" of envs.make'),
         (spaces.Discrete(3, start=1), r"Discrete\(3, start=1\) do not start at 0"),
         (spaces.MultiDiscrete([3, 2], start=[0, 1]), "do not start at 0"),
         (spaces.Dict(a=BOX, b=spaces.Discrete(3, start=-1)), "do not start at 0"),
@@ -275,8 +283,7 @@ def test_an_observation_space_that_cannot_be_learned_from_is_refused(space: Any,
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Text(3), "only supports"),
-        (spaces.Box(-np.inf, np.inf, (2,)), "finite lower and upper bound"),
+        (spaces.Text(3), "use Discrete, MultiDiscrete, MultiBinary or Box"),
         (spaces.MultiDiscrete([[2, 2], [3, 3]]), "use Discrete, MultiDiscrete, MultiBinary or Box"),
     ],
 )
@@ -295,6 +302,8 @@ def test_an_action_space_that_cannot_be_acted_in_is_refused(space: Any, message:
         spaces.Box(-1, 1, (2, 3), dtype=np.float64),
         spaces.Box(-5, 5, (2,), dtype=np.int32),
         spaces.Dict(a=BOX, b=spaces.Discrete(3), c=spaces.MultiDiscrete([2, 2])),
+        spaces.MultiDiscrete([[2, 3], [4, 2]]),
+        spaces.Dict({"arm.joint": BOX, "items": spaces.MultiDiscrete([[2, 3]]), "": BOX, "=61": BOX, "a": BOX}),
     ],
 )
 def test_every_other_observation_space_is_learned_from(space: Any) -> None:
@@ -452,3 +461,134 @@ def test_the_clock_of_the_tests_refuses_actions_outside_its_space() -> None:
     env.reset()
     with pytest.raises(AssertionError, match="0 is not in"):
         env.step(0)
+
+
+def test_any_key_and_choices_of_several_axes_are_learned_from_by_the_lstm_policies_too(tmp_path: Path) -> None:
+    space = spaces.Dict({"arm.joint": BOX, "items": spaces.MultiDiscrete([[2, 3], [4, 2]])})
+    model = train(Stub(space), policy="MultiInputLstmPolicy", policy_kwargs=dict(lstm_hidden_size=4))
+    assert model.policy.features_extractor.features_dim == 2 + 11
+    model.save(tmp_path / "model")
+    loaded = RecurrentPPO.load(tmp_path / "model", device="cpu")
+    observation = space.sample()
+    np.testing.assert_array_equal(
+        loaded.predict(observation, deterministic=True)[0], model.predict(observation, deterministic=True)[0]
+    )
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(-np.inf, np.inf), (0.0, np.inf), (-np.inf, 0.0)])
+def test_actions_are_clipped_only_where_their_space_has_a_bound(low: float, high: float, use_sde: bool) -> None:
+    taken = []
+
+    class Noting(Stub):
+        def step(self, action: Any) -> Any:
+            taken.append(action)
+            return super().step(action)
+
+    train(Noting(action_space=spaces.Box(low, high, (2,))), use_sde=use_sde, learn=64)
+    actions = np.array(taken)
+    assert (actions >= low).all()
+    assert (actions <= high).all()
+    assert (actions < 0).any() == (low < 0)
+    assert (actions > 0).any() == (high > 0)
+    assert use_sde or np.abs(actions).max() > 1
+
+
+def test_squashed_actions_need_bounds() -> None:
+    with pytest.raises(ValueError, match=r"squash_output=True scales actions to the bounds .*infinite"):
+        train(
+            Stub(action_space=spaces.Box(0, np.inf, (2,))),
+            use_sde=True,
+            policy_kwargs=dict(squash_output=True),
+            learn=0,
+        )
+
+
+@pytest.mark.parametrize("diverge", ["weights", "log_std"])
+def test_an_action_that_is_not_finite_is_blamed_on_the_policy_and_reaches_no_environment(diverge: str) -> None:
+    class Strict(Stub):
+        def step(self, action: Any) -> Any:
+            assert np.isfinite(action).all()
+            return super().step(action)
+
+    model = train(Strict(action_space=spaces.Box(-1, 1, (2,))), learn=0)
+    with torch.no_grad():
+        if diverge == "weights":
+            model.policy.action_net.weight.fill_(NAN)
+        else:
+            model.policy.log_std.fill_(100.0)
+    with pytest.raises(FloatingPointError, match=r"the policy chose an action that is not finite.*lower learning_rate"):
+        model.learn(16)
+
+
+def test_a_policy_whose_weights_diverged_does_not_act_in_silence() -> None:
+    model = train(learn=0)
+    with torch.no_grad():
+        model.policy.action_net.weight.fill_(NAN)
+    with pytest.raises(FloatingPointError, match="the policy's output is not finite"):
+        model.predict(np.zeros(2, np.float32))
+
+
+def test_a_gymnasium_vector_environment_is_refused_with_what_to_do() -> None:
+    vector = gym.make_vec("CartPole-v1", 2)
+    with pytest.raises(ValueError, match=r"Gymnasium vector environment; .*VectorEnvAdapter"):
+        RecurrentPPO("MlpLstmPolicy", vector)
+
+
+def test_masks_of_an_action_masker_are_mentioned() -> None:
+    class Masking(Stub):
+        def action_masks(self) -> Any:
+            return np.array([True, False])
+
+    with pytest.warns(UserWarning, match=r"action_masks\(\).*no effect.*action_mask="):
+        train(Masking(), learn=0)
+
+
+def test_a_batch_that_does_not_divide_the_rollout_is_mentioned() -> None:
+    two = vectorized(lambda i: Stub(), 2)
+    with pytest.warns(UserWarning, match=r"16 steps in sequences of 8 cannot .*batch_size=12: .* 2 of 8 steps"):
+        RecurrentPPO("MlpLstmPolicy", two, n_steps=8, batch_size=12, sequence_length=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch_size in (None, 8, 16, 128):  # a batch larger than the rollout is the rollout
+            RecurrentPPO("MlpLstmPolicy", two, n_steps=8, batch_size=batch_size, sequence_length=8)
+
+
+def test_observations_of_a_vector_environment_are_neither_broadcast_nor_bent() -> None:
+    class Bent(DummyVecEnv):
+        bend: Callable[[Any], Any] = staticmethod(lambda part: part)
+
+        def step_wait(self) -> Any:
+            observations, *rest = super().step_wait()
+            return self.bend(observations), *rest
+
+    bends = {
+        "the shape": lambda part: part[:1],
+        "cannot hold": lambda part: np.where(part == part, 300, 0),
+        "is nan": lambda part: np.full(part.shape, NAN),
+        r"is 2\.5": lambda part: np.full(part.shape, 2.5),
+    }
+    for message, bend in bends.items():
+        env = Bent([lambda: Stub(spaces.Box(0, 255, (3,), np.uint8))] * 2)
+        env.bend = bend
+        with pytest.raises(ValueError, match=message):
+            train(env)
+
+
+@pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
+def test_updates_that_change_no_weight_are_mentioned_once(cls: Any) -> None:
+    class Standstill(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None: ...
+
+    arguments = dict(memory_kwargs=dict(hidden_size=4), optimizer_class=Standstill)
+    model = train(cls=cls, learn=0, policy_kwargs=arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(32)
+    told = [str(warning.message) for warning in caught if "changed no weight" in str(warning.message)]
+    assert len(told) == 1
+    assert "vf_coef (0.5)" in told[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(cls=cls)
+        train(cls=cls, learning_rate=0.0)  # asked for

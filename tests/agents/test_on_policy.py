@@ -24,6 +24,7 @@ from torch import Tensor
 from agents import RecurrentA2C, RecurrentPPO
 from agents.buffer import map_observations
 from agents.memory import State
+from agents.on_policy import RESET_STEP
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -517,7 +518,7 @@ def test_what_a_reset_step_gives_reaches_neither_weights_nor_figures(memory: str
         class Other(NextStepReset):
             def _one(self, i: int) -> Any:
                 observation, given, done, info = super()._one(i)
-                return observation, reward if info.get("reset_step") else given, done, info
+                return observation, reward if info.get(RESET_STEP) else given, done, info
 
         env = Other([Clock(i, ACTION_SPACES["discrete"], lengths=(3, 5, 2, 4)) for i in range(3)])
         model = small_ppo(env, memory, "separate")

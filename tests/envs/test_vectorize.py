@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import envs
 from envs.errors import EnvError, UnknownEnvError
-from envs.infos import Infos
+from envs.infos import RESET_STEP, Infos
 from envs.processes import SubprocessVecEnv
 from envs.serial import SerialVecEnv
 from envs.vector import VectorEnvAdapter
@@ -149,7 +149,7 @@ def test_a_vector_that_resets_in_the_next_step_marks_that_step() -> None:
     told = []
     for _ in range(7):
         observations, rewards, dones, infos = venv.step(np.full(2, 5))
-        told.append((observations[0].tolist(), float(rewards[0]), bool(dones[0]), "reset_step" in infos[0]))
+        told.append((observations[0].tolist(), float(rewards[0]), bool(dones[0]), RESET_STEP in infos[0]))
         if dones[0]:
             np.testing.assert_array_equal(infos[0]["terminal_observation"], observations[0])
             lengths = {1: (23, 2), 2: (66, 3)}[int(observations[0][1])]
@@ -176,8 +176,8 @@ def test_gymnasiums_own_vector_is_used_when_asked_for_and_auto_prefers_one_that_
     for _ in range(100):
         _, _, dones, infos = venv.step(np.ones(4, dtype=np.int64))
         for i in range(4):
-            marked += "reset_step" in infos[i]
-            steps[i] = 0 if "reset_step" in infos[i] else steps[i] + 1
+            marked += RESET_STEP in infos[i]
+            steps[i] = 0 if RESET_STEP in infos[i] else steps[i] + 1
             if dones[i]:
                 ended += 1
                 assert infos[i]["episode"]["l"] == infos[i]["episode"]["r"] == steps[i]
