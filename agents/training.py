@@ -22,6 +22,7 @@ from agents.diagnostics import MemoryDiagnostics, Phases
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.resuming import restore_pending
 from agents.run_directory import RunDirectory
+from agents.text import printable
 from agents.tracking import make_logger
 
 
@@ -99,7 +100,7 @@ def learn(
         raise
     except Exception:
         if saved := checkpoints.save():
-            print(f"saved the agent as it was before: {saved}", file=sys.stderr)
+            print(printable(f"saved the agent as it was before: {saved}"), file=sys.stderr)
         raise
     finally:
         logger.close()

@@ -129,6 +129,7 @@ class NormalizerState:
             )
             if set(state.settings) != set(SETTINGS) or not isinstance(state.observation_space, spaces.Space):
                 raise ValueError(f"expected the settings {', '.join(SETTINGS)}")
+            _check_settings(state.settings)
             _check_moments(state)
         except MALFORMED as error:
             raise CheckpointError(f"{file}: the normaliser cannot be understood ({error}); use another copy") from error
@@ -226,6 +227,16 @@ def _statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
 
 def _described(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{key or 'of shape'} {shape}" for key, shape in shapes.items()) or "not at all"
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    keys = settings["norm_obs_keys"]
+    if not (keys is None or (isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys))):
+        raise ValueError(f"norm_obs_keys {keys!r}")
+    for name, value in settings.items():
+        switch = name in ("training", "norm_obs", "norm_reward")
+        if name != "norm_obs_keys" and not isinstance(value, bool if switch else int | float | np.number):
+            raise ValueError(f"{name} is {value!r}")
 
 
 def _check_moments(state: NormalizerState) -> None:

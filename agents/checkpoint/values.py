@@ -31,6 +31,8 @@ from agents.checkpoint.schedules import TableSchedule, sampled
 from agents.encoders import ENCODERS
 from agents.memory import MEMORIES
 
+BYTES_A_COPY = 2**14  # what the copy of a tensor is counted as beside its numbers: many small ones take their time
+
 MEMORY = "policy_kwargs.memory"  # the one setting in which a string may stand for a class
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")  # settings that may be functions of the progress
 
@@ -325,7 +327,8 @@ class Decoder:
             raise CheckpointError(f"{self._subject}: the tensor {name!r} for {where} is missing; use another copy")
         tensor = self._tensors[name]
         if name in self.used:  # what was one in memory need not be so any more: each place gets a tensor of its own
-            self._budget.take(tensor.numel() * tensor.element_size(), f"{where}, a copy of what is elsewhere,")
+            size = tensor.numel() * tensor.element_size()
+            self._budget.take(size + BYTES_A_COPY, f"{where}, a copy of what is elsewhere,")
             tensor = tensor.clone()
         self.used.add(name)
         return tensor
