@@ -119,7 +119,9 @@ def resume(
         run = RunDirectory.open(path)
     recorded = configs.read(run.settings)
     configs.check_resumable(recorded, settings)
-    configs.check_trusted(run.path, recorded, trusted, ["python", "train.py", *(sys.argv[1:] if argv is None else argv)])
+    configs.check_trusted(
+        run.path, recorded, trusted, ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
+    )
     return work(settings, run, resumed=True)
 
 

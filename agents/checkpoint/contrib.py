@@ -69,8 +69,9 @@ def import_contrib(
     Args:
         env: to go on training in. It, or both spaces, must be given unless ``allow_pickle``.
         allow_pickle: False reads only the plain fields and the tensors, and asks for what is left: ``policy_kwargs``
-            with classes of one's own now, a schedule that is a function when the agent is to learn. **True loads the file with sb3-contrib, which
-            executes whatever code is in the file**: only for files that you trust as you trust a program.
+            with classes of one's own now, a schedule that is a function when the agent is to learn. **True loads the
+            file with sb3-contrib, which executes whatever code is in the file**: only for files that you trust as you
+            trust a program.
         policy: name of the policy; by default seen from the spaces and the weights.
         policy_kwargs: those that the agent was made with, where the file only has them pickled.
         custom_objects: handed to sb3-contrib's ``load``; only with ``allow_pickle``.

@@ -21,9 +21,15 @@ LARGEST_PICKLE = 2**23  # bytes; that of a state dict has some hundred a tensor
 BYTES_A_VALUE = 2**12  # what a value is counted as, since the same list may be in a pickle many times over
 
 DTYPES = {
-    **{"torch FloatStorage": torch.float32, "torch DoubleStorage": torch.float64, "torch HalfStorage": torch.float16},
-    **{"torch BFloat16Storage": torch.bfloat16, "torch LongStorage": torch.int64, "torch IntStorage": torch.int32},
-    **{"torch ShortStorage": torch.int16, "torch CharStorage": torch.int8, "torch ByteStorage": torch.uint8},
+    "torch FloatStorage": torch.float32,
+    "torch DoubleStorage": torch.float64,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch LongStorage": torch.int64,
+    "torch IntStorage": torch.int32,
+    "torch ShortStorage": torch.int16,
+    "torch CharStorage": torch.int8,
+    "torch ByteStorage": torch.uint8,
     "torch BoolStorage": torch.bool,
 }
 
@@ -144,7 +150,8 @@ def _walked(data: bytes) -> Any:
         del stack[first:]
         return parts
 
-    for operation, argument, _ in pickletools.genops(data):
+    operations: Any = pickletools.genops(data)
+    for operation, argument, _ in operations:
         name = operation.name
         if name in _LITERALS:
             stack.append(argument)
