@@ -47,12 +47,17 @@ def command(argv: Sequence[str] | None) -> None:
     if asked.list:
         list_runs(asked.runs, asked.json)
         return
+    for path in asked.run:
+        configs.leave_import_path(path)
     if asked.insight or asked.inside or asked.horizon is not None:
         check_plots()
     from agents.run_directory import RunDirectory, RunError
 
     with reported_as(CheckpointFault, "run", RunError):
         runs = [RunDirectory.open(path) for path in asked.run]
+    typed = ["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]
+    for run in runs:
+        configs.check_trusted(run.path, configs.read(run.settings), asked.trust, typed)
     how = {name: getattr(asked, name) for name in ("episodes", "n_envs", "deterministic", "seed", "device")}
     if len(runs) > 1:
         with reported_as(CheckpointFault, "checkpoint", RunError):
@@ -62,7 +67,7 @@ def command(argv: Sequence[str] | None) -> None:
         return
     (run,) = runs
     if asked.report is not None and not run.has_agent:  # its curves are worth a look all the same
-        print(f"{run.path} holds no saved agent yet: there is nothing to evaluate", file=sys.stderr)
+        configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
     else:
         result = evaluate_run(run, asked.checkpoint, **how)
         if asked.json is not None:
@@ -146,6 +151,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="what colours the state's principal components: time, reward, value, action or a key of the infos",
     )
+    words.add_argument(
+        "--trust",
+        metavar="NAME",
+        nargs="+",
+        default=(),
+        help="modules that the run may import, where it was not made by you from this directory",
+    )
     words.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return words
 
@@ -198,12 +210,12 @@ def evaluate_run(
         **evaluation.to_json(),
     }
     console = Console()
-    console.print(f"\n{settings.env.id}, memory {settings.policy.memory}, {file.name}, {how} actions", highlight=False)
+    configs.say(f"\n{settings.env.id}, memory {settings.policy.memory}, {file.name}, {how} actions")
     console.print(evaluation.table())
     try:
-        console.print(f"written to {run.write_evaluation(f'{file.stem}-{episodes}-{how}', result)}", soft_wrap=True)
+        configs.say(f"written to {run.write_evaluation(f'{file.stem}-{episodes}-{how}', result)}")
     except OSError as error:  # somebody else's run may be read-only
-        print(f"the result was not written into the run: {error}", file=sys.stderr)
+        configs.say(f"the result was not written into the run: {error}", error=True)
     return result
 
 
@@ -255,7 +267,7 @@ def print_groups(groups: Sequence[Group]) -> None:
     for each in improvements(groups) if len(groups) > 1 else ():
         low, high = each.interval
         chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
-        print(f"probability that {each.ours} beats {each.theirs}: {chance}")
+        configs.say(f"probability that {each.ours} beats {each.theirs}: {chance}")
 
 
 def report_run(
@@ -307,11 +319,11 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
     columns = ("run", "environment", "memory", "seed", "group", "steps", "best return", "state")
     shown = Table(*columns, box=None, pad_edge=False)
     for row in rows:
-        shown.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))
+        shown.add_row(*(Text("" if row[column] is None else configs.printable(str(row[column]))) for column in columns))
     if rows:
         print_whole(shown)
     else:
-        print(f"there are no runs in {root}")
+        configs.say(f"there are no runs in {root}")
 
 
 def listed(run: RunDirectory) -> dict[str, Any]:
@@ -333,7 +345,7 @@ def write_page(path: Path, page: str) -> None:
 
     with reported_as(SettingsError, f"--report {path}", OSError):
         write_once(path, page)
-    print(f"report written to {path}")
+    configs.say(f"report written to {path}")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -355,7 +367,7 @@ def record_run(
         configs.environment_blamed(f"rendering {settings.env.id}"),
     ):
         frames = record(player, env, path)
-    print(f"recorded {frames} frames to {path}")
+    configs.say(f"recorded {frames} frames to {path}")
 
 
 def look_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
@@ -377,12 +389,12 @@ def ablate_run(run: RunDirectory, asked: argparse.Namespace) -> None:
     with looked_at(run, asked, min(asked.n_envs, asked.episodes)) as (player, env, settings, file):
         limit = settings.evaluation.max_steps
         found = ablate(player, env, asked.episodes, seed=asked.seed, max_steps=limit)
-    console = Console()
-    console.print(found.table() if found.has_memory else "")
-    console.print(found.verdict, highlight=False, soft_wrap=True)
+    if found.has_memory:
+        Console().print(found.table())
+    configs.say(found.verdict)
     name = f"{file.stem}-{asked.episodes}-{manner(player)}-ablation"
     with reported_as(SettingsError, "--ablate", OSError):
-        console.print(f"written to {run.write_evaluation(name, found.to_json())}", soft_wrap=True)
+        configs.say(f"written to {run.write_evaluation(name, found.to_json())}")
 
 
 def measure_horizon(run: RunDirectory, asked: argparse.Namespace) -> None:
@@ -394,11 +406,11 @@ def measure_horizon(run: RunDirectory, asked: argparse.Namespace) -> None:
         seeds = range(asked.seed, asked.seed + min(asked.episodes, HORIZON_EPISODES))
         episodes = [record(player, env, seed=seed, max_steps=limit) for seed in seeds]
         found = memory_horizon(player, episodes, None if asked.horizon == LONGEST else asked.horizon)
-    print(found.sentence)
+    configs.say(found.sentence)
     with reported_as(SettingsError, "--horizon", OSError):
         path = run.write_insight(f"{file.stem}-horizon", found.to_json())
         plots.save(plots.horizon(found), path.with_suffix(".png"))
-    print(f"written to {path} and .png")
+    configs.say(f"written to {path} and .png")
 
 
 def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
@@ -430,7 +442,7 @@ def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
             plots.save(picture, path.with_name(f"{path.stem}-{name}.png"))
     if not pictures:
         print("the agent carries no memory and attends to nothing: there is nothing to draw")
-    print(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
+    configs.say(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
 
 
 @contextmanager

@@ -37,15 +37,15 @@ def command(argv: Sequence[str] | None) -> None:
     if asked.print_config:
         print(configs.dump(asked.settings), end="")
     elif asked.dry_run:
-        print(configs.plan(asked.settings))
+        configs.say(configs.plan(asked.settings))
         if not is_registered(asked.settings.env.id):
-            print(f"note: no environment is registered as {asked.settings.env.id} yet; its package must do that")
+            configs.say(f"note: no environment is registered as {asked.settings.env.id} yet; its package must do that")
         if asked.seeds > 1:
             print(f"seeds         {asked.settings.seed} to {asked.settings.seed + asked.seeds - 1}, one run each")
     elif asked.seeds > 1:
         train_seeds(asked.settings, asked.seeds)
     elif asked.resume is not None:
-        resume(asked.resume, asked.settings)
+        resume(asked.resume, asked.settings, asked.trust, argv)
     else:
         train(asked.settings)
 
@@ -65,12 +65,12 @@ def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
         name = f"{settings.name}-{seed}" if settings.name else None
         # The threads measured for the first serve all: the runs of a group differ in their seed alone.
         threads = configs.read(runs[0].settings).threads if runs else settings.threads
-        print(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {group}", flush=True)
+        configs.say(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {group}")
         try:
             runs.append(train(replace(settings, seed=seed, name=name, group=group, threads=threads)))
         except CommandError as error:
             failed[seed] = error
-            print(f"seed {seed} failed: {error}", file=sys.stderr, flush=True)
+            configs.say(f"seed {seed} failed: {error}", error=True)
     show_seeds(runs)
     if failed:
         raise SeedsFailed(failed, seeds)
@@ -103,14 +103,25 @@ def train(settings: Settings) -> RunDirectory:
     return work(settings, start_run(settings))
 
 
-def resume(path: str, settings: Settings) -> RunDirectory:
-    """Goes on with a run from its last checkpoint, as if it had never stopped."""
+def resume(
+    path: str, settings: Settings, trusted: Sequence[str] = (), argv: Sequence[str] | None = None
+) -> RunDirectory:
+    """Goes on with a run from its last checkpoint, as if it had never stopped.
+
+    Args:
+        trusted: modules that a run made elsewhere may import.
+        argv: what was typed.
+    """
     from agents.run_directory import RunDirectory, RunError
 
     settings.check()
     with reported_as(SettingsError, "--resume", RunError):
         run = RunDirectory.open(path)
-    configs.check_resumable(configs.read(run.settings), settings)
+    recorded = configs.read(run.settings)
+    configs.check_resumable(recorded, settings)
+    configs.check_trusted(
+        run.path, recorded, trusted, ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
+    )
     return work(settings, run, resumed=True)
 
 
@@ -158,7 +169,7 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
         from evaluate import evaluate_run
 
         evaluate_run(run, episodes=settings.evaluation.final_episodes)
-    print(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
+    configs.say(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
     return run
 
 
@@ -194,7 +205,8 @@ def resume_agent(settings: Settings, run: RunDirectory, env: VecEnv) -> Recurren
             env,
             seed=settings.seed,
             device=settings.device,
-            custom_objects=own_classes(asdict(settings.policy)),
+            # The settings say how large a rollout is: what the agent's file says of it is not believed.
+            custom_objects={**own_classes(asdict(settings.policy)), "n_steps": settings.algorithm.n_steps},
             report=tell,
         )
     if found is None:
@@ -210,7 +222,7 @@ def resume_agent(settings: Settings, run: RunDirectory, env: VecEnv) -> Recurren
 
 
 def tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    configs.say(line, error=True)
 
 
 @contextmanager
@@ -248,6 +260,7 @@ def start_run(settings: Settings) -> RunDirectory:
             name = run_name(settings.env.id, settings.policy.memory, settings.seed)
             run = RunDirectory.create_unique(settings.runs, name)
         run.write_settings(configs.dump(settings))
+        configs.sign(run.path, settings)
         run.write_versions()
     return run
 
@@ -278,7 +291,7 @@ def film(settings: Settings, run: RunDirectory) -> None:
     try:
         record_run(run, "best", run.videos / "best.mp4")
     except CommandError as error:
-        print(f"no video: {error}", file=sys.stderr)
+        configs.say(f"no video: {error}", error=True)
 
 
 def make_environments(

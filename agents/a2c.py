@@ -1,6 +1,6 @@
 """Advantage actor-critic with memory (Mnih et al. 2016, synchronous): one step on the whole rollout per update."""
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -26,6 +26,8 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
 
     All others are those of ``RecurrentPPO``.
     """
+
+    adds_to_policy_kwargs: ClassVar[tuple[str, ...]] = ("optimizer_class", "optimizer_kwargs")
 
     def __init__(
         self,

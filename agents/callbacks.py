@@ -28,6 +28,7 @@ from agents.checkpoint import Captured, CheckpointError
 from agents.evaluation import Evaluation, evaluate
 from agents.resuming import capture
 from agents.run_directory import RunDirectory
+from agents.text import printable
 
 Result = TypeVar("Result")
 
@@ -349,7 +350,7 @@ class ProgressDisplay(BetweenUpdates):
     def report(self, line: str) -> None:
         """Prints a line above the bar."""
         if self._shown:
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def standing(self) -> Iterator[None]:

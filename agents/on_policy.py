@@ -20,10 +20,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, EvalCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
@@ -38,7 +38,8 @@ from agents.buffer import (
     number_of_minibatches,
 )
 from agents.capture import GraphActor
-from agents.checkpoint.agent import check_parameters, load_algorithm, read_parameters, save_algorithm
+from agents.checkpoint.agent import as_learned, check_parameters, load_algorithm, read_parameters, save_algorithm
+from agents.checkpoint.normalizer import RestoredNormalizer
 from agents.checks import (
     check_acts_as_it_learns,
     check_choice,
@@ -105,6 +106,9 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         "MlpRnnPolicy": RnnPolicy,
         "NodeActionPolicy": NodeActionPolicy,
     }
+    not_restored: tuple[str, ...] = ()
+    """Settings that a file only named, so that an agent loaded from it acts and does not learn."""
+
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
     _last_obs: Any
@@ -481,9 +485,29 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
             "learning_rate or max_grad_norm, or scale observations and rewards (VecNormalize)"
         )
 
+    def learn(self: SelfAlgorithm, *args: Any, **kwargs: Any) -> SelfAlgorithm:
+        """Stable-Baselines3's; a normalizer that came with a saved agent is at work inside and rests outside."""
+        wrapper = self._vec_normalize_env
+        with wrapper.learning() if isinstance(wrapper, RestoredNormalizer) else contextlib.nullcontext():
+            return super().learn(*args, **kwargs)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """Stable-Baselines3's; what evaluates on plain environments sees them as the loaded agent learned to."""
+        if isinstance(self._vec_normalize_env, RestoredNormalizer):
+            for each in _all_callbacks(callback):
+                if isinstance(each, EvalCallback) and unwrap_vec_normalize(each.eval_env) is None:
+                    each.eval_env = as_learned(type(self), self._vec_normalize_env, each.eval_env)
+        return super()._init_callback(callback, progress_bar)
+
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         """Stable-Baselines3's, and a memory that fits the number of environments after ``set_env``."""
         check_total_timesteps(total_timesteps)
+        if self.not_restored:
+            given = ", ".join(f"{name!r}: ..." for name in self.not_restored)
+            raise ValueError(
+                f"this agent was loaded to act: its file only names its {', '.join(self.not_restored)}. To learn on, "
+                f"load it with them: load(path, env, custom_objects={{{given}}})"
+            )
         self._check_mask_is_not_normalised()
         result = super()._setup_learn(total_timesteps, *args, **kwargs)
         assert self._last_episode_starts is not None
@@ -674,6 +698,17 @@ def _not_finite(observations: Any, axes: int) -> list[list[int]]:
     tensor = torch.as_tensor(observations)
     indices: list[list[int]] = (~tensor.isfinite()).reshape(*tensor.shape[:axes], -1).any(-1).nonzero().tolist()
     return indices
+
+
+def _all_callbacks(callback: Any) -> Iterator[BaseCallback]:
+    """A callback, list of callbacks or None, and all that they call."""
+    if isinstance(callback, list):
+        for each in callback:
+            yield from _all_callbacks(each)
+    elif isinstance(callback, BaseCallback):
+        yield callback
+        for name in ("callbacks", "callback", "callback_on_new_best"):
+            yield from _all_callbacks(getattr(callback, name, None))
 
 
 def needs_steps(callback: BaseCallback) -> bool:

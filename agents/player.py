@@ -24,8 +24,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.utils import ConstantSchedule, get_device
 
 from agents.checkpoint import CheckpointError, NormalizerState, SavedAgent
-from agents.checkpoint.agent import parameter_budget, undisturbed
+from agents.checkpoint.agent import undisturbed
+from agents.checkpoint.budget import building
 from agents.checkpoint.container import MALFORMED, PathOrFile
+from agents.memory import registered_only
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.policy import RecurrentActorCriticPolicy
 
@@ -151,10 +153,11 @@ def _agents(batch_size: int | None) -> str:
 def _policy_of(saved: SavedAgent, device: torch.device) -> RecurrentActorCriticPolicy:
     """The policy alone: no rollout buffer, no environment, and the process's random states as they were."""
     policy_class: Any = saved.policy_class(RecurrentOnPolicyAlgorithm.policy_aliases)
-    kwargs = saved.setting("policy_kwargs", {})
+    kwargs = saved.policy_kwargs()
     use_sde = bool(saved.setting("use_sde", False))
+    saved.warn_of_numbers()
     try:
-        with undisturbed(), parameter_budget(2 * saved.n_weights + 2**16, saved.file):
+        with undisturbed(), registered_only(), building(saved.n_weights, saved.file):
             policy: RecurrentActorCriticPolicy = policy_class(
                 saved.observation_space, saved.action_space, ConstantSchedule(0.0), use_sde=use_sde, **kwargs
             ).to(device)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.checkpoint.agent import Captured, SavedAgent, capture_algorithm, undisturbed
+from agents.checkpoint.agent import OF_A_RUN, Captured, SavedAgent, capture_algorithm, undisturbed
 from agents.checkpoint.container import CheckpointError
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.run_directory import RunDirectory
 
 Algorithm = TypeVar("Algorithm", bound=RecurrentOnPolicyAlgorithm)
 
-ENVIRONMENTS, FIGURES = "environment_state", "pending_figures"
+ENVIRONMENTS, FIGURES = OF_A_RUN
 DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 

@@ -202,7 +202,7 @@ class RunDirectory:
         """What the run was made with; empty where that was not written or cannot be read."""
         try:
             found = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -217,6 +217,8 @@ class RunDirectory:
         try:
             os.kill(process, 0)
         except ProcessLookupError:
+            return False
+        except OverflowError:  # no process has such a number
             return False
         except OSError:  # somebody else's process
             return True

@@ -29,6 +29,7 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
 from agents.run_directory import RunDirectory
+from agents.text import printable
 
 Mode = Literal["off", "offline", "online"]
 Answer = TypeVar("Answer")
@@ -402,7 +403,7 @@ def _last_line(text: str) -> str:
 
 
 def _say(message: str) -> None:
-    print(f"Weights & Biases: {message}", file=sys.stderr)
+    print(printable(f"Weights & Biases: {message}"), file=sys.stderr)
 
 
 def _numbers(key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], writer: str) -> dict[str, Any]:

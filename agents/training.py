@@ -24,6 +24,7 @@ from agents.diagnostics import MemoryDiagnostics, Phases
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.resuming import restore_pending
 from agents.run_directory import RunDirectory
+from agents.text import printable
 from agents.tracking import make_logger
 
 
@@ -130,10 +131,10 @@ def _save_what_was_before(checkpoints: Checkpoints) -> str | None:
     try:
         saved = checkpoints.save()
     except (CheckpointError, OSError) as trouble:
-        print(f"the agent as it was before could not be saved: {trouble}", file=sys.stderr)
+        print(printable(f"the agent as it was before could not be saved: {trouble}"), file=sys.stderr)
         return None
     if saved:
-        print(f"saved the agent as it was before: {saved}", file=sys.stderr)
+        print(printable(f"saved the agent as it was before: {saved}"), file=sys.stderr)
     return saved
 
 

@@ -8,8 +8,10 @@ from configs.errors import (
     NotFinite,
     SettingsError,
     environment_blamed,
+    printable,
     reported_as,
     run,
+    say,
 )
 from configs.plan import plan
 from configs.settings import (
@@ -22,6 +24,7 @@ from configs.settings import (
     TrackingSettings,
     check_resumable,
 )
+from configs.trust import check_trusted, leave_import_path, sign
 from configs.yaml_file import dump, read
 
 __all__ = [
@@ -38,11 +41,16 @@ __all__ = [
     "SettingsError",
     "TrackingSettings",
     "check_resumable",
+    "check_trusted",
     "dump",
     "environment_blamed",
+    "leave_import_path",
     "parse",
     "plan",
+    "printable",
     "read",
     "reported_as",
     "run",
+    "say",
+    "sign",
 ]

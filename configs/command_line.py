@@ -33,6 +33,8 @@ class Command:
     """Runs to train one after the other, with seed, seed + 1, ..., as one group."""
     resume: str | None = None
     """The directory of a run to go on with, from its last checkpoint, under its own settings: runs/NAME."""
+    trust: tuple[str, ...] = ()
+    """Modules that the run of --resume may import, where it was not made by you from this directory: NAME ..."""
     print_config: bool = False
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False

@@ -102,6 +102,17 @@ def describe(error: BaseException) -> str:
     return message if says_all else f"{type(error).__name__}: {message}"
 
 
+def printable(text: str) -> str:
+    """The text with all that a terminal would obey, and not show, written as an escape; line ends and tabs stay."""
+    shown = (c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
+
+
+def say(text: object = "", *, error: bool = False) -> None:
+    """Prints a line in which something may stand that is not ours: a path, a name, a setting."""
+    print(printable(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code; a fault becomes one message, with ``--debug`` its traceback too."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -113,10 +124,10 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except CommandError as error:
         if "--debug" in arguments or os.environ.get("RECURL_DEBUG"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        say(str(interrupt) or "interrupted", error=True)
         return int(getattr(interrupt, "exit_code", 130))
     except SystemExit as request:  # argument parsers end this way
         return request.code if isinstance(request.code, int) else 0 if request.code is None else 2

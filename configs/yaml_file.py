@@ -17,6 +17,9 @@ import yaml
 from configs.errors import SettingsError
 from configs.settings import Settings, did_you_mean, field_type, problems
 
+LARGEST = 2**20  # characters of a settings file
+MOST_VALUES = 10_000  # in it, with every alias written out
+
 Sources = dict[str, str]
 """Dotted key -> "file:line" where it was set."""
 
@@ -31,11 +34,14 @@ def read(path: str | os.PathLike[str]) -> Settings:
 def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
     """The settings of a file before their ranges are checked, since the command line may still change them."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise SettingsError(f"no settings file {os.fspath(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read settings file {os.fspath(path)}: {error}") from error
+    if len(text) > LARGEST:
+        raise SettingsError(f"{os.fspath(path)} has more than {LARGEST} characters, so it is no settings file")
     reader = _Reader(os.fspath(path))
     return reader.settings(text), reader.sources
 
@@ -137,7 +143,13 @@ def _shown(value: Any) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe types, the scalars of YAML 1.2, no repeated keys."""
+    """Safe types, the scalars of YAML 1.2, no repeated keys, and no more values than settings have."""
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None:
+            _check_size(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -154,6 +166,27 @@ class _Loader(yaml.SafeLoader):
 
     def construct_number(self, node: yaml.ScalarNode) -> float:
         return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _check_size(node: yaml.Node) -> None:
+    """Counts the values with every alias written out: ten lines of aliases of aliases stand for a billion."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size_of(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise yaml.constructor.ConstructorError(None, None, "a recursive alias", node.start_mark)
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            children = node.value if isinstance(node, yaml.CollectionNode) else []
+            flat = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
+            sizes[id(node)] = 1 + sum(map(size_of, flat))
+            open_nodes.discard(id(node))
+        return sizes[id(node)]
+
+    if size_of(node) > MOST_VALUES:
+        message = f"more than {MOST_VALUES} values with every alias written out"
+        raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -11,7 +11,7 @@ import inspect
 import math
 import platform
 import random
-import threading
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,18 +28,28 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_device, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
 from torch import Tensor
-from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.nn.parameter import UninitializedParameter
 
-from agents.checkpoint.container import MALFORMED, CheckpointError, PathOrFile, name_of, read_archive, write_archive
-from agents.checkpoint.normalizer import NormalizerState, is_fresh
-from agents.checkpoint.values import Decoder, Encoder, custom_name
+from agents.checkpoint.budget import Budget, building
+from agents.checkpoint.container import (
+    BUDGET,
+    MALFORMED,
+    CheckpointError,
+    PathOrFile,
+    name_of,
+    read_archive,
+    write_archive,
+)
+from agents.checkpoint.normalizer import NormalizerState, RestoredNormalizer, is_fresh
+from agents.checkpoint.values import Decoder, Encoder, NotGiven, custom_name
+from agents.memory import MEMORIES, memory_class, registered_only
+from agents.text import printable
 
 if TYPE_CHECKING:
     from agents.on_policy import RecurrentOnPolicyAlgorithm
 
 Algorithm = TypeVar("Algorithm", bound="RecurrentOnPolicyAlgorithm")
 
+PLAIN = (bool, int, float, str, tuple, list, dict)
 NOT_SETTINGS = ("self", "policy", "env", "device", "_init_setup_model")
 COUNTERS = (
     "num_timesteps",
@@ -69,8 +79,18 @@ SECTIONS = {
     "parameters",
 }
 RUN = "run"  # the member that holds every tensor which is no parameter
+SUMMARY = ("algorithm", "class", "policy", "versions", "observation_space", "action_space", "n_envs", "settings")
 
-LARGEST_ROLLOUT = 2**31  # steps; more is taken for a forged file
+OF_A_RUN = ("environment_state", "pending_figures")  # attributes that go into a run's checkpoints and no other file
+FOR_LEARNING = ("optimizer_class", "optimizer_kwargs")  # of policy_kwargs; acting does without
+# What an agent has beside its settings and what _excluded_save_params() names; any other attribute is its user's.
+OWN_ATTRIBUTES = frozenset(
+    {
+        *("action_noise", "action_space", "batch_size", "burn_in", "lr_schedule", "n_envs", "normalizer_state"),
+        *("observation_space", "policy_class", "rollout_buffer_class", "rollout_buffer_kwargs", "start_time"),
+        *("not_restored", *COUNTERS, *STATISTICS, *CARRIED, *OF_A_RUN),
+    }
+)
 KERNELS = (
     "fused",
     "foreach",
@@ -91,31 +111,47 @@ def save_algorithm(
         path: a path, to which ``.zip`` is added where it has no suffix, or an open binary file. A path is replaced
             whole or not at all.
         exclude: names of settings or attributes to leave out; loading takes their defaults.
-        include: names of further attributes of the model to save.
+        include: names of what is saved in any case, also where ``exclude`` has it.
+
+    Attributes that are the user's own are kept where they are data. One warning names those that are none, and the
+    classes and functions of which a file can hold but the name.
 
     Raises:
         CheckpointError: something in the agent is no data (the message names it), or the disk does not take the file.
             Nothing is then written.
     """
-    capture_algorithm(model, exclude, include).save(path)
+    captured = capture_algorithm(model, exclude, include)
+    captured.save(path)
+    if captured.not_kept:
+        warnings.warn(f"{name_of(path)} was saved, but {'; '.join(captured.not_kept)}", UserWarning, stacklevel=3)
 
 
 class Captured(NamedTuple):
-    """An agent as it was at one moment, copied: nothing that happens to it later changes this."""
+    """An agent as it was at one moment, copied: nothing that happens to it later changes this.
+
+    ``not_kept`` says what of it is no data, for the user.
+    """
 
     agent: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
+    not_kept: tuple[str, ...] = ()
 
     def save(self, path: PathOrFile) -> None:
         """Writes the file that :func:`save_algorithm` would have written then, and raises what it does."""
-        write_archive(path, self.agent, self.tensors)
+        write_archive(path, self.agent, self.tensors, {name: self.agent[name] for name in SUMMARY})
 
 
 def capture_algorithm(
     model: "RecurrentOnPolicyAlgorithm", exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
 ) -> Captured:
     """What :func:`save_algorithm` writes, kept in memory: a fraction of the time a file takes."""
-    left_out, further = set(exclude or ()), set(include or ())
+    if model.not_restored:
+        raise CheckpointError(
+            f"this {type(model).__name__} was loaded to act, without {', '.join(model.not_restored)}, and a file of it "
+            "would lack them: copy the file it came from, or load it with what it asks for. Nothing was written"
+        )
+    further = set(include or ())
+    left_out = set(exclude or ()) - further
     encoder = Encoder(f"this {type(model).__name__}")
     settings = {name: attribute for name, attribute in _settings_of(model).items() if name not in left_out}
     parameters, tensors = _encoded_parameters(model)
@@ -124,6 +160,7 @@ def capture_algorithm(
         return {name: getattr(model, name) for name in names if name not in left_out and hasattr(model, name)}
 
     normalizer = normalizer_state(model)
+    own, lost = _own_attributes(encoder, model, left_out | further)
     agent = {
         "algorithm": _registered_name(type(model)),
         "class": custom_name(type(model)),
@@ -136,12 +173,44 @@ def capture_algorithm(
         "counters": {name: encoder.encode(value, name) for name, value in attributes(COUNTERS).items()},
         "statistics": {name: _encoded_rows(encoder, rows) for name, rows in attributes(STATISTICS).items()},
         "carried": _encoded_carried(encoder, model, attributes(CARRIED)),
-        "extras": {name: encoder.encode(value, name) for name, value in attributes(_new_names(further)).items()},
+        "extras": own | {name: encoder.encode(value, name) for name, value in attributes(_new_names(further)).items()},
         "random": encoder.encode(_random_states(model), "random"),
         "normalizer": None if normalizer is None else encoder.encode(normalizer.to_data(), "normalizer"),
         "parameters": parameters,
     }
-    return Captured(agent, {RUN: encoder.tensors, **tensors})
+    return Captured(agent, {RUN: encoder.tensors, **tensors}, tuple(_not_kept(encoder.named, lost)))
+
+
+def _own_attributes(
+    encoder: Encoder, model: "RecurrentOnPolicyAlgorithm", without: set[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """What a user has put on a model: the data of it, encoded, and the names of what is none."""
+    ours = {attribute_name(name) for name in setting_names(type(model))} | OWN_ATTRIBUTES
+    names = vars(model).keys() - ours - set(model._excluded_save_params()) - without
+    kept, lost = {}, []
+    for name in sorted(names):
+        try:
+            if not _may_be_set(type(model), name):
+                raise LookupError(name)
+            kept[name] = encoder.attempt(vars(model)[name], name)
+        except LookupError:
+            lost.append(name)
+    return kept, lost
+
+
+def _may_be_set(cls: type, name: str) -> bool:
+    """Whether a file may give an agent an attribute: none that the package or a class's methods go by."""
+    known = getattr(cls, name, None)
+    return name.isidentifier() and name not in OWN_ATTRIBUTES and (known is None or isinstance(known, PLAIN))
+
+
+def _not_kept(named: Mapping[str, str], lost: list[str]) -> Iterator[str]:
+    if lost:
+        yield f"the attributes {', '.join(lost)} are no data and are not in it"
+    if named:
+        described = ", ".join(f"{place} ({name})" for place, name in named.items())
+        given = ", ".join(f"{place.rpartition('.')[2]!r}: ..." for place in named)
+        yield f"of {described} it holds the name alone: give it to load(..., custom_objects={{{given}}})"
 
 
 def load_algorithm(
@@ -157,9 +226,12 @@ def load_algorithm(
     """A new agent from a file. Nothing in the file is executed or imported.
 
     Args:
-        env: to go on training in; None for prediction alone. Its spaces must be those of the file. Where the agent
-            learned with ``VecNormalize``, an environment without is wrapped in one with the saved statistics and
-            settings, a ``VecNormalize`` that has seen nothing gets the statistics, and any other is left as it is.
+        env: to go on training in; None for prediction alone, which needs no optimizer and no schedules: where those
+            are missing the agent acts, and says so when it is to learn. Its spaces must be those of the file. Where
+            the agent learned with ``VecNormalize``, an environment without is wrapped in one with the saved statistics
+            and settings, which are at work while the agent learns; at other times observations are normalized,
+            rewards are the true ones and nothing moves. A ``VecNormalize`` that has seen nothing gets the statistics,
+            and any other is left as it is.
         custom_objects: classes, functions or settings to use in place of the stored ones, by name:
             ``{"features_extractor_class": MyExtractor, "learning_rate": my_schedule}``. What is not part of this
             package must be given, since a file holds only its name.
@@ -168,6 +240,7 @@ def load_algorithm(
             last observation with the carried memory: for an environment that is handed over as it stands.
         kwargs: settings to change, such as ``learning_rate=1e-4``. With ``seed`` everything is seeded anew; else the
             random states are restored where an environment is given, and with none they are left as they are.
+            ``tensorboard_log`` is never taken from a file: it says where to write.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -178,13 +251,17 @@ def load_algorithm(
         get_system_info()
     saved = SavedAgent(path, custom_objects)
     if print_system_info:
-        print("== SAVED MODEL SYSTEM INFO ==", *(f"- {k}: {v}" for k, v in saved.versions.items()), sep="\n")
+        lines = (printable(f"- {name}: {version}") for name, version in saved.versions.items())
+        print("== SAVED MODEL SYSTEM INFO ==", *lines, sep="\n")
     saved.check_algorithm(cls)
     changes = _attributes(cls, kwargs, saved.file)
-    settings = saved.settings(cls, kwargs)
+    settings, missing = saved.settings(cls, kwargs, to_learn=env is not None)
     venv, filled = (None, None) if env is None else _prepared(cls, env, saved)
     with undisturbed():
-        model = _built(cls, saved, device, settings | changes, None if venv is None else venv.num_envs)
+        n_envs = None if venv is None else venv.num_envs
+        chosen = n_envs is not None and "n_steps" in {*kwargs, *saved.custom_objects}
+        model = _built(cls, saved, device, settings | changes, n_envs, bounded=not chosen)
+        model.not_restored = missing
         saved.restore(model)
         if model.use_sde:
             model.policy.reset_noise(model.n_envs)
@@ -212,12 +289,14 @@ def check_parameters(
     if state is None:
         return
     owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    fused = any(group.get("fused") for group in optimizer.param_groups)
+    # Fused and compiled kernels trust what they are given; torch's others look for themselves.
+    trusting = isinstance(optimizer, torch.optim.Adam) or any(group.get("fused") for group in optimizer.param_groups)
     try:
         for index, slots in state["state"].items():
             shape = owned[index].shape
             for name, slot in slots.items():
-                if isinstance(slot, Tensor) and not _fits(slot, shape, name, fused):
+                if trusting and not _fits(slot, shape, name):
+                    slot = torch.as_tensor(slot)
                     raise ValueError(
                         f"{name} of parameter {index} has shape {tuple(slot.shape)}, expected {tuple(shape)}"
                     )
@@ -270,7 +349,7 @@ class SavedAgent:
 
     def __init__(self, path: PathOrFile, custom_objects: Mapping[str, Any] | None = None) -> None:
         self.file = name_of(path)
-        self.custom_objects = dict(custom_objects or {})
+        self.custom_objects = _imported_for_caller(custom_objects or {})
         self._agent, self._tensors = read_archive(path)
         if set(self._agent) != SECTIONS or not isinstance(self._agent["parameters"], dict):
             wrong = sorted(SECTIONS ^ set(self._agent))
@@ -281,7 +360,8 @@ class SavedAgent:
                 f"{self.file} holds tensors for {', '.join(sorted(self._tensors))}, expected them for "
                 f"{', '.join(sorted(listed))}; use another copy"
             )
-        self._decoder = Decoder(self._tensors[RUN], self.file, self._custom)
+        self._budget = Budget(self.file, BUDGET + 4 * self._n_bytes)
+        self._decoder = Decoder(self._tensors[RUN], self.file, self._custom, self._budget)
         self.observation_space = self._space("observation_space")
         self.action_space = self._space("action_space")
         self.n_envs = self._agent["n_envs"]
@@ -293,7 +373,7 @@ class SavedAgent:
         versions = self._agent["versions"]
         return {str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {}
 
-    @property
+    @functools.cached_property
     def normalizer(self) -> NormalizerState | None:
         data = self._agent["normalizer"]
         return None if data is None else NormalizerState.from_data(data, self._decoder, self.file)
@@ -301,6 +381,10 @@ class SavedAgent:
     @property
     def n_weights(self) -> int:
         return sum(tensor.numel() for tensor in self._tensors.get("policy", {}).values())
+
+    @property
+    def _n_bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for parts in self._tensors.values() for part in parts.values())
 
     def check_algorithm(self, cls: type) -> None:
         """Raises CheckpointError unless ``cls`` is the algorithm that wrote the file, or made from it."""
@@ -324,24 +408,52 @@ class SavedAgent:
         stored = self._section("settings")
         return self._decoder.decode(stored[name], name) if name in stored else default
 
-    def settings(self, cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes that make the agent what it is, without those that are ``given`` anew.
+    def policy_kwargs(self, *, to_learn: bool = False) -> dict[str, Any]:
+        """``policy_kwargs``, decoded; where only acting is asked for without what it can do without."""
+        stored = self._section("settings").get("policy_kwargs", {})
+        if not to_learn and isinstance(stored, dict):
+            stored = {name: value for name, value in stored.items() if name not in FOR_LEARNING}
+        decoded = self._decoder.decode(stored, "policy_kwargs")
+        if not isinstance(decoded, dict):
+            raise CheckpointError(f"{self.file}: policy_kwargs are no dict; use another copy")
+        memory = decoded.get("memory", "lstm")
+        if not (inspect.isclass(memory) or (isinstance(memory, str) and memory in MEMORIES)):
+            raise CheckpointError(
+                f"{self.file}: policy_kwargs.memory is {memory!r}; expected {', '.join(MEMORIES)} or what "
+                "custom_objects={'memory': ...} says"
+            )
+        return decoded
 
-        ``policy_kwargs`` that are given must equal the stored ones; they stand in for what the file only names.
+    def settings(
+        self, cls: type, given: Mapping[str, Any], *, to_learn: bool = True
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The attributes that make the agent what it is, without those that are ``given`` anew; and what is missing.
+
+        ``policy_kwargs`` that are given must equal the stored ones; they stand in for what the file only names. What
+        only learning needs may be missing where nobody asks for it.
         """
         stored = self._section("settings")
         unknown = sorted(set(stored) - set(setting_names(cls)))
         if unknown:
             raise CheckpointError(f"{self.file}: {cls.__name__} has no setting {', '.join(unknown)}; upgrade recurl")
-        decoded = {}
-        for name, value in stored.items():
-            if name == "policy_kwargs" and given.get(name) is not None:
-                self._check_policy_kwargs(given[name], value)
-                decoded[name] = dict(given[name])
-            elif name not in given or name == "policy_kwargs":
-                decoded[name] = self._decoder.decode(value, name)
-        self._check_rollout(decoded | dict(given))
-        return {attribute_name(name): value for name, value in decoded.items()}
+        decoded, missing = {}, []
+        for name in stored.keys() - given.keys() - {"policy_kwargs", "tensorboard_log"}:
+            try:
+                decoded[name] = self._decoder.decode(stored[name], name)
+            except NotGiven:
+                if to_learn:
+                    raise
+                missing.append(name)
+        if given.get("policy_kwargs") is not None:
+            decoded["policy_kwargs"] = self._given_policy_kwargs(cls, given["policy_kwargs"])
+        elif "policy_kwargs" in stored:
+            try:
+                decoded["policy_kwargs"] = self.policy_kwargs(to_learn=True)
+            except NotGiven:
+                decoded["policy_kwargs"] = self.policy_kwargs(to_learn=to_learn)
+                missing.append("optimizer_class")
+        self._leave_log(given, to_learn)
+        return {attribute_name(name): value for name, value in decoded.items()}, tuple(missing)
 
     def parameters(self, device: torch.device | str = "cpu") -> dict[str, dict[str, Any]]:
         """State dicts by the name of what they belong to, on ``device``; single numbers on the CPU.
@@ -352,7 +464,7 @@ class SavedAgent:
         decoded = {}
         for name, skeleton in self._agent["parameters"].items():
             tensors = {key: part.to(device) if part.ndim else part for key, part in self._tensors[name].items()}
-            decoder = Decoder(tensors, self.file)
+            decoder = Decoder(tensors, self.file, budget=self._budget)
             decoded[name] = decoder.decode(skeleton, "")
             if not isinstance(decoded[name], dict) or decoder.used != set(self._tensors[name]):
                 raise CheckpointError(f"{self.file}: the tensors of {name} are not those it lists; use another copy")
@@ -361,6 +473,9 @@ class SavedAgent:
     def restore(self, model: "RecurrentOnPolicyAlgorithm") -> None:
         """Gives a built agent its weights, its optimizer's state, counters, statistics and what it carries."""
         parameters = self.parameters(model.device)
+        if "optimizer_class" in model.not_restored:
+            parameters["policy.optimizer"] = model.policy.optimizer.state_dict()
+        self.warn_of_numbers()
         check_parameters(model, parameters, self.file)
         use_own_kernels(model, parameters)
         try:
@@ -380,10 +495,15 @@ class SavedAgent:
         self._restore_statistics(model)
         self._restore_carried(model)
         for name, value in self._decoded("extras").items():
-            if hasattr(type(model), name) or not name.isidentifier():
+            if name not in OF_A_RUN and not _may_be_set(type(model), name):
                 raise CheckpointError(f"{self.file}: {name!r} cannot be an attribute of its own; use another copy")
             setattr(model, name, value)
         model.normalizer_state = self.normalizer  # type: ignore[attr-defined]
+
+    def not_finite(self) -> list[str]:
+        """The names of the weights that are not all finite."""
+        weights = self._tensors.get("policy", {})
+        return [name for name, part in weights.items() if part.is_floating_point() and not part.isfinite().all()]
 
     def random_states(self) -> dict[str, Any]:
         return self._decoded("random")
@@ -412,20 +532,43 @@ class SavedAgent:
             where = where.rpartition(".")[2]
         return self.custom_objects[where]
 
-    def _check_policy_kwargs(self, given: Mapping[str, Any], stored: Any) -> None:
+    def _given_policy_kwargs(self, cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The caller's ``policy_kwargs``, with what an algorithm adds to them, where they are those of the file."""
+        stored = self._section("settings").get("policy_kwargs")
+        added: set[str] = set(getattr(cls, "adds_to_policy_kwargs", ())) - given.keys()
+        rest = {k: v for k, v in stored.items() if k not in added} if isinstance(stored, dict) else stored
         encoder = Encoder("the policy_kwargs given")
-        if not _same_data(encoder.encode(dict(given), "policy_kwargs"), stored, encoder.tensors, self._tensors[RUN]):
+        if not _same_data(encoder.encode(dict(given), "policy_kwargs"), rest, encoder.tensors, self._tensors[RUN]):
             raise CheckpointError(
                 f"{self.file}: The specified policy kwargs do not equal the stored policy kwargs. "
                 f"Stored kwargs: {stored}, specified kwargs: {dict(given)}"
             )
+        kept = {
+            name: self._decoder.decode(value, f"policy_kwargs.{name}")
+            for name, value in (stored or {}).items()
+            if name in added
+        }
+        return with_memory_imported(given) | kept
 
-    def _check_rollout(self, settings: Mapping[str, Any]) -> None:
-        n_steps = settings.get("n_steps", 1)
-        if not isinstance(n_steps, int) or n_steps * self.n_envs > LARGEST_ROLLOUT:
-            raise CheckpointError(
-                f"{self.file}: a rollout of {n_steps!r} steps in {self.n_envs} environments is more than "
-                f"{LARGEST_ROLLOUT}; it is refused"
+    def _leave_log(self, given: Mapping[str, Any], to_learn: bool) -> None:
+        """A file does not say where to write: that its agent once logged somewhere is told where it is to learn."""
+        stored = self._section("settings").get("tensorboard_log")
+        if stored is not None and to_learn and not {"tensorboard_log"} & (given.keys() | self.custom_objects.keys()):
+            warnings.warn(
+                f"{self.file} was saved with tensorboard_log={printable(str(stored))!r}, which is not taken from a "
+                "file: to log, say load(..., tensorboard_log=...)",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def warn_of_numbers(self) -> None:
+        """Warns where the weights are not all finite: nothing that the agent does means anything then."""
+        if names := self.not_finite():
+            warnings.warn(
+                f"{self.file}: the weights {', '.join(map(printable, names[:3]))} are not finite, so what this agent "
+                "does means nothing; use an earlier file",
+                UserWarning,
+                stacklevel=4,
             )
 
     def _restore_statistics(self, model: "RecurrentOnPolicyAlgorithm") -> None:
@@ -461,6 +604,25 @@ class SavedAgent:
                 f"{[tuple(part.shape) for part in expected]}; use another copy"
             )
         return tuple(part.to(model.device) for part in state)
+
+
+def _imported_for_caller(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a caller hands over, a memory that is named as ``"module:Class"`` imported on the caller's word."""
+    objects = dict(given)
+    for place in ("memory", "policy_kwargs.memory"):
+        if isinstance(objects.get(place), str):
+            objects[place] = memory_class(objects[place])
+    if isinstance(objects.get("policy_kwargs"), Mapping):
+        objects["policy_kwargs"] = with_memory_imported(objects["policy_kwargs"])
+    return objects
+
+
+def with_memory_imported(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A caller's ``policy_kwargs``, a memory that is named as ``"module:Class"`` imported on the caller's word."""
+    memory = policy_kwargs.get("memory")
+    if isinstance(memory, str) and memory not in MEMORIES:
+        return {**policy_kwargs, "memory": memory_class(memory)}
+    return dict(policy_kwargs)
 
 
 def setting_names(cls: type) -> list[str]:
@@ -618,33 +780,19 @@ def undisturbed() -> Iterator[None]:
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-@contextmanager
-def parameter_budget(limit: int, file: str) -> Iterator[None]:
-    """Stops the building of networks much larger than the weights there are for them, before they are initialised."""
-    thread, total = threading.get_ident(), 0
-
-    def count(module: Any, name: str, parameter: Any) -> None:
-        nonlocal total
-        if parameter is None or isinstance(parameter, UninitializedParameter) or threading.get_ident() != thread:
-            return
-        total += parameter.numel()
-        if total > limit:
-            raise CheckpointError(f"{file}: the settings ask for larger networks than there are weights; it is refused")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _built(
-    cls: type[Algorithm], saved: SavedAgent, device: Any, attributes: Mapping[str, Any], n_envs: int | None
+    cls: type[Algorithm],
+    saved: SavedAgent,
+    device: Any,
+    attributes: Mapping[str, Any],
+    n_envs: int | None,
+    *,
+    bounded: bool,
 ) -> Algorithm:
     """An agent with these settings, its networks as they come."""
     policy_class = attributes.get("policy_class") or saved.policy_class(cls.policy_aliases)
     try:
-        with parameter_budget(2 * saved.n_weights + 2**16, saved.file):
+        with registered_only(), building(saved.n_weights, saved.file, bounded=bounded):
             model = cls(policy=policy_class, env=None, device=device, _init_setup_model=False)  # type: ignore[call-arg]
             vars(model).update(attributes)
             model.observation_space, model.action_space = saved.observation_space, saved.action_space
@@ -666,10 +814,7 @@ def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tup
     venv = cls._wrap_env(maybe_make_env(env, verbose), verbose)
     state, wrapper = saved.normalizer, unwrap_vec_normalize(venv)
     if state is not None and wrapper is None:
-        # Images are normalised as they come and transposed after, so the wrapper goes below the transposition.
-        inside = venv.venv if isinstance(venv, VecTransposeImage) and venv is not env else venv
-        wrapper = state.wrap(inside)
-        venv = cls._wrap_env(wrapper, verbose)
+        venv, wrapper = _normalized(cls, state, venv, env, verbose)
     elif state is not None and wrapper is not None and is_fresh(wrapper):
         state.load_into(wrapper)
     else:
@@ -683,6 +828,21 @@ def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tup
                 f"{saved.file}: {kind} spaces do not match: {ours} (saved) != {theirs} (of the environment given)"
             )
     return venv, wrapper
+
+
+def _normalized(
+    cls: type[Algorithm], state: NormalizerState, venv: VecEnv, given: Any, verbose: int = 0
+) -> tuple[VecEnv, RestoredNormalizer]:
+    """``venv``, which was made from what was ``given``, as the agent learned to see it, and the normalizer in it."""
+    # Images are normalized as they come and transposed after, so the wrapper goes below the transposition.
+    inside = venv.venv if isinstance(venv, VecTransposeImage) and venv is not given else venv
+    wrapper = state.wrap(inside)
+    return cls._wrap_env(wrapper, verbose), wrapper
+
+
+def as_learned(cls: type["RecurrentOnPolicyAlgorithm"], wrapper: RestoredNormalizer, venv: VecEnv) -> VecEnv:
+    """Plain environments for evaluation as those inside ``wrapper`` are seen, with the true rewards."""
+    return _normalized(cls, NormalizerState.of(wrapper), venv, venv)[0]
 
 
 def _continue_in(
@@ -714,15 +874,8 @@ def use_own_kernels(model: "RecurrentOnPolicyAlgorithm", parameters: dict[str, d
                 stored[name] = own[name]
 
 
-def _fits(slot: Tensor, shape: torch.Size, name: str, fused: bool) -> bool:
-    if name == "step":
-        return slot.numel() == 1
-    if fused:
-        return slot.shape == shape
-    # Some optimizers keep sums over one axis.
-    return slot.shape == shape or (
-        slot.ndim == len(shape) and all(size in (1, full) for size, full in zip(slot.shape, shape, strict=True))
-    )
+def _fits(slot: Any, shape: torch.Size, name: str) -> bool:
+    return isinstance(slot, Tensor) and (slot.numel() == 1 if name == "step" else slot.shape == shape)
 
 
 def _is_batch(observations: Any, space: spaces.Space[Any], n_envs: int) -> bool:

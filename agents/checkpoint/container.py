@@ -1,8 +1,9 @@
 """The file itself: one uncompressed zip of JSON and safetensors, with a manifest, written whole or not at all.
 
 A file is data. Its members are ``manifest.json`` (format, version, size and SHA-256 of every other member),
-``agent.json`` and any number of ``*.safetensors``; nothing else is accepted, and nothing in it is ever unpickled,
-imported or extracted to disk. Members are stored uncompressed, so none can be larger than the file that holds it.
+``agent.json``, any number of ``*.safetensors``, and ``data``, a summary under the name and in the form in which tools
+for Stable-Baselines3 look for one, which is never read here. Nothing else is accepted, and nothing in it is ever
+unpickled, imported or extracted to disk. Members are stored uncompressed, so none can be larger than the file.
 
 The checksums find damage, not forgery: who can write the file can write the manifest. What a forged file can do is
 bounded by what is read from it, which is numbers, strings and names of a fixed list.
@@ -27,15 +28,20 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from agents.text import printable
+
 FORMAT = "recurl-checkpoint"
 VERSION = 1
 SUFFIX = ".zip"
 
 MANIFEST = "manifest.json"
 AGENT = "agent.json"
+SUMMARY = "data"
 TENSORS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}\.safetensors")
 
+BUDGET = 2**30  # bytes that reading may take beside a few times the file's own size; more is taken for a forgery
 LARGEST_JSON = 64 * 2**20  # bytes
+MOST_VALUES = 2**21  # of a JSON document; each takes some hundred bytes once it is read
 STALE_AFTER = 10.0  # seconds; a younger temporary file may belong to a writer that has not locked it yet
 
 # What Python, NumPy, torch and gymnasium raise on data that makes no sense.
@@ -56,6 +62,9 @@ PathOrFile = str | os.PathLike[str] | IO[bytes]
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read. The message names the file, what was expected, and what to do."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it tells names from files, which a terminal would obey
+
 
 def name_of(path: PathOrFile) -> str:
     """What to call a path or an open file in a message."""
@@ -64,8 +73,15 @@ def name_of(path: PathOrFile) -> str:
     return str(getattr(path, "name", None) or f"<{type(path).__name__}>")
 
 
-def write_archive(path: PathOrFile, agent: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def write_archive(
+    path: PathOrFile,
+    agent: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    summary: Mapping[str, Any] | None = None,
+) -> None:
     """Writes ``agent`` as JSON and each entry of ``tensors`` as a safetensors member called after its key.
+
+    ``summary`` is what other tools find under ``data``.
 
     A path without a suffix gets ``.zip``; missing folders are made. The file appears whole or not at all: it is
     written beside its place, synced to disk, and renamed. Where that fails, what was there before stays and the rest is
@@ -75,6 +91,9 @@ def write_archive(path: PathOrFile, agent: Mapping[str, Any], tensors: Mapping[s
         CheckpointError: the data cannot be serialised, or the disk does not take it.
     """
     members = {AGENT: _json_bytes(agent)}
+    _check_json(members[AGENT], AGENT, name_of(path))
+    if summary is not None:
+        members[SUMMARY] = _json_bytes(summary)
     members.update({f"{name}.safetensors": safetensors.torch.save(dict(part)) for name, part in tensors.items()})
     members[MANIFEST] = _json_bytes({"format": FORMAT, "version": VERSION, "members": _checksums(members)})
     data = _zipped(members)
@@ -107,7 +126,8 @@ def read_archive(path: PathOrFile) -> tuple[dict[str, Any], dict[str, dict[str, 
             members = _checked_members(file, name)
     else:
         members = _checked_members(path, name)
-    agent = _parsed_json(members.pop(AGENT), AGENT, name)
+    agent = parsed_json(members.pop(AGENT), AGENT, name)
+    members.pop(SUMMARY, None)
     tensors = {
         member.removesuffix(".safetensors"): _parsed_tensors(data, member, name) for member, data in members.items()
     }
@@ -120,6 +140,16 @@ def _checksums(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 def _json_bytes(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, allow_nan=False).encode()
+
+
+def _check_json(data: bytes, member: str, name: str) -> None:
+    """Every value but the first follows one of three signs, so that they are counted without reading them."""
+    values = sum(data.count(sign) for sign in (b"[", b"{", b","))
+    if len(data) > LARGEST_JSON or values > MOST_VALUES:
+        raise CheckpointError(
+            f"{name}: {member} has {len(data)} bytes and some {values} values, more than the {LARGEST_JSON} and "
+            f"{MOST_VALUES} allowed; keep many numbers in arrays"
+        )
 
 
 def _zipped(members: Mapping[str, bytes]) -> bytes:
@@ -232,12 +262,12 @@ def _size_of(file: IO[bytes]) -> int:
 def _check_layout(archive: zipfile.ZipFile, size: int, name: str) -> None:
     members = archive.infolist()
     names = [member.filename for member in members]
-    if {"policy.pth", "data"} & set(names):
+    if "policy.pth" in names or (SUMMARY in names and MANIFEST not in names):
         raise CheckpointError(
             f"{name} was saved by Stable-Baselines3 or sb3-contrib and may hold pickles, which run code as they are "
             "read. To import a model of sb3_contrib.RecurrentPPO use agents.checkpoint.import_contrib(path, env)"
         )
-    unknown = sorted(repr(n) for n in names if n not in (MANIFEST, AGENT) and not TENSORS.fullmatch(n))
+    unknown = sorted(repr(n) for n in names if n not in (MANIFEST, AGENT, SUMMARY) and not TENSORS.fullmatch(n))
     if unknown:
         raise CheckpointError(
             f"{name} holds {', '.join(unknown[:5])}, which no checkpoint does (only {MANIFEST}, {AGENT} and "
@@ -251,10 +281,6 @@ def _check_layout(archive: zipfile.ZipFile, size: int, name: str) -> None:
                 f"{name}: {member.filename} is compressed or encrypted, which no checkpoint is; it is refused. "
                 "Zip programs that repack files do this; use the file as save() wrote it"
             )
-        if member.filename in (MANIFEST, AGENT) and member.file_size > LARGEST_JSON:
-            raise CheckpointError(
-                f"{name}: {member.filename} says it has {member.file_size} bytes, more than the {LARGEST_JSON} allowed"
-            )
     if sum(member.file_size for member in members) > size:
         raise CheckpointError(f"{name}: the members say they are larger than the file ({size} bytes); it is refused")
 
@@ -262,7 +288,7 @@ def _check_layout(archive: zipfile.ZipFile, size: int, name: str) -> None:
 def _checked_manifest(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     if MANIFEST not in archive.namelist():
         raise CheckpointError(f"{name} has no {MANIFEST}, so it is no checkpoint; expected a zip written by save()")
-    manifest = _parsed_json(archive.read(MANIFEST), MANIFEST, name)
+    manifest = parsed_json(archive.read(MANIFEST), MANIFEST, name)
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"{name} is of the format {manifest.get('format')!r}; expected {FORMAT!r}")
     version = manifest.get("version")
@@ -287,7 +313,14 @@ def _checked_member(archive: zipfile.ZipFile, member: str, expected: Any, name: 
     return data
 
 
-def _parsed_json(data: bytes, member: str, name: str) -> dict[str, Any]:
+def parsed_json(data: bytes, member: str, name: str) -> dict[str, Any]:
+    """The object that a member of a file holds.
+
+    Raises:
+        CheckpointError: it is no JSON object, or has more values than a file may ask for.
+    """
+    _check_json(data, member, name)
+
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 

@@ -2,16 +2,16 @@
 
 Such a file is a zip of one JSON document, ``data``, and state dicts written by ``torch.save``. Most fields of ``data``
 are plain JSON; the others carry a pickle, and beside it, as text, what their attributes look like. The pickles are left
-alone; schedules and classes that are known here are recognised by that text.
+alone; schedules and classes that are known here are recognized by that text. The state dicts are read by
+``agents.checkpoint.torch_file``.
 """
 
-import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +21,25 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch import Tensor
 
 from agents.checkpoint.agent import (
     COUNTERS,
     attribute_name,
     check_parameters,
-    parameter_budget,
     setting_names,
     undisturbed,
     use_own_kernels,
+    with_memory_imported,
 )
-from agents.checkpoint.container import LARGEST_JSON, MALFORMED, CheckpointError, PathOrFile, existing, name_of
+from agents.checkpoint.budget import building
+from agents.checkpoint.container import MALFORMED, CheckpointError, PathOrFile, existing, name_of, parsed_json
+from agents.checkpoint.torch_file import check_stored, read_state
 from agents.checkpoint.values import SCHEDULES, known_classes
+from agents.memory import registered_only
 
 if TYPE_CHECKING:
     from agents.ppo import RecurrentPPO
-
-# weights_only could run code before torch 2.6 (CVE-2025-32434) and write out of bounds before 2.10.
-SAFE_TORCH = (2, 10)
 
 RENAMED = (("lstm_actor.", "memory_actor."), ("lstm_critic.", "memory_critic."), ("critic.", "memory_critic.linear."))
 NUMBER = r"([-+0-9.e]+)"
@@ -67,9 +68,10 @@ def import_contrib(
 
     Args:
         env: to go on training in. It, or both spaces, must be given unless ``allow_pickle``.
-        allow_pickle: False reads only the plain fields and the tensors, and asks for what is left (``policy_kwargs``
-            with classes of one's own, a schedule that is a function). **True loads the file with sb3-contrib, which
-            executes whatever code is in the file**: only for files that you trust as you trust a program.
+        allow_pickle: False reads only the plain fields and the tensors, and asks for what is left: ``policy_kwargs``
+            with classes of one's own now, a schedule that is a function when the agent is to learn. **True loads the
+            file with sb3-contrib, which executes whatever code is in the file**: only for files that you trust as you
+            trust a program.
         policy: name of the policy; by default seen from the spaces and the weights.
         policy_kwargs: those that the agent was made with, where the file only has them pickled.
         custom_objects: handed to sb3-contrib's ``load``; only with ``allow_pickle``.
@@ -86,17 +88,20 @@ def import_contrib(
     if unknown:
         raise CheckpointError(f"RecurrentPPO has no setting {', '.join(unknown)} to change on importing {file}")
     if policy_kwargs is not None:
-        kwargs["policy_kwargs"] = policy_kwargs
+        kwargs["policy_kwargs"] = with_memory_imported(policy_kwargs)
     if custom_objects and not allow_pickle:
         raise CheckpointError("custom_objects are for allow_pickle=True; give settings by name, as learning_rate=1e-4")
     read = _unpickled if allow_pickle else _plain
-    data, parameters = read(path, file, kwargs, custom_objects)
+    data, parameters, missing = read(path, file, kwargs, custom_objects)
     venv = None if env is None else RecurrentPPO._wrap_env(maybe_make_env(env, 0))
     observation_space, action_space = _spaces(file, data, venv, observation_space, action_space)
     policy = policy or _policy_name(observation_space, parameters["policy"])
-    settings = {name: data[name] for name in setting_names(RecurrentPPO) if name in data} | kwargs
+    names = set(setting_names(RecurrentPPO)) - {"tensorboard_log"}  # a file does not say where to write
+    settings = {name: data[name] for name in sorted(names & data.keys())} | kwargs
     with undisturbed():
-        model = _built(file, policy, settings, observation_space, action_space, device, data, venv, parameters)
+        bounded = venv is None or "n_steps" not in kwargs
+        model = _built(file, policy, settings, observation_space, action_space, device, data, venv, parameters, bounded)
+        model.not_restored = missing
         _restore(model, parameters, file)
         if model.use_sde:
             model.policy.reset_noise(model.n_envs)
@@ -109,18 +114,15 @@ def import_contrib(
 
 def _plain(
     path: PathOrFile, file: str, given: Mapping[str, Any], custom_objects: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What can be read without unpickling: ``data`` with the fields that are data, and the state dicts."""
-    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < SAFE_TORCH:
-        raise CheckpointError(
-            f"{file}: torch {torch.__version__} does not read tensors of other people's files safely; upgrade to torch "
-            f"{'.'.join(map(str, SAFE_TORCH))}, or trust the file with allow_pickle=True"
-        )
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """What can be read without unpickling: the fields that are data, the state dicts, and the settings that are not."""
     with _opened(path, file) as archive:
-        stored = _json(archive, file)
+        stored = parsed_json(archive.read("data"), "data", file)
         parameters = {
-            name: _tensors(archive.read(f"{name}.pth"), f"{name}.pth", file) for name in ("policy", "policy.optimizer")
+            name: read_state(archive.read(f"{name}.pth"), f"{name}.pth", file)
+            for name in ("policy", "policy.optimizer")
         }
+    _check_weights(parameters["policy"], file)
     data, missing = {}, {}
     for name, value in stored.items():
         if isinstance(value, dict) and PICKLED in value:
@@ -128,73 +130,56 @@ def _plain(
                 data[name] = _recognised(name, value)
             except MALFORMED as error:
                 missing[name] = str(error.args[0])
-        else:
+        elif name not in ("observation_space", "action_space"):
             data[name] = value
     from agents.ppo import RecurrentPPO
 
     needed = [name for name in setting_names(RecurrentPPO) if name in missing and name not in given]
-    if needed:
-        looks = "; ".join(f"{name} looks like {missing[name]}" for name in needed)
+    looks = "; ".join(f"{name} looks like {missing[name]}" for name in needed)
+    asked = f"import_contrib(path, env, {', '.join(f'{name}=...' for name in needed)}) ({looks})"
+    if "policy_kwargs" in needed:
         raise CheckpointError(
-            f"{file} has {', '.join(needed)} only pickled, and unpickling runs code from the file. Give them: "
-            f"import_contrib(path, env, {', '.join(f'{name}=...' for name in needed)}) ({looks}); or trust the file "
-            "with allow_pickle=True"
+            f"{file} has {', '.join(needed)} only pickled, and unpickling runs code from the file. Give them: {asked}; "
+            "or trust the file with allow_pickle=True"
         )
-    return data, parameters
+    if needed:
+        warnings.warn(
+            f"{file} has {', '.join(needed)} only pickled, and unpickling runs code from the file: the agent acts, and "
+            f"to learn on you give them: {asked}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return data, parameters, tuple(needed)
+
+
+def _check_weights(weights: Mapping[str, Any], file: str) -> None:
+    wrong = [name for name, part in weights.items() if not (isinstance(name, str) and isinstance(part, Tensor))]
+    if wrong or not weights:
+        what = f"{wrong[0]!r} is a {type(weights[wrong[0]]).__name__}" if wrong else "there are none"
+        raise CheckpointError(f"{file}: policy.pth holds no weights by name ({what}); use another copy")
 
 
 def _unpickled(
     path: PathOrFile, file: str, given: Mapping[str, Any], custom_objects: Any
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
     """What sb3-contrib makes of the file. Executes what is in it."""
     import sb3_contrib
 
     where: Any = path
     model = sb3_contrib.RecurrentPPO.load(where, device="cpu", custom_objects=custom_objects)
-    return dict(vars(model)), model.get_parameters()
+    return dict(vars(model)), model.get_parameters(), ()
 
 
 @contextmanager
 def _opened(path: PathOrFile, file: str) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file if isinstance(path, str | os.PathLike) else path) as archive:
-            _check_stored(archive, file)
+            check_stored(archive, file)
             yield archive
     except (zipfile.BadZipFile, EOFError, NotImplementedError, KeyError) as error:
         raise CheckpointError(
             f"{file} is no model that sb3_contrib.RecurrentPPO saved, or damaged ({error})"
         ) from error
-
-
-def _check_stored(archive: zipfile.ZipFile, file: str) -> None:
-    """A file of torch or Stable-Baselines3 is not compressed, so no member is larger than the file."""
-    for member in archive.infolist():
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise CheckpointError(f"{file}: {member.filename} is compressed, which no saved model is; it is refused")
-
-
-def _json(archive: zipfile.ZipFile, file: str) -> dict[str, Any]:
-    if archive.getinfo("data").file_size > LARGEST_JSON:
-        raise CheckpointError(f"{file}: its data has more than {LARGEST_JSON} bytes; it is refused")
-    try:
-        stored = json.loads(archive.read("data"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its data is not JSON ({error}); use another copy") from error
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{file}: its data is no JSON object; use another copy")
-    return stored
-
-
-def _tensors(data: bytes, member: str, file: str) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(BytesIO(data)) as archive:
-            _check_stored(archive, file)
-        state: dict[str, Any] = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch raises of every kind on a damaged file
-        raise CheckpointError(f"{file}: {member} holds no plain tensors ({error}); use another copy") from error
-    return state
 
 
 def _recognised(name: str, field: Mapping[str, Any]) -> Any:
@@ -260,12 +245,13 @@ def _built(
     data: Mapping[str, Any],
     venv: VecEnv | None,
     parameters: Mapping[str, Any],
+    bounded: bool,
 ) -> "RecurrentPPO":
     from agents.ppo import RecurrentPPO
 
     n_weights = sum(tensor.numel() for tensor in parameters["policy"].values())
     try:
-        with parameter_budget(2 * n_weights + 2**16, file):
+        with registered_only(), building(n_weights, file, bounded=bounded):
             model = RecurrentPPO(policy, None, device=device, _init_setup_model=False)
             vars(model).update({attribute_name(name): value for name, value in settings.items()})
             model.observation_space, model.action_space = observation_space, action_space

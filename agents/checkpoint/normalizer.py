@@ -4,6 +4,8 @@ An agent that learned from normalised observations is blind without the statisti
 it. Axes: B environments.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +20,35 @@ from agents.checkpoint.values import Decoder
 
 FRESH_COUNT = RunningMeanStd().count
 SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+
+
+class RestoredNormalizer(VecNormalize):
+    """The normalizer that came with a saved agent, around an environment that was given without one.
+
+    While the agent learns it is what it was in training. At all other times it shows observations as the agent knows
+    them, gives the true rewards, and its statistics stand still: who looks at the environment need not know of it.
+    """
+
+    def __init__(self, venv: VecEnv, **settings: Any) -> None:
+        super().__init__(venv, **settings)
+        self.learns_with = {"training": self.training, "norm_reward": self.norm_reward}
+        self._rest()
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """The agent learns inside."""
+        vars(self).update(self.learns_with)
+        try:
+            yield
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        self.training = self.norm_reward = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """In a file of Stable-Baselines3's it is an ordinary normalizer."""
+        return {**super().__getstate__(), **self.learns_with}
 
 
 class Moments(NamedTuple):
@@ -61,6 +92,8 @@ class NormalizerState:
     def of(cls, wrapper: VecNormalize) -> "NormalizerState":
         """A copy of a wrapper's state."""
         settings = {name: getattr(wrapper, name) for name in SETTINGS}
+        if isinstance(wrapper, RestoredNormalizer):
+            settings |= wrapper.learns_with
         return cls(
             settings=settings,
             observation_space=wrapper.venv.observation_space,
@@ -96,13 +129,14 @@ class NormalizerState:
             )
             if set(state.settings) != set(SETTINGS) or not isinstance(state.observation_space, spaces.Space):
                 raise ValueError(f"expected the settings {', '.join(SETTINGS)}")
+            _check_settings(state.settings)
             _check_moments(state)
         except MALFORMED as error:
             raise CheckpointError(f"{file}: the normaliser cannot be understood ({error}); use another copy") from error
         return state
 
-    def wrap(self, venv: VecEnv) -> VecNormalize:
-        """``venv`` in a new ``VecNormalize`` with these settings and statistics.
+    def wrap(self, venv: VecEnv) -> RestoredNormalizer:
+        """``venv`` in a new normalizer with these settings and statistics, at rest.
 
         Raises:
             CheckpointError: its observations are not of the kind that were normalised.
@@ -114,7 +148,7 @@ class NormalizerState:
                 "in VecNormalize yourself, where it belongs among the other wrappers"
             )
         try:
-            wrapper = VecNormalize(venv, **self.settings)
+            wrapper = RestoredNormalizer(venv, **self.settings)
         except MALFORMED as error:
             raise CheckpointError(
                 f"no VecNormalize can be made with the saved settings {self.settings}: {error}"
@@ -193,6 +227,16 @@ def _statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
 
 def _described(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{key or 'of shape'} {shape}" for key, shape in shapes.items()) or "not at all"
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    keys = settings["norm_obs_keys"]
+    if not (keys is None or (isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys))):
+        raise ValueError(f"norm_obs_keys {keys!r}")
+    for name, value in settings.items():
+        switch = name in ("training", "norm_obs", "norm_reward")
+        if name != "norm_obs_keys" and not isinstance(value, bool if switch else int | float | np.number):
+            raise ValueError(f"{name} is {value!r}")
 
 
 def _check_moments(state: NormalizerState) -> None:

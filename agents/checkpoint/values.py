@@ -2,8 +2,9 @@
 
 What can be told in JSON is; tuples, NumPy scalars, infinities, dtypes, spaces and schedules get an object with one key
 that starts with ``$``. Arrays and tensors go to safetensors and leave their name behind. Classes are stored by their
-name in a fixed list (:func:`known_classes`): reading never imports anything and never calls anything else. A class or
-function of the user's own leaves its ``module:name`` behind, for the message that asks for it.
+name in a fixed list (:func:`known_classes`): reading never imports anything and never calls anything else. A schedule
+that is a function is kept as a table of its values. A class or other function of the user's own leaves its
+``module:name`` behind, for the message that asks for it.
 """
 
 import functools
@@ -24,19 +25,26 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 
+from agents.checkpoint.budget import Budget
 from agents.checkpoint.container import MALFORMED, CheckpointError
+from agents.checkpoint.schedules import TableSchedule, sampled
 from agents.encoders import ENCODERS
 from agents.memory import MEMORIES
 
-LARGEST_OBSERVATION = 2**28  # entries of one Box, Discrete excepted; more is taken for a forged file
+BYTES_A_COPY = 2**14  # what the copy of a tensor is counted as beside its numbers: many small ones take their time
 
-# "module:Class" in a setting is imported where it is used (agents.memory.memory_class), so no file may hold one.
-IMPORTED_NAME = re.compile(r"\s*[A-Za-z_][\w.]*:[A-Za-z_][\w.]*\s*")
+MEMORY = "policy_kwargs.memory"  # the one setting in which a string may stand for a class
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")  # settings that may be functions of the progress
 
 SCHEDULES: dict[str, tuple[type, tuple[str, ...]]] = {
     "ConstantSchedule": (ConstantSchedule, ("val",)),
     "LinearSchedule": (LinearSchedule, ("start", "end", "end_fraction")),
+    "TableSchedule": (TableSchedule, ("progress", "values")),
 }
+
+
+class NotGiven(CheckpointError):
+    """A file names a class or function that only its user can hand over."""
 
 
 def known_classes() -> dict[str, dict[str, type]]:
@@ -52,6 +60,10 @@ def known_classes() -> dict[str, dict[str, type]]:
     }
 
 
+def _torch_dtypes() -> dict[str, torch.dtype]:
+    return {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+
+
 @functools.cache
 def _classes_in(module: Any, base: type) -> dict[str, type]:
     return {name: cls for name, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, base)}
@@ -63,12 +75,15 @@ class Encoder:
     Args:
         subject: what is being saved, for messages.
 
+    ``named`` holds what was kept by its name alone, by its place.
+
     Raises (from :meth:`encode`):
         CheckpointError: a value is of a kind that a file of data cannot hold; the message names its place.
     """
 
     def __init__(self, subject: str) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.named: dict[str, str] = {}
         self._subject = subject
         self._shared: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
         self._names = {cls: [kind, name] for kind, known in known_classes().items() for name, cls in known.items()}
@@ -81,12 +96,30 @@ class Encoder:
         if type(value) is float:
             return value if math.isfinite(value) else {"$float": repr(value)}
         if type(value) in (str, np.str_):
-            return {"$custom": str(value)} if _is_imported(value, where) else str(value)
+            return self._by_name(value, where) if where == MEMORY and value not in MEMORIES else str(value)
         if type(value) is list:
             return self._items(value, where)
         if isinstance(value, Mapping) and not isinstance(value, spaces.Space):
             return self._mapping(value, where)
         return self._tagged(value, where)
+
+    def attempt(self, value: Any, where: str) -> Any:
+        """The same, for a value that need not be kept: ``LookupError`` where it is no data, and nothing of it stays."""
+        tensors, named = dict(self.tensors), dict(self.named)
+        try:
+            encoded = self.encode(value, where)
+        except (CheckpointError, RecursionError) as error:
+            self.tensors, self.named = tensors, named
+            raise LookupError(where) from error
+        if len(self.named) > len(named):
+            self.tensors, self.named = tensors, named
+            raise LookupError(where)
+        return encoded
+
+    def _by_name(self, value: Any, where: str) -> dict[str, Any]:
+        name = str(value) if isinstance(value, str) else custom_name(value)
+        self.named[where] = name
+        return {"$custom": name}
 
     def _numpy_scalar(self, value: Any, where: str) -> dict[str, Any]:
         exact = {"b": bool, "i": int, "u": int, "f": float}
@@ -123,12 +156,14 @@ class Encoder:
             return {"$path": os.fspath(value)}
         if isinstance(value, spaces.Space):
             return {"$space": self._space(value, where)}
-        if isinstance(value, FloatSchedule | ConstantSchedule | LinearSchedule):
+        if isinstance(value, FloatSchedule | ConstantSchedule | LinearSchedule | TableSchedule):
             return self._schedule(value, where)
         if inspect.isclass(value) and value in self._names:
             return {"$class": self._names[value]}
+        if where in SCHEDULED and callable(value) and (table := sampled(value)) is not None:
+            return self._schedule(table, where)
         if callable(value):
-            return {"$custom": custom_name(value)}
+            return self._by_name(value, where)
         raise self._refusal(value, where)
 
     def _schedule(self, schedule: Any, where: str) -> dict[str, Any]:
@@ -137,7 +172,8 @@ class Encoder:
         for name, (cls, fields) in SCHEDULES.items():
             if type(schedule) is cls:
                 return {"$schedule": [name, [self.encode(getattr(schedule, field), where) for field in fields]]}
-        return {"$custom": custom_name(schedule)}
+        table = sampled(schedule)
+        return self._by_name(schedule, where) if table is None else self._schedule(table, where)
 
     def _space(self, space: spaces.Space[Any], where: str) -> dict[str, Any]:
         if isinstance(space, spaces.Box):
@@ -211,6 +247,7 @@ class Decoder:
         subject: the file, for messages.
         custom: gives the object that the user wants at a place, in place of what is stored there, or raises
             ``KeyError``. It is told the place and whether a class or function of some name stands there.
+        budget: what decoding may cost; by default that of a file of these tensors.
 
     ``used`` holds the names of the tensors that were asked for.
     """
@@ -220,12 +257,14 @@ class Decoder:
         tensors: Mapping[str, Tensor],
         subject: str,
         custom: Callable[[str, bool], Any] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.used: set[str] = set()
         self._tensors = tensors
         self._subject = subject
         self._custom = custom
         self._classes = known_classes()
+        self._budget = budget or Budget(subject)
 
     def decode(self, value: Any, where: str = "") -> Any:
         """The value for a piece of JSON.
@@ -243,16 +282,15 @@ class Decoder:
             ) from error
 
     def _decode(self, value: Any, where: str) -> Any:
+        unknown = where == MEMORY and isinstance(value, str) and value not in MEMORIES
         if self._custom is not None and where:
+            names_something = unknown or (isinstance(value, dict) and bool({"$custom", "$class"} & value.keys()))
             try:
-                return self._custom(where, isinstance(value, dict) and bool({"$custom", "$class"} & value.keys()))
+                return self._custom(where, names_something)
             except KeyError:
                 pass
-        if isinstance(value, str) and _is_imported(value, where):
-            raise CheckpointError(
-                f"{self._subject}: {where} is {value!r}, the name of something to import, which no file may ask for; "
-                "it is refused"
-            )
+        if unknown:
+            self._own(value, where)
         if isinstance(value, list):
             return self._items(value, where)
         if not isinstance(value, dict):
@@ -287,8 +325,11 @@ class Decoder:
     def _tensor(self, name: Any, where: str) -> Tensor:
         if name not in self._tensors:
             raise CheckpointError(f"{self._subject}: the tensor {name!r} for {where} is missing; use another copy")
-        # What was one in memory need not be so any more: each place gets a tensor of its own.
-        tensor = self._tensors[name].clone() if name in self.used else self._tensors[name]
+        tensor = self._tensors[name]
+        if name in self.used:  # what was one in memory need not be so any more: each place gets a tensor of its own
+            size = tensor.numel() * tensor.element_size()
+            self._budget.take(size + BYTES_A_COPY, f"{where}, a copy of what is elsewhere,")
+            tensor = tensor.clone()
         self.used.add(name)
         return tensor
 
@@ -299,7 +340,7 @@ class Decoder:
         kind, name = value
         known = self._classes.get(kind, {})
         if name not in known:
-            raise CheckpointError(
+            raise NotGiven(
                 f"{self._subject}: {where} is the class {name!r} of {kind!r}, which is not known here "
                 f"(known: {', '.join(sorted(known)) or 'none'}); upgrade, register it, or pass "
                 f"custom_objects={{{_last(where)!r}: ...}}"
@@ -311,17 +352,20 @@ class Decoder:
         cls, fields = SCHEDULES[name]
         if len(arguments) != len(fields):
             raise ValueError(f"{name} takes {', '.join(fields)}")
-        return cls(*(_number(self._decode(argument, "")) for argument in arguments))
+        decoded = [self._decode(argument, "") for argument in arguments]
+        return cls(*(decoded if cls is TableSchedule else map(_number, decoded)))
 
     def _own(self, name: Any, where: str) -> Any:
-        raise CheckpointError(
-            f"{self._subject}: {where} is {str(name)!r}, not a part of this package, and loading never imports "
+        known = f" (there are {', '.join(MEMORIES)})" if where == MEMORY else ""
+        raise NotGiven(
+            f"{self._subject}: {where} is {str(name)!r}, not a part of this package{known}, and loading never imports "
             f"anything for a file. Pass it yourself: load(..., custom_objects={{{_last(where)!r}: {_variable(name)}}})"
         )
 
     def _space(self, value: Any, where: str) -> spaces.Space[Any]:
         described = _checked(value, dict)
         kind = described["kind"]
+        self._budget.take_space((), where)
         if kind == "Box":
             return self._box(described, where)
         if kind == "Discrete":
@@ -332,10 +376,11 @@ class Decoder:
         if kind == "MultiDiscrete":
             dtype = _numeric_dtype(described["dtype"])
             nvec, start = np.array(described["nvec"], dtype), np.array(described["start"], dtype)
+            self._budget.take_space(nvec.shape, where)
             return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
         if kind == "MultiBinary":
             n = [_checked(size, int) for size in described["n"]]
-            _check_size(n)
+            self._budget.take_space(n, where)
             return spaces.MultiBinary(n[0] if described["flat"] else n)
         if kind == "Dict":
             return spaces.Dict(
@@ -347,7 +392,7 @@ class Decoder:
 
     def _box(self, described: Mapping[str, Any], where: str) -> spaces.Box:
         shape = tuple(_checked(size, int) for size in described["shape"])
-        _check_size(shape)
+        self._budget.take_space(shape, where)
         dtype = _numeric_dtype(described["dtype"])
         low, high = (
             np.broadcast_to(np.asarray(self._decode(described[side], ""), dtype), shape).copy()
@@ -395,10 +440,6 @@ def _last(where: str) -> str:
     return where.rpartition(".")[2]
 
 
-def _is_imported(text: str, where: str) -> bool:
-    return where.startswith("policy_kwargs.") and IMPORTED_NAME.fullmatch(text) is not None
-
-
 def _variable(name: Any) -> str:
     """A class name to show in a message, from ``module:Class``."""
     last = re.split(r"[:.]", str(name))[-1]
@@ -425,12 +466,4 @@ def _numeric_dtype(name: Any) -> np.dtype[Any]:
 
 
 def _torch_dtype(name: Any) -> torch.dtype:
-    dtype = getattr(torch, _checked(name, str), None)
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{name!r} is no dtype of torch")
-    return dtype
-
-
-def _check_size(shape: Any) -> None:
-    if any(size < 0 for size in shape) or math.prod(shape) > LARGEST_OBSERVATION:
-        raise ValueError(f"a space of shape {tuple(shape)} has more than {LARGEST_OBSERVATION} entries or is no shape")
+    return _torch_dtypes()[_checked(name, str)]

@@ -6,7 +6,9 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from agents.memory.attention import AttentionMemory
@@ -31,6 +33,7 @@ __all__ = [
     "State",
     "make_memory",
     "memory_class",
+    "registered_only",
 ]
 
 MEMORIES: dict[str, type[Memory]] = {
@@ -43,6 +46,19 @@ MEMORIES: dict[str, type[Memory]] = {
     "attention": AttentionMemory,
     "none": NoMemory,
 }
+
+
+_REGISTERED_ONLY = ContextVar("registered only", default=False)
+
+
+@contextmanager
+def registered_only() -> Iterator[None]:
+    """Inside, a name stands for what is registered under it and for nothing else: what is built comes from a file."""
+    token = _REGISTERED_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _REGISTERED_ONLY.reset(token)
 
 
 def make_memory(memory: str | type[Memory], input_size: int, kwargs: Mapping[str, Any] | None = None) -> Memory:
@@ -64,12 +80,13 @@ def make_memory(memory: str | type[Memory], input_size: int, kwargs: Mapping[str
 def memory_class(memory: str | type[Memory]) -> type[Memory]:
     """The class a name of ``MEMORIES``, ``"module:Class"`` or a class stands for.
 
-    ``"module:Class"`` imports and so runs that module: only for strings from a user's own code or settings, never for
-    one read from a saved file.
+    ``"module:Class"`` imports and so runs that module: only for strings from a user's own code or settings, and never
+    within :func:`registered_only`, as for one read from a saved file.
     """
     cls: Any = memory
     if isinstance(memory, str):
-        cls = _imported(memory) if ":" in memory else _registered(memory)
+        imports = ":" in memory and memory not in MEMORIES and not _REGISTERED_ONLY.get()
+        cls = _imported(memory) if imports else _registered(memory)
     if not (inspect.isclass(cls) and issubclass(cls, Memory)):
         raise TypeError(f"memory must be a name, 'module:Class' or a subclass of agents.memory.Memory; got {memory!r}")
     found: type[Memory] = cls

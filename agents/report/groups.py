@@ -19,6 +19,7 @@ from rich.text import Text
 from agents.evaluation import Interval, interquartile_mean
 from agents.report.records import Record
 from agents.report.statistics import improvement_interval, over_seeds, probability_of_improvement
+from agents.text import printable
 
 Values = NDArray[np.float64]
 
@@ -175,7 +176,7 @@ def table(groups: Sequence[Group]) -> Table:
             name = f"  {run.record.name}" if several else run.record.name
             label = "" if several else f" ({group.label})"
             shown.add_row(
-                Text(f"{name}{label}"),
+                Text(printable(f"{name}{label}")),
                 str(run.seed),
                 number(run.mean),
                 between(run.interval),
@@ -184,7 +185,7 @@ def table(groups: Sequence[Group]) -> Table:
             )
         if several:
             shown.add_row(
-                Text(group.label, style="bold"),
+                Text(printable(group.label), style="bold"),
                 f"{len(group.scores)} seeds",
                 f"[bold]{number(group.mean)}[/bold]",
                 between(group.interval),

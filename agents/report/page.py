@@ -5,11 +5,11 @@ load anything, whatever is in it.
 """
 
 import base64
+import html
 import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from agents.report import data
 from agents.report.groups import Group, Scored, between, differences, flattened, improvements, number
 from agents.report.records import Curve, Insight, Record
 from agents.report.statistics import aligned, curve_over_seeds
+from agents.text import printable
 
 RETURN = "rollout/ep_rew_mean"
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "sb3-contrib", "numpy")
@@ -76,6 +77,11 @@ def write_once(path: Path, text: str) -> None:
     """
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """Text that is not ours, for a page: nothing in it is an element, a line separator or a control character."""
+    return html.escape(printable(text), quote)
 
 
 # The page around it
@@ -274,7 +280,8 @@ def _settings(settings: Mapping[str, Any]) -> str:
 def _versions(versions: Mapping[str, Any]) -> str:
     if not versions:
         return _absent("versions.json is missing.")
-    packages = versions.get("packages", {})
+    packages = versions.get("packages")
+    packages = packages if isinstance(packages, dict) else {}
     lower = {name.lower(): version for name, version in packages.items()}
     rows = [(name, _plain(versions[name])) for name in versions if name != "packages"]
     rows += [(name, lower[name]) for name in PACKAGES if name in lower]

@@ -4,9 +4,11 @@ Nothing here fails on a run that is young, broken off or damaged: what cannot be
 """
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from agents.run_directory import RunDirectory
 
 Values = NDArray[np.float64]
+
+LARGEST_FINDING = 2**25  # bytes of a file that a page shows
 
 
 class Curve(NamedTuple):
@@ -84,7 +88,7 @@ class Record:
         found = (path for path in (self.run.path / "evaluations").glob("*.json") if "ablation" not in path.stem)
         files = sorted(found, key=lambda path: path.stat().st_mtime_ns)
         contents = [content for path in files if isinstance(content := _json(path), dict)]
-        return [each for each in contents if isinstance(each.get("return"), dict) and each.get("returns")]
+        return [each for each in contents if _is_evaluation(each)]
 
     def insights(self) -> list[Insight]:
         """Ablations and what insight/ holds, JSON and PNG."""
@@ -109,16 +113,40 @@ def _bounds(row: Mapping[str, float]) -> dict[str, float]:
     return {"low": row["mean_reward"] - half, "high": row["mean_reward"] + half}
 
 
+def _is_evaluation(content: Mapping[str, Any]) -> bool:
+    """Whether what a table shows of an evaluation is there, and numbers."""
+    told, returns = content.get("return"), content.get("returns")
+    figures = ("mean", "interquartile_mean", "median", "min", "max")
+    return (
+        isinstance(told, dict)
+        and all(_is_number(told.get(name)) for name in figures)
+        and all(_is_span(told.get(f"{name}_interval")) for name in figures)
+        and (content.get("success_rate") is None or _is_number(content["success_rate"]))
+        and isinstance(returns, list)
+        and len(returns) > 0
+        and all(map(_is_number, returns))
+    )
+
+
+def _is_span(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     """Rows of a CSV file, which may be growing: its last line may be cut off and is left out then."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    for row in csv.DictReader(whole):
-        if None not in row and None not in row.values():
-            yield row
+    whole = text[: text.rfind("\n") + 1]
+    with suppress(csv.Error):
+        for row in csv.DictReader(io.StringIO(whole, newline="")):
+            if None not in row and None not in row.values():
+                yield row
 
 
 def _number(text: Any) -> float | None:
@@ -131,14 +159,16 @@ def _number(text: Any) -> float | None:
 
 def _json(path: Path) -> Any:
     try:
+        if path.stat().st_size > LARGEST_FINDING:
+            return None
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def _png(path: Path) -> bytes | None:
     try:
-        content = path.read_bytes()
+        content = b"" if path.stat().st_size > LARGEST_FINDING else path.read_bytes()
     except OSError:
         return None
     return content if content.startswith(b"\x89PNG\r\n\x1a\n") else None

@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+import inspect
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -11,6 +13,7 @@ import resource
 import signal
 import stat
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,16 +25,24 @@ import pytest
 import safetensors.torch
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+    unwrap_vec_normalize,
+)
 from torch import nn
 
 from agents import RecurrentA2C, RecurrentPPO
 from agents.checkpoint import (
     CheckpointError,
     SavedAgent,
+    capture_algorithm,
     check_parameters,
     container,
     load_algorithm,
@@ -40,9 +51,11 @@ from agents.checkpoint import (
     read_parameters,
     save_algorithm,
 )
+from agents.checkpoint.normalizer import Moments
 from agents.checkpoint.values import Decoder, Encoder
 from agents.memory import MEMORIES, Memory
 from agents.memory.core import NoMemory
+from agents.player import Player
 from agents.policy import RecurrentActorCriticPolicy
 from tests.agents.probe_envs import (
     ACTION_SPACES,
@@ -185,7 +198,7 @@ def test_every_setting_that_was_not_left_at_its_default_comes_back(cls: Any) -> 
         )
         settings.update(refresh_states=True, burn_in=3)
     model = cls("RecurrentPolicy", clocks("gsde"), device="cpu", **settings)
-    again = loaded(model)
+    again = loaded(model, tensorboard_log="logs")
     for name in settings:
         attribute = "_stats_window_size" if name == "stats_window_size" else name
         one, other = getattr(model, attribute), getattr(again, attribute)
@@ -281,11 +294,12 @@ def test_a_file_holds_json_and_safetensors_and_no_pickle(file: Path) -> None:
         names = archive.namelist()
         for name in names:
             data = archive.read(name)
-            json.loads(data) if name.endswith(".json") else safetensors.torch.load(data)
+            json.loads(data) if name.endswith(".json") or name == "data" else safetensors.torch.load(data)
             with pytest.raises((pickle.UnpicklingError, ValueError, KeyError, EOFError, IndexError)):
                 pickle.loads(data)
     assert sorted(names) == [
         "agent.json",
+        "data",
         "manifest.json",
         "policy.optimizer.safetensors",
         "policy.safetensors",
@@ -665,8 +679,10 @@ def test_a_class_of_ones_own_is_saved_by_name_and_asked_for(name: str) -> None:
     model = with_own(**{name: OWN[name]})
     asked = rf"policy_kwargs\.{name} is 'tests\.agents\.test_checkpoint:{OWN[name].__name__}'.*never imports"
     remedy = rf"load\(\.\.\., custom_objects={{'{name}': {OWN[name].__name__}}}\)"
+    with pytest.warns(UserWarning, match=rf"saved, but of policy_kwargs\.{name} .*holds the name alone"):
+        saved(model)
     with pytest.raises(CheckpointError, match=f"{asked}.*{remedy}"):
-        loaded(model)
+        loaded(model, clocks())
     for given in ({"custom_objects": {name: OWN[name]}}, {"policy_kwargs": model.policy_kwargs}):
         again = loaded(model, **given)
         assert again.policy_kwargs[name] is OWN[name]
@@ -683,15 +699,95 @@ def test_a_policy_of_ones_own_is_saved_by_name_and_asked_for() -> None:
     assert type(loaded(model, policy_class=OwnPolicy).policy) is OwnPolicy
 
 
+def linear(progress: float) -> float:
+    return 3e-4 * progress
+
+
+def stepped(progress: float) -> float:
+    return 0.2 if progress > 0.3 else 0.05
+
+
+def warmed_up(progress: float) -> float:
+    return 1e-3 * min((1 - progress) / 0.07, 1.0)
+
+
+def cosine(progress: float) -> float:
+    return 0.5 * 2e-4 * (1 - math.cos(math.pi * progress))
+
+
+def falling(progress: float) -> Any:
+    return np.float32(1e-2) * np.exp(-5 * (1 - progress))
+
+
+@pytest.mark.parametrize("schedule", [linear, stepped, warmed_up, cosine, falling, lambda progress: 0.1])
+def test_a_schedule_that_is_a_function_is_kept_as_data(schedule: Any) -> None:
+    """To a millionth of its largest value, everywhere but within 1e-6 of a jump; a straight line to the last bits."""
+    kept = loaded(small_ppo(clocks(), learning_rate=schedule, clip_range=schedule))
+    again = loaded(kept)
+    progress = [*np.random.default_rng(0).random(2000), 0.0, 1.0]
+    expected = np.array([float(schedule(float(p))) for p in progress])
+    far = abs(np.array(progress) - 0.3) > 1e-6
+    for function in (kept.lr_schedule, kept.clip_range, again.lr_schedule, again.clip_range):
+        found = np.array([function(float(p)) for p in progress])
+        precision = 1e-15 if schedule is linear else 1e-6
+        assert abs(found - expected)[far].max() <= precision * expected.max()
+
+
+def test_a_schedule_that_is_a_function_is_learned_on_with() -> None:
+    model = small_ppo(clocks(), learning_rate=linear, clip_range=stepped).learn(24)
+    again = loaded(model, clocks()).learn(24)
+    assert again.policy.optimizer.param_groups[0]["lr"] == linear(again._current_progress_remaining)
+
+
+def drawing_lots() -> Any:
+    rng = np.random.default_rng(0)
+    return lambda progress: float(rng.random())
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range"])
-def test_a_schedule_of_ones_own_is_saved_by_name_and_asked_for(name: str) -> None:
-    model = small_ppo(clocks(), "lstm", **{name: own_schedule})
-    with pytest.raises(
-        CheckpointError, match=rf"{name} is '.*:own_schedule'.*custom_objects={{'{name}': own_schedule}}"
-    ):
-        loaded(model)
-    assert loaded(model, custom_objects={name: own_schedule}).num_timesteps == 0
-    assert loaded(model, **{name: 0.1}).num_timesteps == 0
+def test_a_schedule_that_is_no_function_of_progress_alone_is_asked_for_to_learn_on(name: str) -> None:
+    model = small_ppo(clocks(), "lstm", **{name: drawing_lots()})
+    with pytest.warns(UserWarning, match=rf"saved, but of {name} .*holds the name alone.*'{name}': \.\.\."):
+        file = saved(model)
+    with pytest.raises(CheckpointError, match=rf"{name} is '.*drawing_lots.*custom_objects={{'{name}': "):
+        load_algorithm(RecurrentPPO, file, clocks(), device="cpu")
+    again = load_algorithm(RecurrentPPO, file, device="cpu")
+    observation = np.ones((2, 3), np.float32)
+    assert_equal(again.predict(observation, deterministic=True), model.predict(observation, deterministic=True))
+    again.set_env(clocks())
+    with pytest.raises(ValueError, match=f"loaded to act: its file only names its {name}.*'{name}': "):
+        again.learn(24)
+    with pytest.raises(CheckpointError, match=f"loaded to act, without {name}"):
+        saved(again)
+    for given in ({"custom_objects": {name: own_schedule}}, {name: 0.1}):
+        load_algorithm(RecurrentPPO, file, clocks(), device="cpu", **given).learn(24)
+
+
+def test_an_agent_acts_without_its_optimizer() -> None:
+    model = with_own(optimizer_class=OwnAdam).learn(24)
+    again = loaded(model)
+    assert_equal(dict(again.policy.state_dict()), dict(model.policy.state_dict()))
+    again.set_env(clocks())
+    with pytest.raises(ValueError, match="only names its optimizer_class"):
+        again.learn(24)
+    Player.load(saved(model)).act(np.ones(3, np.float32))
+
+
+OPTIMIZERS = {
+    name: cls
+    for name, cls in vars(torch.optim).items()
+    if inspect.isclass(cls)
+    and issubclass(cls, torch.optim.Optimizer)
+    # These need a closure, sparse gradients or matrices alone, and so cannot train such an agent.
+    and name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_torch_comes_back_with_its_state(name: str) -> None:
+    model = small_ppo(clocks(), policy_kwargs=dict(optimizer_class=OPTIMIZERS[name])).learn(48)
+    assert_same_weights(model, loaded(model))
+    assert_same_run(*going_on(model, 24))
 
 
 def test_a_memory_named_by_its_module_is_never_imported_for_a_file() -> None:
@@ -725,11 +821,94 @@ def test_an_algorithm_of_ones_own_keeps_its_settings_and_what_it_includes() -> N
     model.diary["seen"] = (3, 4)
     again = load_algorithm(Shy, saved(model, include=["diary"]), device="cpu")
     assert (again.courage, again.diary) == (0.75, {"seen": (3, 4)})
-    assert load_algorithm(Shy, saved(model), device="cpu").diary == {"seen": (1, 2)}
+    assert load_algorithm(Shy, saved(model), device="cpu").diary == {"seen": (3, 4)}
+    assert load_algorithm(Shy, saved(model, exclude=["diary"]), device="cpu").diary == {"seen": (1, 2)}
+    both = saved(model, exclude=["diary", "courage"], include=["diary"])
+    assert load_algorithm(Shy, both, device="cpu").diary == {"seen": (3, 4)}
     plain = small_ppo(clocks(), "lstm")
     assert load_algorithm(Shy, saved(plain), device="cpu").courage == 0.5
     excluded = load_algorithm(Shy, saved(model, exclude=["courage"]), device="cpu")
     assert excluded.courage == 0.5
+
+
+def test_what_a_user_put_on_an_agent_is_kept_or_named() -> None:
+    model = small_ppo(clocks(), "lstm", cls=Shy)
+    model.notes, model.scores, model.lookup = ["a", 1], np.arange(3.0), {(1, 2): torch.ones(2)}
+    model.probe, model.helper, model.diary = Opaque(), own_schedule, {"graph": [Opaque()]}
+    with pytest.warns(UserWarning, match="the attributes diary, helper, probe are no data and are not in it"):
+        file = saved(model)
+    again = load_algorithm(Shy, file, device="cpu")
+    assert_equal([again.notes, again.scores, again.lookup], [model.notes, model.scores, model.lookup])
+    assert not hasattr(again, "probe")
+    assert again.diary == {"seen": (1, 2)}
+
+
+@pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
+def test_an_agent_to_which_nobody_added_anything_has_nothing_of_the_users(cls: Any) -> None:
+    """An attribute that the package itself keeps belongs to OWN_ATTRIBUTES or _excluded_save_params."""
+    model = small_ppo(VecNormalize(clocks()), cls=cls).learn(24)
+    for each in (model, loaded(model), loaded(model, clocks()).learn(24)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            captured = capture_algorithm(each)
+        assert captured.agent["extras"] == {}
+        assert captured.not_kept == ()
+
+
+def test_a_file_does_not_say_where_to_write(tmp_path: Path) -> None:
+    model = small_ppo(clocks(), tensorboard_log=str(tmp_path / "logs"))
+    with pytest.warns(UserWarning, match="tensorboard_log=.*is not taken from a file"):
+        loaded(model, clocks()).learn(24)
+    assert list(tmp_path.iterdir()) == []
+    loaded(model, clocks(), tensorboard_log=str(tmp_path / "others")).learn(24)
+    assert [path.name for path in tmp_path.iterdir()] == ["others"]
+
+
+def test_weights_that_are_not_finite_are_told(trained: Model) -> None:
+    model = loaded(trained)
+    with torch.no_grad():
+        model.policy.action_net.bias[0] = math.nan
+    for load in (lambda file: load_algorithm(RecurrentPPO, file, device="cpu"), Player.load):
+        with pytest.warns(UserWarning, match=r"the weights action_net\.bias are not finite"):
+            load(saved(model))
+
+
+def test_a2c_takes_the_policy_kwargs_that_it_was_made_with() -> None:
+    original = dict(memory="gru", memory_kwargs=dict(hidden_size=4))
+    model = RecurrentA2C("RecurrentPolicy", clocks(), device="cpu", policy_kwargs=dict(original), rms_prop_eps=1e-3)
+    again = loaded(model, policy_kwargs=original)
+    assert again.policy_kwargs == model.policy_kwargs
+    assert again.policy.optimizer.param_groups[0]["eps"] == 1e-3
+    with pytest.raises(CheckpointError, match="do not equal"):
+        loaded(model, policy_kwargs={**original, "net_arch": [3]})
+
+
+def test_tools_that_look_for_a_summary_find_one(trained: Model, file: Path, tmp_path: Path) -> None:
+    """``huggingface_sb3.package_to_hub`` extracts the zip and reads ``data`` as JSON."""
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(tmp_path / "extracted")
+    summary = json.loads((tmp_path / "extracted" / "data").read_text())
+    assert summary["algorithm"] == "RecurrentPPO"
+    assert summary["settings"]["n_steps"] == trained.n_steps
+
+
+def test_a_file_of_the_first_format_loads() -> None:
+    """It was written by the version in which files came up, trained with a normalizer for 32 steps."""
+    file = Path(__file__).parents[1] / "data" / "agent_of_version_1.zip"
+    observation = np.array([[0.25, 0.5, 0.125], [1, 0, 0]], np.float32)
+    state, actions = None, []
+    model: Any = RecurrentPPO.load(file, device="cpu")
+    for t in range(4):
+        starts = np.array([t == 0, t in (0, 2)])
+        action, state = model.predict(observation * t, state, starts, deterministic=True)
+        actions.append(action.tolist())
+    assert actions == [[2, 2], [2, 2], [2, 2], [2, 1]]
+    sums = [part.detach().sum().item() for part in list(model.policy.parameters())[:2]]
+    assert sums == pytest.approx([-7.377981, -0.039573], abs=1e-5)
+    with pytest.warns(UserWarning, match="tensorboard_log='logs'"):
+        again = RecurrentPPO.load(file, clocks(n_envs=2), device="cpu", force_reset=False)
+    assert again.learn(32, reset_num_timesteps=False).num_timesteps == 64
+    Player.load(file).act(observation[0])
 
 
 # The normaliser travels with the agent
@@ -749,8 +928,10 @@ def test_a_bare_environment_is_wrapped_with_statistics_and_settings() -> None:
     wrapper = loaded(model, clocks(n_envs=2)).get_vec_normalize_env()
     assert_equal(moments(wrapper), moments(model.get_vec_normalize_env()))
     assert (wrapper.clip_obs, wrapper.clip_reward, wrapper.gamma, wrapper.epsilon) == (2.0, 3.0, 0.5, 1e-3)
-    assert wrapper.training is True
-    assert wrapper.norm_reward is True
+    assert (wrapper.training, wrapper.norm_reward) == (False, False)
+    with wrapper.learning():
+        assert (wrapper.training, wrapper.norm_reward) == (True, True)
+    assert normalizer_state(loaded(model, clocks(n_envs=2))).settings == normalizer_state(model).settings
 
 
 def test_the_statistics_are_copies(trained: Model) -> None:
@@ -842,6 +1023,49 @@ def test_the_statistics_normalise_as_the_wrapper_does(trained: Model) -> None:
     observation = np.array([[0.5, 40.0, -3.0]], dtype=np.float32)
     expected = trained.get_vec_normalize_env().normalize_obs(observation)
     assert_equal(state.normalize(observation), expected)
+
+
+def true_returns(env: Any, index: int, first: int = 0) -> list[float]:
+    """Of the episodes that ended in one of the environments, from a step on."""
+    totals = [0.0]
+    for rewards, dones in zip(env.rewards[first:], env.dones[first:], strict=True):
+        totals[-1] += float(rewards[index])
+        if dones[index]:
+            totals.append(0.0)
+    return totals[:-1]
+
+
+def test_who_looks_at_a_loaded_agents_environment_sees_true_rewards_and_moves_nothing() -> None:
+    model = small_ppo(normalized_clocks(), "lstm").learn(64)
+    bare = clocks(n_envs=2)
+    again = loaded(model, bare)
+    before = copy.deepcopy(moments(again.get_vec_normalize_env()))
+    again.get_env().reset()
+    for _ in range(9):
+        _, rewards, _, _ = again.get_env().step(np.zeros(2, dtype=int))
+        np.testing.assert_array_equal(rewards, bare.rewards[-1])
+    first = len(bare.rewards)
+    mean, _ = evaluate_policy(again, again.get_env(), n_eval_episodes=6, warn=False)
+    assert mean == pytest.approx(np.mean([true_returns(bare, i, first)[:3] for i in range(2)]), abs=1e-4)
+    assert_equal(moments(again.get_vec_normalize_env()), before)
+    again.learn(32)
+    with pytest.raises(AssertionError):
+        assert_equal(moments(again.get_vec_normalize_env()), before)
+    at_rest = copy.deepcopy(moments(again.get_vec_normalize_env()))
+    evaluate_policy(again, again.get_env(), n_eval_episodes=2, warn=False)
+    assert_equal(moments(again.get_vec_normalize_env()), at_rest)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_callback_that_evaluates_on_plain_environments_works_after_loading(normalized: bool) -> None:
+    model = small_ppo(normalized_clocks(norm_obs=normalized), "lstm").learn(32)
+    again, bare = loaded(model, clocks(n_envs=2)), clocks(n_envs=1)
+    evaluation = EvalCallback(bare, eval_freq=4, n_eval_episodes=3, verbose=0)
+    again.learn(32, [CallbackList([evaluation])])
+    assert evaluation.last_mean_reward == pytest.approx(np.mean(true_returns(bare, 0)[-3:]), abs=1e-4)
+    seen, training = (unwrap_vec_normalize(env) for env in (evaluation.eval_env, again.get_env()))
+    assert_equal(Moments.of(seen.ret_rms), Moments.of(training.ret_rms))
+    assert (seen.training, seen.norm_reward) == (False, False)
 
 
 # Where files lie
@@ -1167,10 +1391,13 @@ def policy_kwargs(agent: Any) -> Any:
             lambda agent: policy_kwargs(agent).update(activation_fn={"$class": ["torch.nn", "Nope"]}),
             "'Nope' of 'torch.nn'",
         ),
-        (lambda agent: policy_kwargs(agent).update(memory="os:system"), "which no file may ask for"),
-        (lambda agent: policy_kwargs(agent).update(memory=" os.path:join "), "which no file may ask for"),
+        (lambda agent: policy_kwargs(agent).update(memory="os:system"), "never imports anything"),
+        (lambda agent: policy_kwargs(agent).update(memory=" os.path:join "), "never imports anything"),
         (lambda agent: policy_kwargs(agent).update(memory={"$custom": "os:system"}), "never imports anything"),
-        (lambda agent: policy_kwargs(agent).update(memory="nope"), "no memory is called 'nope'"),
+        (
+            lambda agent: policy_kwargs(agent).update(memory="nope"),
+            "memory is 'nope', not a part of this package .there are rnn, lstm",
+        ),
         (lambda agent: policy_kwargs(agent).update(memory={"$call": "os:system"}), "does not know"),
         (lambda agent: policy_kwargs(agent).update(net_arch={"$tuple": 3}), "cannot be understood"),
         (
@@ -1180,7 +1407,7 @@ def policy_kwargs(agent: Any) -> Any:
         (lambda agent: policy_kwargs(agent).update(net_arch=[10**5, 10**5]), "larger networks than there are"),
         (lambda agent: policy_kwargs(agent).update(net_arch=[5]), "optimizer's state does not fit"),
         (lambda agent: policy_kwargs(agent).update(critic_memory="shared"), "weights do not fit|state does not fit"),
-        (lambda agent: agent["settings"].update(n_steps=10**12), "rollout of 1000000000000 steps"),
+        (lambda agent: agent["settings"].update(n_steps=10**12), "has more than a file may ask for .1024 MiB"),
         (lambda agent: agent["settings"].update(gamma=7.0), "gamma must be between 0 and 1"),
         (lambda agent: agent["settings"].update(predict=1), "RecurrentPPO has no setting predict"),
         (lambda agent: agent["settings"].update(learning_rate={"$schedule": ["eval", []]}), "learning_rate cannot be"),
@@ -1194,7 +1421,7 @@ def policy_kwargs(agent: Any) -> Any:
         (lambda agent: agent.update(algorithm="os"), "was saved by os"),
         (lambda agent: agent.update(policy="os:system"), "policy_class is 'os:system'"),
         (lambda agent: agent.update(observation_space=3), "observation_space is no space"),
-        (lambda agent: agent["observation_space"]["$space"].update(shape=[10**6, 10**6]), "has more than"),
+        (lambda agent: agent["observation_space"]["$space"].update(shape=[10**6, 10**6]), "more than a file may ask"),
         (lambda agent: agent["action_space"]["$space"].update(kind="Exec"), "there is no space 'Exec'"),
         (lambda agent: agent["action_space"]["$space"].update(n=0), "action_space cannot be understood"),
         (lambda agent: agent["parameters"]["policy"].popitem(), "the tensors of policy are not those"),

@@ -272,14 +272,19 @@ def test_a_class_of_ones_own_is_asked_for() -> None:
     assert_same_outputs(theirs, ours)
 
 
-def test_a_schedule_that_is_a_function_is_asked_for() -> None:
-    theirs = trained(learning_rate=lambda progress: 1e-2 * progress)
+@pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
+def test_a_schedule_that_is_a_function_is_asked_for_where_the_agent_is_to_learn(name: str) -> None:
+    """Versions 2.0 to 2.3 pickle even a constant clip range as a function."""
+    theirs = trained(**{name: lambda progress: 1e-2 * progress})
     file = written(theirs)
-    with pytest.raises(CheckpointError, match=r"learning_rate only pickled.*learning_rate=\.\.\..*function"):
-        import_contrib(file, noise(), device="cpu")
-    ours = import_contrib(file, noise(), device="cpu", learning_rate=0.125)
-    assert ours.learning_rate == 0.125
+    with pytest.warns(UserWarning, match=rf"{name} only pickled.*the agent acts.*{name}=\.\.\..*function"):
+        ours = import_contrib(file, noise(), device="cpu")
     assert_same_outputs(theirs, ours)
+    with pytest.raises(ValueError, match=f"only names its {name}"):
+        ours.learn(16)
+    ours = import_contrib(file, noise(), device="cpu", **{name: 0.125})
+    ours.learn(16)
+    assert_same_outputs(theirs, import_contrib(file, noise(), device="cpu", **{name: 0.125}))
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(1e-2, 1e-4, 0.5), ConstantSchedule(1e-3)])
