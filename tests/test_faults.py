@@ -1,6 +1,7 @@
 """Bad input and faults: what is lost is little, what is left is whole, and the message says what to do."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import sys
@@ -163,14 +164,13 @@ def test_an_environment_that_fails_is_started_anew_and_its_episode_cut(
     faults = tmp_path / "faults"
     faults.mkdir()
     (faults / "first").touch()
-    venv = envs.make(
+    venv: Any = envs.make(
         "frailty:Frail-v0",
         2,
         seed=3,
         env_kwargs={"fault": fault, "at": 5, "folder": str(faults)},
         backend=backend,
         workers=2 if backend == "subprocess" else None,
-        timeout=10.0 if fault == "hang" else None,
         max_restarts=1,
         resumable=True,
     )
@@ -180,8 +180,14 @@ def test_an_environment_that_fails_is_started_anew_and_its_episode_cut(
         for _ in range(4):
             observations, _, dones, _ = venv.step(np.zeros(2, np.int64))
             assert not dones.any()
+        venv.step_async(np.zeros(2, np.int64))
+        if fault == "hang":  # the other has answered before the time for the one that never will begins to run
+            multiprocessing.connection.wait(venv._connections)
+            venv._timeout = 0.05
         with pytest.warns(RuntimeWarning, match=r"it was made anew and its episode cut \(1 of at most 1 times\)"):
-            following, rewards, dones, infos = venv.step(np.zeros(2, np.int64))
+            following, rewards, dones, infos = venv.step_wait()
+        if fault == "hang":
+            venv._timeout = None
         assert dones.sum() == 1
         failed, other = int(np.flatnonzero(dones)[0]), int(np.flatnonzero(~dones)[0])
         assert infos[failed]["TimeLimit.truncated"]
@@ -255,7 +261,70 @@ def test_a_run_whose_environment_keeps_failing_is_given_up_and_its_agent_saved(
     assert f"saved the agent as it was before: {run.checkpoint(32)}" in told
 
 
+@pytest.mark.parametrize(
+    ("backend", "how"),
+    [("serial", "sys.exit(0)"), ("subprocess", "sys.exit(0)"), ("serial", "raise KeyboardInterrupt")],
+)
+def test_an_environment_that_would_end_the_process_is_a_fault_and_the_agent_is_saved(
+    backend: str, how: str, frail: list[str], run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tmp_path / "frailty.py"
+    module.write_text(module.read_text().replace('raise ZeroDivisionError("the wheel came off")', f"import sys; {how}"))
+    words = [*frail, "--env.backend", backend, "--env.max-restarts", "0", "--env.kwargs", "fault=raise", "at=20"]
+    assert train.main(words) == 3
+    told = capsys.readouterr().err
+    assert ("KeyboardInterrupt" if "Keyboard" in how else "it called sys.exit(0)") in told
+    assert f"saved the agent as it was before: {run.checkpoint(32)}" in told
+
+
+def test_an_environment_that_fails_once_in_an_evaluation_does_not_end_the_run(
+    frail: list[str], run: RunDirectory, tmp_path: Path
+) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    (faults / "first").touch()
+    words = [*frail, "--evaluation.every", "32", "--evaluation.episodes", "2", "--env.n-envs", "1"]
+    with pytest.warns(RuntimeWarning, match="made anew"):
+        # 32 steps an update in training; the second evaluation comes to its 30th step before training comes to it.
+        assert (
+            train.main(
+                [*words, "--algorithm.n-steps", "16", "--env.kwargs", f"folder={faults}", "fault=raise", "at=25"]
+            )
+            == 0
+        )
+    with (run.path / "evaluations.csv").open() as file:
+        assert {row.split(",")[2] for row in file.readlines()[1:]}
+
+
 # Disks and files
+
+
+def test_a_run_directory_that_is_removed_ends_the_run_with_one_sentence(
+    frail: list[str], run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tmp_path / "frailty.py"
+    gone = f"import shutil; shutil.rmtree({str(run.path)!r})"
+    module.write_text(module.read_text().replace('raise ZeroDivisionError("the wheel came off")', gone))
+    words = [*frail, "--tracking.tensorboard", "--evaluation.every", "32", "--evaluation.episodes", "1"]
+    assert train.main([*words, "--env.n-envs", "1", "--env.kwargs", "fault=raise", "at=40"]) == 5
+    told = capsys.readouterr().err
+    assert "error: saving: " in told
+    assert "was removed" in told
+    assert "Traceback" not in told
+    assert "saved the agent" not in told
+    assert not run.path.exists()
+
+
+def test_a_table_that_is_no_text_is_told_before_a_run_goes_on(
+    frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(frail) == 0
+    with run.metrics.open("ab") as file:
+        file.write(b"\xff\n")
+    assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 2
+    told = capsys.readouterr().err
+    assert "metrics.csv is not UTF-8" in told
+    assert "Traceback" not in told
 
 
 def in_a_child(act: Callable[[], int]) -> tuple[int, str]:

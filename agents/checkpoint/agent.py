@@ -81,7 +81,8 @@ SECTIONS = {
 RUN = "run"  # the member that holds every tensor which is no parameter
 SUMMARY = ("algorithm", "class", "policy", "versions", "observation_space", "action_space", "n_envs", "settings")
 
-OF_A_RUN = ("environment_state", "pending_figures")  # attributes that go into a run's checkpoints and no other file
+# attributes that go into a run's checkpoints and no other file
+OF_A_RUN = ("environment_state", "pending_figures", "computed_with")
 FOR_LEARNING = ("optimizer_class", "optimizer_kwargs")  # of policy_kwargs; acting does without
 # What an agent has beside its settings and what _excluded_save_params() names; any other attribute is its user's.
 OWN_ATTRIBUTES = frozenset(

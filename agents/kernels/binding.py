@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib.machinery
 import itertools
+import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,11 @@ from torch import Tensor
 VERSIONS = {"recurrent": 4, "heads": 5}
 """Of the functions' arguments, as the sources have them."""
 
+WHICH = "RECURL_KERNELS"  # the environment variable that chooses a build
+
+BUILDS: dict[str, str] = {}
+"""Which build of each library serves: avx2 or generic. One that is not here was not found, or is switched off."""
+
 _MOST_REMEMBERED = 512  # shapes of one function; more come only of blocks that never repeat
 _ADDRESS: Any = ctypes.c_void_p
 
@@ -31,12 +37,14 @@ _ADDRESS: Any = ctypes.c_void_p
 def load(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
     """The library ``name`` in ``folder`` built for this processor, or None if there is none.
 
+    The environment variable ``RECURL_KERNELS`` says which: ``auto`` (the default) the fastest that the processor runs,
+    ``generic`` the one for every processor, ``off`` none, so that torch and NumPy compute everything.
+
     Args:
         version: of its functions' arguments; a library of another one, built from an older checkout say, would misread
             them, and is left alone with a warning. So is one that this system cannot load.
     """
-    kinds = ["_avx2", ""] if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else [""]
-    for kind in kinds:
+    for kind in _kinds(os.environ.get(WHICH, "auto")):
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
             if not (path := folder / f"_{name}{kind}{suffix}").exists():
                 continue
@@ -46,9 +54,18 @@ def load(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
                 warnings.warn(f"{path.name} cannot be loaded and is not used: {error}", stacklevel=2)
                 continue
             if version_of(library, name) == version:
+                BUILDS[name] = kind.lstrip("_") or "generic"
                 return library
             warnings.warn(f"{path.name} was built from other sources and is not used: install again", stacklevel=2)
     return None
+
+
+def _kinds(which: str) -> list[str]:
+    if which not in ("auto", "generic", "off"):
+        raise ValueError(f"{WHICH} is {which!r}; set it to auto, generic or off")
+    if which == "off":
+        return []
+    return ["_avx2", ""] if which == "auto" and torch.backends.cpu.get_cpu_capability() != "DEFAULT" else [""]
 
 
 def version_of(library: ctypes.CDLL, name: str) -> int | None:
