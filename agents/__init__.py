@@ -8,4 +8,6 @@ from agents.a2c import RecurrentA2C
 from agents.policy import RecurrentActorCriticPolicy
 from agents.ppo import RecurrentPPO
 
-__all__ = ["RecurrentA2C", "RecurrentActorCriticPolicy", "RecurrentPPO"]
+__all__ = ["RecurrentA2C", "RecurrentActorCriticPolicy", "RecurrentPPO", "__version__"]
+
+__version__ = "0.1.0"
