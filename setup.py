@@ -25,27 +25,26 @@ PLACES = {
 
 
 def placed(source: str, file: str) -> str:
-    """The source with its imports of what is in PLACES leading there. Nothing else in it changes, nor any line's number.
+    """The source with its imports of what is in PLACES leading there; nothing else changes, nor a line's number.
 
     Raises:
         ValueError: an import is written in a way that would bind the old name.
     """
     lines = source.splitlines(keepends=True)
     for node, name in _imports(ast.parse(source)):
-        if name.partition(".")[0] not in PLACES:
+        first, dot, rest = name.partition(".")
+        if first not in PLACES:
             continue
+        place = PLACES[first] + dot + rest
         line = lines[node.lineno - 1]
         before, statement = line[: node.col_offset], line[node.col_offset :]
-        first, rest = name.partition(".")[0], name.partition(".")[1:]
-        house, _, last = PLACES[first].rpartition(".")
         if isinstance(node, ast.ImportFrom):
-            statement = statement.replace(f"from {name} ", f"from {PLACES[first]}{''.join(rest)} ", 1)
-        elif len(node.names) == 1 and (node.names[0].asname or name == first):
-            named = f" as {node.names[0].asname}" if node.names[0].asname else ""
-            old, new = f"import {name}{named}", f"from {house} import {last}{named}"
-            statement = statement.replace(
-                old, new if name == first else f"import {PLACES[first]}{''.join(rest)}{named}", 1
-            )
+            statement = statement.replace(f"from {name} ", f"from {place} ", 1)
+        elif len(node.names) == 1 and node.names[0].asname:
+            statement = statement.replace(f"import {name} ", f"import {place} ", 1)
+        elif len(node.names) == 1 and not rest:
+            folder, _, last = place.rpartition(".")
+            statement = statement.replace(f"import {name}", f"from {folder} import {last}", 1)
         else:
             raise ValueError(f"{file}:{node.lineno}: write this import as 'from {name} import ...', one a line")
         lines[node.lineno - 1] = before + statement
