@@ -14,6 +14,6 @@ except ImportError as error:
     if (agents.__doc__ or "").startswith("Agents that remember"):
         raise
     raise ImportError(
-        f"the package agents is not RecuRL's but another distribution's ({agents.__file__}), which hides this checkout's: "
+        f"the package agents is another distribution's, not RecuRL's ({agents.__file__}), and hides this checkout's: "
         "run from the checkout's folder, or install RecuRL without --editable, where all of it lies below recurl"
     ) from error
