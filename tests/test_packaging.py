@@ -63,11 +63,8 @@ def use(folder: Path, **environment: str) -> None:
     elsewhere.mkdir()
     environment = {**environment, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     run([sys.executable, folder / "bin" / "recurl-train", *QUICK], elsewhere, **environment)
-    shown = run(
-        [sys.executable, folder / "bin" / "recurl-evaluate", "runs/run", "--episodes", "2"], elsewhere, **environment
-    )
-    assert "mean return" in shown
     imports = """
+        import importlib.metadata, sys
         import agents, recurl
         from recurl import RecurrentPPO
         from recurl.agents.memory import MEMORIES
@@ -76,9 +73,13 @@ def use(folder: Path, **environment: str) -> None:
         assert recurl.__version__ and "lstm" in MEMORIES
         model = RecurrentPPO.load("runs/run/checkpoints/step_000000000032.zip")
         assert type(model).__module__.startswith("recurl.agents.")
-        assert not {"envs", "configs", "train"} & set(__import__("sys").modules)
+        (evaluate,) = importlib.metadata.entry_points(group="console_scripts", name="recurl-evaluate")
+        sys.argv[1:] = ["runs/run", "--episodes", "2"]
+        assert evaluate.load()() == 0
+        assert not {"envs", "configs", "train"} & set(sys.modules)
     """
-    run([sys.executable, "-c", "\n".join(line.strip() for line in imports.splitlines())], elsewhere, **environment)
+    code = "\n".join(line.strip() for line in imports.splitlines())
+    assert "mean return" in run([sys.executable, "-c", code], elsewhere, **environment)
 
 
 @pytest.fixture(scope="module")
