@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 
 import agents
 import recurl
@@ -161,9 +160,8 @@ def test_a_wheel_from_the_source_distribution_has_the_compiled_parts_and_trains(
         archive.extractall(tmp_path / "unpacked", filter="data")
     (source,) = (tmp_path / "unpacked").iterdir()
     wheel = built("wheel", tmp_path, source)
-    assert len([name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".so", ".pyd"))]) == len(
-        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    )
+    compiled = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith((".so", ".pyd"))]
+    assert len(compiled) == (ROOT / "pyproject.toml").read_text().count("[[tool.setuptools.ext-modules]]")
     use(installed(wheel, tmp_path / "site"))
 
 
