@@ -17,4 +17,7 @@ __all__ = [
     "RecurrentA2C",
     "RecurrentActorCriticPolicy",
     "RecurrentPPO",
+    "__version__",
 ]
+
+__version__ = "0.1.0"

@@ -95,7 +95,9 @@ def _place(error: BaseException | None) -> str:
 
 def describe(error: BaseException) -> str:
     """The message, with the type before it unless that says nothing more, as with our own."""
-    message, ours = str(error), type(error).__module__.partition(".")[0] in ("agents", "envs", "configs")
+    house, _, _ = __package__.rpartition("configs")  # "recurl." where installed, nothing in a checkout
+    ours = type(error).__module__.removeprefix(house).partition(".")[0] in ("agents", "envs", "configs")
+    message = str(error)
     if not message:
         return type(error).__name__
     says_all = ours or isinstance(error, (ValueError, OSError, ImportError))

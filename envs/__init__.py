@@ -29,7 +29,7 @@ def _register(id: str, module: str, name: str, **settings: Any) -> None:
     # RL Baselines3 Zoo registers some of the same ids for the same tasks: without this, gymnasium warns of it.
     gymnasium.registry.pop(id, None)
     gymnasium.register(
-        id, entry_point=f"envs.{module}:{name}Env", vector_entry_point=f"envs.{module}:{name}", **settings
+        id, entry_point=f"{__name__}.{module}:{name}Env", vector_entry_point=f"{__name__}.{module}:{name}", **settings
     )
 
 
@@ -54,4 +54,4 @@ def __getattr__(name: str) -> Any:
         from envs.vectorize import make
 
         return make
-    raise AttributeError(f"module 'envs' has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

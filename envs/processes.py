@@ -256,7 +256,7 @@ class SubprocessVecEnv(VecEnv):
         methods = multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
-            context.set_forkserver_preload(["envs.worker"])
+            context.set_forkserver_preload([worker.__name__])
         with _single_threaded_children(), _without_main():
             connection, far_end = context.Pipe()
             arguments = (far_end, self._pickled[w], self._bounds[w], self._max_restarts, self._request)

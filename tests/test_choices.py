@@ -11,6 +11,7 @@ import train
 from agents.checkpoint import read_parameters
 from agents.encoders import ENCODERS
 from agents.memory import MEMORIES
+from tests.pairs import each
 
 FEW = [
     *("--env.n-envs", "2", "--algorithm.n-steps", "8", "--algorithm.batch-size", "8", "--algorithm.n-epochs", "1"),
@@ -66,8 +67,7 @@ def trained(words: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) ->
     return parameters
 
 
-@pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(("memory", "file"), each(MEMORIES, FILES))
 def test_a_memory_is_one_word_over_any_settings_file(
     memory: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

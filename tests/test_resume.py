@@ -18,7 +18,7 @@ import torch
 
 import train
 from agents.checkpoint import normalizer_state, read_parameters
-from agents.memory.loading import BUILDS
+from agents.kernels.binding import BUILDS
 from agents.run_directory import RunDirectory
 
 # Updates of 32 steps, a checkpoint after each: 0, 32, ..., 192.
@@ -289,8 +289,8 @@ def test_other_kernels_than_before_are_told(
     finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stopped(finished, 96, f"{tmp_path.name}-kernels")
-    before = " and ".join(BUILDS.get(name, "none") for name in ("kernels", "fused"))
-    monkeypatch.setitem(BUILDS, "fused", "another")
+    before = " and ".join(BUILDS.get(name, "none") for name in ("heads", "recurrent"))
+    monkeypatch.setitem(BUILDS, "heads", "another")
     assert train.main(["--resume", str(run.path)]) == 0
     assert (
         f"kernels {before} is now {before.split()[0]} and another: the last bits may differ" in capsys.readouterr().err

@@ -668,9 +668,12 @@ def _new_names(names: Iterable[str]) -> list[str]:
     return sorted(set(names) - {*COUNTERS, *STATISTICS, *CARRIED})
 
 
+_PACKAGE = __name__.removesuffix("checkpoint.agent")
+
+
 def _registered_name(cls: type) -> str:
     """The name of the algorithm of this package that a class is or is made from."""
-    ours = (ancestor.__name__ for ancestor in cls.__mro__ if ancestor.__module__.partition(".")[0] == "agents")
+    ours = (ancestor.__name__ for ancestor in cls.__mro__ if ancestor.__module__.startswith(_PACKAGE))
     return next(ours, cls.__name__)
 
 

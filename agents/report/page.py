@@ -103,7 +103,7 @@ def _page(title: str, heading: str, subtitle: str, body: Iterable[str], content:
 
 
 def _resource(name: str) -> str:
-    return (resources.files("agents.report") / name).read_text(encoding="utf-8")
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _section(title: str, content: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
@@ -17,6 +16,7 @@ from agents import RecurrentPPO
 from agents.memory import MEMORIES, State
 from agents.on_policy import RESET_STEP
 from agents.policy import CRITIC_MEMORIES, RecurrentActorCriticPolicy
+from tests.tolerance import close
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {
     "discrete": spaces.Discrete(3),
@@ -240,11 +240,8 @@ def copy_of(policy: RecurrentActorCriticPolicy) -> RecurrentActorCriticPolicy:
     return copied
 
 
-def states_equal(left: State, right: State, tolerance: float = 1e-5) -> bool:
-    return len(left) == len(right) and all(
-        a.shape == b.shape and torch.allclose(a, b, atol=tolerance, rtol=tolerance)
-        for a, b in zip(left, right, strict=True)
-    )
+def states_equal(left: State, right: State) -> bool:
+    return len(left) == len(right) and all(close(a, b) for a, b in zip(left, right, strict=True))
 
 
 ALL_MEMORIES = list(MEMORIES)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from agents import RecurrentA2C
 from agents.on_policy import RESET_STEP
+from tests.pairs import pairwise
+from tests.tolerance import close
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -27,9 +29,9 @@ def small_a2c(env: Any, *args: Any, **kwargs: Any) -> Any:
     return small_ppo(env, *args, cls=RecurrentA2C, **kwargs)
 
 
-@pytest.mark.parametrize("sequence_length", [None, 4, 1])
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "sequence_length"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, [None, 4, 1])
+)
 def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, sequence_length: int | None) -> None:
     keep = KeepPolicy()
     model = small_a2c(
@@ -56,7 +58,7 @@ def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, 
     gradients = torch.autograd.grad(loss, parameters)
     norm = float(sum(gradient.square().sum() for gradient in gradients)) ** 0.5
     for parameter, start, gradient in zip(model.policy.parameters(), parameters, gradients, strict=True):
-        assert torch.allclose(parameter, start - 0.1 * min(1.0, 0.5 / norm) * gradient, atol=1e-5)
+        assert close(parameter, start - 0.1 * min(1.0, 0.5 / norm) * gradient)
 
 
 def test_an_update_is_one_step_on_everything() -> None:

@@ -22,6 +22,8 @@ from agents.actor import TorchActor
 from agents.capture import GraphActor
 from agents.memory import GRU, MEMORIES, Memory
 from agents.policy import LstmPolicy, RecurrentActorCriticPolicy
+from tests.pairs import each, pairwise
+from tests.tolerance import close, near
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -98,14 +100,14 @@ def assert_equals_the_policy(policy: RecurrentActorCriticPolicy, actor: Any, n_s
         assert actions.shape == (B, *policy.head.shape)
         assert values.dtype == log_probs.dtype == np.float32
         for ours in (expected_values[0], stepped_values):
-            assert np.allclose(values, ours, atol=1e-5)
-        assert np.allclose(log_probs, expected_log_probs[0], atol=1e-5)
+            assert close(values, ours)
+        assert close(log_probs, expected_log_probs[0])
         assert states_equal(actor.end(state), policy_state)
 
 
-@pytest.mark.parametrize("action_space", PLAIN)
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "action_space"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, PLAIN)
+)
 def test_an_actor_has_the_values_log_probabilities_and_states_of_its_policy(
     memory: str, critic_memory: str, action_space: str
 ) -> None:
@@ -327,7 +329,7 @@ def test_actions_drawn_in_numpy_come_as_often_as_they_say(name: str, limit: floa
     kinds, first, counts = np.unique(actions, axis=0, return_index=True, return_counts=True)
     probabilities = np.exp(log_probs[first])
     assert len(kinds) == {"discrete": 3, "multi discrete": 6, "multi binary": 8}[name]
-    assert probabilities.sum() == pytest.approx(1.0, abs=1e-5)
+    assert probabilities.sum() == near(1.0)
     assert chi_square(counts, probabilities) < limit  # 0.1 % of fair samples exceed it
 
 
@@ -360,7 +362,7 @@ def test_state_dependent_noise_in_numpy_is_that_of_the_policy(kwargs: dict[str, 
             expected = policy(torch.as_tensor(observations), expected_state, torch.as_tensor(starts))
         expected_state = expected[3]
         for ours, theirs in zip((actions, values, log_probs), expected[:3], strict=True):
-            assert np.allclose(ours, theirs, atol=1e-5)
+            assert close(ours, theirs)
 
 
 def test_squashed_actions_are_left_to_torch() -> None:
@@ -402,9 +404,10 @@ def both_act(policy: RecurrentActorCriticPolicy, actor: Any, n_steps: int = 9) -
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("action_space", [name for name in PLAIN if "gsde" not in name])
-@pytest.mark.parametrize("critic_memory", ["shared", "separate"])
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "action_space"),
+    pairwise(ALL_MEMORIES, ["shared", "separate"], [name for name in PLAIN if "gsde" not in name]),
+)
 def test_a_captured_step_is_the_policys(memory: str, critic_memory: str, action_space: str, device: str) -> None:
     policy = make_policy(ACTION_SPACES[action_space], memory, critic_memory).to(device)
     with warnings.catch_warnings():
@@ -557,9 +560,8 @@ def test_actions_handed_out_and_states_at_the_end_stay_as_they_were() -> None:
     assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
 
 
-@pytest.mark.parametrize("actions", ["discrete", "box", "masked", "gsde"])
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
 @pytest.mark.filterwarnings("ignore:acting is not captured")
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ["discrete", "box", "masked", "gsde"]))
 def test_an_agent_learns_the_same_whether_its_steps_are_captured_or_not(
     memory: str, actions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

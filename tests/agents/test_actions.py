@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 from agents.actions import ActionHead, make_action_head
+from tests.tolerance import close, near
 
 from .probe_envs import ACTION_SPACES
 
@@ -63,10 +64,10 @@ def test_log_probability_and_entropy_are_those_of_torch_distributions(name: str)
         log_probs, entropy = head.evaluate(parameters, actions)
         expected_log_probs, expected_entropy = expected(space, parameters, actions)
         assert log_probs.shape == (N,)
-        assert torch.allclose(log_probs, expected_log_probs, atol=1e-5)
+        assert close(log_probs, expected_log_probs)
         assert entropy is not None
         assert entropy.shape == (N,)
-        assert torch.allclose(entropy, expected_entropy, atol=1e-5)
+        assert close(entropy, expected_entropy)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -83,7 +84,7 @@ def test_log_probability_and_entropy_have_the_gradients_of_torch_distributions(n
     assert entropy is not None
     ours = gradients(log_probs, entropy)
     theirs = gradients(*expected(space, parameters, actions))
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
+    assert all(close(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -156,7 +157,7 @@ def test_the_ratio_of_a_joint_action_is_the_product_over_its_parts() -> None:
         return head.evaluate((torch.cat((first[i], second[j]), dim=1),), action)[0]
 
     both = log_prob(1, 1) - log_prob(0, 0)
-    assert torch.allclose(both, (log_prob(1, 0) - log_prob(0, 0)) + (log_prob(0, 1) - log_prob(0, 0)), atol=1e-5)
+    assert close(both, (log_prob(1, 0) - log_prob(0, 0)) + (log_prob(0, 1) - log_prob(0, 0)))
 
 
 def test_discrete_samples_come_as_often_as_their_probabilities_say() -> None:
@@ -208,8 +209,8 @@ def test_a_probability_of_zero_is_never_sampled_never_the_mode_and_adds_nothing_
     log_probs, entropy = head.evaluate((logits,), torch.tensor([0]))
     assert entropy is not None
     allowed = Categorical(logits=torch.tensor([[1.0, 2.0]]))
-    assert entropy.item() == pytest.approx(allowed.entropy().item(), abs=1e-6)
-    assert log_probs.item() == pytest.approx(allowed.log_prob(torch.tensor(0)).item(), abs=1e-6)
+    assert entropy.item() == near(allowed.entropy().item())
+    assert log_probs.item() == near(allowed.log_prob(torch.tensor(0)).item())
     (gradient,) = torch.autograd.grad(log_probs.sum() + entropy.sum(), logits)
     assert gradient.isfinite().all()
     assert gradient[0, 1] == 0
@@ -232,9 +233,9 @@ def test_state_dependent_exploration_has_the_deviation_that_its_latent_gives() -
     deviation = (latent.square() @ log_std.exp().square() + 1e-6).sqrt()
     normal = Independent(Normal(mean, deviation), 1)
     log_probs, entropy = head.evaluate((mean, log_std, latent), actions)
-    assert torch.allclose(log_probs, normal.log_prob(actions), atol=1e-4)
+    assert close(log_probs, normal.log_prob(actions))
     assert entropy is not None
-    assert torch.allclose(entropy, normal.entropy(), atol=1e-4)
+    assert close(entropy, normal.entropy())
 
 
 def test_squashed_actions_fill_the_bounds_and_have_no_entropy_in_closed_form() -> None:
@@ -245,7 +246,7 @@ def test_squashed_actions_fill_the_bounds_and_have_no_entropy_in_closed_form() -
     _, entropy = head.evaluate(parameters, actions)
     assert entropy is None
     edges = np.array([[-1.0, 1.0], [0.0, 0.5]], dtype=np.float32)
-    assert np.allclose(head.to_environment(edges), [[-3.0, 1.0], [-1.0, 0.0]])
+    assert close(head.to_environment(edges), [[-3.0, 1.0], [-1.0, 0.0]])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch import Tensor
 from agents import RecurrentA2C, RecurrentPPO
 from agents.memory import GRU, MEMORIES, make_memory
 from agents.memory.recurrent import Recurrent
+from tests.pairs import each
 
 from .probe_envs import ALL_ACTIONS, ALL_CRITIC_MEMORIES, ALL_MEMORIES, Clock, clocks, small, small_ppo, vectorized
 
@@ -52,29 +53,29 @@ def watched(*args: Any, n_rollouts: int = 2, **kwargs: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "critic_memory"), each(ALL_MEMORIES, ALL_CRITIC_MEMORIES))
 def test_the_first_ratio_is_one_and_the_values_are_those_stored(memory: str, critic_memory: str) -> None:
     assert max(watched(clocks(), memory, critic_memory).differences) <= 1e-5
 
 
-@pytest.mark.parametrize("actions", ALL_ACTIONS)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ALL_ACTIONS))
 def test_the_first_ratio_is_one_for_every_action_space(memory: str, actions: str) -> None:
     assert max(watched(clocks(actions), memory, actions=actions, n_rollouts=1).differences) <= 1e-5
 
 
 @pytest.mark.parametrize(
-    "kwargs",
-    [
-        dict(sequence_length=None, batch_size=None),
-        dict(sequence_length=None, batch_size=4),
-        dict(sequence_length=1, batch_size=1),
-        dict(sequence_length=2, batch_size=7),
-        dict(n_steps=1, sequence_length=1),
-    ],
+    ("memory", "kwargs"),
+    each(
+        ALL_MEMORIES,
+        [
+            dict(sequence_length=None, batch_size=None),
+            dict(sequence_length=None, batch_size=4),
+            dict(sequence_length=1, batch_size=1),
+            dict(sequence_length=2, batch_size=7),
+            dict(n_steps=1, sequence_length=1),
+        ],
+    ),
 )
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
 def test_the_first_ratio_is_one_however_the_rollout_is_cut(memory: str, kwargs: dict[str, Any]) -> None:
     assert max(watched(clocks(), memory, **kwargs).differences) <= 1e-5
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from agents.actions import make_action_head
 from agents.buffer import SequenceBatch, SequenceRolloutBuffer, map_observations, number_of_minibatches
 from agents.memory import State
+from tests.tolerance import close
 
 from .test_returns import slow_advantages
 
@@ -376,7 +377,7 @@ def test_closing_a_rollout_computes_its_advantages_and_returns() -> None:
     expected = slow_advantages(
         buffer.rewards, buffer.values, buffer.episode_starts, last_values, torch.from_numpy(dones), 0.9, 0.8
     )
-    assert torch.allclose(buffer.advantages.double(), expected, rtol=1e-4)
+    assert close(buffer.advantages.double(), expected)
     assert torch.equal(buffer.returns, buffer.advantages + buffer.values)
 
 

@@ -9,6 +9,8 @@ import torch
 from agents.capture import CompiledObjective
 from agents.kernels import heads as fused
 from tests.agents.test_ppo import clocks, small_ppo
+from tests.pairs import each
+from tests.tolerance import assert_close
 
 SETTINGS: dict[str, Any] = dict(normalize=True, clip_range=0.2, clip_range_vf=None, ent_coef=0.01, vf_coef=0.5)
 
@@ -24,8 +26,9 @@ def results(model: Any, loss: torch.Tensor, figures: Any) -> list[torch.Tensor]:
     return [loss.detach(), *figures, *[part for part in gradients if part is not None]]
 
 
-@pytest.mark.parametrize("actions", ["discrete", "box", "multi discrete", "multi binary"])
-@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize(
+    ("critic", "actions"), each(["shared", "separate"], ["discrete", "box", "multi discrete", "multi binary"])
+)
 def test_the_traced_objective_is_the_one_that_is_not(
     actions: str, critic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,7 +43,7 @@ def test_the_traced_objective_is_the_one_that_is_not(
         found = results(model, *objective(batch, **settings))
         wanted = results(model, *CompiledObjective(model.policy, lambda function: function)(batch, **settings))
         for one, other in zip(found, wanted, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+            assert_close(one, other)
     torch._dynamo.reset()
 
 
@@ -50,7 +53,7 @@ def test_the_objective_behind_the_memory_is_the_algorithms_own() -> None:
     (batch,) = model.rollout_buffer.get(None)
     found = results(model, *CompiledObjective(model.policy, lambda function: function)(batch, **SETTINGS))
     for one, other in zip(found, results(model, *model._loss(batch)), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        assert_close(one, other)
 
 
 def test_a_schedule_that_moves_the_clipping_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ from tests.agents.probe_envs import (
     small_ppo,
     vectorized,
 )
+from tests.pairs import each, pairwise
 
 Model = Any
 
@@ -157,9 +158,9 @@ def file(trained: Model, tmp_path: Path) -> Path:
 # What goes in comes out
 
 
-@pytest.mark.parametrize("actions", ACTION_SPACES)
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "actions"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, ACTION_SPACES)
+)
 def test_an_agent_comes_back_as_it_was(memory: str, critic_memory: str, actions: str) -> None:
     model = small_ppo(clocks(actions, n_envs=2), memory, critic_memory, actions=actions).learn(16)
     again = loaded(model)
@@ -454,8 +455,7 @@ def assert_same_run(one: Model, other: Model) -> None:
     assert one._rng.bit_generator.state == other._rng.bit_generator.state
 
 
-@pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "cls"), each(ALL_MEMORIES, [RecurrentPPO, RecurrentA2C]))
 def test_training_goes_on_to_the_last_bit(memory: str, cls: Any) -> None:
     model = small_ppo(clocks(), memory, "separate", cls=cls, learning_rate=LinearSchedule(1e-2, 0, 1.0)).learn(72)
     assert_same_run(*going_on(model))

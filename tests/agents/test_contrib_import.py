@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from agents import RecurrentPPO
 from agents.checkpoint import CheckpointError, contrib, import_contrib, load_algorithm, save_algorithm
 from tests.agents.probe_envs import ACTION_SPACES
+from tests.tolerance import assert_close, close
 
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "Mlp": spaces.Box(-1.0, 1.0, (3,)),
@@ -127,14 +128,7 @@ def assert_same_outputs(theirs: Any, ours: RecurrentPPO, observations: str = "Ml
         zip(their_outputs(theirs, batch, starts), our_outputs(ours, batch, starts), strict=True)
     ):
         for name, one, other in zip(("actions", "values", "log-probabilities"), left, right, strict=True):
-            message = f"{name} at step {step}"
-            torch.testing.assert_close(
-                other.flatten().float(),
-                one.flatten().float(),
-                atol=1e-5,
-                rtol=1e-5,
-                msg=lambda m, s=message: f"{s}: {m}",
-            )
+            assert close(other.flatten().float(), one.flatten().float()), f"{name} at step {step}"
 
 
 def noise_batch(space: spaces.Space[Any], n_envs: int) -> Any:
@@ -204,7 +198,7 @@ def test_an_imported_agent_predicts_learns_and_is_saved_as_ours(tmp_path: Path) 
     right, right_state = ours.predict(observation, episode_start=starts, deterministic=True)
     np.testing.assert_array_equal(left, right)
     for one, other in zip(left_state, right_state, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert_close(one, other)
     ours.learn(32, reset_num_timesteps=False)
     assert ours.num_timesteps == theirs.num_timesteps + 32
     save_algorithm(ours, tmp_path / "ours")

@@ -25,6 +25,8 @@ from agents import RecurrentA2C, RecurrentPPO
 from agents.buffer import map_observations
 from agents.memory import State
 from agents.on_policy import RESET_STEP
+from tests.pairs import each, pairwise
+from tests.tolerance import close, near
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -92,7 +94,7 @@ class Replay(BaseCallback):
                 self.t += 1
             last = tensors(self.recorder.observations[self.t])
             last_values = self.policy.predict_values(last, self.state, torch.as_tensor(self.starts))
-        assert torch.allclose(buffer.rewards, rewards, atol=1e-5)
+        assert close(buffer.rewards, rewards)
         assert torch.equal(buffer.episode_starts, torch.stack(starts))
         expected = slow_advantages(
             rewards,
@@ -103,8 +105,8 @@ class Replay(BaseCallback):
             model.gamma,
             model.gae_lambda,
         )
-        assert torch.allclose(buffer.advantages.double(), expected, atol=1e-4)
-        assert torch.allclose(buffer.returns.double(), expected + values, atol=1e-4)
+        assert close(buffer.advantages.double(), expected)
+        assert close(buffer.returns.double(), expected + values)
         self.n_rollouts += 1
 
     def _one_step(self, buffer: Any, k: int) -> Tensor:
@@ -124,8 +126,8 @@ class Replay(BaseCallback):
             map_observations(lambda part: part[None], given), actions[None], self.state, starts[None]
         )
         *_, self.state = self.policy(given, self.state, starts)
-        assert torch.allclose(buffer.values[k], values[0], atol=1e-5)
-        assert torch.allclose(buffer.log_probs[k], log_probs[0], atol=1e-5)
+        assert close(buffer.values[k], values[0])
+        assert close(buffer.log_probs[k], log_probs[0])
         return values[0]
 
     def _rewards_with_bootstrap(self, gamma: float) -> Tensor:
@@ -153,9 +155,9 @@ def replayed(model: Any, recorder: Recorder, n_rollouts: int = 4) -> Replay:
     return replay
 
 
-@pytest.mark.parametrize("sequence_length", [None, 4])
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "sequence_length"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, [None, 4])
+)
 def test_every_number_of_a_rollout_is_that_of_a_replay_from_the_true_start(
     memory: str, critic_memory: str, sequence_length: int | None
 ) -> None:
@@ -182,8 +184,7 @@ def test_an_episode_that_ends_in_a_terminal_state_is_not_bootstrapped() -> None:
     assert np.any(recorder.dones)
 
 
-@pytest.mark.parametrize("cls", ALGORITHMS)
-@pytest.mark.parametrize("actions", ALL_ACTIONS)
+@pytest.mark.parametrize(("actions", "cls"), each(ALL_ACTIONS, ALGORITHMS))
 def test_a_replay_agrees_for_every_action_space_and_algorithm(actions: str, cls: Any) -> None:
     recorder = clocks(actions)
     model = small_ppo(recorder, "gru", "separate", actions=actions, cls=cls)
@@ -202,8 +203,7 @@ def test_a_replay_agrees_under_a_normaliser_that_moves() -> None:
     assert model.get_vec_normalize_env() is recorder.venv
 
 
-@pytest.mark.parametrize("actions", ["discrete", "multi discrete"])
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ["discrete", "multi discrete"]))
 def test_a_replay_agrees_for_dict_observations_with_masked_actions(memory: str, actions: str) -> None:
     recorder = Recorder(vectorized(lambda i: MaskedClock(i, ACTION_SPACES[actions]), 3))
     model = small_ppo(recorder, memory, policy_kwargs=dict(action_mask="mask"))
@@ -268,7 +268,7 @@ def test_learning_anew_starts_episodes_and_memory_anew_and_learning_on_goes_on()
     model.learn(24, callback=Look())
     initial = model.policy.initial_state(3)
     assert states_equal(first_state[0], initial)
-    assert not states_equal(first_state[1], initial, tolerance=1e-2)
+    assert not states_equal(first_state[1], initial)
     assert states_equal(first_state[2], initial)
     assert model.num_timesteps == 24
 
@@ -282,9 +282,7 @@ def state_after(model: Any, recorder: Recorder) -> State:
     return state
 
 
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-@pytest.mark.parametrize("stop_at", [1, 11])
+@pytest.mark.parametrize(("stop_at", "memory", "critic_memory"), each([1, 11], ALL_MEMORIES, ALL_CRITIC_MEMORIES))
 def test_a_callback_that_ends_training_leaves_memory_and_observation_where_the_environments_are(
     memory: str, critic_memory: str, stop_at: int
 ) -> None:
@@ -300,8 +298,7 @@ def test_a_callback_that_ends_training_leaves_memory_and_observation_where_the_e
         model.learn(24, reset_num_timesteps=False)
 
 
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "critic_memory"), each(ALL_MEMORIES, ALL_CRITIC_MEMORIES))
 def test_an_interruption_leaves_the_memory_that_belongs_to_the_last_observation(
     memory: str, critic_memory: str
 ) -> None:
@@ -388,7 +385,7 @@ def trained(memory: str, critic_memory: str, actions: str, callback: Any, **kwar
 
 @pytest.mark.parametrize(
     ("memory", "critic_memory", "actions"),
-    [(memory, critic_memory, "discrete") for memory in ALL_MEMORIES for critic_memory in ALL_CRITIC_MEMORIES]
+    each(ALL_MEMORIES, ALL_CRITIC_MEMORIES, ["discrete"])
     + [("lstm", "separate", actions) for actions in ALL_ACTIONS if actions != "discrete"],
 )
 def test_evaluating_and_looking_leave_training_as_it_was(memory: str, critic_memory: str, actions: str) -> None:
@@ -436,10 +433,10 @@ class Tiring(VecEnvWrapper):
         return self._observations, self._rewards, self._dones, infos
 
 
-@pytest.mark.parametrize("callback", [None, lambda locals_, globals_: True])
-@pytest.mark.parametrize("critic_memory", ["shared", "separate"])
-@pytest.mark.parametrize("memory", ["lstm", "none"])
-@pytest.mark.parametrize("resets", ["same step", "next step"])
+@pytest.mark.parametrize(
+    ("resets", "memory", "critic_memory", "callback"),
+    each(["same step", "next step"], ["lstm", "none"], ["shared", "separate"], [None, lambda locals_, globals_: True]),
+)
 def test_environments_may_reuse_their_arrays(resets: str, memory: str, critic_memory: str, callback: Any) -> None:
     def env() -> Any:
         make = [lambda i=i: Clock(i, ACTION_SPACES["discrete"]) for i in range(3)]
@@ -506,7 +503,7 @@ def test_advantages_of_next_step_environments_are_those_of_the_episodes_alone() 
             advantage = delta
             if not rollout["episode_starts"][t + 1, b]:
                 advantage = delta + gamma * rollout["values"][t + 1, b] + decay * rollout["advantages"][t + 1, b]
-            assert torch.allclose(rollout["advantages"][t, b], advantage, atol=1e-5)
+            assert close(rollout["advantages"][t, b], advantage)
             assert abs(float(advantage)) < 100  # the 1000 of a reset step is nowhere
             n_checked += 1
     assert n_checked > 10
@@ -671,14 +668,14 @@ def test_finished_episodes_are_told_with_their_true_returns() -> None:
     recorder = Recorder(VecNormalize(VecMonitor(vectorized(lambda i: Clock(i, ACTION_SPACES["discrete"]), 3))))
     model = small_ppo(recorder)
     model.learn(48)
-    told = [(info["l"], pytest.approx(info["r"], abs=1e-4)) for info in model.ep_info_buffer]
+    told = [(info["l"], near(info["r"])) for info in model.ep_info_buffer]
     expected = []
     for infos, dones in zip(recorder.infos, recorder.dones, strict=True):
         expected += [(infos[i]["episode"]["l"], infos[i]["episode"]["r"]) for i in np.flatnonzero(dones)]
     assert expected
     assert told == expected
     # The first episode of environment 0 has three steps, rewarded 0.0, 0.1 and 0.2.
-    assert (3, pytest.approx(0.3, abs=1e-4)) in told
+    assert (3, near(0.3)) in told
 
 
 def test_success_is_counted_at_the_end_of_episodes_alone() -> None:

@@ -21,6 +21,7 @@ from agents.checkpoint import CheckpointError, save_algorithm
 from agents.player import Player
 from tests.agents.probe_envs import ACTION_SPACES, ALL_CRITIC_MEMORIES, ALL_MEMORIES, Clock, clocks, small_ppo
 from tests.agents.test_checkpoint import Pictures
+from tests.pairs import each
 
 
 def player_of(model: Any, **kwargs: Any) -> Player:
@@ -38,8 +39,7 @@ def model() -> Any:
     return small_ppo(VecNormalize(clocks("box", n_envs=2)), "lstm", "separate").learn(32)
 
 
-@pytest.mark.parametrize("actions", ACTION_SPACES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ACTION_SPACES))
 def test_a_player_acts_as_predict_with_state_and_normaliser(memory: str, actions: str) -> None:
     model = small_ppo(VecNormalize(clocks(actions, n_envs=2)), memory, "separate", actions=actions).learn(16)
     player, normalizer = player_of(model), model.get_vec_normalize_env()

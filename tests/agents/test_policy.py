@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from agents.memory import State
 from agents.policy import GruPolicy, LstmPolicy, MultiInputLstmPolicy, RecurrentActorCriticPolicy, RnnPolicy
+from tests.pairs import pairwise
+from tests.tolerance import close
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -84,17 +86,17 @@ def act(policy: RecurrentActorCriticPolicy, observations: Any, starts: Tensor, s
     return tuple(torch.stack(parts) for parts in zip(*steps, strict=True))
 
 
-@pytest.mark.parametrize("actions", ALL_ACTIONS)
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "actions"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, ALL_ACTIONS)
+)
 def test_learning_recomputes_what_acting_computed(memory: str, critic_memory: str, actions: str) -> None:
     policy = make_policy(memory, critic_memory, actions)
     (observations, starts), state = some_sequences(), some_state(policy)
     chosen, values, log_probs = act(policy, observations, starts, state)
     policy.set_training_mode(True)
     again_values, again_log_probs, entropy = policy.evaluate_actions(observations, chosen, state, starts)
-    assert torch.allclose(again_values, values, atol=1e-5)
-    assert torch.allclose(again_log_probs, log_probs, atol=1e-5)
+    assert close(again_values, values)
+    assert close(again_log_probs, log_probs)
     assert (entropy is None) == (actions == "squashed gsde")
     assert entropy is None or entropy.shape == (T, B)
 
@@ -113,7 +115,7 @@ def test_what_a_sequence_gives_does_not_depend_on_its_company(memory: str, criti
         for a, b in zip(apart, together, strict=True):
             assert a is not None
             assert b is not None
-            assert torch.allclose(a, b[:, company], atol=1e-5)
+            assert close(a, b[:, company])
 
 
 @pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
@@ -139,8 +141,8 @@ def test_nothing_before_an_episodes_start_reaches_what_follows_it(memory: str, c
     changed[:4] += 5
     other_state = tuple(part.detach() + 5 for part in state)
     changed_values, changed_log_probs, _ = policy.evaluate_actions(changed, chosen, other_state, starts)
-    assert torch.allclose(changed_values[4:], values[4:], atol=1e-6)
-    assert torch.allclose(changed_log_probs[4:], log_probs[4:], atol=1e-6)
+    assert close(changed_values[4:], values[4:])
+    assert close(changed_log_probs[4:], log_probs[4:])
     assert not torch.allclose(changed_values[:4], values[:4], atol=1e-3)
 
 
@@ -173,7 +175,7 @@ def test_a_value_is_that_of_acting_and_leaves_the_state_as_it_was(memory: str, c
     with torch.no_grad():
         _, values, _, _ = policy(observations[0], state, starts[0])
         for _ in range(2):
-            assert torch.allclose(policy.predict_values(observations[0], state, starts[0]), values, atol=1e-6)
+            assert close(policy.predict_values(observations[0], state, starts[0]), values)
     assert all(torch.equal(part, before) for part, before in zip(state, kept, strict=True))
 
 
@@ -184,10 +186,10 @@ def test_a_deterministic_action_is_the_mode_of_the_distribution(actions: str) ->
     with torch.no_grad():
         distribution, actor_state = policy.get_distribution(observations[0], state, starts[0])
         chosen, _, log_probs, next_state = policy(observations[0], state, starts[0], deterministic=True)
-    assert torch.allclose(distribution.mode().reshape(chosen.shape).to(chosen.dtype), chosen)
+    assert close(distribution.mode().reshape(chosen.shape).to(chosen.dtype), chosen)
     assert states_equal(actor_state, next_state[: len(actor_state)])
     if actions != "squashed gsde":
-        assert torch.allclose(distribution.log_prob(chosen), log_probs, atol=1e-5)
+        assert close(distribution.log_prob(chosen), log_probs)
 
 
 class Linear(BaseFeaturesExtractor):
@@ -272,12 +274,12 @@ def test_a_forbidden_action_has_probability_zero_wherever_a_policy_is_asked(memo
     for axis, allowed in enumerate([{0, 2}] if len(sizes) == 1 else [{0}, {0, 1}]):
         assert set(choices[..., axis].unique().tolist()) == allowed
     expected = 0.5  # two actions are left, alike
-    assert torch.allclose(log_probs.exp(), torch.full_like(log_probs, expected), atol=1e-5)
+    assert close(log_probs.exp(), torch.full_like(log_probs, expected))
 
     _, again, entropy = policy.evaluate_actions(observations, chosen, state, starts)
-    assert torch.allclose(again, log_probs, atol=1e-6)
+    assert close(again, log_probs)
     assert entropy is not None
-    assert torch.allclose(entropy, torch.full_like(entropy, np.log(2.0)), atol=1e-5)
+    assert close(entropy, torch.full_like(entropy, np.log(2.0)))
     forbidden = torch.ones_like(chosen) if len(sizes) == 1 else torch.tensor([0, 2]).expand_as(chosen)
     _, of_forbidden, _ = policy.evaluate_actions(observations, forbidden, state, starts)
     assert (of_forbidden.exp() == 0).all()
@@ -285,7 +287,7 @@ def test_a_forbidden_action_has_probability_zero_wherever_a_policy_is_asked(memo
     first = {key: part[0] for key, part in observations.items()}
     with torch.no_grad():
         distribution, _ = policy.get_distribution(first, state, starts[0])
-    assert torch.allclose(distribution.log_prob(chosen[0]), log_probs[0], atol=1e-5)
+    assert close(distribution.log_prob(chosen[0]), log_probs[0])
 
     start = 1 if actions == "discrete from one" else 0
     as_arrays = {key: part.numpy() for key, part in first.items()}
@@ -307,7 +309,7 @@ def test_every_step_of_every_sequence_has_a_mask_of_its_own(memory: str) -> None
     chosen, _, log_probs = act(policy, observations, starts, state)
     assert mask.gather(-1, chosen[..., None]).all()
     _, again, entropy = policy.evaluate_actions(observations, chosen, state, starts)
-    assert torch.allclose(again, log_probs, atol=1e-5)
+    assert close(again, log_probs)
     assert entropy is not None
     assert torch.equal(entropy < 1e-6, mask.sum(-1) == 1)  # no choice, no entropy
 
@@ -357,7 +359,7 @@ def test_predict_without_a_state_starts_from_the_initial_one(memory: str) -> Non
     assert all(np.array_equal(a, b) for a, b in zip(state, same_state, strict=True))
     # Where an episode starts, a state handed in counts as little.
     _, by_flag = policy.predict(observation, tuple(part + 3 for part in state), np.ones(B, dtype=bool))
-    assert all(np.allclose(a, b) for a, b in zip(state, by_flag, strict=True))
+    assert all(close(a, b) for a, b in zip(state, by_flag, strict=True))
 
 
 def test_predict_takes_one_observation_or_a_batch_of_one() -> None:

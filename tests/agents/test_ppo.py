@@ -15,6 +15,8 @@ from torch import Tensor
 
 from agents import RecurrentPPO
 from agents.policy import RecurrentActorCriticPolicy
+from tests.pairs import each, pairwise
+from tests.tolerance import close, near
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -49,9 +51,9 @@ class Watched(RecurrentPPO):
         super().train()
 
 
-@pytest.mark.parametrize("actions", ALL_ACTIONS)
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "actions"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, ALL_ACTIONS)
+)
 def test_the_first_ratio_is_one_and_the_values_are_those_stored(memory: str, critic_memory: str, actions: str) -> None:
     model = small_ppo(clocks(actions), memory, critic_memory, actions=actions, cls=Watched, n_epochs=1)
     model.learn(48)
@@ -65,23 +67,24 @@ def first_ratio_is_one(model: Any, n_rollouts: int = 4) -> bool:
     return bool(model.n_checked == total)
 
 
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
 @pytest.mark.parametrize(
-    "kwargs",
-    [
-        dict(sequence_length=None, batch_size=None),
-        dict(sequence_length=None, batch_size=4),
-        dict(sequence_length=1, batch_size=1),
-        dict(sequence_length=2, batch_size=7),
-        dict(n_steps=1, sequence_length=1),
-    ],
+    ("kwargs", "memory"),
+    each(
+        [
+            dict(sequence_length=None, batch_size=None),
+            dict(sequence_length=None, batch_size=4),
+            dict(sequence_length=1, batch_size=1),
+            dict(sequence_length=2, batch_size=7),
+            dict(n_steps=1, sequence_length=1),
+        ],
+        ALL_MEMORIES,
+    ),
 )
 def test_the_first_ratio_is_one_however_the_rollout_is_cut(kwargs: dict[str, Any], memory: str) -> None:
     assert first_ratio_is_one(small_ppo(clocks(), memory, cls=Watched, **kwargs))
 
 
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", WITH_STATE)
+@pytest.mark.parametrize(("memory", "critic_memory"), each(WITH_STATE, ALL_CRITIC_MEMORIES))
 def test_the_first_ratio_is_one_with_dropout_between_layers(memory: str, critic_memory: str) -> None:
     kwargs = dict(memory_kwargs=dict(hidden_size=8, num_layers=2, dropout=0.5))
     try:
@@ -103,8 +106,7 @@ def test_the_first_ratio_is_one_under_a_normaliser_that_moves(memory: str) -> No
     assert first_ratio_is_one(small_ppo(env, memory, "separate", cls=Watched))
 
 
-@pytest.mark.parametrize("actions", ["discrete", "discrete from one", "multi discrete"])
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ["discrete", "discrete from one", "multi discrete"]))
 def test_the_first_ratio_is_one_with_masked_actions(memory: str, actions: str) -> None:
     env = vectorized(lambda i: MaskedClock(i, ACTION_SPACES[actions]), 3)
     assert first_ratio_is_one(small_ppo(env, memory, cls=Watched, policy_kwargs=dict(action_mask="mask")))
@@ -175,9 +177,9 @@ def updated_by_hand(policy: RecurrentActorCriticPolicy, model: Any) -> tuple[lis
     return [parameter.detach() for parameter in parameters], figures
 
 
-@pytest.mark.parametrize("sequence_length", [None, 4, 1])
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "sequence_length"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, [None, 4, 1])
+)
 def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, sequence_length: int | None) -> None:
     """Three epochs, with steps large enough that ratios and values are clipped."""
     keep = KeepPolicy()
@@ -200,9 +202,9 @@ def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, 
     model.learn(24, callback=keep)
     expected, figures = updated_by_hand(keep.policy, model)
     for parameter, hand in zip(model.policy.parameters(), expected, strict=True):
-        assert torch.allclose(parameter, hand, atol=1e-5)
-    assert model.logger.name_to_value["train/loss"] == pytest.approx(figures["train/loss"], abs=1e-4)
-    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(figures["train/approx_kl"], abs=1e-4)
+        assert close(parameter, hand)
+    assert model.logger.name_to_value["train/loss"] == near(figures["train/loss"])
+    assert model.logger.name_to_value["train/approx_kl"] == near(figures["train/approx_kl"], scale=1.0)
     assert figures["clipped"] > 0  # else the clipping was not tested
 
 
@@ -223,7 +225,7 @@ def test_an_update_is_the_one_computed_by_hand_for_every_action_space(actions: s
     model.learn(24, callback=keep)
     expected, _ = updated_by_hand(keep.policy, model)
     for parameter, hand in zip(model.policy.parameters(), expected, strict=True):
-        assert torch.allclose(parameter, hand, atol=1e-5)
+        assert close(parameter, hand)
 
 
 def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None:
@@ -236,7 +238,7 @@ def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None
         assert len(parts) == 24 // batch_size
         for name in ("loss", "policy_loss", "value_loss", "entropy_loss", "approx_kl", "clip_fraction"):
             mean = torch.stack([getattr(part, name) for part in parts]).mean()
-            assert torch.allclose(mean, getattr(whole, name), atol=1e-5)
+            assert close(mean, getattr(whole, name))
 
 
 def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
@@ -253,16 +255,16 @@ def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
     normal = (real - real.mean()) / (real.std() + 1e-8)
     _, terms = model._loss(batch)
     # All ratios are one, so that the loss is -mean of the normalised advantages.
-    assert terms.policy_loss.item() == pytest.approx(-float(normal.mean()), abs=1e-5)
+    assert terms.policy_loss.item() == near(-float(normal.mean()), scale=1.0)
     assert terms.value_loss.item() < 1e6
-    assert terms.approx_kl.item() == pytest.approx(0.0, abs=1e-6)
+    assert terms.approx_kl.item() == near(0.0, scale=1.0)
 
 
 def test_without_a_closed_form_the_entropy_is_that_of_the_actions_taken() -> None:
     model = small_ppo(clocks("squashed gsde"), "gru", actions="squashed gsde", learning_rate=0.0)
     model.learn(24)
     (batch,) = model.rollout_buffer.get(None)
-    assert model._loss(batch)[1].entropy_loss.item() == pytest.approx(float(batch.old_log_probs.mean()), abs=1e-5)
+    assert model._loss(batch)[1].entropy_loss.item() == near(float(batch.old_log_probs.mean()))
 
 
 def test_the_gradient_is_clipped_at_its_norm() -> None:
@@ -280,7 +282,7 @@ def test_the_gradient_is_clipped_at_its_norm() -> None:
         model.learn(24)
         return float(sum((a - b).square().sum() for a, b in zip(before, model.policy.parameters(), strict=True)) ** 0.5)
 
-    assert moved(0.01) == pytest.approx(0.01, rel=1e-3)
+    assert moved(0.01) == near(0.01)
     assert moved(float("inf")) > 0.05
 
 
@@ -375,8 +377,7 @@ def equal(left: list[Tensor], right: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("critic_memory", ["shared", "separate"])
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "critic_memory"), each(ALL_MEMORIES, ["shared", "separate"]))
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(memory: str, critic_memory: str) -> None:
     kwargs = dict(memory=memory, critic_memory=critic_memory)
     first = run_weights(seed=7, **kwargs)

@@ -14,6 +14,7 @@ from agents.player import Player
 from agents.recording import record, units
 from tests.agents.insight.echo import bits, delaying, echo
 from tests.agents.probe_envs import small_ppo
+from tests.tolerance import assert_close, near
 
 LENGTH = 9
 
@@ -46,10 +47,10 @@ def test_a_recording_is_the_episode_that_stepping_gives(memory: str, critic_memo
         with torch.no_grad():
             seen = torch.as_tensor(recorded.seen[t : t + 1])
             _, value, log_probability, state = player.policy(seen, state, torch.tensor([t == 0]), deterministic=True)
-        assert recorded.values[t] == pytest.approx(float(value), abs=1e-5)
-        assert recorded.log_probabilities[t] == pytest.approx(float(log_probability), abs=1e-5)
+        assert recorded.values[t] == near(float(value))
+        assert recorded.log_probabilities[t] == near(float(log_probability))
         for part, kept in zip(state, [*recorded.states, *recorded.critic_states], strict=True):
-            np.testing.assert_allclose(kept[t + 1], part[0].numpy(), atol=1e-5)
+            assert_close(kept[t + 1], part[0].numpy())
 
 
 def test_signals_are_found_by_name_and_others_are_refused() -> None:
@@ -81,11 +82,11 @@ def test_it_agrees_with_the_whole_sequence_at_once(memory: str, critic_memory: s
     with torch.no_grad():
         state = player.policy.initial_state(1)
         values, log_probabilities, _ = player.policy.evaluate_actions(observations[:, None], actions, state, starts)
-    assert recorded.values == pytest.approx(values[:, 0].numpy(), abs=1e-4)
-    assert recorded.log_probabilities == pytest.approx(log_probabilities[:, 0].numpy(), abs=1e-4)
+    assert recorded.values == near(values[:, 0].numpy())
+    assert recorded.log_probabilities == near(log_probabilities[:, 0].numpy())
     assert recorded.probabilities is not None
     chances = np.log(recorded.probabilities[np.arange(LENGTH), recorded.actions])
-    assert chances == pytest.approx(recorded.log_probabilities, abs=1e-4)
+    assert chances == near(recorded.log_probabilities)
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -129,7 +130,7 @@ def test_units_are_what_each_layer_carried(memory: str, names: dict[str, int]) -
     found = units(player.policy, recorded)
     assert {name: part.shape for name, part in found.items()} == {name: (LENGTH, n) for name, n in names.items()}
     if memory == "lstm":
-        np.testing.assert_allclose(found["hidden state"][:, 8:], recorded.outputs, atol=1e-6)
+        assert_close(found["hidden state"][:, 8:], recorded.outputs)
 
 
 def test_a_critics_own_memory_comes_after_the_actors() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.returns import generalized_advantages
+from tests.tolerance import close
 
 
 def advantages_of(
@@ -73,9 +74,9 @@ def test_a_single_step_is_a_rollout() -> None:
 def test_lambda_one_gives_discounted_returns_and_lambda_zero_gives_one_step_errors() -> None:
     rewards, values, starts = [1.0, 1.0, 1.0], [5.0, 7.0, 9.0], [1, 0, 0]
     monte_carlo = advantages_of(rewards, values, starts, 16, False, 0.5, 1.0)
-    assert np.allclose(np.add(monte_carlo, values), [1 + 0.5 + 0.25 + 2, 1 + 0.5 + 4, 1 + 8])
+    assert close(np.add(monte_carlo, values), [1 + 0.5 + 0.25 + 2, 1 + 0.5 + 4, 1 + 8])
     one_step = advantages_of(rewards, values, starts, 16, False, 0.5, 0.0)
-    assert np.allclose(np.add(one_step, values), [1 + 3.5, 1 + 4.5, 1 + 8])
+    assert close(np.add(one_step, values), [1 + 3.5, 1 + 4.5, 1 + 8])
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
@@ -103,7 +104,7 @@ def test_the_advantages_equal_the_defining_sum(n_steps: int, share_of_starts: fl
     last_starts = torch.rand(5, generator=generator) < share_of_starts
     arguments = (rewards, values, starts, last_values, last_starts, 0.97, 0.9)
     expected = slow_advantages(*arguments)
-    assert torch.allclose(generalized_advantages(*arguments).double(), expected, atol=1e-5)
+    assert close(generalized_advantages(*arguments).double(), expected)
 
 
 def test_environments_do_not_mix() -> None:
@@ -116,7 +117,7 @@ def test_environments_do_not_mix() -> None:
         alone = generalized_advantages(
             rewards[:, one], values[:, one], starts[:, one], last_values[one], last_starts[one], 0.9, 0.8
         )
-        assert torch.allclose(alone, together[:, one], atol=1e-6)
+        assert close(alone, together[:, one])
 
 
 def test_nothing_that_came_in_is_changed() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from agents import RecurrentA2C, RecurrentPPO
 from agents.buffer import SequenceBatch, map_observations
 from agents.memory import State
+from tests.pairs import each
 
 from .probe_envs import (
     ACTION_SPACES,
@@ -96,8 +97,7 @@ def followed(env: Any, *args: Any, n_rollouts: int = 2, **kwargs: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
+@pytest.mark.parametrize(("memory", "critic_memory"), each(ALL_MEMORIES, ALL_CRITIC_MEMORIES))
 def test_states_are_as_collected_at_first_and_later_those_of_the_weights_as_they_are(
     memory: str, critic_memory: str
 ) -> None:

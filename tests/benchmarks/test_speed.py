@@ -15,6 +15,8 @@ from cases import EPISODE, SB3, Case, Network, all_cases, already_taken, fast_en
 from contenders import CONTENDERS, FusedContribPolicy, Stopwatch, build
 from peers import CleanrlLoop, puffer_advantage
 
+from tests.tolerance import assert_close
+
 TINY = Case("tiny", "early", Network(8, "separate", (8,)), SB3, n_envs=2, n_steps=16, batch_size=16, n_epochs=1)
 
 
@@ -31,12 +33,12 @@ def test_the_two_environments_of_a_case_live_the_same(task: str) -> None:
     case = replace(TINY, task=task, n_envs=3)
     usual, fast = usual_env(case, seed=5), fast_env(case, seed=5)
     usual.action_space.seed(0)
-    np.testing.assert_allclose(usual.reset(), fast.reset(), atol=1e-6)
+    assert_close(usual.reset(), fast.reset())
     for _ in range(10):
         actions = np.stack([usual.action_space.sample() for _ in range(3)])
         theirs, ours = usual.step(actions), fast.step(actions)
-        np.testing.assert_allclose(theirs[0], ours[0], atol=1e-5)
-        np.testing.assert_allclose(theirs[1], ours[1], atol=1e-5)
+        assert_close(theirs[0], ours[0])
+        assert_close(theirs[1], ours[1])
 
 
 @pytest.mark.parametrize("make", [usual_env, fast_env])
@@ -62,7 +64,7 @@ def test_contrib_without_its_loop_learns_the_same(critic: Any) -> None:
         model: Any = sb3_contrib.RecurrentPPO(policy, env, policy_kwargs=kwargs, **settings).learn(256)
         learned.append(model.policy.state_dict())
     for name, value in learned[0].items():
-        np.testing.assert_allclose(learned[1][name], value, atol=1e-4, err_msg=name)
+        assert_close(learned[1][name], value)
 
 
 def test_the_cleanrl_loop_starts_an_update_with_ratios_of_one() -> None:

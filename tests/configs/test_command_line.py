@@ -9,6 +9,7 @@ import pytest
 from configs import PolicySettings, Settings, SettingsError, read
 from configs.command_line import find_config, parse
 from configs.settings import ENCODERS, MEMORIES
+from tests.pairs import each
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -110,13 +111,13 @@ def test_another_encoder_keeps_those_of_the_files_arguments_that_it_takes() -> N
     assert added.encoder_kwargs == {"features_dim": 64, "width": 8}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_any_memory_and_any_encoder_can_be_named_over_any_settings_file(path: Path) -> None:
-    for memory in MEMORIES:
-        for encoder in (None, *ENCODERS):
-            words = ["--config", path.stem, "--policy.memory", memory, "--policy.encoder", str(encoder)]
-            settings = parse(words).settings
-            assert (settings.policy.memory, settings.policy.encoder) == (memory, encoder)
+@pytest.mark.parametrize(("path", "memory", "encoder"), each(CONFIGS, MEMORIES, [None, *ENCODERS]), ids=str)
+def test_any_memory_and_any_encoder_can_be_named_over_any_settings_file(
+    path: Path, memory: str, encoder: str | None
+) -> None:
+    words = ["--config", path.stem, "--policy.memory", memory, "--policy.encoder", str(encoder)]
+    settings = parse(words).settings
+    assert (settings.policy.memory, settings.policy.encoder) == (memory, encoder)
 
 
 def test_a_typed_argument_that_the_memory_does_not_take_is_an_error(file: str) -> None:

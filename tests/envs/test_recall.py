@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import envs
 from envs.recall import RepeatFirst, RepeatPrevious, TMaze
+from tests.tolerance import assert_close, near
 
 RIGHT, UP, LEFT, DOWN = range(4)
 
@@ -42,7 +43,7 @@ def test_remembering_the_sign_earns_the_best_return_of_the_passive_t_maze(length
         turn = np.where(seen[0][:, 0] > 0, UP, DOWN)
         return np.where(seen[-1][:, 1] == 1, turn, RIGHT)
 
-    np.testing.assert_allclose(returns(TMaze(50, length=length), walk_and_turn), TMaze.best_return)
+    assert_close(returns(TMaze(50, length=length), walk_and_turn), TMaze.best_return)
 
 
 @pytest.mark.parametrize("length", [1, 2, 20])
@@ -53,7 +54,7 @@ def test_looking_and_remembering_earns_the_best_return_of_the_active_t_maze(leng
         turn = np.where(seen[1][:, 0] > 0, UP, DOWN)
         return np.where(seen[-1][:, 1] == 1, turn, RIGHT)
 
-    np.testing.assert_allclose(returns(TMaze(50, length=length, active=True), look_walk_and_turn), TMaze.best_return)
+    assert_close(returns(TMaze(50, length=length, active=True), look_walk_and_turn), TMaze.best_return)
 
 
 @pytest.mark.parametrize("active", [False, True])
@@ -72,7 +73,7 @@ def test_no_policy_without_memory_earns_more_than_half_in_the_t_maze(active: boo
     env.reset(seed=0)
     sides = np.stack([np.where(env._sign.reshape(totals.shape) == side, totals, np.nan) for side in (1, -1)])
     values = np.nanmean(sides, axis=2).mean(axis=0)
-    assert values.max() == pytest.approx(env.memoryless_return, abs=1e-6)
+    assert values.max() == near(env.memoryless_return)
 
 
 def test_the_t_maze_charges_for_every_step_behind_the_walker() -> None:
@@ -91,12 +92,12 @@ def test_the_t_maze_charges_for_every_step_behind_the_walker() -> None:
 def test_naming_the_card_k_minus_one_back_earns_the_best_return(k: int, num_decks: int) -> None:
     env = RepeatPrevious(20, k=k, num_decks=num_decks)
     totals = returns(env, lambda seen: seen[-k] if len(seen) >= k else np.zeros(20, dtype=int))
-    np.testing.assert_allclose(totals, env.best_return, rtol=1e-5)
+    assert_close(totals, env.best_return)
 
 
 def test_naming_the_first_card_earns_the_best_return() -> None:
     env = RepeatFirst(20)
-    np.testing.assert_allclose(returns(env, lambda seen: seen[0]), env.best_return, rtol=1e-5)
+    assert_close(returns(env, lambda seen: seen[0]), env.best_return)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import envs
 from envs.batch import BatchEnv
 from envs.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast
 from envs.sequences import Copy as CopyTask
+from tests.tolerance import assert_close, near
 
 IDS = ["Copy-v0", "AssociativeRecall-v0", "CountRecall-v0", "PhaseForecast-v0"]
 SHARED = np.random.default_rng(0)
@@ -88,7 +89,7 @@ def test_acting_out_what_was_read_earns_the_best_return(length: int, delay: int,
         place = length - 1 - step if reverse else step
         return symbols(seen[place][:, :3]) if step >= 0 else np.zeros(40, dtype=int)
 
-    np.testing.assert_allclose(returns(env, act_out), env.best_return, rtol=1e-5)
+    assert_close(returns(env, act_out), env.best_return)
 
 
 def test_copy_shows_its_symbols_then_go_and_pays_for_each_right_one() -> None:
@@ -128,7 +129,7 @@ def test_looking_up_the_value_of_the_key_earns_the_best_return(pairs: int, keys:
         values = np.stack([page[:, keys:] for page in seen[:pairs]])
         return (alike[..., None] * values).sum(axis=0).argmax(axis=1)
 
-    np.testing.assert_allclose(returns(env, look_up), env.best_return, rtol=1e-5)
+    assert_close(returns(env, look_up), env.best_return)
 
 
 def test_keys_come_with_their_values_then_alone() -> None:
@@ -177,7 +178,7 @@ def test_counting_earns_the_best_return(values: int, copies: int) -> None:
         asked = seen[-1][:, values:]
         return (np.sum([page[:, :values] for page in seen], axis=0) * asked).sum(axis=1).astype(int)
 
-    np.testing.assert_allclose(returns(env, count), env.best_return, rtol=1e-5)
+    assert_close(returns(env, count), env.best_return)
 
 
 def test_a_count_includes_the_present_step() -> None:
@@ -208,7 +209,7 @@ def test_no_policy_without_memory_counts_better_than_the_docstring_says(values: 
     episodes = np.concatenate([orders.repeat(len(questions), axis=0), np.tile(questions, (len(orders), 1))], axis=1)
     env = CountRecall(values=values, copies=copies)
     value = best_without_memory(lambda n: CountRecall(n, values=values, copies=copies), symbol, episodes)
-    assert value == pytest.approx(env.memoryless_return, abs=1e-6)
+    assert value == near(env.memoryless_return)
 
 
 def test_the_memoryless_return_of_the_default_count_is_that_of_the_best_guesses() -> None:
@@ -259,8 +260,8 @@ def test_forecasts_count_by_their_error_and_not_before_they_can_be_made() -> Non
         observation, reward, terminated, _, infos = env.step(np.array([[forecast]], np.float32))
         shown.append(float((infos["final_obs"] if terminated[0] else observation)[0, 0]))
         rewards.append(float(reward[0]))
-    assert shown == pytest.approx([1, 0, -1, 0, 1, 0], abs=1e-6)
-    assert rewards == pytest.approx([0, 0, 1 / 3, 0.5 / 3, 0], abs=1e-6)
+    assert shown == near([1, 0, -1, 0, 1, 0])
+    assert rewards == near([0, 0, 1 / 3, 0.5 / 3, 0])
 
 
 def medians_of_bins(now: NDArray[np.float64], following: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
@@ -286,7 +287,7 @@ def test_the_median_given_the_present_value_earns_the_memoryless_return(periods:
 
 def test_a_wave_of_one_known_frequency_has_its_memoryless_return_in_closed_form() -> None:
     env = PhaseForecast(shortest=5.0, longest=5.0)
-    assert env.memoryless_return == pytest.approx(1 - 2 / np.pi * np.sin(2 * np.pi / 5), abs=1e-4)
+    assert env.memoryless_return == near(1 - 2 / np.pi * np.sin(2 * np.pi / 5))
 
 
 def test_no_function_of_the_sum_of_two_waves_passes_the_bound() -> None:

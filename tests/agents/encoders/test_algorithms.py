@@ -19,6 +19,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import envs
 from agents import RecurrentPPO
 from agents.encoders import ENCODERS
+from tests.pairs import each
+from tests.tolerance import close
 
 from ..probe_envs import policy_arguments
 from .observations import IMAGE, MASKED, SETS, WINDOWS, WITH_CONTEXT, Case
@@ -67,8 +69,7 @@ def noise(observation_space: Any, action_space: Any, n_envs: int = 2) -> VecEnv:
     return DummyVecEnv([lambda: Noise(observation_space, action_space) for _ in range(n_envs)])
 
 
-@pytest.mark.parametrize("seen", SEEN)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("algorithm", "seen"), each(ALGORITHMS, SEEN))
 def test_an_encoder_serves_the_algorithms_of_stable_baselines3(algorithm: str, seen: str) -> None:
     cls, action_space, kwargs = ALGORITHMS[algorithm]
     case, space = SEEN[seen]
@@ -125,8 +126,7 @@ def watched(case: Case, env: VecEnv, memory: str) -> Watched:
     )
 
 
-@pytest.mark.parametrize("memory", ["none", "lstm"])
-@pytest.mark.parametrize("case", [*WINDOWS, *SETS, IMPALA], ids=str)
+@pytest.mark.parametrize(("case", "memory"), each([*WINDOWS, *SETS, IMPALA], ["none", "lstm"]), ids=str)
 def test_the_first_ratio_is_one_over_an_encoder(case: Case, memory: str) -> None:
     if case.name == "impala":
         env: VecEnv = noise(IMAGE, DISCRETE)
@@ -186,6 +186,6 @@ def test_a_young_episode_is_read_like_a_short_window(backend: str) -> None:
         short = {"history": given["history"][:, -n_real:], "mask": given["mask"][:, -n_real:]}
         states = encoder.recurrence(short["history"], None)
         expected = encoder.projection(encoder.recurrence.final(states, None))
-        assert torch.allclose(encoder(given), expected, atol=1e-5)
+        assert close(encoder(given), expected)
         observations, *_ = env.step(np.zeros(2, dtype=np.int64))
     env.close()

@@ -13,6 +13,7 @@ import envs
 from agents import RecurrentA2C, RecurrentPPO
 from agents.encoders.auxiliary import HasAuxiliaryLosses, auxiliary_losses
 from agents.policy import RecurrentActorCriticPolicy
+from tests.tolerance import close
 
 BOX = spaces.Box(-1, 1, (3,))
 
@@ -69,7 +70,7 @@ def test_the_losses_of_a_policys_encoder_are_those_of_its_last_pass_in_training(
     rows = observations.flatten(0, 1)
     expected = 0.5 * (encoder.up(encoder.down(rows)) - rows).square().mean()
     assert list(losses) == ["reconstruction_loss"]
-    assert torch.allclose(losses["reconstruction_loss"], expected)
+    assert close(losses["reconstruction_loss"], expected)
     losses["reconstruction_loss"].backward()
     assert encoder.down.weight.grad is not None
     assert auxiliary_losses(learner) == {}
@@ -94,7 +95,7 @@ def test_the_losses_of_two_encoders_are_added_up() -> None:
         for part in (learner.pi_features_extractor, learner.vf_features_extractor)
     ]
     assert apart[0] != apart[1]
-    assert torch.allclose(auxiliary_losses(learner)["reconstruction_loss"], apart[0] + apart[1])
+    assert close(auxiliary_losses(learner)["reconstruction_loss"], apart[0] + apart[1])
 
 
 def test_a_module_answers_for_those_inside_it() -> None:

@@ -18,6 +18,7 @@ from agents.encoders.attention import SCORES, AdditiveAttention, AttentionPoolin
 from agents.encoders.recurrence import CELLS, Recurrence
 from agents.encoders.tokens import TokenReader, last, mean
 from agents.encoders.transformer import Block, TransformerEncoder, rotated
+from tests.tolerance import close
 
 from .observations import MASKED, REAL, TOKENS, Case, F, K, make, masked, some_tokens
 
@@ -40,10 +41,10 @@ def test_a_recurrence_is_torchs_over_packed_windows(cell: str, bidirectional: bo
     expected, _ = pad_packed_sequence(packed, batch_first=True)
     states = ours(values, lengths)
     for row, length in enumerate(lengths):
-        assert torch.allclose(states[row, :length], expected[row, :length], atol=1e-5)
+        assert close(states[row, :length], expected[row, :length])
     final = final[0] if isinstance(final, tuple) else final
     top = torch.cat([*final[-2:]], dim=1) if bidirectional else final[-1]
-    assert torch.allclose(ours.final(states, lengths), top, atol=1e-5)
+    assert close(ours.final(states, lengths), top)
 
 
 def test_additive_attention_is_bahdanaus() -> None:
@@ -54,8 +55,8 @@ def test_additive_attention_is_bahdanaus() -> None:
     weights = scores.exp() / scores.exp().sum()
     expected = sum(weight * attention.of_value(key) for weight, key in zip(weights, keys, strict=True))
     output, told = attention(query[None], keys[None])
-    assert torch.allclose(output[0, 0], expected, atol=1e-6)
-    assert torch.allclose(told[0, 0, 0], weights, atol=1e-6)
+    assert close(output[0, 0], expected)
+    assert close(told[0, 0, 0], weights)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -72,8 +73,8 @@ def test_dot_product_attention_is_torchs(heads: int) -> None:
     real = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]) == 1
     output, told = ours(queries, keys, real)
     expected, expected_weights = theirs(queries, keys, keys, key_padding_mask=~real, average_attn_weights=False)
-    assert torch.allclose(output, expected, atol=1e-6)
-    assert torch.allclose(told, expected_weights, atol=1e-6)
+    assert close(output, expected)
+    assert close(told, expected_weights)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -83,7 +84,7 @@ def test_without_a_real_key_weights_and_output_are_zero_and_gradients_finite(sco
     output, weights = pooling(keys, torch.tensor([[0] * 5, [1] * 5]) == 1)
     assert (output[0] == 0).all()
     assert (weights[0] == 0).all()
-    assert torch.allclose(weights[1].sum(dim=1), torch.ones(2))
+    assert close(weights[1].sum(dim=1), torch.ones(2))
     output.sum().backward()
     assert keys.grad is not None
     assert keys.grad.isfinite().all()
@@ -102,11 +103,11 @@ def test_weights_are_told_where_the_tokens_stand(case: Case) -> None:
     assert weights.shape == (len(REAL), 2, K)
     assert (weights.transpose(1, 2)[REAL == 0] == 0).all()
     assert (weights.transpose(1, 2)[REAL == 1] > 0).all()
-    assert torch.allclose(weights.sum(dim=2), (REAL.sum(dim=1, keepdim=True) > 0).float().expand(-1, 2))
+    assert close(weights.sum(dim=2), (REAL.sum(dim=1, keepdim=True) > 0).float().expand(-1, 2))
     assert torch.equal(weights[5, 0], torch.eye(K)[2])  # the only real token
     plain: Any = make(case, TOKENS)
     ones = plain.attention_weights(some_tokens())
-    assert torch.allclose(encoder.attention_weights(masked(some_tokens(), torch.ones_like(REAL))), ones)
+    assert close(encoder.attention_weights(masked(some_tokens(), torch.ones_like(REAL))), ones)
 
 
 def test_the_weights_are_those_that_the_features_are_made_with() -> None:
@@ -116,7 +117,7 @@ def test_the_weights_are_those_that_the_features_are_made_with() -> None:
     attended, _, _ = encoder._attend(encoder.reader(values))
     weights = encoder.attention_weights(values)
     by_hand = weights[:, 0] @ encoder.attention.of_value(encoder.embedding(values))[0]
-    assert torch.allclose(attended, by_hand, atol=1e-6)
+    assert close(attended, by_hand)
 
 
 @pytest.mark.parametrize("masks", ["none", "padding", "causal"])
@@ -146,7 +147,7 @@ def test_a_block_is_torchs_transformer_layer(masks: str) -> None:
         src_mask=later if masks == "causal" else None,
         src_key_padding_mask=~real if masks == "padding" else None,
     )
-    assert torch.allclose(ours(values, values, visible, None, None), expected, atol=1e-5)
+    assert close(ours(values, values, visible, None, None), expected)
 
 
 def test_rotary_scores_depend_on_distances_alone() -> None:
@@ -160,9 +161,9 @@ def test_rotary_scores_depend_on_distances_alone() -> None:
     def score(at: int, of: int) -> Tensor:
         return (turned(query, at) * turned(key, of)).sum()
 
-    assert torch.allclose(score(7, 4), score(3, 0), atol=1e-5)
+    assert close(score(7, 4), score(3, 0))
     assert not torch.allclose(score(7, 4), score(4, 4), atol=1e-3)
-    assert torch.allclose(score(4, 4), (query * key).sum(), atol=1e-5)
+    assert close(score(4, 4), (query * key).sum())
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -194,7 +195,7 @@ def test_the_top_block_asked_for_one_token_gives_what_it_gives_for_all(positions
     states = encoder.norm(encoder.blocks[1](values, values, *others))
     lengths = REAL.sum(dim=1)
     pooled = last(states, lengths) if pool == "last" else last(states, torch.where(lengths > 0, K + 1, 0))
-    assert torch.allclose(features, encoder.projection(pooled), atol=1e-5)
+    assert close(features, encoder.projection(pooled))
 
 
 def test_a_token_is_read_from_every_part_of_a_dict_side_by_side() -> None:

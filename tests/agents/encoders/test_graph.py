@@ -17,6 +17,7 @@ import envs
 from agents.encoders import ENCODERS
 from agents.encoders.graph import POOLS, GraphEncoder
 from envs.wrappers import wrap
+from tests.tolerance import close
 
 from .ragged import ALGORITHMS, RaggedGraph, deviation_of_first_ratio, extractors, trained
 
@@ -92,9 +93,9 @@ def test_the_order_of_nodes_and_edges_changes_no_pooled_feature_and_moves_node_f
     moved["edge_index"] = place_of[moved["edge_index"]]
     model = encoder(pool=pool, both_ways=both_ways, edge_features=edge_features, output="both", features_dim=6)
     before, after = model(given), model(moved)
-    assert torch.allclose(after[:, :6], before[:, :6], atol=1e-5)
+    assert close(after[:, :6], before[:, :6])
     by_node = before[:, 6:].view(4, 5, -1)
-    assert torch.allclose(after[:, 6:].view(4, 5, -1), by_node[:, nodes], atol=1e-5)
+    assert close(after[:, 6:].view(4, 5, -1), by_node[:, nodes])
     assert not torch.allclose(by_node[:, nodes], by_node, atol=1e-2)
 
 
@@ -121,9 +122,9 @@ def test_padding_of_any_amount_and_content_changes_nothing(pool: str) -> None:
     padded["edge_mask"][:, 7] = 1.0
     padded["edge_index"][:, 7] = torch.tensor([8, 2])
     small, large = tight(given), roomy(padded)
-    assert torch.allclose(large[:, :6], small[:, :6], atol=1e-5)
+    assert close(large[:, :6], small[:, :6])
     by_node = large[:, 6:].view(4, 9, -1)
-    assert torch.allclose(by_node[:, places], small[:, 6:].view(4, 5, -1), atol=1e-5)
+    assert close(by_node[:, places], small[:, 6:].view(4, 5, -1))
     assert (by_node[:, [0, 2, 5, 7]] == 0).all()
 
 
@@ -146,7 +147,7 @@ def test_a_round_is_the_sum_of_messages_through_a_gated_update() -> None:
     messages = torch.relu(model.sent[0](entered[:2]) + model.carried[0](given["edges"][0]))
     heard = torch.stack((torch.zeros(SIZE), torch.zeros(SIZE), messages.sum(dim=0)))
     expected = torch.tanh(model.leave_nodes(torch.cat((entered, model.update(heard, entered)), dim=1)))
-    assert torch.allclose(node_outputs(model, given)[0], expected, atol=1e-6)
+    assert close(node_outputs(model, given)[0], expected)
 
 
 def test_features_of_an_edge_reach_the_nodes_it_joins_and_no_other() -> None:
@@ -168,7 +169,7 @@ def test_pools_are_a_sum_a_mean_and_a_weighted_mean() -> None:
         by_pool[pool] = model._pooled(states, real), states[:, :3]
     for pool, expected in (("sum", torch.sum), ("mean", torch.mean)):
         pooled, states = by_pool[pool]
-        assert torch.allclose(pooled, expected(states, dim=1), atol=1e-5)
+        assert close(pooled, expected(states, dim=1))
     pooled, states = by_pool["attention"]
     assert (pooled <= states.amax(dim=1) + 1e-6).all()
     assert (pooled >= states.amin(dim=1) - 1e-6).all()

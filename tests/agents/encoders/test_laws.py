@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tolerance import close
+
 from .observations import (
     ALL,
     MASKED,
@@ -49,8 +51,8 @@ def test_it_does_not_matter_where_the_padding_is(case: Case) -> None:
         placed = torch.zeros_like(values)
         placed[:, torch.tensor(real) == 1] = values[:, :3]
         features.append(encoder(masked(placed, torch.tensor(real).expand(5, -1))))
-    assert torch.allclose(features[0], features[1], atol=1e-5)
-    assert torch.allclose(features[0], features[2], atol=1e-5)
+    assert close(features[0], features[1])
+    assert close(features[0], features[2])
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -60,7 +62,7 @@ def test_features_do_not_depend_on_the_company(case: Case) -> None:
     assert together.shape == (len(REAL), 32)
     for rows in ([0], [2], [5, 2], [1, 3], [4, 0, 1]):
         apart = encoder(masked(values[rows], REAL[rows]))
-        assert torch.allclose(apart, together[rows], atol=1e-5)
+        assert close(apart, together[rows])
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -68,9 +70,9 @@ def test_a_box_is_a_window_of_which_all_is_real(case: Case) -> None:
     encoder, values = make(case), some_tokens()
     plain = make(case, TOKENS)(values)
     told, real = REAL.clone(), torch.ones_like(REAL)
-    assert torch.allclose(encoder(masked(values, real)), plain, atol=1e-6)
+    assert close(encoder(masked(values, real)), plain)
     told[0] = 1  # beside others that are padded, it is run through another way
-    assert torch.allclose(encoder(masked(values, told))[0], plain[0], atol=1e-5)
+    assert close(encoder(masked(values, told))[0], plain[0])
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -79,7 +81,7 @@ def test_an_observation_without_a_real_token_has_the_features_of_zeros(case: Cas
     features = encoder(masked(some_tokens(), torch.zeros_like(REAL)))
     assert isinstance(encoder.projection, nn.Module)
     inputs = encoder.projection[0].in_features  # type: ignore[index,union-attr]
-    assert torch.allclose(features, encoder.projection(torch.zeros(len(REAL), inputs)))
+    assert close(features, encoder.projection(torch.zeros(len(REAL), inputs)))
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -111,7 +113,7 @@ def test_the_order_of_a_window_is_seen(case: Case) -> None:
 def test_the_order_of_a_set_is_not_seen(case: Case) -> None:
     encoder, values = make(case), some_tokens()
     for order in torch.stack([torch.randperm(K) for _ in range(3)]):
-        assert torch.allclose(encoder(masked(values[:, order], REAL[:, order])), encoder(masked(values)), atol=1e-5)
+        assert close(encoder(masked(values[:, order], REAL[:, order])), encoder(masked(values)))
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -129,7 +131,7 @@ def test_a_gpu_computes_what_a_cpu_computes(case: Case) -> None:
     encoder, observations = make(case), masked(some_tokens())
     expected = encoder(observations)
     on_gpu = encoder.cuda()({key: part.cuda() for key, part in observations.items()})
-    assert torch.allclose(on_gpu.cpu(), expected, atol=1e-4)
+    assert close(on_gpu.cpu(), expected)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

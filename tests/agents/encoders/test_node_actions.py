@@ -21,6 +21,7 @@ import envs
 from agents import RecurrentPPO
 from agents.encoders import ENCODERS
 from agents.node_policy import NodeActionPolicy
+from tests.tolerance import close
 
 from .ragged import RaggedGraph, deviation_of_first_ratio
 
@@ -70,11 +71,11 @@ def test_when_nodes_change_places_their_actions_do_too(memory: str, critic_memor
     order = torch.tensor([3, 0, 4, 1, 2])
     moved = {**given, "nodes": given["nodes"][:, :, order], "edge_index": torch.argsort(order)[given["edge_index"]]}
     before, after = log_probabilities(made, given), log_probabilities(made, moved)
-    assert torch.allclose(after, before[:, :, order], atol=1e-5)
+    assert close(after, before[:, :, order])
     assert before.std(dim=2).min() > 0.01
     starts, actions = torch.zeros(4, 2, dtype=torch.bool), torch.zeros(4, 2, dtype=torch.int64)
     values = [made.evaluate_actions(each, actions, made.initial_state(2), starts)[0] for each in (given, moved)]
-    assert torch.allclose(*values, atol=1e-5)
+    assert close(*values)
 
 
 def test_what_was_seen_before_decides_between_the_nodes_that_are_there_now() -> None:
@@ -90,7 +91,7 @@ def test_nodes_that_are_not_there_are_never_chosen() -> None:
     given["node_mask"][:, :, 2] = 0.0
     probabilities = log_probabilities(made, given, 3).exp()
     assert (probabilities[:, :, 1] == 0).all()
-    assert torch.allclose(probabilities.sum(dim=2), torch.ones(4, 2))
+    assert close(probabilities.sum(dim=2), torch.ones(4, 2))
     assert (probabilities[:, :, [0, 2]] > 0).all()
 
 
@@ -100,7 +101,7 @@ def test_the_first_action_is_about_the_first_node_named() -> None:
     some.load_state_dict(every.state_dict())
     all_nodes = log_probabilities(every, given)
     of_three = torch.log_softmax(all_nodes[:, :, 2:], dim=2)
-    assert torch.allclose(log_probabilities(some, given, 3), of_three, atol=1e-5)
+    assert close(log_probabilities(some, given, 3), of_three)
 
 
 class Choice(gymnasium.Env[Any, Any]):

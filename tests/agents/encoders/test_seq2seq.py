@@ -18,6 +18,7 @@ import envs
 from agents.encoders import ENCODERS
 from agents.encoders.seq2seq import ATTENTIONS, CELLS, POOLS, PREDICTIONS, SequenceToSequenceEncoder
 from envs.wrappers import wrap
+from tests.tolerance import close, near
 
 from .ragged import ALGORITHMS, RaggedSequence, deviation_of_first_ratio, extractors, trained
 
@@ -80,12 +81,12 @@ def test_padding_of_any_amount_place_and_content_changes_nothing(
     large.load_state_dict(small.state_dict())
     features = small(at_the_tail(given))
     scattered = [[0, 4, 8], [3], [0, 1, 2, 6, 7], [7, 8]]
-    assert torch.allclose(large(padded(given, scattered, 9)), features, atol=1e-5)
-    assert torch.allclose(small(padded(given, [list(range(len(each))) for each in given], K)), features, atol=1e-5)
+    assert close(large(padded(given, scattered, 9)), features)
+    assert close(small(padded(given, [list(range(len(each))) for each in given], K)), features)
     for row, each in enumerate(given):
         alone = encoder(window_space(len(each), mask=0), **settings)
         alone.load_state_dict(small.state_dict())
-        assert torch.allclose(alone({"window": each[None]})[0], features[row], atol=1e-5)
+        assert close(alone({"window": each[None]})[0], features[row])
     assert not torch.allclose(features[0], features[2], atol=1e-2)
 
 
@@ -98,7 +99,7 @@ def test_padding_is_invisible_to_the_auxiliary_loss(cell: str, predict: str) -> 
         model(at_the_tail(given) if places is None else padded(given, places, length))
         losses.append(next(iter(model.auxiliary_losses().values())))
     assert losses[0] > 0.01
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    assert losses[0].item() == near(losses[1].item())
 
 
 def by_hand(model: SequenceToSequenceEncoder, shown: Tensor, before: list[Tensor | None], steps: int) -> list[Tensor]:
@@ -137,8 +138,8 @@ def test_outputs_are_what_the_equations_say(cell: str, bidirectional: bool, atte
     assert outputs.shape == (4, M, F)
     for row, each in enumerate(given):
         expected = torch.stack(by_hand(model, each, [], M))
-        assert torch.allclose(outputs[row], expected, atol=1e-5)
-        assert torch.allclose(weights[row].sum(dim=1), torch.ones(M))
+        assert close(outputs[row], expected)
+        assert close(weights[row].sum(dim=1), torch.ones(M))
         assert (weights[row, :, len(each) :] == 0).all()
 
 
@@ -158,7 +159,7 @@ def test_the_auxiliary_loss_is_the_mean_error_of_what_the_decoder_is_to_say(cell
         expected = 0.5 * torch.cat(errors).mean()
         losses = model.auxiliary_losses()
         assert set(losses) == {"window_prediction" if predict == "next" else "window_reconstruction"}
-        assert next(iter(losses.values())).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert next(iter(losses.values())).item() == near(expected.item())
 
 
 def test_the_loss_is_of_the_last_pass_in_training_and_only_where_it_has_a_weight() -> None:
@@ -212,14 +213,14 @@ def test_a_sequence_without_elements_gives_features_that_depend_on_none() -> Non
     one = model(at_the_tail(sequences((0, 3)), K))
     other = model(padded(sequences((0, 3)), [[], [3, 4, 5]], K, seed=8))
     assert torch.isfinite(one).all()
-    assert torch.allclose(one, other, atol=1e-6)
+    assert close(one, other)
 
 
 def test_without_a_mask_every_element_is_real() -> None:
     plain, masked = encoder(spaces.Box(-9.0, 9.0, (K, F))), encoder()
     window = torch.stack(sequences((K, K)))
     window[:, 0] = 0.0
-    assert torch.allclose(plain(window), masked({"window": window, "mask": torch.ones(2, K)}), atol=1e-5)
+    assert close(plain(window), masked({"window": window, "mask": torch.ones(2, K)}))
 
 
 def test_windows_stand_side_by_side_and_all_else_beside_the_states() -> None:

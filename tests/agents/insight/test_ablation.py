@@ -128,7 +128,7 @@ def test_noise_leaves_counts_alone_and_reaches_everything_else(memory: str) -> N
     assert sum(is_count) == (memory in ("gtrxl", "attention"))
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", ["none", "lstm", "gtrxl"])  # states of no, of several parts, and of a window
 def test_the_same_seed_gives_the_same_ablation_and_the_player_stays_as_it_was(memory: str) -> None:
     player = untrained(memory)
     player.deterministic = False

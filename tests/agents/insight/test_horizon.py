@@ -11,6 +11,7 @@ from agents.memory import MEMORIES
 from agents.player import Player
 from tests.agents.insight.echo import delaying, echo
 from tests.agents.probe_envs import ACTION_SPACES, clocks, small_ppo
+from tests.tolerance import assert_close
 
 LENGTH = 9
 
@@ -27,7 +28,7 @@ def test_a_delay_line_of_k_steps_has_horizon_k(lag: int) -> None:
     # Logits -3 x and 3 x: their mean is 0, and the norm of their slopes sqrt(9 + 9).
     expected = np.zeros(LENGTH)
     expected[lag] = np.sqrt(18)
-    np.testing.assert_allclose(found.sensitivity, expected, rtol=1e-6)
+    assert_close(found.sensitivity, expected)
     assert found.steps.tolist() == [2 * (LENGTH - at) for at in range(LENGTH)]
 
 
@@ -95,7 +96,7 @@ def test_the_curve_is_what_single_steps_give(memory: str) -> None:
     player = Player(small_ppo(clocks(), memory).policy)
     (recorded,) = episodes(player, clocks(), 1)
     found = memory_horizon(player, [recorded])
-    np.testing.assert_allclose(found.sensitivity, by_steps(player, recorded), rtol=1e-3, atol=1e-7)
+    assert_close(found.sensitivity, by_steps(player, recorded))
 
 
 @pytest.mark.parametrize("space", [name for name in ACTION_SPACES if name != "discrete"])
@@ -104,4 +105,4 @@ def test_every_kind_of_action_has_a_horizon(space: str) -> None:
     player = Player(small_ppo(env, "gru", actions=space).policy)
     (recorded,) = episodes(player, env, 1)
     found = memory_horizon(player, [recorded])
-    np.testing.assert_allclose(found.sensitivity, by_steps(player, recorded), rtol=1e-3, atol=1e-7)
+    assert_close(found.sensitivity, by_steps(player, recorded))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from agents import actions, losses
 from agents.kernels import heads
 from agents.kernels.heads import CategoricalSampler, PackedPerceptron, layers_of, perceptron
+from tests.pairs import pairwise
+from tests.tolerance import assert_close
 
 pytestmark = pytest.mark.skipif(not heads.available, reason="built without a C compiler")
 
@@ -29,15 +31,16 @@ def network(widths: list[int], kind: type[nn.Module], activate_last: bool, bias:
     return nn.Sequential(*layers)
 
 
-def close(one: Any, other: Any, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("n_steps", [1, 2, 5, 7, 64, 1100])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activate_last", [True, False])
-@pytest.mark.parametrize("kind", [nn.Tanh, nn.ReLU])
-@pytest.mark.parametrize("widths", [[64, 64, 64, 2], [8, 1], [3, 50, 17, 5], [40, 16], [256, 64, 64, 1]])
+@pytest.mark.parametrize(
+    ("widths", "kind", "activate_last", "bias", "n_steps"),
+    pairwise(
+        [[64, 64, 64, 2], [8, 1], [3, 50, 17, 5], [40, 16], [256, 64, 64, 1]],
+        [nn.Tanh, nn.ReLU],
+        [True, False],
+        [True, False],
+        [1, 2, 5, 7, 64, 1100],
+    ),
+)
 def test_a_perceptron_and_its_gradients_are_torchs(
     widths: list[int], kind: type[nn.Module], activate_last: bool, bias: bool, n_steps: int
 ) -> None:
@@ -48,12 +51,12 @@ def test_a_perceptron_and_its_gradients_are_torchs(
     x = torch.randn(n_steps, widths[0], requires_grad=True)
     weighting = torch.randn(n_steps, widths[-1])
     expected = theirs(x)
-    close(perceptron(layers, x), expected)
-    close(torch.from_numpy(PackedPerceptron(layers)(x.detach().numpy())), expected.detach())
+    assert_close(perceptron(layers, x), expected)
+    assert_close(torch.from_numpy(PackedPerceptron(layers)(x.detach().numpy())), expected.detach())
     wanted = torch.autograd.grad((expected * weighting).sum(), [x, *theirs.parameters()])
     found = torch.autograd.grad((perceptron(layers, x) * weighting).sum(), [x, *theirs.parameters()])
     for one, other in zip(found, wanted, strict=True):
-        close(one / n_steps, other / n_steps)
+        assert_close(one, other, terms=n_steps + max(widths))
 
 
 def test_inputs_that_need_no_gradient_get_none_and_weights_still_do() -> None:
@@ -66,7 +69,7 @@ def test_inputs_that_need_no_gradient_get_none_and_weights_still_do() -> None:
     theirs.zero_grad()
     theirs(x).sum().backward()
     for one, parameter in zip(found, theirs.parameters(), strict=True):
-        close(one, parameter.grad)
+        assert_close(one, parameter.grad)
 
 
 def test_inputs_and_gradients_that_do_not_lie_in_a_row_are_read_rightly() -> None:
@@ -74,10 +77,10 @@ def test_inputs_and_gradients_that_do_not_lie_in_a_row_are_read_rightly() -> Non
     layers = layers_of(theirs)
     assert layers is not None
     x = torch.randn(16, 9).t().requires_grad_()
-    close(perceptron(layers, x), theirs(x))
+    assert_close(perceptron(layers, x), theirs(x))
     weighting = torch.randn(3, 9).t()
     (found,) = torch.autograd.grad(perceptron(layers, x), x, weighting)
-    close(found, torch.autograd.grad(theirs(x), x, weighting)[0])
+    assert_close(found, torch.autograd.grad(theirs(x), x, weighting)[0])
 
 
 def test_weights_changed_in_place_are_seen_by_the_next_pass() -> None:
@@ -88,7 +91,7 @@ def test_weights_changed_in_place_are_seen_by_the_next_pass() -> None:
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.mul_(3)
-    close(perceptron(layers, x), theirs(x))
+    assert_close(perceptron(layers, x), theirs(x))
 
 
 class Doubled(nn.Linear):
@@ -162,17 +165,17 @@ def test_probabilities_of_choices_and_their_gradients_are_torchs(
     compiled = evaluated()
     monkeypatch.setattr(heads, "available", False)
     for one, other in zip(compiled, evaluated(), strict=True):
-        close(one, other)
+        assert_close(one, other)
 
 
 def test_a_forbidden_choice_has_probability_zero_and_adds_nothing() -> None:
     lowest = torch.finfo(torch.float32).min
     logits = torch.tensor([[0.0, lowest, 0.0], [lowest, 5.0, lowest]], requires_grad=True)
     log_probs, entropies = heads.categorical(logits, (3,), torch.tensor([[2], [1]]))
-    close(log_probs, torch.tensor([-np.log(2), 0.0], dtype=torch.float32))
-    close(entropies, torch.tensor([np.log(2), 0.0], dtype=torch.float32))
+    assert_close(log_probs, torch.tensor([-np.log(2), 0.0], dtype=torch.float32))
+    assert_close(entropies, torch.tensor([np.log(2), 0.0], dtype=torch.float32))
     (gradient,) = torch.autograd.grad((log_probs + entropies).sum(), logits)
-    close(gradient, torch.tensor([[-0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]))
+    assert_close(gradient, torch.tensor([[-0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]))
 
 
 def test_a_logit_that_is_not_a_number_stays_one() -> None:
@@ -186,11 +189,11 @@ def test_log_densities_of_a_gaussian_and_their_gradients_are_torchs() -> None:
     means, log_std = torch.randn(9, 3, requires_grad=True), torch.tensor([-1.0, 0.0, 0.7], requires_grad=True)
     taken, weighting = torch.randn(9, 3), torch.randn(9)
     expected = torch.distributions.Normal(means, log_std.exp()).log_prob(taken).sum(-1)
-    close(heads.gaussian(means, log_std, taken), expected)
+    assert_close(heads.gaussian(means, log_std, taken), expected)
     wanted = torch.autograd.grad(expected, [means, log_std], weighting)
     found = torch.autograd.grad(heads.gaussian(means, log_std, taken), [means, log_std], weighting)
     for one, other in zip(found, wanted, strict=True):
-        close(one, other)
+        assert_close(one, other)
 
 
 def test_samples_follow_the_softmax_and_carry_their_joint_log_probability() -> None:
@@ -202,7 +205,7 @@ def test_samples_follow_the_softmax_and_carry_their_joint_log_probability() -> N
         found = np.bincount(taken[:, axis], minlength=len(expected)) / len(taken)
         assert np.abs(found - expected).max() < 0.01
     exact, _ = heads.categorical(torch.from_numpy(logits), (2, 3), torch.from_numpy(taken))
-    close(torch.from_numpy(log_probs), exact)
+    assert_close(torch.from_numpy(log_probs), exact)
     again, _ = sampler(logits, rng)
     assert not np.array_equal(taken, again)  # and what was returned before has not been written over
 
@@ -242,7 +245,7 @@ def test_ppos_objective_and_its_gradients_are_those_of_the_pure_functions(
     compiled = evaluated()
     monkeypatch.setattr(heads, "available", False)
     for one, other in zip(compiled, evaluated(), strict=True):
-        close(one, other)
+        assert_close(one, other)
 
 
 def test_a_step_outside_the_clipped_range_moves_nothing_unless_it_leads_back() -> None:
@@ -253,8 +256,8 @@ def test_a_step_outside_the_clipped_range_moves_nothing_unless_it_leads_back() -
     settings = {**SETTINGS, "normalize": False, "ent_coef": 0.0}
     loss, figures = losses.ppo_objective(log_probs, zeros, zeros, zeros, zeros, advantages, zeros, **settings)
     (gradient,) = torch.autograd.grad(loss, log_probs)
-    close(gradient, torch.tensor([-0.5, 0.0, 0.0, 2.0]) / 4)
-    close(loss, torch.tensor(-(0.5 - 0.8 + 1.2 - 2.0) / 4))
+    assert_close(gradient, torch.tensor([-0.5, 0.0, 0.0, 2.0]) / 4)
+    assert_close(loss, torch.tensor(-(0.5 - 0.8 + 1.2 - 2.0) / 4))
     assert float(figures.clip_fraction) == 1.0
 
 
@@ -282,7 +285,7 @@ def test_gradients_are_clipped_as_torch_clips_them(max_norm: float) -> None:
     losses.clip_gradients([*ours, without], max_norm)
     nn.utils.clip_grad_norm_(theirs, max_norm)
     for one, other in zip(ours, theirs, strict=True):
-        close(one.grad, other.grad)
+        assert_close(one.grad, other.grad)
     assert without.grad is None
 
 

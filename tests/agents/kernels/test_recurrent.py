@@ -15,6 +15,7 @@ from agents.kernels import recurrent as compiled
 from agents.memory import LSTM, Memory, make_memory, numpy_step, packed, through_time
 from agents.memory.recurrent import Recurrent
 from agents.memory.together import unroll_together, worth_unrolling_together
+from tests.tolerance import assert_close
 
 T, B, F, H = 11, 4, 5, 16
 
@@ -78,9 +79,9 @@ def test_a_block_through_the_kernels_is_torchs_cell_step_by_step(
 
     outputs, ours = gradients(memory, lambda x, before: memory.unroll(x, before, starts), features, state)
     expected_outputs, expected = gradients(memory, by_steps, features, state)
-    torch.testing.assert_close(outputs, expected_outputs, rtol=1e-5, atol=1e-6)
+    assert_close(outputs, expected_outputs)
     for one, other in zip(ours, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert_close(one, other)
 
 
 @pytest.mark.parametrize("kernels", [through_time, packed, reference])
@@ -95,7 +96,7 @@ def test_float64_kernels_agree_to_float64_precision(
     outputs = memory.unroll(features, state, starts)
     for t in range(T):
         expected, before = memory.step(features[t], before, starts[t])
-        torch.testing.assert_close(outputs[t], expected, rtol=1e-12, atol=1e-12)
+        assert_close(outputs[t], expected, dtype=np.float64)
 
 
 @pytest.mark.parametrize("steps", [KERNELS[0], numpy_step])
@@ -112,9 +113,9 @@ def test_a_step_without_torch_is_torchs_cell(
         with torch.no_grad():
             expected, expected_state = memory.step(features, state, starts)
         output, after = step(features.numpy(), tuple(part.numpy() for part in state), starts.numpy())
-        np.testing.assert_allclose(output, expected.numpy(), rtol=1e-5, atol=1e-6)
+        assert_close(output, expected.numpy())
         for part, expected_part in zip(after, expected_state, strict=True):
-            np.testing.assert_allclose(part, expected_part.numpy(), rtol=1e-5, atol=1e-6)
+            assert_close(part, expected_part.numpy())
 
 
 @pytest.mark.parametrize("steps", [KERNELS[0], numpy_step])
@@ -193,12 +194,12 @@ def test_memory_laid_out_otherwise_is_read_right(
         tuple(part.transpose(0, 2).contiguous().transpose(0, 2) for part in state),
         torch.stack((starts, ~starts), dim=-1)[..., 0],
     )
-    torch.testing.assert_close(outputs, expected)
+    assert_close(outputs, expected)
     strided = weights.transpose(0, 2).contiguous().transpose(0, 2)
     for one, other in zip(
         torch.autograd.grad(outputs, list(memory.parameters()), strided), expected_gradients, strict=True
     ):
-        torch.testing.assert_close(one, other)
+        assert_close(one, other)
 
 
 @pytest.mark.skipif(not compiled.available, reason="built without a C compiler")

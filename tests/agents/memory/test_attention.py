@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents.memory import AttentionMemory, make_memory
+from tests.tolerance import assert_close
 
 T, B, F = 40, 3, 4
 
@@ -26,7 +27,7 @@ def test_weights_sum_to_one_and_never_reach_across_an_episodes_start(score: str,
     starts = torch.rand(T, B) < 0.15
     weights = memory.attention_weights(torch.randn(T, B, F), memory.initial_state(B), starts)
     assert weights.shape == (T, B, 6)
-    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(T, B))
+    assert_close(weights.sum(dim=-1), torch.ones(T, B))
     for b in range(B):
         age = 0  # steps of the episode before this one; the block goes on from an empty window
         for t in range(T):
@@ -53,10 +54,10 @@ def test_the_output_by_hand_from_the_recurrences_own(score: str) -> None:
         sums = [memory.query.weight @ now + memory.key.weight @ h + memory.key.bias for h in past]
         scores = torch.stack([memory.alignment.weight[0] @ torch.tanh(each) for each in sums])
     expected = scores.exp() / scores.exp().sum()
-    torch.testing.assert_close(weights[t, b], expected)
+    assert_close(weights[t, b], expected)
     context = sum(w * h for w, h in zip(expected, past, strict=True))
     combined = torch.tanh(memory.combine.weight @ torch.cat((context, now)) + memory.combine.bias)
-    torch.testing.assert_close(found[t, b], combined)
+    assert_close(found[t, b], combined)
 
 
 def test_the_first_step_of_all_attends_to_itself() -> None:

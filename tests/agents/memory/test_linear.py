@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.memory import LRU, MinGRU, make_memory
 from agents.memory.linear import scan, scan_in_parallel
+from tests.tolerance import assert_close, near
 
 T, N = 37, 6
 DTYPES = [torch.float64, torch.complex128]
@@ -40,9 +41,9 @@ def terms(n_steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_scan_is_the_recurrence_step_by_step(n_steps: int, dtype: torch.dtype) -> None:
     decay, inputs, before = terms(n_steps, dtype)
     expected = in_turn(decay, inputs, before)
-    torch.testing.assert_close(scan(decay, inputs, before), expected)
+    assert_close(scan(decay, inputs, before), expected, dtype=np.float64)
     from_zero = in_turn(decay, inputs, torch.zeros_like(before))
-    torch.testing.assert_close(scan_in_parallel(decay, inputs), from_zero)
+    assert_close(scan_in_parallel(decay, inputs), from_zero, dtype=np.float64)
 
 
 @every_dtype
@@ -60,7 +61,7 @@ def test_not_even_a_nan_passes_a_decay_of_zero(parallel: bool, dtype: torch.dtyp
     inputs[5], before = torch.nan, before * torch.inf
     states = scan_in_parallel(decay, inputs) if parallel else scan(decay, inputs, before)
     assert states[5].isnan().all()
-    torch.testing.assert_close(states[20:], expected)
+    assert_close(states[20:], expected, dtype=np.float64)
     decay[0] = 0
     assert parallel or torch.equal(scan(decay, inputs, before)[0], inputs[0])
 
@@ -107,8 +108,8 @@ def test_one_unit_of_a_mingru_by_hand(b_n: float) -> None:
     h = (1 - sigmoid(b_z)) * before + sigmoid(b_z) * g(b_n)
     expected = embedded + (0.3 * h + 0.1) * sigmoid(-0.8 * h + 0.2)
     output, (after,) = memory.step(torch.ones(1, 1), (torch.tensor([[[before]]]),), torch.tensor([False]))
-    assert after.item() == pytest.approx(h, abs=1e-6)
-    assert output.item() == pytest.approx(expected, abs=1e-6)
+    assert after.item() == near(h)
+    assert output.item() == near(expected)
 
 
 def test_a_mingru_of_two_units_sees_the_normalised_features() -> None:
@@ -122,7 +123,7 @@ def test_a_mingru_of_two_units_sees_the_normalised_features() -> None:
     z_1, z_2, n_1, n_2 = (row[0] * normal[0] + row[1] * normal[1] for row in weights.tolist())
     expected = [sigmoid(z_1) * g(n_1), sigmoid(z_2) * g(n_2)]
     _, (after,) = memory.step(torch.tensor([x]), memory.initial_state(1), torch.tensor([False]))
-    assert after.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    assert after.flatten().tolist() == near(expected)
 
 
 def test_one_unit_of_an_lru_by_hand() -> None:
@@ -137,11 +138,11 @@ def test_one_unit_of_an_lru_by_hand() -> None:
     h = eigenvalue * before + math.exp(-0.7) * complex(0.5 * x + 1.0 * x, 2.0 * x - 0.3 * x)
     state = (torch.tensor([before.real, before.imag]).view(1, 1, 1, 2),)
     output, (after,) = memory.step(torch.tensor([[3.0, 1.0]]), state, torch.tensor([False]))
-    assert after.flatten().tolist() == pytest.approx([h.real, h.imag], abs=1e-5)
+    assert after.flatten().tolist() == near([h.real, h.imag])
 
     y = torch.tensor([h.real, h.imag]) @ layer.readout.T + layer.skip * torch.tensor([x, -x])
     left, right = layer.output(torch.nn.functional.gelu(y, approximate="tanh")).chunk(2)
-    torch.testing.assert_close(output[0], torch.tensor([3.0, 1.0]) + left * right.sigmoid(), rtol=1e-5, atol=1e-5)
+    assert_close(output[0], torch.tensor([3.0, 1.0]) + left * right.sigmoid())
 
 
 def test_eigenvalues_start_in_the_ring_and_stay_below_one() -> None:
@@ -154,7 +155,7 @@ def test_eigenvalues_start_in_the_ring_and_stay_below_one() -> None:
     assert found.abs().square().mean().item() == pytest.approx((0.36 + 0.81) / 2, abs=0.01)
     assert found.angle().min() >= 0
     assert 0.99 < found.angle().max() <= 1.0 + 1e-5
-    torch.testing.assert_close(layer.gamma.exp(), (1 - found.abs().square()).sqrt(), rtol=1e-4, atol=1e-5)
+    assert_close(layer.gamma.exp(), (1 - found.abs().square()).sqrt())
     layer.nu.data.fill_(-50.0)
     assert layer.eigenvalues().abs().max() <= 1
 

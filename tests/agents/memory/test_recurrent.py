@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from agents.memory import GRU, LSTM, RNN, make_memory
 from agents.memory.recurrent import Recurrent
+from tests.tolerance import assert_close, near
 
 EVERY_CELL = pytest.mark.parametrize(("ours", "theirs"), [(RNN, nn.RNN), (LSTM, nn.LSTM), (GRU, nn.GRU)])
 
@@ -31,12 +32,12 @@ def one_unit_case(memory: Recurrent, state: tuple[float, ...], x: float) -> tupl
     no_start = torch.zeros(1, dtype=torch.bool)
     output, after = memory.step(torch.tensor([[x]]), before, no_start)
     unrolled = memory.unroll(torch.tensor([[[x]]]), before, no_start.view(1, 1))
-    assert unrolled.item() == pytest.approx(output.item(), abs=1e-6)
+    assert unrolled.item() == near(output.item())
     step: Any = memory.numpy_step()
     numpy_output, numpy_after = step(
         np.array([[x]], np.float32), tuple(part.numpy() for part in before), no_start.numpy()
     )
-    assert numpy_output.item() == pytest.approx(output.item(), abs=1e-6)
+    assert numpy_output.item() == near(output.item())
     assert output.item() == after[0].item()
     return [part.item() for part in after], [part.item() for part in numpy_after]
 
@@ -50,7 +51,7 @@ def test_one_unit_of_an_rnn_by_hand(nonlinearity: Any) -> None:
         total = 0.5 * x + 0.1 - 2.0 * 0.25 + 0.2
         expected = math.tanh(total) if nonlinearity == "tanh" else max(total, 0.0)
         for after in one_unit_case(memory, (0.25,), x):
-            assert after == pytest.approx([expected], abs=1e-6)
+            assert after == near([expected])
 
 
 def test_one_unit_of_an_lstm_by_hand() -> None:
@@ -68,7 +69,7 @@ def test_one_unit_of_an_lstm_by_hand() -> None:
     o = sigmoid(0.3 * x + 1.5 * h + 0.2)
     cell = f * c + i * g
     for after in one_unit_case(memory, (h, c), x):
-        assert after == pytest.approx([o * math.tanh(cell), cell], abs=1e-6)
+        assert after == near([o * math.tanh(cell), cell])
 
 
 def test_one_unit_of_a_gru_by_hand() -> None:
@@ -84,7 +85,7 @@ def test_one_unit_of_a_gru_by_hand() -> None:
     z = sigmoid(-1.0 * x + 0.2 * h + 0.8)
     n = math.tanh(2.0 * x + 0.3 + r * (-0.4 * h + 0.05))
     for after in one_unit_case(memory, (h,), x):
-        assert after == pytest.approx([(1 - z) * n + z * h], abs=1e-6)
+        assert after == near([(1 - z) * n + z * h])
 
 
 @EVERY_CELL
@@ -96,7 +97,7 @@ def test_the_state_dict_is_torchs_and_so_are_the_outputs(ours: Any, theirs: Any,
     memory.load_state_dict(layer.state_dict())
     features = torch.randn(9, 4, 5)
     outputs = memory.unroll(features, memory.initial_state(4), torch.zeros(9, 4, dtype=torch.bool))
-    torch.testing.assert_close(outputs, layer(features)[0], rtol=1e-5, atol=1e-6)
+    assert_close(outputs, layer(features)[0])
 
 
 @EVERY_CELL
@@ -115,7 +116,7 @@ def test_recurrent_weights_start_orthogonal_gate_by_gate(ours: Any, theirs: Any)
     memory = ours(5, 8, 2)
     for layer in range(2):
         for gate in memory.get_parameter(f"weight_hh_l{layer}").chunk(memory.gates):
-            torch.testing.assert_close(gate @ gate.T, torch.eye(8), atol=1e-5, rtol=0)
+            assert_close(gate @ gate.T, torch.eye(8))
         bound = math.sqrt(6 / (8 + (5 if layer == 0 else 8)))
         for gate in memory.get_parameter(f"weight_ih_l{layer}").chunk(memory.gates):
             assert 0.5 * bound < gate.abs().max() <= bound

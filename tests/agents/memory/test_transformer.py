@@ -11,6 +11,7 @@ import envs
 from agents import RecurrentPPO
 from agents.layers import GRUGate, sinusoidal_positions
 from agents.memory import GTrXL, make_memory
+from tests.tolerance import assert_close, near
 
 F = 3
 
@@ -47,7 +48,7 @@ def test_steps_of_an_episode_longer_than_any_number_of_windows_agree_with_the_bl
             output, state = memory.step(x, state, no_starts(1, 2)[0])
             outputs.append(output)
         block = memory.unroll(features, memory.initial_state(2), no_starts(200, 2))
-    torch.testing.assert_close(block, torch.stack(outputs), rtol=1e-5, atol=1e-5)
+    assert_close(block, torch.stack(outputs))
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 19, 20])
@@ -66,7 +67,7 @@ def test_a_window_partly_filled_is_seen_as_far_as_it_is_filled(count: int, learn
         for x, start in zip(features, starts, strict=True):
             output, state = memory.step(x, state, start)
             expected.append(output)
-    torch.testing.assert_close(outputs, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    assert_close(outputs, torch.stack(expected))
 
 
 @pytest.mark.parametrize("name", ["gtrxl", "attention"])
@@ -80,14 +81,14 @@ def test_a_count_of_any_size_is_read_as_the_nearest_possible_one(name: str) -> N
     step: Any = memory.numpy_step()
     with torch.no_grad():
         expected = memory.unroll(features, (*others, nearest), starts)
-        torch.testing.assert_close(memory.unroll(features, (*others, odd), starts), expected)
+        assert_close(memory.unroll(features, (*others, odd), starts), expected)
         state = tuple(part.numpy() for part in (*others, odd))
         torch_state = (*others, odd)
         for x, start, y in zip(features, starts, expected, strict=True):
             output, state = step(x.numpy(), state, start.numpy())
             torch_output, torch_state = memory.step(x, torch_state, start)
-            torch.testing.assert_close(torch.from_numpy(output), y, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(torch_output, y, rtol=1e-5, atol=1e-5)
+            assert_close(torch.from_numpy(output), y)
+            assert_close(torch_output, y)
 
 
 def test_what_came_with_the_sequence_has_the_gradient_of_the_weights_but_hands_none_on() -> None:
@@ -128,13 +129,13 @@ def test_scores_are_those_of_content_and_of_distance_by_hand() -> None:
     embedded = torch.tensor([[3.0, 1.0]])
     expected = layer._gated(embedded, attended[None])
     output, _ = memory.step(embedded, (slot.view(1, 1, 1, 2), torch.ones(1, 1)), no_starts(1)[0])
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+    assert_close(output, expected)
 
 
 def test_positions_are_sines_and_cosines_of_the_distance() -> None:
     found = sinusoidal_positions(torch.tensor([0, 1, 7]), 4)
     expected = [[math.sin(d), math.sin(d / 100), math.cos(d), math.cos(d / 100)] for d in (0, 1, 7)]
-    torch.testing.assert_close(found, torch.tensor(expected))
+    assert_close(found, torch.tensor(expected))
     assert sinusoidal_positions(torch.tensor([3]), 5).shape == (1, 5)
 
 
@@ -147,14 +148,14 @@ def test_a_gate_by_hand() -> None:
     r = 1 / (1 + math.exp(-(0.5 * y + 0.7 * x)))
     z = 1 / (1 + math.exp(-(-1.0 * y + 0.2 * x - 2.0)))
     expected = (1 - z) * x + z * math.tanh(2.0 * y - 0.4 * r * x)
-    assert gate(torch.tensor([[x]]), torch.tensor([[y]])).item() == pytest.approx(expected, abs=1e-6)
+    assert gate(torch.tensor([[x]]), torch.tensor([[y]])).item() == near(expected)
 
 
 def test_gates_with_a_large_bias_let_the_embedding_through() -> None:
     memory = build(gate_bias=30.0)
     features = torch.randn(8, 3, F)
     outputs = memory.unroll(features, memory.initial_state(3), no_starts(8, 3))
-    torch.testing.assert_close(outputs, memory.embedding(features), rtol=1e-5, atol=1e-5)
+    assert_close(outputs, memory.embedding(features))
 
 
 def test_the_learned_slot_is_gone_after_a_window() -> None:

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from agents.report import Scored, comparison_page, data, grouped, run_page, write_once
 from tests.agents.report.browser import PROGRAM, Browser
 from tests.agents.report.runs import evaluation, record, recording, settings
+from tests.tolerance import near
 
 STEPS = 30
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>[[data]]"
@@ -145,7 +146,7 @@ def test_a_comparison_tells_groups_intervals_and_probabilities(tmp_path: Path) -
     lstm = evaluations["series"][0]
     # Seeds 0, 1, 2 evaluate every 10, 11, 12 steps: all have reached 12 to 20.
     assert lstm["x"] == [12, 20]
-    assert lstm["y"][0] == pytest.approx((4.8 + 4 + 5 / 11 + 4) / 3, abs=1e-3)
+    assert lstm["y"][0] == near((4.8 + 4 + 5 / 11 + 4) / 3)
 
 
 def test_groups_that_share_no_step_or_measured_nothing_still_have_a_page(tmp_path: Path) -> None:
