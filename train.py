@@ -284,7 +284,7 @@ def make_environments(
             n_envs,
             seed=seed,
             env_kwargs=task.kwargs,
-            wrappers=task.wrappers,
+            wrappers=configs.wrappers(settings),
             backend=task.backend if render_mode is None else "serial",
             render_mode=render_mode,
             workers=workers if render_mode is None else None,

@@ -9,7 +9,7 @@ reset only where an episode starts.
 
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from agents.checks import (
     check_choice,
     check_count,
     check_mapping,
+    check_normalization,
     check_policy_class,
     check_policy_name,
     check_positive,
@@ -52,6 +53,7 @@ from agents.policy import (
     RecurrentActorCriticPolicy,
     RnnPolicy,
 )
+from agents.returns import Moments, advantage_scale
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="RecurrentOnPolicyAlgorithm")
 AUTOCAST: dict[str | None, torch.dtype | None] = {None: None, "bfloat16": torch.bfloat16}
@@ -107,7 +109,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         max_grad_norm: float,
         use_sde: bool,
         sde_sample_freq: int,
-        normalize_advantage: bool,
+        normalize_advantage: bool | str,
         stats_window_size: int,
         tensorboard_log: str | None,
         policy_kwargs: dict[str, Any] | None,
@@ -144,6 +146,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.sequence_length = sequence_length
         self.autocast = autocast
         self._last_state: State | None = None
+        self._returns_count, self._returns_mean, self._returns_squares = Moments()
         self._captured_actor: GraphActor | None = None
         self._check_settings()
         # Environments and files take Python's integers only, not NumPy's.
@@ -166,7 +169,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_count("n_steps", self.n_steps)
         check_count("stats_window_size", self._stats_window_size)
         check_switch("use_sde", self.use_sde)
-        check_switch("normalize_advantage", self.normalize_advantage)
+        check_normalization("normalize_advantage", self.normalize_advantage)
         check_sde_sample_freq(self.sde_sample_freq)
         check_seed(self.seed)
         check_mapping("policy_kwargs", self.policy_kwargs)
@@ -297,6 +300,29 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._bootstrap_time_limits(buffer, terminals)
         buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
         self._check_finite(buffer, terminals)
+        if self._normalization == "rollout":
+            seen = self._returns_seen().with_more(buffer.returns[buffer.real])
+            self._returns_count, self._returns_mean, self._returns_squares = seen
+
+    @property
+    def _normalization(self) -> str | None:
+        """"batch", "rollout", or None for none."""
+        if isinstance(self.normalize_advantage, str):
+            return self.normalize_advantage
+        as_there = issubclass(self.policy_class, LstmPolicy)
+        return ("batch" if as_there else "rollout") if self.normalize_advantage else None
+
+    def _returns_seen(self) -> Moments:
+        """The returns of all rollouts so far, where advantages are normalized by rollout."""
+        return Moments(self._returns_count, self._returns_mean, self._returns_squares)
+
+    def _normalized_by_rollout(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """From the rollout's advantages to those that an update learns from, (...) -> (...)."""
+        if self._normalization != "rollout":
+            return lambda advantages: advantages
+        buffer = self.rollout_buffer
+        shift, scale = advantage_scale(buffer.advantages[buffer.real], self._returns_seen())
+        return lambda advantages: (advantages - shift) / scale
 
     def _starting_state(self, n_envs: int) -> State:
         """The carried state, with what is random for a rollout drawn anew."""

@@ -21,6 +21,7 @@ from configs.settings import (
     Settings,
     TrackingSettings,
     check_resumable,
+    wrappers,
 )
 from configs.yaml_file import dump, read
 
@@ -45,4 +46,5 @@ __all__ = [
     "read",
     "reported_as",
     "run",
+    "wrappers",
 ]

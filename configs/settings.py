@@ -51,6 +51,11 @@ WRAPPERS = (
 )
 """The wrappers that have a name."""
 
+PREVIOUS = "previous_action_reward"
+
+BEFORE: dict[str, Any] = {"env.previous_action_reward": False}
+"""What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""
+
 Kwargs = dict[str, Any]
 Wrapper = object  # a name, or {name: {argument: value}}; checked below
 
@@ -85,6 +90,9 @@ class EnvironmentSettings:
     wrappers: tuple[Wrapper, ...] = ()
     """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, pad_graph,
     pad_sequence, or `module:Class`; with arguments `{name: {argument: value}}`."""
+    previous_action_reward: bool | None = None
+    """Whether the agent sees its last action, the last reward and whether an episode starts beside the observation,
+    around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
     backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
     """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
     that the id has."""
@@ -134,8 +142,9 @@ class AlgorithmSettings:
     """constant, or linear: falling to 0 at the end of training (ppo)."""
     clip_range_vf: Annotated[float | None, POSITIVE] = None
     """Largest change of the value in one update; None: no limit (ppo)."""
-    normalize_advantage: bool = True
-    """Scale advantages to mean 0 and variance 1 in every minibatch."""
+    normalize_advantage: Literal["rollout", "batch"] | bool = "rollout"
+    """Scale advantages to mean 0 and variance 1: once a rollout, with a floor under the deviation, so that what is
+    solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
     ent_coef: Annotated[float, AT_LEAST_0] = 0.0
     """Weight of the entropy bonus."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5
@@ -280,6 +289,15 @@ class Settings:
             raise SettingsError("\n".join(f"{key} {message}" for key, message in found))
 
 
+def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
+    """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
+    chosen, wanted = settings.env.wrappers, settings.env.previous_action_reward
+    if wanted is None:
+        there = any(each == PREVIOUS or (isinstance(each, dict) and PREVIOUS in each) for each in chosen)
+        wanted = settings.policy.memory != "none" and settings.policy.encoder is None and not there
+    return (*chosen, {PREVIOUS: {"start": True}}) if wanted else chosen
+
+
 def problems(settings: Settings) -> list[tuple[str, str]]:
     """(dotted key, what is wrong with it) for every setting that cannot be used."""
     return [*_out_of_range(settings, ""), *_unusable_together(settings)]
@@ -422,12 +440,14 @@ def _is_class(name: str) -> bool:
 
 
 def _choices(declared: Any) -> tuple[Any, ...]:
-    """The values of a Literal, None among them where it may be left out; none for any other type."""
+    """The values of a Literal, None, or true and false, among them where it may be that; none for any other type."""
     if get_origin(declared) is Literal:
         return get_args(declared)
     *others, last = get_args(declared) or (None,)
-    optional = last is type(None) and len(others) == 1 and get_origin(others[0]) is Literal
-    return (*get_args(others[0]), None) if optional else ()
+    if len(others) != 1 or get_origin(others[0]) is not Literal:
+        return ()
+    further: dict[Any, tuple[Any, ...]] = {type(None): (None,), bool: (True, False)}
+    return (*get_args(others[0]), *further.get(last, ()))
 
 
 def _said(value: Any) -> str:
