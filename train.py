@@ -149,9 +149,9 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
             resumed=goes_on,
         )
     if settings.evaluation.final_episodes:
-        from evaluate import evaluate_run
+        from evaluate import evaluate_at_the_end
 
-        evaluate_run(run, episodes=settings.evaluation.final_episodes)
+        evaluate_at_the_end(run, settings.evaluation.final_episodes, deterministic=settings.evaluation.deterministic)
     print(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
     return run
 

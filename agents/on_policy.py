@@ -306,7 +306,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     @property
     def _normalization(self) -> str | None:
-        """"batch", "rollout", or None for none."""
+        """ "batch", "rollout", or None for none."""
         if isinstance(self.normalize_advantage, str):
             return self.normalize_advantage
         as_there = issubclass(self.policy_class, LstmPolicy)

@@ -83,7 +83,7 @@ class EnvironmentSettings:
 
     id: str = "CartPoleNoVel-v1"
     """A Gymnasium id; `module:id` imports the module first, so that an environment of your own is found."""
-    n_envs: Annotated[int, AT_LEAST_1] = 8
+    n_envs: Annotated[int, AT_LEAST_1] = 32
     """Environments stepped side by side."""
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
@@ -119,15 +119,15 @@ class AlgorithmSettings:
 
     name: Literal["ppo", "a2c"] = "ppo"
     """ppo: clipped updates over several epochs. a2c: one update on the whole rollout."""
-    learning_rate: Annotated[float, POSITIVE] = 5e-4
+    learning_rate: Annotated[float, POSITIVE] = 1e-3
     """Step size of the optimizer, at the start."""
-    learning_rate_schedule: Schedule = "constant"
+    learning_rate_schedule: Schedule = "linear"
     """constant, or linear: falling to 0 at the end of training."""
-    n_steps: Annotated[int, AT_LEAST_1] = 128
+    n_steps: Annotated[int, AT_LEAST_1] = 256
     """Steps collected from each environment between two updates."""
-    batch_size: Annotated[int, AT_LEAST_1] = 256
+    batch_size: Annotated[int, AT_LEAST_1] = 1024
     """Steps in a minibatch, made of whole sequences (ppo)."""
-    n_epochs: Annotated[int, AT_LEAST_1] = 10
+    n_epochs: Annotated[int, AT_LEAST_1] = 5
     """Passes over a rollout (ppo)."""
     sequence_length: Annotated[int | None, AT_LEAST_1] = None
     """Steps through which gradients flow back; a divisor of n_steps. None: the whole rollout, or batch_size where that
@@ -145,7 +145,7 @@ class AlgorithmSettings:
     normalize_advantage: Literal["rollout", "batch"] | bool = "rollout"
     """Scale advantages to mean 0 and variance 1: once a rollout, with a floor under the deviation, so that what is
     solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
-    ent_coef: Annotated[float, AT_LEAST_0] = 0.0
+    ent_coef: Annotated[float, AT_LEAST_0] = 0.01
     """Weight of the entropy bonus."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5
     """Weight of the value loss."""
@@ -203,14 +203,14 @@ class EvaluationSettings:
 
     every: Annotated[int, AT_LEAST_0] = 20_000
     """Environment steps between two evaluations; 0: never."""
-    episodes: Annotated[int, AT_LEAST_1] = 20
-    """Episodes each time."""
+    episodes: Annotated[int, AT_LEAST_1] = 40
+    """Episodes each time, half of them with sampled actions and half with the most probable ones."""
     final_episodes: Annotated[int, AT_LEAST_0] = 100
-    """Episodes of the evaluation of the best agent after training; 0: none."""
+    """Episodes of each evaluation after training, of the best agent and of the last one, both ways; 0: none."""
     n_envs: Annotated[int | None, AT_LEAST_1] = None
     """Environments evaluated side by side, at most the number of episodes; None: as many as in training."""
     deterministic: bool = True
-    """Take the most probable action, instead of sampling."""
+    """Choose the best agent by its return with the most probable actions, instead of sampled ones, and act so."""
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
     """Steps after which an episode is cut; None: never. Without a time limit of its own an episode need not end."""
     stop_at_return: Annotated[float | None, FINITE] = None

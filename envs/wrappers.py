@@ -309,9 +309,7 @@ class PreviousActionReward(Transform):
         previous = self._encode(actions).reshape(self.num_envs, self._action_size).astype(np.float32)
         return self._joined(parts, previous, np.array(rewards, np.float32)[:, None], 0.0)
 
-    def _joined(
-        self, parts: Parts, actions: NDArray[np.float32], rewards: NDArray[np.float32], starts: float
-    ) -> Parts:
+    def _joined(self, parts: Parts, actions: NDArray[np.float32], rewards: NDArray[np.float32], starts: float) -> Parts:
         added: Parts = {"previous_action": actions, "previous_reward": rewards}
         if self._start:
             added["episode_start"] = np.full((len(actions), 1), starts, np.float32)
