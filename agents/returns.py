@@ -17,27 +17,24 @@ FLOOR = 0.1
 class Moments(NamedTuple):
     """How many numbers have been seen, their mean, and the sum of their squared distances from it."""
 
-    count: float = 0.0
+    seen: float = 0.0
     mean: float = 0.0
     squares: float = 0.0
 
     @property
     def std(self) -> float:
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
+        return math.sqrt(self.squares / self.seen) if self.seen else 0.0
 
     def with_more(self, values: Tensor) -> "Moments":
         """These and the values', of any shape (Chan et al. 1979, "Updating formulae ... for computing variances")."""
         if values.numel() == 0:
             return self
         more = values.double()
-        count, mean = more.numel(), more.mean()
-        squares, mean = float((more - mean).square().sum()), float(mean)
-        total, apart = self.count + count, mean - self.mean
-        return Moments(
-            total,
-            self.mean + apart * count / total,
-            self.squares + squares + apart**2 * self.count * count / total,
-        )
+        mean = float(more.mean())
+        squares = float((more - mean).square().sum())
+        total, apart = self.seen + more.numel(), mean - self.mean
+        share = more.numel() / total
+        return Moments(total, self.mean + apart * share, self.squares + squares + apart**2 * self.seen * share)
 
 
 def advantage_scale(advantages: Tensor, returns: Moments) -> tuple[float, float]:

@@ -280,9 +280,9 @@ class PreviousActionReward(Transform):
     def _spaces(self) -> Spaces:
         self._encode = Encoder(self.action_space)
         self._action_size = size = int(np.prod(self._encode.space.shape))
-        bounds = (np.minimum(self._encode.space.low, 0), np.maximum(self._encode.space.high, 0))
-        added = {
-            "previous_action": spaces.Box(*(bound.reshape(size).astype(np.float32) for bound in bounds)),
+        low, high = self._encode.space.low.reshape(size), self._encode.space.high.reshape(size)
+        added: dict[str, spaces.Box] = {
+            "previous_action": spaces.Box(np.minimum(low, 0, dtype=np.float32), np.maximum(high, 0, dtype=np.float32)),
             "previous_reward": spaces.Box(-np.inf, np.inf, (1,), np.float32),
         }
         if self._start:

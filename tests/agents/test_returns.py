@@ -133,7 +133,7 @@ def test_moments_gathered_in_parts_are_those_of_the_whole() -> None:
     gathered = Moments()
     for part in values.split([1, 0, 499, 500]):
         gathered = gathered.with_more(part)
-    assert gathered.count == 1000
+    assert gathered.seen == 1000
     assert gathered.mean == pytest.approx(float(values.double().mean()), rel=1e-12)
     assert gathered.std == pytest.approx(float(values.double().std(correction=0)), rel=1e-9)
 
