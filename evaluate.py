@@ -187,8 +187,9 @@ def evaluate_run(
     deterministic: bool | None = None,
     seed: int = SEED,
     device: str = "cpu",
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates one of a run's agents, prints the table, and writes the same as JSON into the run."""
+    """Evaluates one of a run's agents, prints the table unless ``quiet``, and writes the same as JSON into the run."""
     from rich.console import Console
 
     from agents.evaluation import evaluate
@@ -209,14 +210,48 @@ def evaluate_run(
         "environment": asdict(settings.env),
         **evaluation.to_json(),
     }
-    console = Console()
-    configs.say(f"\n{settings.env.id}, memory {settings.policy.memory}, {file.name}, {how} actions")
+    console = Console(quiet=quiet)
+    if not quiet:
+        configs.say(f"\n{settings.env.id}, memory {settings.policy.memory}, {file.name}, {how} actions")
     console.print(evaluation.table())
     try:
-        configs.say(f"written to {run.write_evaluation(f'{file.stem}-{episodes}-{how}', result)}")
+        path = run.write_evaluation(f"{file.stem}-{episodes}-{how}", result)
+        if not quiet:
+            configs.say(f"written to {path}")
     except OSError as error:  # somebody else's run may be read-only
         configs.say(f"the result was not written into the run: {error}", error=True)
     return result
+
+
+def evaluate_at_the_end(run: RunDirectory, episodes: int, *, deterministic: bool = True) -> None:
+    """Evaluates a run's last agent and its best one, sampled and deterministic, and prints them side by side.
+
+    The best agent is the luckiest of many evaluations; what training comes to is the last.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # The one that the run is told to act by comes last: it is what a comparison of seeds takes.
+    ways = sorted(MANNERS, key=lambda way: MANNERS[way] == deterministic)
+    shown = Table("mean return", *(f"{way} actions" for way in ways), box=box.SIMPLE_HEAD)
+    notes = []
+    for checkpoint in ("last", "best"):
+        results = []
+        for way in ways:
+            alone = checkpoint == "best" and way == ways[-1]
+            found = evaluate_run(run, checkpoint, episodes=episodes, deterministic=MANNERS[way], quiet=not alone)
+            results.append((found["return"]["mean"], *found["return"]["mean_interval"]))
+        shown.add_row(f"{checkpoint} policy", *(f"{mean:.4g} ({low:.4g} to {high:.4g})" for mean, low, high in results))
+        (_, low, high), (_, other_low, other_high) = results
+        if low > other_high or other_low > high:
+            notes.append(f"the {checkpoint} policy's sampled and deterministic actions differ beyond their intervals")
+    Console().print(shown)
+    for note in notes:
+        print(note)
+
+
+MANNERS = {"sampled": False, "deterministic": True}
 
 
 def compare(

@@ -166,9 +166,9 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
             interruption=interruption,
         )
     if settings.evaluation.final_episodes:
-        from evaluate import evaluate_run
+        from evaluate import evaluate_at_the_end
 
-        evaluate_run(run, episodes=settings.evaluation.final_episodes)
+        evaluate_at_the_end(run, settings.evaluation.final_episodes, deterministic=settings.evaluation.deterministic)
     configs.say(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
     return run
 
@@ -316,7 +316,7 @@ def make_environments(
             n_envs,
             seed=seed,
             env_kwargs=task.kwargs,
-            wrappers=task.wrappers,
+            wrappers=configs.wrappers(settings),
             backend=task.backend if render_mode is None else "serial",
             render_mode=render_mode,
             workers=workers if render_mode is None else None,

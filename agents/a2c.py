@@ -44,7 +44,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         use_rms_prop: bool = True,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
-        normalize_advantage: bool = False,
+        normalize_advantage: bool | str = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -99,8 +99,9 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         values, log_probs, entropy = self.policy.evaluate_actions(
             batch.observations, batch.actions, batch.state, batch.episode_starts
         )
-        log_probs, advantages = batch.steps(log_probs), batch.steps(batch.advantages)
-        if self.normalize_advantage:
+        log_probs = batch.steps(log_probs)
+        advantages = self._normalized_by_rollout()(batch.steps(batch.advantages))
+        if self._normalization == "batch":
             advantages = normalized(advantages)
         policy_loss = policy_gradient(log_probs, advantages)
         value_loss = value_error(batch.steps(values), batch.steps(batch.returns), batch.steps(batch.old_values), None)

@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.checkpoint import Captured, CheckpointError
-from agents.evaluation import Evaluation, evaluate
+from agents.evaluation import BothWays, evaluate_both_ways
 from agents.resuming import capture
 from agents.run_directory import RunDirectory
 from agents.text import printable
@@ -246,7 +246,9 @@ class Checkpoints(BetweenUpdates):
 class PeriodicEvaluation(BetweenUpdates):
     """Evaluates the agent every so many steps on environments of its own, and keeps the best one as best.zip.
 
-    Seeds come from the run's seed and the step alone, so that an evaluation depends on nothing that ran before it.
+    Half of the episodes are played with sampled actions and half with the most probable ones; the best agent is that
+    of the higher return by the way that ``deterministic`` says. Seeds come from the run's seed and the step alone, so
+    that an evaluation depends on nothing that ran before it.
 
     Args:
         env: environments of the evaluation's own.
@@ -254,6 +256,7 @@ class PeriodicEvaluation(BetweenUpdates):
         stop_at_return: a mean return at which training has done what it was for; None for none.
         max_steps: an episode is cut there; None for never.
         report: is told a line about each.
+        episodes: in all, of both ways to act.
     """
 
     def __init__(
@@ -297,7 +300,7 @@ class PeriodicEvaluation(BetweenUpdates):
         step = self._last = self.model.num_timesteps
         seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0] >> 1)
         model: Any = self.model
-        result = evaluate(
+        both = evaluate_both_ways(
             model,
             self._env,
             self._episodes,
@@ -305,26 +308,35 @@ class PeriodicEvaluation(BetweenUpdates):
             seed=seed,
             max_steps=self._max_steps,
         )
+        result = both.told
         # Of equals the later one: it has seen more.
         is_best = result.mean >= self._best
         self._run.check_there()
         if is_best:
             self._best = result.mean
             self.model.save(self._run.best)
-        self._record(result, step)
+        self._record(both, step)
         best = ", the best" if is_best else ""
-        cut = f" ({result.cut} cut after {self._max_steps:,} steps)" if result.cut else ""
-        self._report(f"step {step:,}: mean return {result.mean:.2f} over {result.episodes} episodes{cut}{best}")
+        n_cut = result.cut + both.other.cut
+        cut = f" ({n_cut} cut after {self._max_steps:,} steps)" if n_cut else ""
+        differ = ", which differ" if both.differ else ""
+        self._report(
+            f"step {step:,}: mean return {both.deterministic.mean:.2f} deterministic, {both.sampled.mean:.2f} sampled"
+            f"{differ}, over {result.episodes + both.other.episodes} episodes{cut}{best}"
+        )
         if self._stop_at_return is not None and result.mean >= self._stop_at_return:
             raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({self._stop_at_return})")
 
-    def _record(self, result: Evaluation, step: int) -> None:
+    def _record(self, both: BothWays, step: int) -> None:
+        result = both.told
         figures: dict[str, Any] = {
             "mean_reward": result.mean,
             "std_reward": result.std,
             "median_reward": result.median,
             "interquartile_mean_reward": result.interquartile_mean,
             "mean_ep_length": result.mean_length,
+            "deterministic_mean_reward": both.deterministic.mean,
+            "sampled_mean_reward": both.sampled.mean,
         }
         if result.success_rate is not None:
             figures["success_rate"] = result.success_rate

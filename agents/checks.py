@@ -50,6 +50,12 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
+def check_normalization(name: str, value: Any) -> None:
+    """Raises ValueError unless ``value`` is True, False, "batch" or "rollout"."""
+    if not isinstance(value, bool | np.bool_) and value not in ("batch", "rollout"):
+        raise ValueError(f"{name} must be True, False, 'batch' or 'rollout', got {value!r}")
+
+
 def check_seed(seed: Any) -> None:
     """Raises ValueError unless ``seed`` is None or what NumPy and torch both take as one."""
     if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**32):

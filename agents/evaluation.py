@@ -195,6 +195,48 @@ def evaluate(
     )
 
 
+class BothWays(NamedTuple):
+    """An agent's episodes by the way it is told to act, and by the other: sampling, or the most probable action."""
+
+    told: Evaluation
+    other: Evaluation
+
+    @property
+    def differ(self) -> bool:
+        """Whether the two differ beyond the intervals of their means."""
+        one, two = self.told.interval(mean), self.other.interval(mean)
+        return one.low > two.high or two.low > one.high
+
+    @property
+    def sampled(self) -> Evaluation:
+        return self.other if self.told.deterministic else self.told
+
+    @property
+    def deterministic(self) -> Evaluation:
+        return self.told if self.told.deterministic else self.other
+
+
+def evaluate_both_ways(
+    agent: Player | RecurrentOnPolicyAlgorithm,
+    env: VecEnv,
+    episodes: int = 100,
+    *,
+    deterministic: bool = True,
+    seed: int | None = None,
+    max_steps: int | None = None,
+) -> BothWays:
+    """:func:`evaluate` with half of the episodes as the agent is told to act, and half the other way.
+
+    Sampling and the most probable action are two policies, and with the last action among its inputs a memory that has
+    learned under one reads under the other what it never saw. At least one episode each; of an odd number the way told
+    has one more.
+    """
+    told = evaluate(agent, env, (episodes + 1) // 2, deterministic=deterministic, seed=seed, max_steps=max_steps)
+    half = max(episodes // 2, 1)
+    other = evaluate(agent, env, half, deterministic=not deterministic, seed=seed, max_steps=max_steps)
+    return BothWays(told, other)
+
+
 class Episode(NamedTuple):
     """One that ended, or was cut."""
 

@@ -11,7 +11,7 @@ import contextlib
 import inspect
 import operator
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium
@@ -45,6 +45,7 @@ from agents.checks import (
     check_choice,
     check_count,
     check_mapping,
+    check_normalization,
     check_observation_space,
     check_policy_class,
     check_policy_name,
@@ -67,6 +68,7 @@ from agents.policy import (
     RecurrentActorCriticPolicy,
     RnnPolicy,
 )
+from agents.returns import Moments, advantage_scale
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="RecurrentOnPolicyAlgorithm")
 AUTOCAST: dict[str | None, torch.dtype | None] = {None: None, "bfloat16": torch.bfloat16}
@@ -128,7 +130,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         max_grad_norm: float,
         use_sde: bool,
         sde_sample_freq: int,
-        normalize_advantage: bool,
+        normalize_advantage: bool | str,
         stats_window_size: int,
         tensorboard_log: str | None,
         policy_kwargs: dict[str, Any] | None,
@@ -165,6 +167,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.autocast = autocast
         self._last_state: State | None = None
         self._warned_of_standstill = False
+        self._returns_count, self._returns_mean, self._returns_squares = Moments()
         self._captured_actor: GraphActor | None = None
         for name in ("learning_rate", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", *self.numbers):
             if isinstance(value := getattr(self, name), np.generic):
@@ -213,7 +216,7 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_count("n_steps", self.n_steps)
         check_count("stats_window_size", self._stats_window_size)
         check_switch("use_sde", self.use_sde)
-        check_switch("normalize_advantage", self.normalize_advantage)
+        check_normalization("normalize_advantage", self.normalize_advantage)
         check_sde_sample_freq(self.sde_sample_freq)
         check_seed(self.seed)
         check_mapping("policy_kwargs", self.policy_kwargs)
@@ -374,6 +377,29 @@ class RecurrentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._bootstrap_time_limits(buffer, terminals)
         buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
         self._check_finite(buffer, terminals)
+        if self._normalization == "rollout":
+            seen = self._returns_seen().with_more(buffer.returns[buffer.real])
+            self._returns_count, self._returns_mean, self._returns_squares = seen
+
+    @property
+    def _normalization(self) -> str | None:
+        """ "batch", "rollout", or None for none."""
+        if isinstance(self.normalize_advantage, str):
+            return self.normalize_advantage
+        as_there = issubclass(self.policy_class, LstmPolicy)
+        return ("batch" if as_there else "rollout") if self.normalize_advantage else None
+
+    def _returns_seen(self) -> Moments:
+        """The returns of all rollouts so far, where advantages are normalized by rollout."""
+        return Moments(self._returns_count, self._returns_mean, self._returns_squares)
+
+    def _normalized_by_rollout(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """From the rollout's advantages to those that an update learns from, (...) -> (...)."""
+        if self._normalization != "rollout":
+            return lambda advantages: advantages
+        buffer = self.rollout_buffer
+        shift, scale = advantage_scale(buffer.advantages[buffer.real], self._returns_seen())
+        return lambda advantages: (advantages - shift) / scale
 
     @contextlib.contextmanager
     def _watching_weights(self) -> Iterator[None]:

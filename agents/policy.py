@@ -714,7 +714,7 @@ class LstmPolicy(RecurrentActorCriticPolicy):
                 hidden_size=lstm_hidden_size,
                 num_layers=n_lstm_layers,
                 initialisation="torch",
-                forget_bias=None,
+                chrono_horizon=None,
                 **_checked_lstm_kwargs(self.lstm_kwargs),
             ),
             critic_memory=_critic_memory_of(shared_lstm, enable_critic_lstm),

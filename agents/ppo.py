@@ -3,6 +3,7 @@
 Axes: L steps of a sequence, S sequences of a minibatch, N real steps of a minibatch.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -39,7 +40,10 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         gae_lambda: bias against variance in the advantage estimate, in [0, 1].
         clip_range: how far the probability ratio may leave one; a number or a function of the progress remaining.
         clip_range_vf: how far the value may move in an update, None for no limit. Depends on the scale of rewards.
-        normalize_advantage: to mean 0 and standard deviation 1 in each minibatch.
+        normalize_advantage: "batch": to mean 0 and standard deviation 1 in each minibatch; "rollout": once for the
+            whole rollout, with a floor under the deviation, so that a policy that has solved its task stays there
+            (``agents.returns.advantage_scale``). True: by minibatch for sb3-contrib's policies, as there, else by
+            rollout.
         ent_coef, vf_coef: weights of entropy and value loss.
         max_grad_norm: the gradient's norm is clipped here.
         use_sde, sde_sample_freq: generalised state-dependent exploration for Box actions, and how often its noise is
@@ -85,7 +89,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         gae_lambda: float = 0.95,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
-        normalize_advantage: bool = True,
+        normalize_advantage: bool | str = True,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
@@ -174,6 +178,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             self._learn_from_rollout()
 
     def _learn_from_rollout(self) -> None:
+        normalized = self._normalized_by_rollout()
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
         with self._watching_weights():
@@ -181,7 +186,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
                 if self.refresh_states and epoch > 0:
                     self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
                 first_of_epoch = len(history)
-                goes_on = self._train_epoch(history, auxiliary)
+                goes_on = self._train_epoch(normalized, history, auxiliary)
                 self._n_updates += 1
                 if not goes_on:
                     if self.verbose >= 1:
@@ -193,7 +198,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             for name, mean in auxiliary.means().items():
                 self.logger.record(f"train/{name}", mean)
 
-    def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
+    def _train_epoch(
+        self, normalized: Callable[[Tensor], Tensor], history: list[Figures], auxiliary: AuxiliaryTerms
+    ) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
         parameters = list(self.policy.parameters())
         with_gradients = {
@@ -201,7 +208,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             *(part for group in self.policy.optimizer.param_groups for part in group["params"]),
         }
         for batch in self.rollout_buffer.get(self.batch_size):
-            loss, figures = self._loss(batch)
+            loss, figures = self._loss(batch._replace(advantages=normalized(batch.advantages)))
             loss = auxiliary.add_to(loss)
             history.append(figures._replace(loss=loss.detach()))
             if self.target_kl is not None and float(figures.approx_kl) > 1.5 * self.target_kl:
@@ -218,7 +225,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         batch = batch._replace(state=self._state_before(batch), burn_in=None)
         clip_range, clip_range_vf = self._clip_ranges()
         settings: dict[str, Any] = dict(
-            normalize=self.normalize_advantage,
+            normalize=self._normalization == "batch",
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
             ent_coef=self.ent_coef,

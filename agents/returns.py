@@ -4,8 +4,51 @@ Axes: T time, B environments. ``episode_starts[t]`` is true where step t is the 
 it was the last of another: nothing flows across.
 """
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+FLOOR = 0.1
+"""The smallest deviation that advantages are divided by, as a share of the deviation of returns."""
+
+
+class Moments(NamedTuple):
+    """How many numbers have been seen, their mean, and the sum of their squared distances from it."""
+
+    seen: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(self.squares / self.seen) if self.seen else 0.0
+
+    def with_more(self, values: Tensor) -> "Moments":
+        """These and the values', of any shape (Chan et al. 1979, "Updating formulae ... for computing variances")."""
+        if values.numel() == 0:
+            return self
+        more = values.double()
+        mean = float(more.mean())
+        squares = float((more - mean).square().sum())
+        total, apart = self.seen + more.numel(), mean - self.mean
+        share = more.numel() / total
+        return Moments(total, self.mean + apart * share, self.squares + squares + apart**2 * self.seen * share)
+
+
+def advantage_scale(advantages: Tensor, returns: Moments) -> tuple[float, float]:
+    """What to subtract from a rollout's advantages and what to divide them by, from all of them (N,).
+
+    Their mean, and their standard deviation but at least ``FLOOR`` of the deviation of all returns so far. As a task is
+    solved the deviation of its advantages falls towards that of the value's own errors; divided by it they would be
+    noise at full size, and the steps along it leave the solution again. Rewards times c give advantages times c and a
+    scale times c: what is learned does not depend on their unit.
+    """
+    if advantages.numel() < 2:
+        return 0.0, 1.0
+    scale = max(float(advantages.std()), FLOOR * returns.std)
+    return float(advantages.mean()), scale + 1e-8
 
 
 def generalized_advantages(

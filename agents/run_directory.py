@@ -335,10 +335,11 @@ class RunDirectory:
         self._append(self.path / "evaluations.csv", row)
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
-        is_new = not path.exists()
+        columns = _rows_until(path, 0)[0] if path.exists() else []
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if is_new:
+            # A run that an older version began has the columns of that one.
+            writer = csv.DictWriter(file, fieldnames=columns or list(row), extrasaction="ignore")
+            if not columns:
                 writer.writeheader()
             writer.writerow(row)
 

@@ -23,6 +23,7 @@ from configs.settings import (
     Settings,
     TrackingSettings,
     check_resumable,
+    wrappers,
 )
 from configs.trust import check_trusted, leave_import_path, sign
 from configs.yaml_file import dump, read
@@ -53,4 +54,5 @@ __all__ = [
     "run",
     "say",
     "sign",
+    "wrappers",
 ]

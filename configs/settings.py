@@ -51,6 +51,11 @@ WRAPPERS = (
 )
 """The wrappers that have a name."""
 
+PREVIOUS = "previous_action_reward"
+
+BEFORE: dict[str, Any] = {"env.previous_action_reward": False}
+"""What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""
+
 Kwargs = dict[str, Any]
 Wrapper = object  # a name, or {name: {argument: value}}; checked below
 
@@ -78,13 +83,16 @@ class EnvironmentSettings:
 
     id: str = "CartPoleNoVel-v1"
     """A Gymnasium id; `module:id` imports the module first, so that an environment of your own is found."""
-    n_envs: Annotated[int, AT_LEAST_1] = 8
+    n_envs: Annotated[int, AT_LEAST_1] = 32
     """Environments stepped side by side."""
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
     wrappers: tuple[Wrapper, ...] = ()
     """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, pad_graph,
     pad_sequence, or `module:Class`; with arguments `{name: {argument: value}}`."""
+    previous_action_reward: bool | None = None
+    """Whether the agent sees its last action, the last reward and whether an episode starts beside the observation,
+    around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
     backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
     """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
     that the id has."""
@@ -111,15 +119,15 @@ class AlgorithmSettings:
 
     name: Literal["ppo", "a2c"] = "ppo"
     """ppo: clipped updates over several epochs. a2c: one update on the whole rollout."""
-    learning_rate: Annotated[float, POSITIVE] = 5e-4
+    learning_rate: Annotated[float, POSITIVE] = 1e-3
     """Step size of the optimizer, at the start."""
-    learning_rate_schedule: Schedule = "constant"
+    learning_rate_schedule: Schedule = "linear"
     """constant, or linear: falling to 0 at the end of training."""
-    n_steps: Annotated[int, AT_LEAST_1] = 128
+    n_steps: Annotated[int, AT_LEAST_1] = 256
     """Steps collected from each environment between two updates."""
-    batch_size: Annotated[int, AT_LEAST_1] = 256
+    batch_size: Annotated[int, AT_LEAST_1] = 1024
     """Steps in a minibatch, made of whole sequences (ppo)."""
-    n_epochs: Annotated[int, AT_LEAST_1] = 10
+    n_epochs: Annotated[int, AT_LEAST_1] = 5
     """Passes over a rollout (ppo)."""
     sequence_length: Annotated[int | None, AT_LEAST_1] = None
     """Steps through which gradients flow back; a divisor of n_steps. None: the whole rollout, or batch_size where that
@@ -134,9 +142,10 @@ class AlgorithmSettings:
     """constant, or linear: falling to 0 at the end of training (ppo)."""
     clip_range_vf: Annotated[float | None, POSITIVE] = None
     """Largest change of the value in one update; None: no limit (ppo)."""
-    normalize_advantage: bool = True
-    """Scale advantages to mean 0 and variance 1 in every minibatch."""
-    ent_coef: Annotated[float, AT_LEAST_0] = 0.0
+    normalize_advantage: Literal["rollout", "batch"] | bool = "rollout"
+    """Scale advantages to mean 0 and variance 1: once a rollout, with a floor under the deviation, so that what is
+    solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
+    ent_coef: Annotated[float, AT_LEAST_0] = 0.01
     """Weight of the entropy bonus."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5
     """Weight of the value loss."""
@@ -194,14 +203,14 @@ class EvaluationSettings:
 
     every: Annotated[int, AT_LEAST_0] = 20_000
     """Environment steps between two evaluations; 0: never."""
-    episodes: Annotated[int, AT_LEAST_1] = 20
-    """Episodes each time."""
+    episodes: Annotated[int, AT_LEAST_1] = 40
+    """Episodes each time, half of them with sampled actions and half with the most probable ones."""
     final_episodes: Annotated[int, AT_LEAST_0] = 100
-    """Episodes of the evaluation of the best agent after training; 0: none."""
+    """Episodes of each evaluation after training, of the best agent and of the last one, both ways; 0: none."""
     n_envs: Annotated[int | None, AT_LEAST_1] = None
     """Environments evaluated side by side, at most the number of episodes; None: as many as in training."""
     deterministic: bool = True
-    """Take the most probable action, instead of sampling."""
+    """Choose the best agent by its return with the most probable actions, instead of sampled ones, and act so."""
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
     """Steps after which an episode is cut; None: never. Without a time limit of its own an episode need not end."""
     stop_at_return: Annotated[float | None, FINITE] = None
@@ -278,6 +287,15 @@ class Settings:
         found = problems(self)
         if found:
             raise SettingsError("\n".join(f"{key} {message}" for key, message in found))
+
+
+def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
+    """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
+    chosen, wanted = settings.env.wrappers, settings.env.previous_action_reward
+    if wanted is None:
+        there = any(each == PREVIOUS or (isinstance(each, dict) and PREVIOUS in each) for each in chosen)
+        wanted = settings.policy.memory != "none" and settings.policy.encoder is None and not there
+    return (*chosen, {PREVIOUS: {"start": True}}) if wanted else chosen
 
 
 def problems(settings: Settings) -> list[tuple[str, str]]:
@@ -422,12 +440,14 @@ def _is_class(name: str) -> bool:
 
 
 def _choices(declared: Any) -> tuple[Any, ...]:
-    """The values of a Literal, None among them where it may be left out; none for any other type."""
+    """The values of a Literal, None, or true and false, among them where it may be that; none for any other type."""
     if get_origin(declared) is Literal:
         return get_args(declared)
     *others, last = get_args(declared) or (None,)
-    optional = last is type(None) and len(others) == 1 and get_origin(others[0]) is Literal
-    return (*get_args(others[0]), None) if optional else ()
+    if len(others) != 1 or get_origin(others[0]) is not Literal:
+        return ()
+    further: dict[Any, tuple[Any, ...]] = {type(None): (None,), bool: (True, False)}
+    return (*get_args(others[0]), *further.get(last, ()))
 
 
 def _said(value: Any) -> str:

@@ -8,14 +8,14 @@ import dataclasses
 import os
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 from configs.errors import SettingsError
-from configs.settings import Settings, did_you_mean, field_type, problems
+from configs.settings import BEFORE, Settings, did_you_mean, field_type, problems
 
 LARGEST = 2**20  # characters of a settings file
 MOST_VALUES = 10_000  # in it, with every alias written out
@@ -43,7 +43,12 @@ def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
     if len(text) > LARGEST:
         raise SettingsError(f"{os.fspath(path)} has more than {LARGEST} characters, so it is no settings file")
     reader = _Reader(os.fspath(path))
-    return reader.settings(text), reader.sources
+    settings = reader.settings(text)
+    unsaid = set(_keys(Settings)) - reader.sources.keys()
+    if reader.sources and unsaid <= BEFORE.keys():
+        for key in unsaid:
+            settings = _with(settings, key.split("."), BEFORE[key])
+    return settings, reader.sources
 
 
 def check(settings: Settings, sources: Mapping[str, str], baseline: Settings | None = None) -> None:
@@ -78,8 +83,8 @@ def convert(value: Any, declared: Any) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (declared,) = (each for each in arguments if each is not type(None))
-        return convert(value, declared)
+        declared, *others = (each for each in arguments if each is not type(None))
+        return value if bool in others and isinstance(value, bool) else convert(value, declared)
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             hint = did_you_mean(value, arguments) if isinstance(value, str) else ""
@@ -279,6 +284,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _keys(group: type[Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all settings."""
+    for each in dataclasses.fields(group):
+        declared = field_type(group, each.name)
+        if isinstance(declared, type) and dataclasses.is_dataclass(declared):
+            yield from _keys(declared, f"{prefix}{each.name}.")
+        else:
+            yield f"{prefix}{each.name}"
+
+
+def _with(settings: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    inner = _with(getattr(settings, name), rest, value) if rest else value
+    return dataclasses.replace(settings, **{name: inner})
 
 
 def _get(settings: Any, key: str) -> Any:

@@ -46,6 +46,7 @@ _register("Copy-v0", "sequences", "Copy", reward_threshold=0.95)
 _register("AssociativeRecall-v0", "sequences", "AssociativeRecall", reward_threshold=0.95)
 _register("CountRecall-v0", "sequences", "CountRecall", reward_threshold=0.9)
 _register("PhaseForecast-v0", "sequences", "PhaseForecast", reward_threshold=0.9)
+_register("Recall-v0", "sequences", "Recall", reward_threshold=0.95)
 _register("GraphSearch-v0", "graphs", "GraphSearch", reward_threshold=0.95)
 
 

@@ -4,6 +4,7 @@
     AssociativeRecall-v0    see keys with their values, then name the values of keys
     CountRecall-v0          say how often a value has been seen
     PhaseForecast-v0        forecast a wave of hidden frequency and phase one step ahead
+    Recall-v0               keep the bits of a sign shown at the start until they are asked for
 
 `best_return` is what a perfect memory earns on average, `memoryless_return` what the best policy earns that acts on the
 present observation alone (PhaseForecast with several waves: a bound that no such policy passes). What is done in these
@@ -430,6 +431,79 @@ def _check_at_least(least: int, **settings: int) -> None:
     for name, value in settings.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+class Recall(Script):
+    """Recall-v0: a sign is shown at the first step and asked for, bit by bit, `length` steps later.
+
+    ::
+
+        step      0   1   2   3   4        length 3, bits 2, with distractors
+        bits      01  .   11  .   .
+        sign      *   .   .   .   .
+        asked     .   .   .   0   1
+        right                 0   1
+
+    Observation, Box (3 * bits + 1,) float32 of 0 and 1: every bit, one-hot, or zeros where none is shown; 1 where they
+    are the sign's; which bit is asked for, one-hot, or zeros. All zero while waiting and after the end.
+    Actions, Discrete(2): a bit.
+    Reward: 0 before the first question; then 1 / bits for the right bit, -1 / bits for the other.
+    Start: every sign with equal chance. While waiting, other bits, as likely, are shown with chance `distractors` at
+    each step; they are not the sign's and mean nothing. End: terminated after length + bits steps.
+    Return: best 1; without memory 0, whatever is done.
+
+    The latching problem of Bengio et al., Learning Long-Term Dependencies with Gradient Descent is Difficult (1994), as
+    control: nothing but time, and what comes in it, lies between the sign and the question.
+    """
+
+    memoryless_return = 0.0
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        length: int = 10,
+        bits: int = 1,
+        distractors: float = 0.0,
+    ) -> None:
+        """`length`: steps that the sign must be kept, to the first question. `distractors`: a chance."""
+        _check_at_least(1, length=length, bits=bits)
+        if not 0.0 <= distractors <= 1.0:
+            raise ValueError(f"distractors must lie in [0, 1], the chance of some at a step, not be {distractors}")
+        super().__init__(
+            num_envs,
+            max_episode_steps,
+            render_mode,
+            sizes=(*[2] * bits, 1, bits),
+            answers=2,
+            steps=length + bits,
+            questions=bits,
+            uniforms=bits + ((length - 1) * (bits + 1) if distractors else 0),
+        )
+        self._length, self._bits, self._distractors = length, bits, distractors
+
+    def _write(self, uniforms: NDArray[np.float64]) -> tuple[Integers, Integers]:
+        length, bits = self._length, self._bits
+        shown = np.full((len(uniforms), self.steps, bits + 2), -1)
+        right = np.full((len(uniforms), self.steps), -1)
+        sign, waiting = np.split(uniforms, [bits], axis=1)
+        shown[:, 0, :bits] = right[:, length:] = _choices(sign, 2)
+        shown[:, 0, bits] = 0
+        if self._distractors:
+            chances, others = np.split(waiting.reshape(len(uniforms), length - 1, bits + 1), [1], axis=2)
+            shown[:, 1:length, :bits] = np.where(chances < self._distractors, _choices(others, 2), -1)
+        shown[:, length:, bits + 1] = np.arange(bits)
+        return shown, right
+
+
+class RecallEnv(SingleEnv):
+    """One `Recall`."""
+
+    def __init__(
+        self, render_mode: str | None = None, length: int = 10, bits: int = 1, distractors: float = 0.0
+    ) -> None:
+        super().__init__(Recall(1, None, render_mode, length, bits, distractors))
 
 
 def _choices(uniforms: NDArray[np.float64], count: int) -> Integers:

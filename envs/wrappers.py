@@ -268,46 +268,55 @@ class PreviousActionReward(Transform):
     Discrete, MultiDiscrete and MultiBinary actions are one-hot, so that null is not mistaken for action 0. Appended to
     a one-dimensional floating-point Box: observation, action, reward. Otherwise a Dict: "observation" (or the keys that
     were there), "previous_action", "previous_reward" (1,).
+
+    With `start`, whether an episode starts is seen as well: 1 at its first observation, else 0, after the reward or as
+    "episode_start" (1,). An observation that is a category, or several, is then one-hot and appended to.
     """
 
-    def __init__(self, *around: Any):
+    def __init__(self, *around: Any, start: bool = False):
+        self._start = start
         super().__init__(*around)
 
     def _spaces(self) -> Spaces:
         self._encode = Encoder(self.action_space)
-        size = int(np.prod(self._encode.space.shape))
-        action = spaces.Box(
-            np.minimum(self._encode.space.low, 0).reshape(size).astype(np.float32),
-            np.maximum(self._encode.space.high, 0).reshape(size).astype(np.float32),
-        )
-        self._action_size = size
-        reward = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self._action_size = size = int(np.prod(self._encode.space.shape))
+        low, high = self._encode.space.low.reshape(size), self._encode.space.high.reshape(size)
+        added: dict[str, spaces.Box] = {
+            "previous_action": spaces.Box(np.minimum(low, 0, dtype=np.float32), np.maximum(high, 0, dtype=np.float32)),
+            "previous_reward": spaces.Box(-np.inf, np.inf, (1,), np.float32),
+        }
+        if self._start:
+            added["episode_start"] = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self._seen: Encoder | None = None
         space = self._inner.get("")
-        self._append = isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"
-        if self._append:
-            assert isinstance(space, spaces.Box)
-            bounds = ((part.low, part.high) for part in (space, action, reward))
-            low, high = (np.concatenate(side, dtype=np.float32) for side in zip(*bounds, strict=True))
-            return {"": spaces.Box(low, high)}
-        added: Spaces = {"previous_action": action, "previous_reward": reward}
+        if space is not None and (self._start or isinstance(space, spaces.Box)):
+            encoder = Encoder(space)
+            if len(encoder.space.shape) == 1 and encoder.space.dtype.kind == "f":
+                self._seen = encoder
+        if self._seen is not None:
+            parts = (self._seen.space, *added.values())
+            low, high = (np.concatenate(side) for side in zip(*((part.low, part.high) for part in parts), strict=True))
+            return {"": spaces.Box(low.astype(np.float32), high.astype(np.float32))}
         if set(added) & set(self._inner):
             raise ValueError(f"{self._name}: the observation has keys of these names already: {sorted(self._inner)}")
         return {"observation" if self._plain else key: space for key, space in self._inner.items()} | added
 
     def _first(self, parts: Parts, rows: Rows) -> Parts:
-        return self._joined(
-            parts, np.zeros((len(rows), self._action_size), np.float32), np.zeros((len(rows), 1), np.float32)
-        )
+        nothing = np.zeros((len(rows), self._action_size), np.float32)
+        return self._joined(parts, nothing, np.zeros((len(rows), 1), np.float32), 1.0)
 
     def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
         previous = self._encode(actions).reshape(self.num_envs, self._action_size).astype(np.float32)
-        return self._joined(parts, previous, np.array(rewards, np.float32)[:, None])
+        return self._joined(parts, previous, np.array(rewards, np.float32)[:, None], 0.0)
 
-    def _joined(self, parts: Parts, actions: NDArray[np.float32], rewards: NDArray[np.float32]) -> Parts:
-        if self._append:
-            return {"": np.concatenate((parts[""], actions, rewards), axis=1, dtype=np.float32)}
+    def _joined(self, parts: Parts, actions: NDArray[np.float32], rewards: NDArray[np.float32], starts: float) -> Parts:
+        added: Parts = {"previous_action": actions, "previous_reward": rewards}
+        if self._start:
+            added["episode_start"] = np.full((len(actions), 1), starts, np.float32)
+        if self._seen is not None:
+            return {"": np.concatenate((self._seen(parts[""]), *added.values()), axis=1, dtype=np.float32)}
         named = {"observation" if self._plain else key: values.copy() for key, values in parts.items()}
-        return {**named, "previous_action": actions, "previous_reward": rewards}
+        return {**named, **added}
 
 
 class History(Transform):

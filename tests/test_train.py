@@ -138,9 +138,10 @@ def test_a_run_leaves_everything_behind(trained: Path) -> None:
     ]
     assert len(list((trained / "tensorboard").iterdir())) == 1
     assert [row["step"] for row in rows_of(trained / "evaluations.csv")] == ["64", "128"]
-    (evaluation,) = (trained / "evaluations").iterdir()
-    assert evaluation.name == "best-3-deterministic.json"
-    assert json.loads(evaluation.read_text())["episodes"] == 3
+    evaluations = {path.name: path for path in (trained / "evaluations").iterdir()}
+    names = {f"{which}-3-{way}.json" for which in ("best", "step_000000000128") for way in ("deterministic", "sampled")}
+    assert set(evaluations) == names
+    assert all(json.loads(path.read_text())["episodes"] == 3 for path in evaluations.values())
     assert "torch" in json.loads((trained / "versions.json").read_text())["packages"]
 
 
@@ -195,7 +196,8 @@ def test_evaluating_on_the_way_changes_nothing(trained: Path, runs: Path) -> Non
 def test_a_checkpoint_can_be_trained_on_as_an_agent_of_stable_baselines3(trained: Path) -> None:
     import envs
 
-    agent = RecurrentPPO.load(trained / "best.zip", env=envs.make("CartPoleNoVel-v1", 2), device="cpu")
+    env = envs.make("CartPoleNoVel-v1", 2, wrappers=[("previous_action_reward", {"start": True})])
+    agent = RecurrentPPO.load(trained / "best.zip", env=env, device="cpu")
     assert agent.get_vec_normalize_env() is not None
     agent.learn(32)
 
@@ -222,7 +224,7 @@ def test_any_spaces_train_and_evaluate_by_the_defaults(seen: str, done: str, run
         f"done={done}",
     ]
     assert train.main([*words, "--runs", str(runs)]) == 0
-    (path,) = runs.glob("*/evaluations/*.json")
+    (path,) = runs.glob("*/evaluations/best-*-deterministic.json")
     result = json.loads(path.read_text())
     assert (result["return"]["mean"], result["success_rate"], result["lengths"]) == (10.0, 1.0, [10, 10, 10])
 

@@ -58,6 +58,9 @@ COUNTERS = (
     "_episode_num",
     "_n_updates",
     "_current_progress_remaining",
+    "_returns_count",
+    "_returns_mean",
+    "_returns_squares",
 )
 STATISTICS = ("ep_info_buffer", "ep_success_buffer")
 CARRIED = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_state")

@@ -22,6 +22,7 @@ from agents.kernels.aside import once_differentiable, why_torch
 from agents.layers import check_sizes, normalised, numpy_linear, numpy_normalised, numpy_sigmoid
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
 from agents.memory.precision import in_own_precision
+from agents.memory.recurrent import HORIZON, check_horizon, chrono_bias
 
 NumpyLayer = Callable[[Array, NDArray[Any], NDArray[Any]], Array]
 """One layer of one step: stream (B, H), state before (B, N), room for the state after (B, N) -> stream."""
@@ -141,7 +142,7 @@ class MinGRU(LinearRecurrence):
 
     Args:
         chrono_horizon: the longest dependency expected, in steps: the first biases of z are drawn so that units forget
-            over 1 to this many steps, evenly (Tallec & Ollivier 2018); None: all biases 0, about two steps.
+            over 2 to this many steps, evenly in their logarithm; None: all biases 0, about two steps.
     """
 
     def __init__(
@@ -150,12 +151,11 @@ class MinGRU(LinearRecurrence):
         hidden_size: int = 64,
         num_layers: int = 2,
         *,
-        chrono_horizon: float | None = 32.0,
+        chrono_horizon: float | None = HORIZON,
         learned_initial_state: bool = False,
     ) -> None:
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
-        if chrono_horizon is not None and not 2 <= chrono_horizon < math.inf:
-            raise ValueError(f"chrono_horizon must be a number of steps of at least 2; got {chrono_horizon!r}")
+        check_horizon(chrono_horizon)
         layers = [_MinGRULayer(hidden_size, chrono_horizon) for _ in range(num_layers)]
         super().__init__(input_size, hidden_size, layers, (hidden_size,), learned_initial_state)
 
@@ -171,8 +171,8 @@ class LRU(LinearRecurrence):
 
     Args:
         state_size: N, complex numbers a layer carries; None: hidden_size.
-        r_min, r_max: the ring that the first lambda are drawn from, uniformly over its area; |lambda| of r forgets
-            over about 1 / (1 - r) steps.
+        r_min, r_max: the ring that the first lambda are drawn from; |lambda| of r forgets over about 1 / (1 - r) steps,
+            and that number is drawn evenly in its logarithm.
         max_phase: the largest first angle of lambda, in radians, in (0, 2 pi].
     """
 
@@ -184,7 +184,7 @@ class LRU(LinearRecurrence):
         *,
         state_size: int | None = None,
         r_min: float = 0.5,
-        r_max: float = 0.99,
+        r_max: float = 1 - 1 / HORIZON,
         max_phase: float = 2 * math.pi,
         learned_initial_state: bool = False,
     ) -> None:
@@ -230,7 +230,7 @@ class _MinGRULayer(_Layer):
         self.output = nn.Linear(hidden_size, 2 * hidden_size)
         _initialise(self.gates, self.output)
         if chrono_horizon is not None:
-            self.gates.bias.data[:hidden_size].uniform_(1.0, chrono_horizon - 1.0).log_().neg_()
+            self.gates.bias.data[:hidden_size] = -chrono_bias(hidden_size, chrono_horizon)
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gate, candidate = self.gates(x).chunk(2, dim=-1)
@@ -260,7 +260,8 @@ class _MinGRULayer(_Layer):
 class _LRULayer(_Layer):
     def __init__(self, hidden_size: int, state_size: int, r_min: float, r_max: float, max_phase: float) -> None:
         super().__init__()
-        square = torch.empty(state_size).uniform_(r_min**2, r_max**2)
+        radius = 1 - torch.empty(state_size).uniform_(math.log(1 - r_max), math.log(1 - r_min)).exp()
+        square = radius.square()
         phase = torch.empty(state_size).uniform_(0.0, max_phase).clamp_(min=1e-4)
         self.nu = nn.Parameter((-0.5 * square.clamp(min=1e-8).log()).log())
         self.theta = nn.Parameter(phase.log())

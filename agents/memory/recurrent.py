@@ -29,6 +29,9 @@ from agents.memory.core import Memory, State
 
 Initialisation = Literal["orthogonal", "torch"]
 
+HORIZON = 256
+"""Steps over which memories remember from the start, where not told another number."""
+
 
 class Recurrent(Memory):
     """What RNN, LSTM and GRU share: layers, initialisation, consistent dropout, the way through a block of episodes.
@@ -375,11 +378,11 @@ class LSTM(Recurrent):
     Args:
         initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
             "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.LSTM`` draws them)
-        forget_bias: what the forget gate's two biases add up to (Jozefowicz et al. 2015; 3 or more for memories of
-            a hundred steps and longer); None leaves them as the initialisation drew them. No effect without ``bias``
-        chrono_horizon: instead of ``forget_bias``, the longest dependency expected, in steps: forget biases are
-            drawn as ``log(uniform(1, horizon - 1))`` and input biases are their negatives (Tallec & Ollivier 2018, "Can
-            recurrent neural networks warp time?")
+        chrono_horizon: the longest dependency expected, in steps: forget biases are drawn so that units forget over
+            2 to this many steps, input biases are their negatives (see ``chrono_bias``); None leaves them as the
+            initialisation drew them. No effect without ``bias``
+        forget_bias: instead of that, what the forget gate's two biases add up to, of all units alike (Jozefowicz et
+            al. 2015: 1)
     """
 
     kind = "lstm"
@@ -395,22 +398,21 @@ class LSTM(Recurrent):
         bias: bool = True,
         dropout: float = 0.0,
         initialisation: Initialisation = "orthogonal",
-        forget_bias: float | None = 1.0,
-        chrono_horizon: float | None = None,
+        forget_bias: float | None = None,
+        chrono_horizon: float | None = HORIZON,
         learned_initial_state: bool = False,
     ) -> None:
-        _check_horizon(chrono_horizon, bias)
+        check_horizon(chrono_horizon)
         if forget_bias is not None and not math.isfinite(forget_bias):
             raise ValueError(f"forget_bias must be a finite number or None; got {forget_bias!r}")
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
-        if chrono_horizon is not None:
-            for layer in range(num_layers):
-                remembered = _chrono_bias(hidden_size, chrono_horizon)
-                self._set_bias(layer, gate=0, total=-remembered)
-                self._set_bias(layer, gate=1, total=remembered)
-        elif forget_bias is not None:
-            for layer in range(num_layers):
+        for layer in range(num_layers):
+            if forget_bias is not None:
                 self._set_bias(layer, gate=1, total=forget_bias)
+            elif chrono_horizon is not None:
+                kept = chrono_bias(hidden_size, chrono_horizon)
+                self._set_bias(layer, gate=0, total=-kept)
+                self._set_bias(layer, gate=1, total=kept)
 
     def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
         cell: Any = torch.lstm_cell  # its stub asks for biases, which may be None
@@ -436,7 +438,8 @@ class GRU(Recurrent):
         initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
             "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.GRU`` draws them)
         chrono_horizon: the longest dependency expected, in steps: the biases of z, which here is the gate that
-            keeps, are drawn as ``log(uniform(1, horizon - 1))`` (Tallec & Ollivier 2018); None leaves them
+            keeps, are drawn so that units forget over 2 to this many steps (see ``chrono_bias``); None leaves them as
+            the initialisation drew them. No effect without ``bias``
     """
 
     kind = "gru"
@@ -451,14 +454,14 @@ class GRU(Recurrent):
         bias: bool = True,
         dropout: float = 0.0,
         initialisation: Initialisation = "orthogonal",
-        chrono_horizon: float | None = None,
+        chrono_horizon: float | None = HORIZON,
         learned_initial_state: bool = False,
     ) -> None:
-        _check_horizon(chrono_horizon, bias)
+        check_horizon(chrono_horizon)
         super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
         if chrono_horizon is not None:
             for layer in range(num_layers):
-                self._set_bias(layer, gate=1, total=_chrono_bias(hidden_size, chrono_horizon))
+                self._set_bias(layer, gate=1, total=chrono_bias(hidden_size, chrono_horizon))
 
     def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
         cell: Any = torch.gru_cell  # its stub asks for biases, which may be None
@@ -490,8 +493,14 @@ def _in_float32(device_type: str) -> Iterator[None]:
         yield
 
 
-def _chrono_bias(hidden_size: int, horizon: float) -> Tensor:
-    return torch.empty(hidden_size).uniform_(1.0, horizon - 1.0).log()
+def chrono_bias(units: int, horizon: float) -> Tensor:
+    """(units,) biases of a gate that keeps: units forget over 2 to ``horizon`` steps, evenly in their logarithm.
+
+    A gate of bias b keeps sigmoid(b) a step, all but one part in T for b = log(T - 1). Tallec & Ollivier 2018 ("Can
+    recurrent neural networks warp time?") draw T itself evenly; then half of the units need more than half the horizon,
+    and few are quick enough for what has just happened, such as a velocity.
+    """
+    return torch.empty(units).uniform_(0.0, math.log(horizon - 1.0))
 
 
 def _check_sizes(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:
@@ -504,10 +513,6 @@ def _check_sizes(input_size: int, hidden_size: int, num_layers: int, dropout: fl
         warnings.warn(f"dropout ({dropout}) acts between layers, and num_layers is 1: nothing is dropped", stacklevel=4)
 
 
-def _check_horizon(chrono_horizon: float | None, bias: bool) -> None:
-    if chrono_horizon is None:
-        return
-    if not bias:
-        raise ValueError("chrono_horizon sets biases and bias is False; use bias=True or chrono_horizon=None")
-    if not 2 <= chrono_horizon < math.inf:
+def check_horizon(chrono_horizon: float | None) -> None:
+    if chrono_horizon is not None and not 2 <= chrono_horizon < math.inf:
         raise ValueError(f"chrono_horizon must be a number of steps of at least 2; got {chrono_horizon!r}")

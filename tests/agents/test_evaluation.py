@@ -15,7 +15,16 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents import RecurrentPPO
-from agents.evaluation import Evaluation, bootstrap, evaluate, interquartile_mean, mean, wilson
+from agents.evaluation import (
+    BothWays,
+    Evaluation,
+    bootstrap,
+    evaluate,
+    evaluate_both_ways,
+    interquartile_mean,
+    mean,
+    wilson,
+)
 from agents.player import Player
 from envs import make
 from envs.vectorize import SerialVecEnv, VectorEnvAdapter
@@ -220,3 +229,17 @@ def test_json_holds_every_episode_and_no_number_that_json_has_not() -> None:
     read = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert (read["returns"], read["lengths"], read["successes"]) == ([1.0, 2.0], [3, 4], [True, False])
     assert (read["return"]["mean"], read["success_rate"], read["seed"], read["episodes"]) == (1.5, 0.5, 5, 2)
+
+
+def test_both_ways_to_act_play_half_of_the_episodes_each(agent: RecurrentPPO) -> None:
+    both = evaluate_both_ways(agent, lines(3, 5), 5, deterministic=False, seed=1)
+    assert (both.told.deterministic, both.told.episodes) == (False, 3)
+    assert (both.other.deterministic, both.other.episodes) == (True, 2)
+    assert (both.sampled, both.deterministic) == (both.told, both.other)
+    assert both.told == evaluate(agent, lines(3, 5), 3, deterministic=False, seed=1)
+
+
+@pytest.mark.parametrize(("other", "differ"), [([1.0, 2.0, 3.0], False), ([9.0, 10.0, 11.0], True)])
+def test_two_ways_to_act_differ_where_the_intervals_of_their_means_are_apart(other: list[float], differ: bool) -> None:
+    told = Evaluation((1.0, 2.0, 3.0), (1, 1, 1))
+    assert BothWays(told, Evaluation(tuple(other), (1, 1, 1), deterministic=False)).differ is differ

@@ -242,7 +242,7 @@ def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None
 
 
 def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
-    model = small_ppo(clocks(), learning_rate=0.0)
+    model = small_ppo(clocks(), learning_rate=0.0, normalize_advantage="batch")
     model.learn(24)
     buffer = model.rollout_buffer
     left_out = [(1, 0), (5, 2)]

@@ -16,6 +16,7 @@ from configs.settings import (
     EnvironmentSettings,
     PolicySettings,
     problems,
+    wrappers,
 )
 
 
@@ -54,7 +55,7 @@ def test_the_defaults_are_in_range() -> None:
         ("algorithm.sde_sample_freq", 0),
         ("algorithm.target_kl", 0.0),
         ("algorithm.burn_in", -1),
-        ("algorithm.burn_in", 129),
+        ("algorithm.burn_in", 257),
         ("env.n_envs", 0),
         ("env.id", " "),
         ("env.backend", "threads"),
@@ -188,3 +189,16 @@ def test_every_setting_says_what_it_means() -> None:
 def test_help_names_every_memory_encoder_and_wrapper() -> None:
     source = inspect.getsource(PolicySettings) + inspect.getsource(EnvironmentSettings)
     assert all(name in source for name in (*MEMORIES, *ENCODERS, *WRAPPERS))
+
+
+def test_an_agent_with_a_memory_sees_its_last_action_and_reward_unless_told_otherwise() -> None:
+    def around(env: dict[str, Any], policy: dict[str, Any]) -> tuple[Any, ...]:
+        return wrappers(Settings(env=EnvironmentSettings(**env), policy=PolicySettings(**policy)))
+
+    seen = {"previous_action_reward": {"start": True}}
+    assert around({}, {}) == (seen,)
+    assert around({"wrappers": ("delay",)}, {"memory": "gru"}) == ("delay", seen)
+    assert around({"previous_action_reward": False}, {}) == around({}, {"memory": "none"}) == ()
+    assert around({}, {"encoder": "nature_cnn"}) == ()
+    assert around({"previous_action_reward": True}, {"memory": "none"}) == (seen,)
+    assert around({"wrappers": ("previous_action_reward",)}, {}) == ("previous_action_reward",)

@@ -153,3 +153,12 @@ def test_every_setting_refuses_a_mapping_or_a_text_where_it_has_another_type(fil
         text = "".join(f"{'  ' * depth}{group}:\n" for depth, group in enumerate(groups))
         with pytest.raises(SettingsError, match=f"{name} must be|{name} must map"):
             written(file, f"{text}{'  ' * len(groups)}{name}: {wrong}\n")
+
+
+def test_a_run_of_an_older_version_keeps_what_a_setting_was_before_it_had_a_name(file: Path) -> None:
+    whole = dump(Settings())
+    older = "\n".join(line for line in whole.splitlines() if "previous_action_reward" not in line)
+    assert older != whole
+    assert written(file, older).env.previous_action_reward is False
+    assert written(file, whole) == Settings()
+    assert written(file, "seed: 1").env.previous_action_reward is None

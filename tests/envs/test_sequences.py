@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 import envs
 from envs.batch import BatchEnv
-from envs.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast
+from envs.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast, Recall
 from envs.sequences import Copy as CopyTask
 from tests.tolerance import assert_close, near
 
-IDS = ["Copy-v0", "AssociativeRecall-v0", "CountRecall-v0", "PhaseForecast-v0"]
+IDS = ["Copy-v0", "AssociativeRecall-v0", "CountRecall-v0", "PhaseForecast-v0", "Recall-v0"]
 SHARED = np.random.default_rng(0)
 Policy = Callable[[list[NDArray[Any]]], NDArray[Any]]
 
@@ -299,6 +299,49 @@ def test_no_function_of_the_sum_of_two_waves_passes_the_bound() -> None:
     assert 0.5 < earned < env.memoryless_return < 1
 
 
+# Recall
+
+
+@pytest.mark.parametrize(("length", "bits", "distractors"), [(1, 1, 1.0), (1, 2, 0.0), (30, 1, 0.0), (7, 3, 0.5)])
+def test_keeping_the_sign_earns_the_best_return(length: int, bits: int, distractors: float) -> None:
+    env = Recall(40, length=length, bits=bits, distractors=distractors)
+
+    def keep(seen: list[NDArray[Any]]) -> NDArray[Any]:
+        signs = np.stack([page[:, 2 * bits] for page in seen])
+        sign = np.stack(seen)[signs.argmax(axis=0), np.arange(40), : 2 * bits].reshape(40, bits, 2)
+        return sign.argmax(axis=2)[np.arange(40), seen[-1][:, 2 * bits + 1 :].argmax(axis=1)]
+
+    np.testing.assert_allclose(returns(env, keep), env.best_return, rtol=1e-5)
+
+
+def test_the_sign_comes_first_then_what_is_not_it_then_the_questions() -> None:
+    env = Recall(1, length=3, bits=2, distractors=0.5)
+    # The sign 0 1; then, with 0.4 below the chance, 1 1; then, with 0.6, nothing.
+    shown, rewards = [begin(env, np.array([[0.1, 0.9, 0.4, 0.8, 0.7, 0.6, 0.1, 0.1]]))[0].tolist()], []
+    for action in (0, 1, 0, 0, 0):
+        observation, reward, terminated, _, infos = env.step(np.array([action]))
+        shown.append((infos["final_obs"] if terminated[0] else observation)[0].tolist())
+        rewards.append(float(reward[0]))
+    assert shown == [
+        [1, 0, 0, 1, 1, 0, 0],
+        [0, 1, 0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert rewards == [0, 0, 0, 0.5, -0.5]
+
+
+def test_no_policy_without_memory_knows_the_sign() -> None:
+    def symbol(observation: NDArray[Any]) -> NDArray[np.int64]:
+        weights = 1 + np.arange(observation.shape[1])
+        return (observation * weights).sum(axis=1).astype(np.int64)
+
+    value = best_without_memory(lambda n: Recall(n, length=1, bits=1), symbol, middles(2))
+    assert value == Recall.memoryless_return == 0.0
+
+
 # All of them
 
 
@@ -390,6 +433,9 @@ def test_the_text_has_a_column_a_step() -> None:
         (lambda: AssociativeRecall(values=1), "values must be at least 2, not 1"),
         (lambda: CountRecall(copies=0), "copies must be at least 1, not 0"),
         (lambda: CountRecall(values=1), "values must be at least 2, not 1"),
+        (lambda: Recall(length=0), "length must be at least 1, not 0"),
+        (lambda: Recall(bits=0), "bits must be at least 1, not 0"),
+        (lambda: Recall(distractors=1.5), r"distractors must lie in \[0, 1\]"),
         (lambda: PhaseForecast(waves=0), "waves must be at least 1, not 0"),
         (lambda: PhaseForecast(waves=2, length=5), r"length must be at least 3 \* waves \(6\)"),
         (lambda: PhaseForecast(shortest=2), "2 < shortest <= longest"),

@@ -38,6 +38,7 @@ IDS = [
     "AssociativeRecall-v0",
     "CountRecall-v0",
     "PhaseForecast-v0",
+    "Recall-v0",
     "GraphSearch-v0",
 ]
 BACKENDS = ["serial", "subprocess", "vector"]

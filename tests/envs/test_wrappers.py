@@ -95,6 +95,24 @@ def test_the_previous_action_and_reward_stand_beside_what_is_no_vector() -> None
     np.testing.assert_array_equal(seen["previous_reward"], rewards[:, None])
 
 
+def test_the_start_of_an_episode_is_seen_and_categories_join_the_vector() -> None:
+    check(
+        play("previous_action_reward", {"start": True}, steps=3),
+        [
+            ([3, 1, 0, 0, 0, 0, 0, 1], None),
+            ([3, 1, 1, 1, 0, 0, 311, 0], None),
+            ([3, 2, 0, 0, 0, 0, 0, 1], [3, 1, 2, 0, 1, 0, 312, 0]),
+            ([3, 2, 1, 0, 0, 1, 321, 0], None),
+        ],
+    )
+    venv = envs.make("RepeatFirst-v0", 2, wrappers=[("previous_action_reward", {"start": True})], seed=0)
+    plain = envs.make("RepeatFirst-v0", 2, seed=0)
+    np.testing.assert_array_equal(venv.reset(), np.c_[np.eye(4)[plain.reset()], np.zeros((2, 5)), np.ones(2)])
+    seen, rewards, _, _ = venv.step(np.array([3, 1]))
+    shown, *_ = plain.step(np.array([3, 1]))
+    np.testing.assert_array_equal(seen, np.c_[np.eye(4)[shown], np.eye(4)[[3, 1]], rewards, np.zeros(2)])
+
+
 def test_a_history_begins_empty_and_ends_with_its_episode() -> None:
     check(
         play("history", {"length": 3}, steps=3),

@@ -152,7 +152,8 @@ def test_eigenvalues_start_in_the_ring_and_stay_below_one() -> None:
     found = layer.eigenvalues().detach()
     assert 0.6 - 1e-5 <= found.abs().min() < 0.61
     assert 0.89 < found.abs().max() <= 0.9 + 1e-5
-    assert found.abs().square().mean().item() == pytest.approx((0.36 + 0.81) / 2, abs=0.01)
+    # Of the steps that it takes to forget, 1 / (1 - r), as many lie below 5 = sqrt(2.5 * 10) as above.
+    assert (1 / (1 - found.abs()) < 5).float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert found.angle().min() >= 0
     assert 0.99 < found.angle().max() <= 1.0 + 1e-5
     assert_close(layer.gamma.exp(), (1 - found.abs().square()).sqrt())
@@ -165,7 +166,8 @@ def test_a_mingru_forgets_over_up_to_its_horizon_at_first() -> None:
     layer: Any = MinGRU(3, 512, chrono_horizon=100).layers[1]
     steps = 1 / torch.sigmoid(layer.gates.bias[:512])
     assert 2 - 1e-4 <= steps.min() < 4
-    assert 95 < steps.max() <= 100 + 1e-3
+    assert 90 < steps.max() <= 100 + 1e-3
+    assert (steps < 11).float().mean().item() == pytest.approx(0.5, abs=0.1)
     flat: Any = MinGRU(3, 512, chrono_horizon=None).layers[1]
     assert (flat.gates.bias == 0).all()
 

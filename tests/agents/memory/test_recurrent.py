@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.memory import GRU, LSTM, RNN, make_memory
-from agents.memory.recurrent import Recurrent
+from agents.memory.recurrent import HORIZON, Recurrent
 from tests.tolerance import assert_close, near
 
 EVERY_CELL = pytest.mark.parametrize(("ours", "theirs"), [(RNN, nn.RNN), (LSTM, nn.LSTM), (GRU, nn.GRU)])
@@ -102,7 +102,7 @@ def test_the_state_dict_is_torchs_and_so_are_the_outputs(ours: Any, theirs: Any,
 
 @EVERY_CELL
 def test_torchs_initialisation_draws_what_torch_draws(ours: Any, theirs: Any) -> None:
-    kwargs = {"forget_bias": None} if ours is LSTM else {}
+    kwargs = {} if ours is RNN else {"chrono_horizon": None}
     torch.manual_seed(3)
     layer = theirs(5, 8, 2)
     torch.manual_seed(3)
@@ -133,8 +133,7 @@ def test_an_lstm_starts_with_the_forget_bias_asked_for_and_no_other() -> None:
     for layer in range(2):
         assert (total_bias(memory, layer, 1) == 3.0).all()
         assert all((total_bias(memory, layer, gate) == 0).all() for gate in (0, 2, 3))
-    assert (total_bias(LSTM(5, 8), 0, 1) == 1.0).all()
-    assert (total_bias(LSTM(5, 8, forget_bias=None), 0, 1) == 0.0).all()
+    assert (total_bias(LSTM(5, 8, chrono_horizon=None), 0, 1) == 0.0).all()
     torch_like = LSTM(5, 8, initialisation="torch", forget_bias=2.0)
     assert (total_bias(torch_like, 0, 1) == 2.0).all()
     assert (total_bias(torch_like, 0, 0) != 0.0).all()
@@ -150,9 +149,18 @@ def test_chrono_initialisation_spreads_time_scales_up_to_the_horizon(horizon: fl
         for times in (total_bias(lstm, layer, 1).exp(), total_bias(gru, layer, 1).exp()):
             assert times.min() >= 1 - 1e-4
             assert times.max() <= horizon - 1 + 1e-3 * horizon
-            assert times.mean().item() == pytest.approx(horizon / 2, rel=0.1)
+            middle = (times.log() <= 0.5 * math.log(horizon - 1) + 1e-4).float().mean().item()
+            assert middle == 1.0 if horizon == 2 else middle == pytest.approx(0.5, abs=0.1)
         assert torch.equal(total_bias(lstm, layer, 0), -total_bias(lstm, layer, 1))
         assert (total_bias(gru, layer, 0) == 0).all()
+
+
+def test_memories_spread_their_time_scales_where_not_told_otherwise() -> None:
+    torch.manual_seed(0)
+    for memory in (LSTM(5, 512), GRU(5, 512)):
+        times = 1 + total_bias(memory, 0, 1).exp()
+        assert times.min() < 2.1
+        assert 0.9 * HORIZON < times.max() <= HORIZON + 1e-2
 
 
 def test_memories_without_biases_have_none() -> None:
