@@ -335,7 +335,7 @@ class RunDirectory:
         self._append(self.path / "evaluations.csv", row)
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
-        columns = _rows_until(path, 0)[0] if path.exists() else []
+        columns = rows_until(path, 0)[0] if path.exists() else []
         with path.open("a", newline="", encoding="utf-8") as file:
             # A run that an older version began has the columns of that one.
             writer = csv.DictWriter(file, fieldnames=columns or list(row), extrasaction="ignore")
