@@ -247,9 +247,8 @@ def test_anomaly_detection_names_the_operation_at_fault() -> None:
     net, x = network(), torch.full((N, F), torch.nan)
     with torch.autograd.set_detect_anomaly(True), pytest.raises(RuntimeError, match="returned nan"):
         through(net, x).sum().backward()  # type: ignore[no-untyped-call]
-    memory = cell("lstm", {})
+    memory, starts = cell("lstm", {}), torch.zeros(T, B, dtype=torch.bool)
     with torch.autograd.set_detect_anomaly(True), pytest.raises(RuntimeError, match="returned nan"):
-        starts = torch.zeros(T, B, dtype=torch.bool)
         memory.unroll(torch.full((T, B, F), torch.nan), memory.initial_state(B), starts).sum().backward()
 
 
