@@ -86,7 +86,7 @@ def missing() -> str | None:
         return None
     return (
         f"{MISSING}: there was no C compiler at installation. An iteration takes about twice as long (2.2 times the "
-        "CPU time measured: LSTM of 64 units, 8 environments of 128 steps, 4 epochs); install a compiler, then this again"
+        "CPU time measured: LSTM of 64 units, 8 environments of 128 steps, 4 epochs); install a compiler, then this"
     )
 
 
