@@ -40,6 +40,9 @@ def command(argv: Sequence[str] | None) -> None:
         configs.say(configs.plan(asked.settings))
         if not is_registered(asked.settings.env.id):
             configs.say(f"note: no environment is registered as {asked.settings.env.id} yet; its package must do that")
+        else:
+            with closing(make_environments(asked.settings, asked.settings.env.n_envs, asked.settings.seed)) as env:
+                show_plan(new_agent(asked.settings, env))
         if asked.seeds > 1:
             print(f"seeds         {asked.settings.seed} to {asked.settings.seed + asked.seeds - 1}, one run each")
     elif asked.seeds > 1:
@@ -150,6 +153,7 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
         goes_on = agent is not None
         if agent is None:
             agent = new_agent(settings, env)
+        show_plan(agent, run)
         if settings.threads is None:
             settings = with_measured_threads(settings, agent, run)
         elif resumed:
@@ -263,6 +267,18 @@ def start_run(settings: Settings) -> RunDirectory:
         configs.sign(run.path, settings)
         run.write_versions()
     return run
+
+
+def show_plan(agent: RecurrentOnPolicyAlgorithm, run: RunDirectory | None = None) -> None:
+    """Prints how the agent is computed, writes it down, and says in one line what missing compiled parts cost."""
+    from agents.kernels.plan import missing
+
+    plan = agent.policy.plan()
+    print(f"computed by   {plan}")
+    if (cost := missing()) is not None:
+        print(f"note: {cost}")
+    if run is not None:
+        run.write_plan(plan.as_dict())
 
 
 def with_measured_threads(settings: Settings, agent: RecurrentOnPolicyAlgorithm, run: RunDirectory) -> Settings:

@@ -235,6 +235,10 @@ class RunDirectory:
         """What the run was made with."""
         _write_whole(self.path / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
+    def write_plan(self, parts: dict[str, str]) -> None:
+        """Adds to versions.json how each part of the agent's policy is computed, and why not faster."""
+        _write_whole(self.path / "versions.json", json.dumps({**self.versions(), "computed": parts}, indent=2) + "\n")
+
     def note_resume(self, step: int) -> None:
         """Adds to resumed.csv when, from which step, at which commit and by what command a run goes on."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -399,3 +399,8 @@ def test_the_main_job_balances_the_pole(runs: Path) -> None:
     assert train.main(["--config", "cartpole_novel", "--runs", str(runs)]) == 0
     (result,) = runs.glob("*/evaluations/best-100-*.json")
     assert json.loads(result.read_text())["return"]["mean"] >= 475
+
+
+def test_a_dry_run_prints_what_computes_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--config", "cartpole_novel", "--dry-run"]) == 0
+    assert "acting: NumPy" in capsys.readouterr().out

@@ -80,6 +80,16 @@ def plan_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Plan:
     )
 
 
+def missing() -> str | None:
+    """What it costs that nothing is compiled, where that is so."""
+    if fused.available:
+        return None
+    return (
+        f"{MISSING}: there was no C compiler at installation. An iteration takes about twice as long (2.2 times the "
+        "CPU time measured: LSTM of 64 units, 8 environments of 128 steps, 4 epochs); install a compiler, then this"
+    )
+
+
 # A pass through the policy
 
 

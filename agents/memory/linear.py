@@ -11,6 +11,7 @@ non-linear, makes the stack as a whole so.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -73,10 +74,8 @@ class LinearRecurrence(Memory):
         before = self._opened(torch.where(starts, initial, state[0]))
         stream, after = self.embedding(features), []
         for layer, module in enumerate(self._layers()):
-            x = normalised(stream)
-            decay, inputs = module.terms(x)
-            after.append(decay * before[:, layer] + inputs)
-            stream = stream + module.read(after[-1], x)
+            stream, states = module(stream, partial(_step, before[:, layer]))
+            after.append(states)
         return stream, (self._closed(torch.stack(after, dim=1)),)
 
     @in_own_precision
@@ -85,12 +84,16 @@ class LinearRecurrence(Memory):
         nothing = before.new_zeros(())
         stream: Tensor = self.embedding(features)
         for layer, module in enumerate(self._layers()):
-            x = normalised(stream)
-            decay, inputs = module.terms(x)
-            if self.initial is not None:
-                inputs = inputs + torch.where(starts, decay * self._opened(self.initial)[layer], nothing)
-            states = scan(torch.where(starts, nothing, decay), inputs, before[:, layer])
-            stream = stream + module.read(states, x)
+            initial = None if self.initial is None else self._opened(self.initial)[layer]
+
+            def carry(
+                decay: Tensor, inputs: Tensor, before: Tensor = before[:, layer], initial: Tensor | None = initial
+            ) -> Tensor:
+                if initial is not None:
+                    inputs = inputs + torch.where(starts, decay * initial, nothing)
+                return scan(torch.where(starts, nothing, decay), inputs, before)
+
+            stream, _ = module(stream, carry)
         return stream
 
     def numpy_step(self) -> NumpyStep | None:
@@ -210,6 +213,12 @@ class LRU(LinearRecurrence):
 class _Layer(nn.Module):
     """One recurrence and what it gives back to the stream."""
 
+    def forward(self, stream: Tensor, carry: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(..., H), and what makes states of decay and inputs -> stream (..., H) and states (..., N)."""
+        x = normalised(stream)
+        states = carry(*self.terms(x))
+        return stream + self.read(states, x), states
+
     @abstractmethod
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., H) -> decay and inputs of the recurrence, (..., N) each, or what broadcasts to it."""
@@ -221,6 +230,10 @@ class _Layer(nn.Module):
     @abstractmethod
     def numpy_layer(self) -> NumpyLayer:
         """The whole of one layer's step, on the parameters as they are now."""
+
+
+def _step(before: Tensor, decay: Tensor, inputs: Tensor) -> Tensor:
+    return decay * before + inputs
 
 
 class _MinGRULayer(_Layer):

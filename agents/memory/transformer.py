@@ -7,13 +7,14 @@ what a step attends to.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.kernels.aside import all_modules_hooked, touched
 from agents.layers import (
     GRUGate,
     check_heads,
@@ -107,7 +108,7 @@ class GTrXL(Memory):
         for layer, module in enumerate(self._layers()):
             x = normalised(stream)
             newest.append(x)
-            stream = module.step(stream, x, window[:, layer], seen, self._distances)
+            stream = module(stream, x, window[:, layer], seen, self._distances)
         return stream, push(window, count, torch.stack(newest, dim=1))
 
     @in_own_precision
@@ -118,7 +119,7 @@ class GTrXL(Memory):
         stream: Tensor = self.embedding(features).transpose(0, 1)  # (B, T, H)
         for layer, module in enumerate(self._layers()):
             first_slot = None if since_start is None or self.initial is None else (self.initial[layer], since_start)
-            stream = module.unroll(stream, window[:, layer], to_see, self._distances, first_slot)
+            stream = module(stream, window[:, layer], to_see, self._distances, first_slot)
         return stream.transpose(0, 1)
 
     @in_own_precision
@@ -229,6 +230,11 @@ class _Layer(nn.Module):
         self.widen = _linear(hidden_size, feedforward_size)
         self.narrow = _linear(feedforward_size, hidden_size)
         self.mlp_gate = GRUGate(hidden_size, gate_bias)
+
+    def forward(self, stream: Tensor, *arguments: Any) -> Tensor:
+        """``step`` of a stream (B, H), ``unroll`` of a stream (B, T, H)."""
+        output: Tensor = (self.step if stream.dim() == 2 else self.unroll)(stream, *arguments)
+        return output
 
     def step(self, stream: Tensor, x: Tensor, window: Tensor, seen: Tensor, distances: Tensor) -> Tensor:
         """(B, H), normalised (B, H), (B, M, H), (B, M) slots that count, (M + 1, H) -> (B, H).
@@ -348,8 +354,11 @@ class _Layer(nn.Module):
         return positions.view(len(distances), self.heads, -1).transpose(0, 1)
 
     def _by_head(self, linear: nn.Linear) -> Tensor:
-        """The weights (H, H) as (A, E, H)."""
-        return linear.weight.view(self.heads, -1, linear.in_features)
+        """The weights (H, H) as (A, E, H); where something hooks into the layer, found by calling it."""
+        weight = linear.weight
+        if all_modules_hooked() or touched(linear, ""):
+            weight = linear(torch.eye(linear.in_features, device=weight.device)).t()
+        return weight.reshape(self.heads, -1, linear.in_features)
 
     def _heads_first(self, x: Tensor) -> Tensor:
         """(B, K, H) -> (B, A, K, E)."""

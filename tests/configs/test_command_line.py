@@ -206,9 +206,8 @@ print("HEAVY", sorted(heavy), "CODE", code)
     [
         (["--help"], 0, '"numpy", "gymnasium"'),
         (["--algorithm.gamma", "9.9"], 2, '"numpy", "gymnasium"'),
-        (["--dry-run"], 0, ""),
     ],
-    ids=["help", "mistake", "dry run"],
+    ids=["help", "mistake"],
 )
 def test_questions_about_settings_are_answered_without_torch(words: list[str], code: int, more: str) -> None:
     done = subprocess.run(
