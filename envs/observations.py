@@ -83,10 +83,13 @@ def put(tree: Tree, row: int, observation: Any, space: spaces.Space[Any], every:
             if as_it_is and (type(space) is spaces.Box or not every):
                 tree[row] = observation
                 return
-        elif type(space) is spaces.Discrete and isinstance(observation, int | np.int64):
-            if 0 <= observation - space.start < space.n:
-                tree[row] = observation
-                return
+        elif (
+            type(space) is spaces.Discrete
+            and isinstance(observation, int | np.int64)
+            and 0 <= observation - space.start < space.n
+        ):
+            tree[row] = observation
+            return
         tree[row] = _fitted(observation, tree.shape[1:], tree.dtype, space, path)
     elif isinstance(tree, dict):
         if not isinstance(observation, Mapping) or observation.keys() != tree.keys():
