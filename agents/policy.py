@@ -11,6 +11,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ from agents.actions import HEADS, ActionHead, Parameters, make_action_head
 from agents.checks import check_mapping, check_observation_space
 from agents.devices import to_device
 from agents.encoders import default_encoder
-from agents.encoders.choices import flatten_choices, with_flat_choices
+from agents.encoders.choices import flat_choices, flatten_choices, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
@@ -453,6 +454,15 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if not vectorized:
             for_environment = for_environment.squeeze(axis=0)
         return for_environment, self._export_state(actor_state)
+
+    def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
+        """Stable-Baselines3's, which knows choices along one axis only: those of several come flattened."""
+        if self._preprocessed_space is self.observation_space:
+            return super().obs_to_tensor(observation)
+        flat = flat_choices(observation, self.observation_space)
+        stand_in: Any = SimpleNamespace(observation_space=self._preprocessed_space, device=self.device)
+        tensors, vectorized = ActorCriticPolicy.obs_to_tensor(stand_in, flat)
+        return tensors, vectorized
 
     def _import_state(self, state: Any, batch_size: int) -> State:
         """The actor's state from what the last ``predict`` returned."""

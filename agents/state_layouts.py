@@ -92,6 +92,11 @@ def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.devic
     Raises:
         ValueError: they have another number of entries.
     """
+    if starts is None:
+        raise ValueError(
+            "state and episode_starts are missing: a policy with memory computes from both; start with "
+            "initial_state(n) and torch.ones(n)"
+        )
     tensor = torch.as_tensor(starts, device=device)
     if tensor.numel() != np.prod(shape) or tensor.dim() > len(shape) + 1:
         raise ValueError(

@@ -5,7 +5,9 @@ Axes: N observations, K choices.
 
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,6 +25,16 @@ def flatten_choices(observations: Any, space: spaces.Space[Any]) -> Any:
         return {key: flatten_choices(part, space[key]) for key, part in observations.items()}
     flat: Tensor = observations.flatten(1) if _has_axes(space) else observations
     return flat
+
+
+def flat_choices(observation: Any, space: spaces.Space[Any]) -> Any:
+    """One observation of the space, or several (N, ...), in arrays, as those of ``with_flat_choices(space)``."""
+    if isinstance(space, spaces.Dict):
+        return {key: flat_choices(part, space[key]) for key, part in observation.items()}
+    if not _has_axes(space):
+        return observation
+    array: NDArray[Any] = np.asarray(observation)
+    return array.reshape(*array.shape[: array.ndim - len(space.shape or ())], -1)
 
 
 def _has_axes(space: spaces.Space[Any]) -> bool:

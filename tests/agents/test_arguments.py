@@ -594,3 +594,17 @@ def test_updates_that_change_no_weight_are_mentioned_once(cls: Any) -> None:
         warnings.simplefilter("error")
         train(cls=cls)
         train(cls=cls, learning_rate=0.0)  # asked for
+
+
+@pytest.mark.parametrize("within", ["alone", "in a dict"])
+def test_one_observation_and_several_of_choices_along_two_axes_are_told_apart(within: str) -> None:
+    space: spaces.Space[Any] = spaces.MultiDiscrete([[2, 3], [4, 2]])
+    one: Any = np.array([[1, 2], [3, 0]])
+    several: Any = np.stack([one, one, one])
+    if within == "in a dict":
+        space, one, several = spaces.Dict(a=space), {"a": one}, {"a": several}
+    model = train(Stub(space), learn=0)
+    action, _ = model.predict(one, deterministic=True)
+    actions, _ = model.predict(several, deterministic=True)
+    assert action.shape == ()
+    np.testing.assert_array_equal(actions, [action] * 3)

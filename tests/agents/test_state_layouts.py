@@ -181,6 +181,11 @@ def test_episode_starts_of_another_size_are_refused(entrance: str) -> None:
             break
 
 
+def test_a_call_without_state_and_episode_starts_says_what_to_start_with() -> None:
+    with pytest.raises(ValueError, match=r"state and episode_starts are missing: .*initial_state"):
+        lstm_policy("separate").predict_values(torch.randn(B, 3))
+
+
 def test_sequences_are_time_first_or_refused() -> None:
     policy = lstm_policy("separate")
     observations, actions = torch.randn(L * B, 3), torch.zeros(L * B)
