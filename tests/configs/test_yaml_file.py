@@ -131,7 +131,7 @@ def test_aliases_of_aliases_are_counted_before_they_are_written_out(file: Path) 
 
 @pytest.mark.parametrize("text", ["# " + "x" * 2**20, "env:\n  kwargs: {a: " + "[" * 5000 + "]" * 5000 + "}"])
 def test_a_file_that_is_too_long_or_too_deep_is_no_settings_file(file: Path, text: str) -> None:
-    with pytest.raises(SettingsError, match="more than 1048576 characters|nested too deeply"):
+    with pytest.raises(SettingsError, match=r"more than 1048576 characters|nested too deeply"):
         written(file, text)
 
 
