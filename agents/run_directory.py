@@ -1,6 +1,7 @@
 """A run's directory: the one thing that training and evaluation share.
 
     settings.yaml        the settings as resolved
+    trusted_modules.json the modules of its user's own that it imports, signed; only where there are any
     versions.json        Python, packages, commit, machine, command
     metrics.csv          a row per update
     tensorboard/         the same as TensorBoard events

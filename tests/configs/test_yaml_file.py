@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from configs import EnvironmentSettings, Settings, SettingsError, dump, read
+from configs import EnvironmentSettings, Settings, SettingsError, dump, parse, read
 from configs.settings import AlgorithmSettings, PolicySettings, TrackingSettings
 
 
@@ -116,6 +116,23 @@ def test_a_tag_that_would_run_code_is_refused(file: Path, tmp_path: Path) -> Non
     with pytest.raises(SettingsError, match="could not determine a constructor"):
         written(file, f"name: !!python/object/apply:os.mkdir ['{tmp_path}/made']")
     assert not (tmp_path / "made").exists()
+
+
+def test_aliases_of_aliases_are_counted_before_they_are_written_out(file: Path) -> None:
+    """Twelve lines that stand for a billion values; a few aliases are let be."""
+    lines = [f"    a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    file.write_text("\n".join(["env:", "  kwargs:", "    a0: &a0 [x, y]", *lines]))
+    for reading in (lambda: read(file), lambda: parse(["--config", str(file), "--dry-run"])):
+        with pytest.raises(SettingsError, match="more than 10000 values with every alias written out"):
+            reading()
+    settings = written(file, "env:\n  kwargs: {a: &a [1, 2], b: *a, c: [*a, *a]}")
+    assert settings.env.kwargs == {"a": [1, 2], "b": [1, 2], "c": [[1, 2], [1, 2]]}
+
+
+@pytest.mark.parametrize("text", ["# " + "x" * 2**20, "env:\n  kwargs: {a: " + "[" * 5000 + "]" * 5000 + "}"])
+def test_a_file_that_is_too_long_or_too_deep_is_no_settings_file(file: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"more than 1048576 characters|nested too deeply"):
+        written(file, text)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"name: \x00"])
