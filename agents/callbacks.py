@@ -210,6 +210,7 @@ class Checkpoints(BetweenUpdates):
 
     def act(self) -> None:
         self.capture()
+        self._run.check_there()
         if self._every and self.model.num_timesteps >= self._next:
             self._next = _after(self.model.num_timesteps, self._every)
             self.save()
@@ -219,6 +220,7 @@ class Checkpoints(BetweenUpdates):
         if self._captured is None:
             return None
         step, agent = self._captured
+        self._run.check_there()
         if self._saved is None or self._saved[0] != step:
             path = self._run.checkpoint(step)
             path.parent.mkdir(exist_ok=True)
@@ -304,6 +306,7 @@ class PeriodicEvaluation(BetweenUpdates):
         )
         # Of equals the later one: it has seen more.
         is_best = result.mean >= self._best
+        self._run.check_there()
         if is_best:
             self._best = result.mean
             self.model.save(self._run.best)

@@ -1,7 +1,7 @@
 """Going on with a run as if it had never stopped: what beside the agent is saved, and how all of it is brought back.
 
-A checkpoint is the agent between two updates, with two attributes more: where its environments stand, and the figures
-that wait for the next row of metrics.
+A checkpoint is the agent between two updates, with three attributes more: where its environments stand, the figures
+that wait for the next row of metrics, and what it was computed with, on which the last bits of sums depend.
 """
 
 import platform
@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents import fused
 from agents.checkpoint.agent import Captured, SavedAgent, capture_algorithm, undisturbed
 from agents.checkpoint.container import CheckpointError
+from agents.memory import native
+from agents.memory.loading import BUILDS
 from agents.on_policy import RecurrentOnPolicyAlgorithm
 from agents.run_directory import RunDirectory
 
 Algorithm = TypeVar("Algorithm", bound=RecurrentOnPolicyAlgorithm)
 
-ENVIRONMENTS, FIGURES = "environment_state", "pending_figures"
+ENVIRONMENTS, FIGURES, COMPUTING = "environment_state", "pending_figures", "computed_with"
 DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 
@@ -38,7 +41,21 @@ def capture(model: RecurrentOnPolicyAlgorithm) -> Captured:
     attributes: Any = model
     setattr(attributes, ENVIRONMENTS, _snapshot(model.env))
     setattr(attributes, FIGURES, _pending(model.logger))
-    return capture_algorithm(model, include=[ENVIRONMENTS, FIGURES])
+    setattr(attributes, COMPUTING, computing(model))
+    return capture_algorithm(model, include=[ENVIRONMENTS, FIGURES, COMPUTING])
+
+
+def computing(model: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
+    """What an agent computes with, as far as it decides the last bits of numbers."""
+    return {
+        "kernels": " and ".join(
+            BUILDS.get(name, "none") if part.available else "none"
+            for name, part in (("kernels", native), ("fused", fused))
+        ),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "device": model.device.type,
+    }
 
 
 def resume(
@@ -72,7 +89,7 @@ def resume(
         except CheckpointError as error:
             report(f"passing over a checkpoint: {error}")
             continue
-        notes = _versions_changed(saved)
+        notes = _changed(saved, agent)
         with undisturbed():
             trouble = _restored(agent)
         if trouble is not None:
@@ -134,10 +151,12 @@ def _start_new_episodes(agent: Any, seed: int) -> None:
     agent.env.seed(int(np.random.SeedSequence([seed, agent.num_timesteps, 1]).generate_state(1)[0] >> 1))
 
 
-def _versions_changed(saved: SavedAgent) -> list[str]:
+def _changed(saved: SavedAgent, agent: Any) -> list[str]:
+    before = getattr(agent, COMPUTING, None)
+    were = {**saved.versions, **(before if isinstance(before, dict) else {})}
     changed = [
-        f"{name} {saved.versions[name]} is now {version}"
-        for name, version in DECIDING.items()
-        if name in saved.versions and saved.versions[name] != version
+        f"{name} {were[name]} is now {now}"
+        for name, now in {**DECIDING, **computing(agent)}.items()
+        if name in were and were[name] != now
     ]
     return [f"{', '.join(changed)}: the last bits may differ"] if changed else []

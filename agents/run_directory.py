@@ -61,6 +61,7 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._identity: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str) -> "RunDirectory":
@@ -214,6 +215,8 @@ class RunDirectory:
         process = made.get("process")
         if made.get("host") != platform.node() or not isinstance(process, int) or process < 1:
             return False
+        if made.get("process_started") != _process_started(process):  # another has its number now
+            return False
         try:
             os.kill(process, 0)
         except ProcessLookupError:
@@ -277,12 +280,12 @@ class RunDirectory:
 
     def evaluations_until(self, step: int) -> list[dict[str, str]]:
         """The rows of evaluations.csv up to a step."""
-        return _rows_until(self.path / "evaluations.csv", step)[1]
+        return rows_until(self.path / "evaluations.csv", step)[1]
 
     def forget_after(self, step: int) -> None:
         """Removes the rows of metrics.csv and evaluations.csv that come after a step, and what was torn in writing."""
         for path in (self.metrics, self.path / "evaluations.csv"):
-            columns, rows = _rows_until(path, step)
+            columns, rows = rows_until(path, step)
             if not columns:
                 path.unlink(missing_ok=True)
                 continue
@@ -291,8 +294,24 @@ class RunDirectory:
             writer.writeheader()
             writer.writerows(rows)
             _write_whole(path, text.getvalue())
-        for left_over in self.path.glob("*.tmp"):
+        # Whoever calls this holds the directory: nobody else is writing.
+        for left_over in (*self.path.glob("*.tmp"), *self.path.glob("checkpoints/*.tmp")):
             left_over.unlink(missing_ok=True)
+
+    def check_there(self) -> None:
+        """Raises FileNotFoundError where it is no longer the directory that it was when this was called first."""
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:
+            found = None
+        else:
+            found = status.st_dev, status.st_ino
+        self._identity = self._identity or found
+        if found is None or found != self._identity:
+            raise FileNotFoundError(
+                f"{self.path} was removed or moved away while the run went on: what was in it is no longer there, and "
+                "nothing more was saved"
+            )
 
     def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
         """Writes ``evaluations/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
@@ -366,12 +385,25 @@ def _write_whole(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _rows_until(path: Path, step: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file up to a step; none where there is no file. A row that is not whole is left out."""
+def rows_until(path: Path, step: float = math.inf) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file up to a step; none where there is no file. A row that is not whole is left out.
+
+    Raises:
+        RunError: it is no text.
+    """
     if not path.is_file():
         return [], []
-    with path.open(newline="", encoding="utf-8") as file:
-        columns, *rows = [*csv.reader(file)] or [[]]
+    content = path.read_bytes()
+    try:
+        columns, *rows = [*csv.reader(io.StringIO(content.decode("utf-8"), newline=""))] or [[]]
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RunError(
+            f"line {line} of {path} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}): mend it, or "
+            "move the file away"
+        ) from error
+    except csv.Error as error:
+        raise RunError(f"{path} cannot be read ({error}): mend it, or move the file away") from error
     if "step" not in columns:
         return [], []
     place = columns.index("step")
@@ -410,9 +442,20 @@ def versions() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "host": platform.node(),
         "process": os.getpid(),
+        "process_started": _process_started(os.getpid()),
         "commit": _commit(),
         "packages": dict(sorted((name, version) for name, version in packages.items() if name)),
     }
+
+
+def _process_started(process: int) -> str | None:
+    """When a process began, in ticks since the system did, and which start of the system that was."""
+    try:
+        # Behind the name, which is in brackets and may hold some itself.
+        ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{ticks} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    except (OSError, IndexError):
+        return None
 
 
 def _commit() -> str | None:

@@ -3,6 +3,9 @@
 The CSV file is flushed line by line, so that it is whole whatever ends the process. Weights & Biases never blocks a
 run for longer than its timeout and never ends one: where it cannot be reached the run is recorded offline, and where it
 fails later the run goes on, recorded on disk, and is uploaded by hand.
+
+metrics.csv is the record. Where a process is killed, Weights & Biases lacks what was under way to it: a run that goes
+on sends that again, out of the file, and nothing twice.
 """
 
 import csv
@@ -13,13 +16,14 @@ import json
 import math
 import os
 import secrets
+import struct
 import sys
 import threading
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,7 +32,7 @@ import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
-from agents.run_directory import RunDirectory
+from agents.run_directory import RunDirectory, rows_until
 
 Mode = Literal["off", "offline", "online"]
 Answer = TypeVar("Answer")
@@ -50,10 +54,19 @@ def make_logger(
     """
     writers: list[KVWriter] = [CsvWriter(run.metrics, resumed_at)]
     if tensorboard:
-        writers.append(_tensorboard_writer(run.tensorboard, resumed_at))
+        writers.append(TensorBoardWriter(run.tensorboard, resumed_at))
     if wandb is not None:
         writers.append(WandbWriter(run.path, **wandb))
-    return Logger(str(run.path), writers)
+    return RunLogger(str(run.path), writers)
+
+
+class RunLogger(Logger):
+    """Stable-Baselines3's, that closes all its writers whatever one of them says."""
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            for writer in self.output_formats:
+                stack.callback(writer.close)
 
 
 class CsvWriter(KVWriter):
@@ -66,7 +79,7 @@ class CsvWriter(KVWriter):
     def __init__(self, path: Path, resumed_at: int | None = None) -> None:
         self._path = path
         self._columns: list[str] = []
-        kept = [] if resumed_at is None else [row for row in _rows(path) if int(row["step"]) <= resumed_at]
+        kept = [] if resumed_at is None else rows_until(path, resumed_at)[1]
         if kept:
             self._columns = list(kept[0])
             self._rewrite([list(row.values()) for row in kept])
@@ -74,6 +87,8 @@ class CsvWriter(KVWriter):
             self._file = path.open("w", newline="", encoding="utf-8")
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        if os.fstat(self._file.fileno()).st_nlink == 0 or not self._path.exists():
+            raise FileNotFoundError(f"{self._path} was removed while the run went on; what it held is lost")
         row = {"step": step, **_numbers(key_values, key_excluded, "csv")}
         new = [name for name in row if name not in self._columns]
         if new:
@@ -102,23 +117,34 @@ class CsvWriter(KVWriter):
         self._file = self._path.open("a", newline="", encoding="utf-8")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics file; a last one that was cut short, and a file that is not there, give none."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    return [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+class TensorBoardWriter(TensorBoardOutputFormat):
+    """Stable-Baselines3's. What the system does not take is an OSError that names the folder."""
 
+    def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
+        self._folder = folder
+        is_new = not any(folder.glob("*")) if folder.is_dir() else True
+        with self._told():
+            super().__init__(str(folder))
+            if not is_new:
+                # Tells readers to forget what earlier files say of later steps; of a run from its beginning, all.
+                restart = Event(session_log=SessionLog(status=SessionLog.START))
+                events: Any = self.writer.file_writer
+                events.add_event(restart, 0 if resumed_at is None else resumed_at + 1)
 
-def _tensorboard_writer(folder: Path, resumed_at: int | None) -> TensorBoardOutputFormat:
-    writer = TensorBoardOutputFormat(str(folder))
-    if resumed_at is not None:
-        # Tells readers to forget what earlier files say of later steps.
-        restart = Event(session_log=SessionLog(status=SessionLog.START))
-        events: Any = writer.writer.file_writer
-        events.add_event(restart, resumed_at + 1)
-    return writer
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with self._told():
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with self._told():
+            super().close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise OSError(f"TensorBoard cannot write to {self._folder}: {_last_line(str(error))}") from error
 
 
 class WandbWriter(KVWriter):
@@ -153,8 +179,7 @@ class WandbWriter(KVWriter):
         self._directory, self._timeout = directory, timeout
         self._unsent: list[str] = []  # why, where something could not be sent
         self._returns = Returns()
-        for row in _rows(directory / "metrics.csv"):
-            self._returns.add({name: float(row[name]) for name in Returns.NAMES if row.get(name)})
+        self._next = 0  # the number of the row that comes next, that of metrics.csv
         # Its reports on itself wait at exit for a server that does not answer, and it takes our package `agents` for a
         # library of language models and recommends a tool for these.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -174,18 +199,13 @@ class WandbWriter(KVWriter):
             config=dict(config),
         )
         self._run: Any = self._started(arguments, timeout)
+        self._there, self._there_until = self._already_there()
+        for kept in rows_until(directory / "metrics.csv")[1]:
+            step = int(kept.pop("step"))
+            self._log({"global_step": step, **{name: _value(text) for name, text in kept.items() if text}})
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        if self._run is None:
-            return
-        row = {"global_step": step, **_numbers(key_values, key_excluded, "wandb")}
-        self._returns.add(row)
-        if "eval/mean_reward" in row:
-            row |= self._returns.summary()
-        try:
-            self._run.log(row)
-        except Exception as error:
-            self._give_up(error)
+        self._log({"global_step": step, **_numbers(key_values, key_excluded, "wandb")})
 
     def close(self, exit_code: int | None = None) -> None:
         """Sends what is left and waits for it, at most as long as the timeout.
@@ -211,6 +231,28 @@ class WandbWriter(KVWriter):
         elif reasons:
             _say(f"not everything was recorded ({reasons})")
         self._run = None
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Sends a row, unless it is there already."""
+        number, self._next = self._next, self._next + 1
+        self._returns.add(row)
+        if "eval/mean_reward" in row:
+            row |= self._returns.summary()
+        if self._run is None or (number < self._there and row["global_step"] <= self._there_until):
+            return
+        try:
+            self._run.log({**row, "row": number})
+        except Exception as error:
+            self._give_up(error)
+
+    def _already_there(self) -> tuple[int, int]:
+        """How many rows of this run are there from before, and the step of the last: online what the server says."""
+        if self._run is None:
+            return 0, -1
+        if self.mode == "offline":
+            return recorded_rows(self._directory)
+        last = self._run.summary.get("row"), self._run.summary.get("global_step")
+        return (0, -1) if None in last else (int(last[0]) + 1, int(last[1]))
 
     def _started(self, arguments: dict[str, Any], timeout: float) -> Any:
         try:
@@ -240,7 +282,8 @@ class WandbWriter(KVWriter):
         mode: Any = self.mode
         run = wandb.init(mode=mode, settings=settings, **arguments)
         self._files = Path(run.dir).parent
-        run.define_metric("global_step", hidden=True)
+        for name in ("global_step", "row"):
+            run.define_metric(name, hidden=True)
         run.define_metric("*", step_metric="global_step")
         return run
 
@@ -303,6 +346,45 @@ class WandbWriter(KVWriter):
         _say(f"no longer recording: {error}")
 
 
+def recorded_rows(directory: Path) -> tuple[int, int]:
+    """How many rows the files of Weights & Biases in a run's directory hold, and the step of the last of them."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    count, until = 0, -1
+    for file in directory.glob("wandb/*run-*/run-*.wandb"):
+        for data in _whole_records(file.read_bytes()):
+            try:
+                record = Record.FromString(data)
+                row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                if "row" in row:
+                    count, until = max(count, int(row["row"]) + 1), max(until, int(row["global_step"]))
+            except Exception:  # of a newer wandb: what is not understood is not known to be there, and is sent
+                break
+    return count, until
+
+
+def _whole_records(content: bytes) -> Iterator[bytes]:
+    """The records of a file of Weights & Biases that were written to their ends.
+
+    The format is that of LevelDB's log, after a header of 7 bytes: blocks of 32 KiB that hold parts, each with a
+    checksum, a length and a kind (1 whole, 2 first, 3 middle, 4 last).
+    """
+    at, record = 7, b""
+    while at + 7 <= len(content):
+        left_in_block = 32768 - at % 32768
+        if left_in_block < 7:
+            at += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if kind not in (1, 2, 3, 4) or at + 7 + length > len(content):
+            return
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
 class Returns:
     """What there is to compare runs by: of evaluations, and where there is none of the episodes of training."""
 
@@ -313,7 +395,8 @@ class Returns:
 
     def add(self, row: Mapping[str, Any]) -> None:
         for name, seen in self._seen.items():
-            if math.isfinite(row.get(name, math.nan)):
+            value = row.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
                 seen.append(float(row[name]))
 
     def summary(self) -> dict[str, float]:
@@ -395,6 +478,16 @@ def _within(seconds: float, question: Callable[[], Answer], default: Answer) -> 
     thread.start()
     thread.join(seconds)
     return answers[-1]
+
+
+def _value(text: str) -> int | float | str:
+    """What a row of metrics.csv says, as it was logged."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def _last_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -105,7 +106,7 @@ def learn(
         except CheckpointError:
             raise
         except BaseException as error:  # sys.exit() too
-            listener.saved = _save_what_was_before(checkpoints)
+            listener.saved = _save_what_was_before(checkpoints, error)
             if isinstance(error, KeyboardInterrupt):
                 # Ctrl-C comes as Interrupted: something that was called has raised this of itself.
                 raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from error
@@ -118,19 +119,23 @@ def learn(
         try:
             train_and_save()
             listener.breakable(trained)
-        finally:
-            listener.breakable(logger.close)
+        except BaseException:
+            with suppress(OSError):  # says no more
+                listener.breakable(logger.close)
+            raise
+        listener.breakable(logger.close)
 
     with listener.listening():
         listener.protected(whole)
 
 
-def _save_what_was_before(checkpoints: Checkpoints) -> str | None:
+def _save_what_was_before(checkpoints: Checkpoints, error: BaseException) -> str | None:
     """Where training has failed; a fault in saving is told, and does not take that one's place."""
     try:
         saved = checkpoints.save()
     except (CheckpointError, OSError) as trouble:
-        print(f"the agent as it was before could not be saved: {trouble}", file=sys.stderr)
+        if not isinstance(error, OSError):  # where nothing can be written, that has been said
+            print(f"the agent as it was before could not be saved: {trouble}", file=sys.stderr)
         return None
     if saved:
         print(f"saved the agent as it was before: {saved}", file=sys.stderr)

@@ -206,6 +206,27 @@ def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | No
 
 
 @_WORDS.primitive_rule
+def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+    """As in a settings file, .inf and 1_000 among them."""
+    if info.type is not float:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda words: _float_of_word(words[0]),
+        is_instance=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _float_of_word(word: str) -> float:
+    try:
+        return float(word)  # inf, 1e5
+    except ValueError:
+        return cast(float, convert(parse_scalar(word), float))
+
+
+@_WORDS.primitive_rule
 def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """name=value, the value as YAML."""
     if info.type_origin is not dict:

@@ -1,6 +1,8 @@
 """Bad input and faults: what is lost is little, what is left is whole, and the message says what to do."""
 
+import csv
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import sys
@@ -32,9 +34,6 @@ TINY = [
 MODULE = '''
 import os, time
 import gymnasium, numpy as np
-import torch
-from agents.encoders import ENCODERS
-from stable_baselines3.common.torch_layers import FlattenExtractor
 
 class Frail(gymnasium.Env):
     """Observation (episode's seed modulo 1000, step). Fails where and how it is told, once for each file it finds."""
@@ -82,6 +81,14 @@ class Frail(gymnasium.Env):
         pygame.display.set_mode((4, 4))
         return np.zeros((4, 4, 3), np.uint8)
 
+gymnasium.register("Frail-v0", entry_point=Frail)
+'''
+
+# Of its own, since it imports torch: no worker of an environment's has to.
+STEEP = '''
+import torch
+from stable_baselines3.common.torch_layers import FlattenExtractor
+
 class Steep(torch.autograd.Function):
     """As it is, with a gradient that is infinite from some call on."""
     calls = 0
@@ -102,17 +109,17 @@ class SteepExtractor(FlattenExtractor):
 
     def forward(self, observations):
         return Steep.apply(super().forward(observations) * self.scale)
-
-gymnasium.register("Frail-v0", entry_point=Frail)
 '''
 
 
 @pytest.fixture
 def frail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     (tmp_path / "frailty.py").write_text(MODULE)
+    (tmp_path / "steep.py").write_text(STEEP)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(gymnasium.registry, "Frail-v0", raising=False)
-    monkeypatch.delitem(sys.modules, "frailty", raising=False)
+    for module in ("frailty", "steep"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     return [*TINY, "--runs", str(tmp_path / "runs"), "--name", "mine", "--env.id", "frailty:Frail-v0"]
 
 
@@ -144,7 +151,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_the_weights_before_it_a
     frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Two minibatches an update: the fifth gradient is the first of the third update, after 96 steps.
-    assert train.main([*frail, "--policy.encoder", "frailty:SteepExtractor"]) == 4
+    assert train.main([*frail, "--policy.encoder", "steep:SteepExtractor"]) == 4
     told = capsys.readouterr().err
     assert "the gradient of features_extractor.scale is not finite in the update after 96 steps" in told
     assert [step for step, _ in run.checkpoints()] == [64]
@@ -163,14 +170,13 @@ def test_an_environment_that_fails_is_started_anew_and_its_episode_cut(
     faults = tmp_path / "faults"
     faults.mkdir()
     (faults / "first").touch()
-    venv = envs.make(
+    venv: Any = envs.make(
         "frailty:Frail-v0",
         2,
         seed=3,
         env_kwargs={"fault": fault, "at": 5, "folder": str(faults)},
         backend=backend,
         workers=2 if backend == "subprocess" else None,
-        timeout=10.0 if fault == "hang" else None,
         max_restarts=1,
         resumable=True,
     )
@@ -180,8 +186,14 @@ def test_an_environment_that_fails_is_started_anew_and_its_episode_cut(
         for _ in range(4):
             observations, _, dones, _ = venv.step(np.zeros(2, np.int64))
             assert not dones.any()
+        venv.step_async(np.zeros(2, np.int64))
+        if fault == "hang":  # the other has answered before the time for the one that never will begins to run
+            multiprocessing.connection.wait(venv._connections)
+            venv._timeout = 0.05
         with pytest.warns(RuntimeWarning, match=r"it was made anew and its episode cut \(1 of at most 1 times\)"):
-            following, rewards, dones, infos = venv.step(np.zeros(2, np.int64))
+            following, rewards, dones, infos = venv.step_wait()
+        if fault == "hang":
+            venv._timeout = None
         assert dones.sum() == 1
         failed, other = int(np.flatnonzero(dones)[0]), int(np.flatnonzero(~dones)[0])
         assert infos[failed]["TimeLimit.truncated"]
@@ -255,7 +267,67 @@ def test_a_run_whose_environment_keeps_failing_is_given_up_and_its_agent_saved(
     assert f"saved the agent as it was before: {run.checkpoint(32)}" in told
 
 
+@pytest.mark.parametrize(
+    ("backend", "how"),
+    [("serial", "sys.exit(0)"), ("subprocess", "sys.exit(0)"), ("serial", "raise KeyboardInterrupt")],
+)
+def test_an_environment_that_would_end_the_process_is_a_fault_and_the_agent_is_saved(
+    backend: str, how: str, frail: list[str], run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tmp_path / "frailty.py"
+    module.write_text(module.read_text().replace('raise ZeroDivisionError("the wheel came off")', f"import sys; {how}"))
+    words = [*frail, "--env.backend", backend, "--env.max-restarts", "0", "--env.kwargs", "fault=raise", "at=20"]
+    assert train.main(words) == 3
+    told = capsys.readouterr().err
+    assert ("KeyboardInterrupt" if "Keyboard" in how else "it called sys.exit(0)") in told
+    assert f"saved the agent as it was before: {run.checkpoint(32)}" in told
+
+
+def test_an_environment_that_fails_once_in_an_evaluation_does_not_end_the_run(
+    frail: list[str], run: RunDirectory, tmp_path: Path
+) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    (faults / "first").touch()
+    words = [*frail, "--evaluation.every", "32", "--evaluation.episodes", "5", "--env.n-envs", "1"]
+    # The first evaluation, after 32 steps of training, comes to its 45th: in the middle of an episode of 10.
+    words += ["--env.kwargs", f"folder={faults}", "fault=raise", "at=45"]
+    with pytest.warns(RuntimeWarning, match="made anew"):
+        assert train.main(words) == 0
+    with (run.path / "evaluations.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert {(row["episodes"], row["mean_ep_length"], row["mean_reward"]) for row in rows} == {("5", "10.0", "10.0")}
+
+
 # Disks and files
+
+
+def test_a_run_directory_that_is_removed_ends_the_run_with_one_sentence(
+    frail: list[str], run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = tmp_path / "frailty.py"
+    gone = f"import shutil; shutil.rmtree({str(run.path)!r})"
+    module.write_text(module.read_text().replace('raise ZeroDivisionError("the wheel came off")', gone))
+    words = [*frail, "--tracking.tensorboard", "--evaluation.every", "32", "--evaluation.episodes", "1"]
+    assert train.main([*words, "--env.n-envs", "1", "--env.kwargs", "fault=raise", "at=40"]) == 5
+    told = capsys.readouterr().err
+    assert "error: saving: " in told
+    assert "was removed" in told
+    assert "Traceback" not in told
+    assert "saved the agent" not in told
+    assert not run.path.exists()
+
+
+def test_a_table_that_is_no_text_is_told_before_a_run_goes_on(
+    frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(frail) == 0
+    with run.metrics.open("ab") as file:
+        file.write(b"\xff\n")
+    assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 2
+    told = capsys.readouterr().err
+    assert "metrics.csv is not UTF-8" in told
+    assert "Traceback" not in told
 
 
 def in_a_child(act: Callable[[], int]) -> tuple[int, str]:

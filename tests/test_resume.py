@@ -18,6 +18,7 @@ import torch
 
 import train
 from agents.checkpoint import normalizer_state, read_parameters
+from agents.memory.loading import BUILDS
 from agents.run_directory import RunDirectory
 
 # Updates of 32 steps, a checkpoint after each: 0, 32, ..., 192.
@@ -273,6 +274,27 @@ def test_what_is_no_run_cannot_be_resumed(
 ) -> None:
     assert train.main(["--resume", str(tmp_path / path)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_other_threads_than_before_are_told(
+    finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = stopped(finished, 96, f"{tmp_path.name}-threads")
+    assert train.main(["--resume", str(run.path), "--threads", "2"]) == 0
+    assert "threads 1 is now 2: the last bits may differ" in capsys.readouterr().err
+    torch.set_num_threads(1)
+
+
+def test_other_kernels_than_before_are_told(
+    finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stopped(finished, 96, f"{tmp_path.name}-kernels")
+    before = " and ".join(BUILDS.get(name, "none") for name in ("kernels", "fused"))
+    monkeypatch.setitem(BUILDS, "fused", "another")
+    assert train.main(["--resume", str(run.path)]) == 0
+    assert (
+        f"kernels {before} is now {before.split()[0]} and another: the last bits may differ" in capsys.readouterr().err
+    )
 
 
 def test_two_processes_never_train_in_one_directory(finished: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+BUILDS: dict[str, str] = {}
+"""Which build of each library serves: avx2 or generic. One that is not here was not found."""
+
 
 def load(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
     """The library ``name`` in ``folder`` built for this processor, or None where there is none.
@@ -26,6 +29,7 @@ def load(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
                 warnings.warn(f"{path.name} cannot be loaded and is not used: {error}", stacklevel=2)
                 continue
             if _version_of(library, name) == version:
+                BUILDS[name] = kind.lstrip("_") or "generic"
                 return library
             warnings.warn(f"{path.name} was built from other sources and is not used: install again", stacklevel=2)
     return None

@@ -103,18 +103,28 @@ def test_weights_that_are_not_finite_end_training_before_anything_is_saved(
 
 def test_a_signal_ends_training_on_a_whole_update(agent: RecurrentPPO) -> None:
     interruption = Interruption()
-    with pytest.raises(Interrupted) as caught, interruption.listening():
-        signal.raise_signal(signal.SIGTERM)
-        agent.learn(10_000, interruption)
+
+    def train() -> None:
+        with interruption.listening():
+            signal.raise_signal(signal.SIGTERM)
+            agent.learn(10_000, interruption)
+
+    with pytest.raises(Interrupted) as caught:
+        train()
     assert (agent.num_timesteps, caught.value.exit_code) == (0, 143)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_where_no_update_ends_in_time_the_signal_ends_it_at_once() -> None:
     interruption = Interruption(grace=0.05)
-    with pytest.raises(Interrupted, match="SIGINT"), interruption.listening():
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(600)
+
+    def wait() -> None:
+        with interruption.listening():
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(600)
+
+    with pytest.raises(Interrupted, match="SIGINT"):
+        wait()
 
 
 def test_what_is_protected_ends_before_a_second_signal_counts_and_what_can_be_broken_in_it_does_not() -> None:

@@ -105,3 +105,37 @@ def test_versions_name_python_and_the_packages_that_decide_results() -> None:
     assert found["python"].count(".") == 2
     assert {"torch", "numpy", "gymnasium"} <= {name.lower() for name in found["packages"]}
     assert isinstance(found["command"], list)
+
+
+def test_a_process_number_that_another_has_now_is_no_run_in_training(run: RunDirectory) -> None:
+    run.write_versions()
+    assert run.state(100) == "training"  # this process
+    made = json.loads((run.path / "versions.json").read_text())
+    (run.path / "versions.json").write_text(json.dumps({**made, "process_started": "1 of another start"}))
+    assert run.state(100) == "stopped"
+
+
+def test_what_a_killed_writer_left_is_removed_on_going_on(run: RunDirectory) -> None:
+    with_files(run, ".best.zip.0123456789abcdef.tmp", "checkpoints/.step_000000000900.zip.0123456789abcdef.tmp")
+    run.forget_after(0)
+    assert not list(run.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("file", ["metrics.csv", "evaluations.csv"])
+def test_a_table_that_is_no_text_is_refused_with_its_line_and_left_as_it_is(run: RunDirectory, file: str) -> None:
+    content = b"step,a\n10,1\n20,\xff\n"
+    (run.path / file).write_bytes(content)
+    with pytest.raises(RunError, match=rf"line 3 of .*{file} is not UTF-8 \(byte 15 is 0xff\): mend it, or move"):
+        run.forget_after(100)
+    assert (run.path / file).read_bytes() == content
+
+
+def test_a_directory_that_is_another_now_is_told(run: RunDirectory) -> None:
+    with run.held():
+        run.check_there()
+        run.path.rename(run.path.with_name("elsewhere"))
+        with pytest.raises(FileNotFoundError, match="was removed or moved away"):
+            run.check_there()
+        run.path.mkdir()
+        with pytest.raises(FileNotFoundError, match="was removed or moved away"):
+            run.check_there()

@@ -5,8 +5,11 @@ import csv
 import hashlib
 import json
 import math
+import os
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -202,9 +205,16 @@ class Recorded:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return [
-            {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in h.item} for h in self.all("history")
-        ]
+        return [self._row(history) for history in self.all("history")]
+
+    @classmethod
+    def rows_in(cls, file: Path) -> list[dict[str, Any]]:
+        """Of a file that may have been cut short."""
+        return [cls._row(record.history) for record in cls._read(file.read_bytes()) if record.HasField("history")]
+
+    @staticmethod
+    def _row(history: Any) -> dict[str, Any]:
+        return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in history.item}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -287,7 +297,55 @@ def test_a_run_that_goes_on_has_the_same_id_and_remembers_its_best(tmp_path: Pat
     writer.close()
     read = Recorded(tmp_path)
     assert read.all("run")[0].run_id == "abcd1234"
-    assert read.column("best_return") == [(400, 9.0)]
+    assert read.column("best_return") == [(200, 7.5), (300, 7.5), (400, 9.0), (400, 9.0)]
+
+
+def log_and_die(directory: Path, steps: list[int], resumed_at: int | None, end: str) -> None:
+    """In a process of its own, which ends by `end`."""
+    script = f"""
+import os, pathlib, signal, sys
+from agents.run_directory import RunDirectory
+from agents.tracking import make_logger
+run = RunDirectory(pathlib.Path({str(directory)!r}))
+logger = make_logger(run, wandb=dict(mode="offline", project="p", config={{}}), resumed_at={resumed_at})
+for step in {steps}:
+    logger.record("a", float(step))
+    logger.dump(step)
+if {end!r} == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+logger.close()
+"""
+    # With a service of its own, as a process that others did not start has.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
+    subprocess.run([sys.executable, "-c", script], check=end != "kill", cwd=Path(__file__).parents[2], env=alone)
+
+
+@pytest.mark.usefixtures("no_account")
+@pytest.mark.parametrize("resumed_at", [20, None])
+def test_after_kills_nothing_is_lost_and_nothing_is_sent_twice(tmp_path: Path, resumed_at: int | None) -> None:
+    log_and_die(tmp_path, [10, 20, 30], None, "kill")
+    log_and_die(tmp_path, [10, 20, 30] if resumed_at is None else [30], resumed_at, "kill")
+    log_and_die(tmp_path, [10, 20, 30, 40] if resumed_at is None else [30, 40], resumed_at, "close")
+    sent = []
+    for file in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
+        rows = Recorded.rows_in(file)
+        sent += [(row["global_step"], row["a"]) for row in rows if "a" in row]
+    assert sorted(sent) == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
+    read = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("a")
+    assert [(each.step, each.value) for each in read] == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
+
+
+def test_a_metrics_file_that_is_removed_is_told_and_not_written_on(tmp_path: Path) -> None:
+    writer = CsvWriter(tmp_path / "metrics.csv")
+    (tmp_path / "metrics.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv was removed while the run went on"):
+        writer.write({"a": 1}, {}, 1)
+
+
+def test_tensorboard_that_cannot_be_written_is_one_sentence_and_the_rest_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(OSError, match=r"TensorBoard cannot write to .*tensorboard"):
+        make_logger(RunDirectory(tmp_path))
 
 
 def test_the_agent_of_a_sweep_decides_the_id_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,3 +218,8 @@ def test_questions_about_settings_are_answered_without_torch(words: list[str], c
         check=True,
     )
     assert f"HEAVY [] CODE {code}" in done.stdout
+
+
+@pytest.mark.parametrize("word", [".inf", "inf"])
+def test_no_limit_is_written_as_the_help_has_it(word: str) -> None:
+    assert parse(["--algorithm.max-grad-norm", word]).settings.algorithm.max_grad_norm == float("inf")
