@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import socket
 import struct
 import subprocess
@@ -314,7 +315,9 @@ if {end!r} == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 logger.close()
 """
-    subprocess.run([sys.executable, "-c", script], check=end != "kill", cwd=Path(__file__).parents[2])
+    # With a service of its own, as a process that others did not start has.
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
+    subprocess.run([sys.executable, "-c", script], check=end != "kill", cwd=Path(__file__).parents[2], env=alone)
 
 
 @pytest.mark.usefixtures("no_account")
