@@ -145,6 +145,7 @@ def test_another_package_called_agents_in_front_is_named(tmp_path: Path) -> None
     assert f"the package agents is another distribution's, not RecuRL's ({tmp_path / 'agents.py'})" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wheel_built_without_a_compiler_trains_beside_another_package_called_agents(tmp_path: Path) -> None:
     wheel = built("wheel", tmp_path, CC="/bin/false")
     names = zipfile.ZipFile(wheel).namelist()

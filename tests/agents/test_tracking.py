@@ -189,12 +189,10 @@ class Recorded:
 
     def __init__(self, directory: Path, mode: str = "offline-run") -> None:
         (file,) = directory.glob(f"wandb/{mode}-*/run-*.wandb")
-        for _ in range(300):
-            self.records = list(self._read(file.read_bytes()))
-            if any(record.WhichOneof("record_type") == "exit" for record in self.records):
-                return
+        self.records = list(self._read(file.read_bytes()))
+        while not any(record.WhichOneof("record_type") == "exit" for record in self.records):
             time.sleep(0.1)
-        raise AssertionError(f"{file} has no end")
+            self.records = list(self._read(file.read_bytes()))
 
     def all(self, kind: str) -> list[Any]:
         return [getattr(record, kind) for record in self.records if record.WhichOneof("record_type") == kind]
@@ -416,7 +414,7 @@ def test_a_key_that_is_refused_makes_a_run_offline(
 ) -> None:
     with serving(RefusingServer) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        writer = WandbWriter(tmp_path, mode="online", project="p", config={}, timeout=4.0)
+        writer = WandbWriter(tmp_path, mode="online", project="p", config={}, timeout=250.0)
         writer.write({"a": 1.0}, {}, 5)
         writer.close()
     assert writer.mode == "offline"
@@ -434,7 +432,7 @@ def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
     run.best.write_bytes(b"weights")
     with serving(Server) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        logger = make_logger(run, wandb=dict(mode="online", project="p", config={}, timeout=4.0))
+        logger = make_logger(run, wandb=dict(mode="online", project="p", config={}, timeout=15.0))
     writer = logger.output_formats[-1]
     assert isinstance(writer, WandbWriter)
     assert writer.mode == "online"

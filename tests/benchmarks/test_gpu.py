@@ -16,9 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, which this would measure for minutes")
 def test_without_a_gpu_it_says_so_and_writes_nothing() -> None:
     before = gpu.RECORD.read_bytes() if gpu.RECORD.exists() else None
-    ended = subprocess.run(
-        [sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    ended = subprocess.run([sys.executable, "benchmarks/gpu.py"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "no CUDA device here: nothing is measured, nothing is written" in ended.stdout
     assert (gpu.RECORD.read_bytes() if gpu.RECORD.exists() else None) == before

@@ -30,7 +30,7 @@ def test_each_function_runs_once(n_functions: int) -> None:
 @pytest.mark.usefixtures("kind")
 def test_functions_run_at_the_same_time() -> None:
     meeting = threading.Barrier(2)
-    team.run_together([lambda: void(meeting.wait(timeout=10))] * 2)  # one after the other would break the barrier
+    team.run_together([lambda: void(meeting.wait(timeout=250))] * 2)  # one after the other would break the barrier
 
 
 @pytest.mark.usefixtures("kind")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PATIENCE = 60.0  # seconds; a slow machine is no fault of the page
+PATIENCE = 250.0  # seconds; a slow machine is no fault of the page
 
 
 class Browser:
