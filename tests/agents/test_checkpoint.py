@@ -847,7 +847,7 @@ def test_what_a_user_put_on_an_agent_is_kept_or_named() -> None:
 def test_an_agent_to_which_nobody_added_anything_has_nothing_of_the_users(cls: Any) -> None:
     """An attribute that the package itself keeps belongs to OWN_ATTRIBUTES or _excluded_save_params."""
     model = small_ppo(VecNormalize(clocks()), cls=cls).learn(24)
-    for each in (model, loaded(model), loaded(model, clocks()).learn(24)):
+    for agent in (model, loaded(model), loaded(model, clocks()).learn(24)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             captured = capture_algorithm(each)

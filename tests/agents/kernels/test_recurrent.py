@@ -271,15 +271,15 @@ def test_a_library_of_another_version_is_told_from_ours() -> None:
 
 def test_which_libraries_are_tried_is_one_of_three_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert [loading._kinds(which) for which in ("auto", "generic", "off")] == [["_avx2", ""], [""], []]
+    assert [binding._kinds(which) for which in ("auto", "generic", "off")] == [["_avx2", ""], [""], []]
     with pytest.raises(ValueError, match="RECURL_KERNELS is 'none'; set it to auto, generic or off"):
-        loading._kinds("none")
+        binding._kinds("none")
 
 
 def test_a_library_that_cannot_be_loaded_is_left_alone_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(loading.WHICH, "auto")
+    monkeypatch.setenv(binding.WHICH, "auto")
     for kind in ("", "_avx2"):
         (tmp_path / f"_recurrent{kind}{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
     with pytest.warns(UserWarning, match="cannot be loaded"):
