@@ -850,7 +850,7 @@ def test_an_agent_to_which_nobody_added_anything_has_nothing_of_the_users(cls: A
     for agent in (model, loaded(model), loaded(model, clocks()).learn(24)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            captured = capture_algorithm(each)
+            captured = capture_algorithm(agent)
         assert captured.agent["extras"] == {}
         assert captured.not_kept == ()
 
