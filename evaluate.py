@@ -26,9 +26,9 @@ from train import make_environments
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-    from agents.player import Player
-    from agents.report import Group
-    from agents.run_directory import RunDirectory
+    from agents.analysis.report import Group
+    from agents.deploy.player import Player
+    from agents.runs.directory import RunDirectory
 
 SEED = 1_000_000  # far from the seeds that training begins with
 IN_THE_RUN = Path("report.html")  # told by identity from a file that a user calls so
@@ -51,7 +51,7 @@ def command(argv: Sequence[str] | None) -> None:
         configs.leave_import_path(path)
     if asked.insight or asked.inside or asked.horizon is not None:
         check_plots()
-    from agents.run_directory import RunDirectory, RunError
+    from agents.runs.directory import RunDirectory, RunError
 
     with reported_as(CheckpointFault, "run", RunError):
         runs = [RunDirectory.open(path) for path in asked.run]
@@ -192,7 +192,7 @@ def evaluate_run(
     """Evaluates one of a run's agents, prints the table unless ``quiet``, and writes the same as JSON into the run."""
     from rich.console import Console
 
-    from agents.evaluation import evaluate
+    from agents.analysis.evaluation import evaluate
 
     settings = configs.read(run.settings)
     player, file = load(run, settings, checkpoint, deterministic, device)
@@ -263,12 +263,12 @@ def compare(
     report: Path | None = None,
 ) -> None:
     """Evaluates an agent of each of several runs on one task, and prints one table of all and their groups."""
-    from agents.report import Record, Scored, comparison_page, grouped
+    from agents.analysis.report import Record, Scored, comparison_page, grouped
 
     settings = [configs.read(run.settings) for run in runs]
     check_one_task(runs, settings)
     results = [evaluate_run(run, checkpoint, **how) for run in runs]
-    records = [Record(run, asdict(each)) for run, each in zip(runs, settings, strict=True)]
+    records = [Record(run.path, asdict(each)) for run, each in zip(runs, settings, strict=True)]
     scored = [Scored.of(record, result) for record, result in zip(records, results, strict=True)]
     groups = grouped(scored)
     print_groups(groups)
@@ -296,7 +296,7 @@ def check_one_task(runs: Sequence[RunDirectory], settings: Sequence[Settings]) -
 
 def print_groups(groups: Sequence[Group]) -> None:
     """The table of several runs, and which group is better."""
-    from agents.report import improvements, print_whole, table
+    from agents.analysis.report import improvements, print_whole, table
 
     print_whole(table(groups))
     for each in improvements(groups) if len(groups) > 1 else ():
@@ -309,14 +309,14 @@ def report_run(
     run: RunDirectory, checkpoint: str, path: Path, *, deterministic: bool | None = None, seed: int = SEED
 ) -> None:
     """Writes a run's page: what it learned, what was found about it, an episode of one of its agents."""
-    from agents.report import Record, run_page
+    from agents.analysis.report import Record, run_page
 
     settings = configs.read(run.settings)
     episode, note = None, "No agent has been saved yet, so there are no results and no episode."
     if run.has_agent:
         episode, note = recorded_episode(run, settings, checkpoint, deterministic, seed), ""
     state = run.state(settings.total_timesteps, settings.evaluation.stop_at_return)
-    page = run_page(Record(run, asdict(settings)), state=state, episode=episode, note=note)
+    page = run_page(Record(run.path, asdict(settings)), state=state, episode=episode, note=note)
     write_page(run.free_name("report.html") if path is IN_THE_RUN else path, page)
 
 
@@ -324,8 +324,8 @@ def recorded_episode(
     run: RunDirectory, settings: Settings, checkpoint: str, deterministic: bool | None, seed: int
 ) -> dict[str, Any]:
     """An episode as a page shows it."""
-    from agents.recording import record, units
-    from agents.report.data import MOST_STEPS, episode
+    from agents.analysis.recording import record, units
+    from agents.analysis.report.data import MOST_STEPS, episode
 
     player, file = load(run, settings, checkpoint, deterministic, "cpu")
     with (
@@ -344,8 +344,8 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from agents.report import print_whole
-    from agents.run_directory import RunError, runs_in
+    from agents.analysis.report import print_whole
+    from agents.runs.directory import RunError, runs_in
 
     with reported_as(SettingsError, f"--runs {root}", RunError):
         rows = [listed(run) for run in runs_in(root)]
@@ -376,7 +376,7 @@ def listed(run: RunDirectory) -> dict[str, Any]:
 
 
 def write_page(path: Path, page: str) -> None:
-    from agents.report import write_once
+    from agents.analysis.report import write_once
 
     with reported_as(SettingsError, f"--report {path}", OSError):
         write_once(path, page)
@@ -392,7 +392,7 @@ def record_run(
     run: RunDirectory, checkpoint: str, path: Path, *, deterministic: bool | None = None, seed: int = SEED
 ) -> None:
     """Records an episode of one of a run's agents."""
-    from agents.video import VideoError, record
+    from agents.analysis.video import VideoError, record
 
     settings = configs.read(run.settings)
     player, _ = load(run, settings, checkpoint, deterministic, "cpu")
@@ -419,7 +419,7 @@ def ablate_run(run: RunDirectory, asked: argparse.Namespace) -> None:
     """Prints what becomes of the return without the memory, and writes the same as JSON into the run."""
     from rich.console import Console
 
-    from agents.insight import ablate
+    from agents.analysis import ablate
 
     with looked_at(run, asked, min(asked.n_envs, asked.episodes)) as (player, env, settings, file):
         limit = settings.evaluation.max_steps
@@ -434,7 +434,7 @@ def ablate_run(run: RunDirectory, asked: argparse.Namespace) -> None:
 
 def measure_horizon(run: RunDirectory, asked: argparse.Namespace) -> None:
     """Prints how far back an input moves the action, and writes curve and plot into the run."""
-    from agents.insight import memory_horizon, plots, record
+    from agents.analysis import memory_horizon, plots, record
 
     with looked_at(run, asked, 1) as (player, env, settings, file):
         limit = settings.evaluation.max_steps
@@ -452,7 +452,7 @@ def draw_inside(run: RunDirectory, asked: argparse.Namespace) -> None:
     """Writes an episode's memory into the run, as numbers and as pictures."""
     import numpy as np
 
-    from agents.insight import attention, gates, plots, principal_components, record, units
+    from agents.analysis import attention, gates, plots, principal_components, record, units
 
     with looked_at(run, asked, 1) as (player, env, settings, file):
         episode = record(player, env, seed=asked.seed, max_steps=settings.evaluation.max_steps)
@@ -498,7 +498,7 @@ def looked_at(
 
 def check_plots() -> None:
     """Before anything is played: matplotlib is there."""
-    from agents.insight import plots
+    from agents.analysis import plots
 
     with reported_as(SettingsError, "plots", ImportError):
         plots.check()
@@ -515,9 +515,9 @@ def load(
     import torch
 
     from agents.checkpoint import CheckpointError
-    from agents.construction import own_classes
-    from agents.player import Player
-    from agents.run_directory import RunError
+    from agents.deploy.player import Player
+    from agents.runs.construction import own_classes
+    from agents.runs.directory import RunError
 
     torch.set_num_threads(settings.threads or 1)
     if deterministic is None:

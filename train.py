@@ -3,7 +3,7 @@
     python train.py --config tmaze --env.kwargs length=50 --policy.memory gru
     python train.py --resume runs/NAME
 
-``--help`` explains every setting, ``agents/run_directory.py`` what a run leaves behind.
+``--help`` explains every setting, ``agents/runs/directory.py`` what a run leaves behind.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, 
 if TYPE_CHECKING:  # torch takes seconds to import: not before the settings are known to be good
     from stable_baselines3.common.vec_env import VecEnv
 
-    from agents.on_policy import RecurrentOnPolicyAlgorithm
-    from agents.run_directory import RunDirectory
-    from agents.training import Schedule
+    from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+    from agents.runs.directory import RunDirectory
+    from agents.runs.training import Schedule
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
     Raises:
         SeedsFailed: some of them could not be trained; the others were.
     """
-    from agents.run_directory import run_name
+    from agents.runs.directory import run_name
 
     group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
     runs: list[RunDirectory] = []
@@ -91,10 +91,10 @@ class SeedsFailed(CommandError):
 
 def show_seeds(runs: Sequence[RunDirectory]) -> None:
     """The final evaluations of several runs as one table, for the runs that have one."""
-    from agents.report import Record, Scored, grouped
+    from agents.analysis.report import Record, Scored, grouped
     from evaluate import print_groups
 
-    records = [Record(run, asdict(configs.read(run.settings))) for run in runs]
+    records = [Record(run.path, asdict(configs.read(run.settings))) for run in runs]
     scored = [Scored.of(record, results[-1]) for record in records if (results := record.results())]
     if scored:
         print_groups(grouped(scored))
@@ -115,7 +115,7 @@ def resume(
         trusted: modules that a run made elsewhere may import.
         argv: what was typed.
     """
-    from agents.run_directory import RunDirectory, RunError
+    from agents.runs.directory import RunDirectory, RunError
 
     settings.check()
     with reported_as(SettingsError, "--resume", RunError):
@@ -132,10 +132,10 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
     """Trains in a run's directory; ``resumed``: from the last checkpoint there, if there is one yet."""
     import torch
 
-    from agents.callbacks import Interruption
     from agents.checkpoint import CheckpointError
-    from agents.run_directory import RunError
-    from agents.training import learn
+    from agents.runs.callbacks import Interruption
+    from agents.runs.directory import RunError
+    from agents.runs.training import learn
 
     interruption = Interruption()
     torch.set_num_threads(settings.threads or 1)
@@ -179,8 +179,8 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
 
 def new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
     """An agent that knows nothing yet."""
-    from agents.construction import make_agent
-    from agents.normalization import normalize
+    from agents.runs.construction import make_agent
+    from agents.runs.normalization import normalize
 
     task = settings.env
     with reported_as(SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError):
@@ -199,8 +199,8 @@ def new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
 def resume_agent(settings: Settings, run: RunDirectory, env: VecEnv) -> RecurrentOnPolicyAlgorithm | None:
     """The agent of a run's last checkpoint, and its environments where they stood; None where none was saved yet."""
     from agents.checkpoint import CheckpointError
-    from agents.construction import ALGORITHMS, own_classes
-    from agents.resuming import resume
+    from agents.runs.construction import ALGORITHMS, own_classes
+    from agents.runs.resuming import resume
 
     with reported_as(CheckpointFault, "resuming", CheckpointError):
         found = resume(
@@ -232,7 +232,7 @@ def tell(line: str) -> None:
 @contextmanager
 def held(run: RunDirectory) -> Iterator[None]:
     """Nobody else trains in the run's directory inside."""
-    from agents.run_directory import RunError
+    from agents.runs.directory import RunError
 
     with ExitStack() as stack:
         with reported_as(SettingsError, "runs", RunError, OSError):
@@ -255,7 +255,7 @@ def closed(env: VecEnv) -> Iterator[VecEnv]:
 
 def start_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
-    from agents.run_directory import RunDirectory, RunError, run_name
+    from agents.runs.directory import RunDirectory, RunError, run_name
 
     with reported_as(SettingsError, "runs", RunError, OSError):
         if settings.name is not None:
@@ -288,7 +288,7 @@ def with_measured_threads(settings: Settings, agent: RecurrentOnPolicyAlgorithm,
     """
     import torch
 
-    from agents.threads import choose_threads
+    from agents.runs.threads import choose_threads
 
     choice = choose_threads(agent)
     torch.set_num_threads(choice.threads)
@@ -320,7 +320,7 @@ def make_environments(
 ) -> VecEnv:
     """The task as the settings describe it, before normalisation."""
     import envs
-    from agents.threads import available_cpus
+    from agents.runs.threads import available_cpus
 
     task = settings.env
     workers = task.workers
@@ -358,7 +358,7 @@ def evaluation_envs(settings: Settings) -> int:
 
 def schedule(settings: Settings) -> Schedule:
     """What happens when."""
-    from agents.training import Schedule
+    from agents.runs.training import Schedule
 
     return Schedule(
         total_timesteps=settings.total_timesteps,
@@ -377,7 +377,7 @@ def schedule(settings: Settings) -> Schedule:
 
 
 def wandb_arguments(settings: Settings) -> dict[str, Any] | None:
-    """What :class:`agents.tracking.WandbWriter` takes."""
+    """What :class:`agents.runs.tracking.WandbWriter` takes."""
     chosen = settings.tracking
     if chosen.wandb == "off":
         return None

@@ -6,9 +6,9 @@ sibling. ``MlpLstmPolicy``, ``CnnLstmPolicy`` and ``MultiInputLstmPolicy`` are t
 ``agents.memory.MEMORIES``, encoders in ``agents.encoders.ENCODERS``.
 """
 
-from agents.a2c import RecurrentA2C
-from agents.policy import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, RecurrentActorCriticPolicy
-from agents.ppo import RecurrentPPO
+from agents.algorithms.a2c import RecurrentA2C
+from agents.algorithms.ppo import RecurrentPPO
+from agents.policy.actor_critic import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, RecurrentActorCriticPolicy
 
 __all__ = [
     "CnnLstmPolicy",

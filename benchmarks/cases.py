@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import nn
 
 import envs
-from envs.control import CartPole
+from envs.tasks.control import CartPole
 
 Critic = Literal["separate", "detached", "shared"]
 EPISODE = 500  # steps of an unbroken CartPole episode

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from envs.control import CartPole
+from envs.tasks.control import CartPole
 
 
 class EndlessCartPole(CartPole):

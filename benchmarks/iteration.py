@@ -96,14 +96,14 @@ def main(settings: Settings) -> None:
 
 def watch_modules(watch: Clock) -> None:
     """Parts that are functions and methods of classes."""
-    import agents.acting
-    import agents.on_policy
-    from agents import ppo
-    from agents.buffer import SequenceRolloutBuffer
+    import agents.algorithms.on_policy
+    import agents.rollout.numpy_actor
+    from agents.algorithms import ppo
     from agents.kernels import heads, recurrent
+    from agents.rollout.buffer import SequenceRolloutBuffer
 
-    actor: Any = agents.acting.NumpyActor
-    watch.time(agents.on_policy, "make_actor", "collecting: building the acting step")
+    actor: Any = agents.rollout.numpy_actor.NumpyActor
+    watch.time(agents.algorithms.on_policy, "make_actor", "collecting: building the acting step")
     watch.time(actor, "__init__", "collecting: building the acting step")
     watch.time(actor, "act", "collecting: acting, between")
     for name in ("add_observations", "add_actions", "add_rewards"):
@@ -158,7 +158,7 @@ def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
 
 def watch_steps(watch: Clock) -> Callable[[], None]:
     """Parts of an acting step, which are made anew for every rollout. Returns what undoes it."""
-    import agents.acting as acting
+    import agents.rollout.numpy_actor as acting
 
     makers = {"_step_of": "memory's step", "_layers_of": "heads", "_sampler_of": "sampling"}
     before = {name: getattr(acting, name) for name in makers}

@@ -173,8 +173,8 @@ def _cost_run(learner: str) -> Callable[[int], dict[str, Any]]:
 
         import configs
         import train
-        from agents.construction import make_agent
-        from agents.normalization import normalize
+        from agents.runs.construction import make_agent
+        from agents.runs.normalization import normalize
 
         class Clock(BaseCallback):
             def __init__(self) -> None:

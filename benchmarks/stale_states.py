@@ -122,8 +122,8 @@ def _states_run(task: Task, way: str, seed: int) -> Callable[[int], dict[str, An
         import configs
         import train
         from agents import RecurrentPPO
-        from agents.construction import ALGORITHMS, make_agent
-        from agents.normalization import normalize
+        from agents.runs.construction import ALGORITHMS, make_agent
+        from agents.runs.normalization import normalize
 
         class Measured(RecurrentPPO):
             """Compares the states that learning starts from with exact ones, and leaves learning as it is."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 if TYPE_CHECKING:
-    from envs.vectorize import make as make
+    from envs.vector.vectorize import make as make
 
 __all__ = ["make"]
 
@@ -52,7 +52,7 @@ _register("GraphSearch-v0", "graphs", "GraphSearch", reward_threshold=0.95)
 
 def __getattr__(name: str) -> Any:
     if name == "make":
-        from envs.vectorize import make
+        from envs.vector.vectorize import make
 
         return make
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

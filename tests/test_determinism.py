@@ -9,7 +9,7 @@ import torch
 import envs
 from agents import RecurrentPPO
 from agents.memory import MEMORIES
-from agents.normalization import normalize
+from agents.runs.normalization import normalize
 
 SMALL: dict[str, dict[str, Any]] = {
     "none": {},

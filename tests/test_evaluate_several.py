@@ -10,7 +10,7 @@ import pytest
 import configs
 import evaluate
 import train
-from agents.run_directory import RunDirectory
+from agents.runs.directory import RunDirectory
 from configs import EnvironmentFault, Settings
 
 WORDS = [

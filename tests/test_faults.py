@@ -20,8 +20,8 @@ import envs
 import evaluate
 import train
 from agents.checkpoint import read_parameters
-from agents.run_directory import RunDirectory
-from envs.errors import EnvError
+from agents.runs.directory import RunDirectory
+from envs.vector.errors import EnvError
 
 # Updates of 32 steps, and no checkpoint but at the end.
 TINY = [

@@ -34,9 +34,9 @@ import train
 from agents import RecurrentPPO
 from agents.checkpoint import CheckpointError, SavedAgent, import_contrib
 from agents.checkpoint.values import known_classes
+from agents.checks.text import printable
+from agents.deploy.player import Player
 from agents.memory import MEMORIES
-from agents.player import Player
-from agents.text import printable
 from configs import printable as printable_of_scripts
 from tests.agents.probe_envs import clocks, small_ppo
 

@@ -13,12 +13,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-import agents.on_policy
+import agents.algorithms.on_policy
 import envs
-import envs.infos
+import envs.vector.infos
 from agents import RecurrentPPO
-from agents.evaluation import evaluate
-from envs.vector import VectorEnvAdapter
+from agents.analysis.evaluation import evaluate
+from envs.vector.adapter import VectorEnvAdapter
 
 # Every name that this package, Stable-Baselines3 or Gymnasium reads or writes in infos, as an environment may mean it.
 SAID: dict[str, Any] = {
@@ -100,8 +100,8 @@ def test_what_an_environment_says_changes_nothing(stepper: str) -> None:
 
 
 def test_names_of_our_own_are_private_and_alike_on_both_sides() -> None:
-    assert agents.on_policy.RESET_STEP == envs.infos.RESET_STEP
-    for name in (envs.infos.RESET_STEP, envs.infos.FAILED):
+    assert agents.algorithms.on_policy.RESET_STEP == envs.vector.infos.RESET_STEP
+    for name in (envs.vector.infos.RESET_STEP, envs.vector.infos.FAILED):
         assert name.startswith("recurl.")
 
 

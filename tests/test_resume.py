@@ -19,7 +19,7 @@ import torch
 import train
 from agents.checkpoint import normalizer_state, read_parameters
 from agents.kernels.binding import BUILDS
-from agents.run_directory import RunDirectory
+from agents.runs.directory import RunDirectory
 
 # Updates of 32 steps, a checkpoint after each: 0, 32, ..., 192.
 TINY = [
@@ -408,7 +408,7 @@ def test_a_signal_saves_and_what_is_resumed_equals_a_run_never_stopped(number: i
 # Two signals
 
 
-ATTACKED = ("agents/callbacks.py", "agents/training.py", "agents/run_directory.py", "checkpoint/container.py")
+ATTACKED = ("runs/callbacks.py", "runs/training.py", "runs/directory.py", "checkpoint/container.py")
 
 
 def at_a_line(line: int, act: Callable[[], None]) -> Callable[[], int]:

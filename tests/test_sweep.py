@@ -12,7 +12,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 import configs
 import train
-from agents.tracking import Returns
+from agents.runs.tracking import Returns
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "configs" / "sweeps" / "memory.yaml"

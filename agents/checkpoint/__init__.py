@@ -25,7 +25,6 @@ from agents.checkpoint.agent import (
     save_algorithm,
 )
 from agents.checkpoint.container import CheckpointError
-from agents.checkpoint.contrib import import_contrib
 from agents.checkpoint.normalizer import NormalizerState
 
 __all__ = [
@@ -35,7 +34,6 @@ __all__ = [
     "SavedAgent",
     "capture_algorithm",
     "check_parameters",
-    "import_contrib",
     "load_algorithm",
     "normalizer",
     "normalizer_state",

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium
 import numpy as np
@@ -24,6 +24,7 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_device, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_normalize
@@ -41,13 +42,22 @@ from agents.checkpoint.container import (
 )
 from agents.checkpoint.normalizer import NormalizerState, RestoredNormalizer, is_fresh
 from agents.checkpoint.values import Decoder, Encoder, NotGiven, custom_name
-from agents.memory import MEMORIES, memory_class, registered_only
-from agents.text import printable
+from agents.checks.text import printable
+from agents.memory import MEMORIES, State, memory_class, registered_only
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
 
-if TYPE_CHECKING:
-    from agents.on_policy import RecurrentOnPolicyAlgorithm
 
-Algorithm = TypeVar("Algorithm", bound="RecurrentOnPolicyAlgorithm")
+class SavableAlgorithm(OnPolicyAlgorithm):
+    """An algorithm with what its file holds beside Stable-Baselines3's attributes."""
+
+    policy: RecurrentActorCriticPolicy
+    not_restored: tuple[str, ...] = ()
+    """Settings that its file only names, so that it was loaded to act; empty: it can learn on."""
+    _last_state: State | None
+    _rng: np.random.Generator
+
+
+Algorithm = TypeVar("Algorithm", bound=SavableAlgorithm)
 
 PLAIN = (bool, int, float, str, tuple, list, dict)
 NOT_SETTINGS = ("self", "policy", "env", "device", "_init_setup_model")
@@ -104,7 +114,7 @@ KERNELS = (
 
 
 def save_algorithm(
-    model: "RecurrentOnPolicyAlgorithm",
+    model: SavableAlgorithm,
     path: PathOrFile,
     exclude: Iterable[str] | None = None,
     include: Iterable[str] | None = None,
@@ -146,7 +156,7 @@ class Captured(NamedTuple):
 
 
 def capture_algorithm(
-    model: "RecurrentOnPolicyAlgorithm", exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    model: SavableAlgorithm, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
 ) -> Captured:
     """What :func:`save_algorithm` writes, kept in memory: a fraction of the time a file takes."""
     if model.not_restored:
@@ -185,9 +195,7 @@ def capture_algorithm(
     return Captured(agent, {RUN: encoder.tensors, **tensors}, tuple(_not_kept(encoder.named, lost)))
 
 
-def _own_attributes(
-    encoder: Encoder, model: "RecurrentOnPolicyAlgorithm", without: set[str]
-) -> tuple[dict[str, Any], list[str]]:
+def _own_attributes(encoder: Encoder, model: SavableAlgorithm, without: set[str]) -> tuple[dict[str, Any], list[str]]:
     """What a user has put on a model: the data of it, encoded, and the names of what is none."""
     ours = {attribute_name(name) for name in setting_names(type(model))} | OWN_ATTRIBUTES
     names = vars(model).keys() - ours - set(model._excluded_save_params()) - without
@@ -280,9 +288,7 @@ def read_parameters(path: PathOrFile, device: torch.device | str = "cpu") -> dic
     return SavedAgent(path).parameters(device)
 
 
-def check_parameters(
-    model: "RecurrentOnPolicyAlgorithm", parameters: Mapping[str, Any], file: str = "parameters"
-) -> None:
+def check_parameters(model: SavableAlgorithm, parameters: Mapping[str, Any], file: str = "parameters") -> None:
     """Checks an optimizer's state against its parameters: its kernels would read beyond a tensor that is too small.
 
     Raises:
@@ -474,7 +480,7 @@ class SavedAgent:
                 raise CheckpointError(f"{self.file}: the tensors of {name} are not those it lists; use another copy")
         return decoded
 
-    def restore(self, model: "RecurrentOnPolicyAlgorithm") -> None:
+    def restore(self, model: SavableAlgorithm) -> None:
         """Gives a built agent its weights, its optimizer's state, counters, statistics and what it carries."""
         parameters = self.parameters(model.device)
         if "optimizer_class" in model.not_restored:
@@ -575,13 +581,13 @@ class SavedAgent:
                 stacklevel=4,
             )
 
-    def _restore_statistics(self, model: "RecurrentOnPolicyAlgorithm") -> None:
+    def _restore_statistics(self, model: SavableAlgorithm) -> None:
         for name, rows in self._decoded("statistics", STATISTICS).items():
             if rows is not None and not isinstance(rows, list):
                 raise CheckpointError(f"{self.file}: {name} is no list; use another copy")
             setattr(model, name, None if rows is None else deque(rows, maxlen=model._stats_window_size))
 
-    def _restore_carried(self, model: "RecurrentOnPolicyAlgorithm") -> None:
+    def _restore_carried(self, model: SavableAlgorithm) -> None:
         """What is carried from step to step, where the number of environments is the same."""
         if self._agent["carried"] is None or model.n_envs != self.n_envs:
             return
@@ -596,7 +602,7 @@ class SavedAgent:
             raise CheckpointError(f"{self.file}: the last episode starts are not {self.n_envs} flags; use another copy")
         vars(model).update(carried)
 
-    def _checked_state(self, model: "RecurrentOnPolicyAlgorithm", state: Any) -> Any:
+    def _checked_state(self, model: SavableAlgorithm, state: Any) -> Any:
         if state is None:
             return None
         expected = model.policy.initial_state(model.n_envs)
@@ -702,7 +708,7 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _encoded_parameters(model: "RecurrentOnPolicyAlgorithm") -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+def _encoded_parameters(model: SavableAlgorithm) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     skeletons, tensors = {}, {}
     for name, state in model.get_parameters().items():
         encoder = Encoder(f"this {type(model).__name__}")
@@ -725,7 +731,7 @@ def _encoded_row(encoder: Encoder, row: Any) -> Any:
     return encoder.encode(plain, "ep_info_buffer")
 
 
-def _encoded_carried(encoder: Encoder, model: "RecurrentOnPolicyAlgorithm", carried: dict[str, Any]) -> Any:
+def _encoded_carried(encoder: Encoder, model: SavableAlgorithm, carried: dict[str, Any]) -> Any:
     """None amid a rollout: the memory carried so far is the collector's, and belongs to another observation."""
     buffer = model.rollout_buffer
     if buffer.pos > 0 and not buffer.full:
@@ -733,7 +739,7 @@ def _encoded_carried(encoder: Encoder, model: "RecurrentOnPolicyAlgorithm", carr
     return {name: encoder.encode(value, name) for name, value in carried.items()}
 
 
-def _random_states(model: "RecurrentOnPolicyAlgorithm") -> dict[str, Any]:
+def _random_states(model: SavableAlgorithm) -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002  (what Stable-Baselines3 seeds)
     numpy["state"]["key"] = numpy["state"]["key"].astype(np.int64)  # older safetensors know no uint32
@@ -748,9 +754,7 @@ def _random_states(model: "RecurrentOnPolicyAlgorithm") -> dict[str, Any]:
     }
 
 
-def _restore_random(
-    model: "RecurrentOnPolicyAlgorithm", saved: SavedAgent, *, reseeded: bool, everywhere: bool
-) -> None:
+def _restore_random(model: SavableAlgorithm, saved: SavedAgent, *, reseeded: bool, everywhere: bool) -> None:
     if reseeded:
         if everywhere:
             model.set_random_seed(model.seed)
@@ -800,7 +804,8 @@ def _built(
     policy_class = attributes.get("policy_class") or saved.policy_class(cls.policy_aliases)
     try:
         with registered_only(), building(saved.n_weights, saved.file, bounded=bounded):
-            model = cls(policy=policy_class, env=None, device=device, _init_setup_model=False)  # type: ignore[call-arg]
+            made: Any = cls
+            model: Algorithm = made(policy=policy_class, env=None, device=device, _init_setup_model=False)
             vars(model).update(attributes)
             model.observation_space, model.action_space = saved.observation_space, saved.action_space
             model.n_envs = n_envs or saved.n_envs
@@ -847,13 +852,13 @@ def _normalized(
     return cls._wrap_env(wrapper, verbose), wrapper
 
 
-def as_learned(cls: type["RecurrentOnPolicyAlgorithm"], wrapper: RestoredNormalizer, venv: VecEnv) -> VecEnv:
+def as_learned(cls: type[SavableAlgorithm], wrapper: RestoredNormalizer, venv: VecEnv) -> VecEnv:
     """Plain environments for evaluation as those inside ``wrapper`` are seen, with the true rewards."""
     return _normalized(cls, NormalizerState.of(wrapper), venv, venv)[0]
 
 
 def _continue_in(
-    model: "RecurrentOnPolicyAlgorithm",
+    model: SavableAlgorithm,
     venv: VecEnv,
     filled: VecNormalize | None,
     saved: SavedAgent,
@@ -869,7 +874,7 @@ def _continue_in(
         saved.normalizer.resume(filled)
 
 
-def use_own_kernels(model: "RecurrentOnPolicyAlgorithm", parameters: dict[str, dict[str, Any]]) -> None:
+def use_own_kernels(model: SavableAlgorithm, parameters: dict[str, dict[str, Any]]) -> None:
     """How the optimizer computes is chosen for this device, whatever it was where the file was written."""
     state = parameters.get("policy.optimizer")
     if state is None:

@@ -28,7 +28,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from agents.text import printable
+from agents.checks.text import printable
 
 FORMAT = "recurl-checkpoint"
 VERSION = 1
@@ -265,7 +265,7 @@ def _check_layout(archive: zipfile.ZipFile, size: int, name: str) -> None:
     if "policy.pth" in names or (SUMMARY in names and MANIFEST not in names):
         raise CheckpointError(
             f"{name} was saved by Stable-Baselines3 or sb3-contrib and may hold pickles, which run code as they are "
-            "read. To import a model of sb3_contrib.RecurrentPPO use agents.checkpoint.import_contrib(path, env)"
+            "read. To import a model of sb3_contrib.RecurrentPPO use agents.import_contrib(path, env)"
         )
     unknown = sorted(repr(n) for n in names if n not in (MANIFEST, AGENT, SUMMARY) and not TENSORS.fullmatch(n))
     if unknown:

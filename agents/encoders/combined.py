@@ -11,7 +11,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_ima
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
 from torch import Tensor, nn
 
-from agents.checks import check_count, check_switch
+from agents.checks.arguments import check_count, check_switch
 from agents.encoders.vision import cnn_for
 
 

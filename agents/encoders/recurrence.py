@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from agents.checks import check_count, check_switch
+from agents.checks.arguments import check_count, check_switch
 from agents.encoders.tokens import check_choice, last
 from agents.memory import GRU, LSTM, RNN
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.checks import check_count
+from agents.checks.arguments import check_count
 from agents.encoders.attention import AttentionPooling
 from agents.encoders.recurrence import Recurrence
 from agents.encoders.tokens import TokenReader, Tokens, check_choice, mean

@@ -23,7 +23,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import Tensor
 
-from agents.checks import check_count
+from agents.checks.arguments import check_count
 
 ADVICE = {
     "window": "add the history wrapper: --env.wrappers '{history: {length: 8, mask: true}}' (envs.wrap in a script)",

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.checks import check_count, check_switch
+from agents.checks.arguments import check_count, check_switch
 from agents.encoders.tokens import TokenReader, Tokens, check_choice, check_heads, mean, take
 
 POSITIONS = ("rotary", "learned", "none")

@@ -12,7 +12,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import Tensor, nn
 
-from agents.checks import check_count, check_switch
+from agents.checks.arguments import check_count, check_switch
 
 CHANNELS = (16, 32, 32)
 SMALLEST = 8

@@ -346,7 +346,10 @@ def clipped_objective(
     vf_coef: float,
     in_torch: Callable[..., Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Of N steps, (N,) each -> the loss, and the figures (6,) that are logged: see ``agents.losses.ppo_objective``.
+    """Of N steps, (N,) each -> the loss, and the figures (6,) that are logged.
+
+    See ``agents.algorithms.losses.ppo_objective``.
+
 
     Args:
         in_torch: the loss of the seven tensors, made of torch's operations, for derivatives of its derivatives.

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.devices import to_device
-from agents.layers import check_sizes, numpy_linear
+from agents.kernels.devices import to_device
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.layers import check_sizes, numpy_linear
 from agents.memory.precision import in_own_precision
 from agents.memory.recurrent import GRU, LSTM
 from agents.memory.window import (

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.devices import to_device
 from agents.kernels.aside import Part, touched_within
 from agents.kernels.contract import Array as Array  # so that memories find them here
 from agents.kernels.contract import NumpyState as NumpyState
 from agents.kernels.contract import NumpyStep as NumpyStep
+from agents.kernels.devices import to_device
 
 State = tuple[Tensor, ...]
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.devices import to_device
+from agents.kernels.devices import to_device
 
 Indices = NDArray[np.int64]
 

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.devices import to_device
 from agents.kernels import recurrent as compiled
 from agents.kernels.aside import MISSING, Part, why_torch
 from agents.kernels.contract import Array, Kernels, NumpyState, NumpyStep, Parameters, Steps
+from agents.kernels.devices import to_device
 from agents.memory import numpy_step, packed, through_time
 from agents.memory.core import Memory, State
 

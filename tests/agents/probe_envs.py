@@ -13,9 +13,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from agents import RecurrentPPO
+from agents.algorithms.on_policy import RESET_STEP
 from agents.memory import MEMORIES, State
-from agents.on_policy import RESET_STEP
-from agents.policy import CRITIC_MEMORIES, RecurrentActorCriticPolicy
+from agents.policy.actor_critic import CRITIC_MEMORIES, RecurrentActorCriticPolicy
 from tests.tolerance import close
 
 ACTION_SPACES: dict[str, spaces.Space[Any]] = {

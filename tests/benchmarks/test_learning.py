@@ -9,7 +9,7 @@ import pytest
 import records
 
 import configs
-from agents.evaluation import interquartile_mean
+from agents.analysis.evaluation import interquartile_mean
 
 
 def a_result(name: str, last: float) -> dict[str, object]:

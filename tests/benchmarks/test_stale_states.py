@@ -38,7 +38,7 @@ def test_all_ways_get_the_same_settings_but_for_their_states(task: stale_states.
 
 
 def test_states_are_exact_before_an_update_and_stale_after_it() -> None:
-    from envs.vectorize import make
+    from envs.vector.vectorize import make
 
     class Measured(RecurrentPPO):
         def train(self) -> None:

@@ -157,7 +157,7 @@ def test_the_encoders_named_here_are_those_there_are() -> None:
 
 
 def test_the_wrappers_named_here_are_those_there_are() -> None:
-    from envs.wrappers import WRAPPERS as REGISTERED
+    from envs.wrappers.transforms import WRAPPERS as REGISTERED
 
     assert set(WRAPPERS) == set(REGISTERED)
 

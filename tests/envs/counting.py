@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.worker import THREAD_VARIABLES
+from envs.vector.worker import THREAD_VARIABLES
 
 
 class Counting(gymnasium.Env[Any, Any]):

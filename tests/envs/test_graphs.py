@@ -22,9 +22,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import envs
 from agents import RecurrentPPO
 from agents.encoders import ENCODERS
-from envs.errors import EnvError
-from envs.graphs import GraphSearch
-from envs.wrappers import wrap
+from envs.tasks.graphs import GraphSearch
+from envs.vector.errors import EnvError
+from envs.wrappers.transforms import wrap
 
 SIZES: list[dict[str, int]] = [
     {},

@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 import envs
-from envs.errors import EnvError
+from envs.vector.errors import EnvError
 
 NAN = float("nan")
 BYTES = spaces.Box(0, 255, (2,), np.uint8)

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from counting import Counting, Faulty, Slow, Waiting
 
-from envs.errors import EnvError
-from envs.group import Group
-from envs.processes import SubprocessVecEnv
-from envs.serial import SerialVecEnv
-from envs.state import EpisodeSeed
+from envs.vector.errors import EnvError
+from envs.vector.group import Group
+from envs.vector.processes import SubprocessVecEnv
+from envs.vector.serial import SerialVecEnv
+from envs.vector.state import EpisodeSeed
 
 HERE = Path(__file__).parent
 
@@ -292,7 +292,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from counting import Faulty
-from envs.processes import SubprocessVecEnv
+from envs.vector.processes import SubprocessVecEnv
 
 folder = Path({folder!r})
 venv = SubprocessVecEnv([partial(Faulty, i, {how!r}, folder) for i in range(2)], workers=2)

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import envs
-from envs.recall import RepeatFirst, RepeatPrevious, TMaze
+from envs.tasks.recall import RepeatFirst, RepeatPrevious, TMaze
 from tests.tolerance import assert_close, near
 
 RIGHT, UP, LEFT, DOWN = range(4)

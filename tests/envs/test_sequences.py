@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 import envs
-from envs.batch import BatchEnv
-from envs.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast, Recall
-from envs.sequences import Copy as CopyTask
+from envs.tasks.batch import BatchEnv
+from envs.tasks.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast, Recall
+from envs.tasks.sequences import Copy as CopyTask
 from tests.tolerance import assert_close, near
 
 IDS = ["Copy-v0", "AssociativeRecall-v0", "CountRecall-v0", "PhaseForecast-v0", "Recall-v0"]

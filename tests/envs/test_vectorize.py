@@ -20,11 +20,11 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
-from envs.errors import EnvError, UnknownEnvError
-from envs.infos import RESET_STEP, Infos
-from envs.processes import SubprocessVecEnv
-from envs.serial import SerialVecEnv
-from envs.vector import VectorEnvAdapter
+from envs.vector.adapter import VectorEnvAdapter
+from envs.vector.errors import EnvError, UnknownEnvError
+from envs.vector.infos import RESET_STEP, Infos
+from envs.vector.processes import SubprocessVecEnv
+from envs.vector.serial import SerialVecEnv
 
 IDS = [
     "CartPoleNoVel-v1",
@@ -444,8 +444,8 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
 
 
 def test_gymnasium_wrappers_go_inside_and_those_after_them_around() -> None:
-    from envs.vectorize import WrappedVecEnv
-    from envs.wrappers import WrappedEnv
+    from envs.vector.vectorize import WrappedVecEnv
+    from envs.wrappers.transforms import WrappedEnv
 
     scale = partial(gymnasium.wrappers.TransformReward, func=lambda reward: 3 * reward)
     venv = envs.make(Counting, 2, wrappers=["delay", scale, "previous_action_reward"])
@@ -525,6 +525,6 @@ def test_infos_are_a_sequence_of_dicts_that_can_be_kept_and_written() -> None:
 
 
 def test_importing_envs_imports_neither_torch_nor_sb3() -> None:
-    code = "import envs, envs.worker, sys; print('torch' in sys.modules, 'stable_baselines3' in sys.modules)"
+    code = "import envs, envs.vector.worker, sys; print('torch' in sys.modules, 'stable_baselines3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

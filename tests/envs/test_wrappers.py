@@ -16,9 +16,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
 import envs
-from envs.vector import VectorEnvAdapter
-from envs.vectorize import WrappedVecEnv
-from envs.wrappers import WRAPPERS, Encoder, is_transform, named, wrap
+from envs.vector.adapter import VectorEnvAdapter
+from envs.vector.vectorize import WrappedVecEnv
+from envs.wrappers.transforms import WRAPPERS, Encoder, is_transform, named, wrap
 
 # The others need observations of another kind: tests/envs/test_graphs.py.
 TRANSFORMS = {name: wrapper for name, wrapper in WRAPPERS.items() if is_transform(wrapper)}

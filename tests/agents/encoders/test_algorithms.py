@@ -19,10 +19,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 import envs
 from agents import RecurrentPPO
 from agents.encoders import ENCODERS
+from tests.agents.probe_envs import policy_arguments
 from tests.pairs import each
 from tests.tolerance import close
 
-from ..probe_envs import policy_arguments
 from .observations import IMAGE, MASKED, SETS, WINDOWS, WITH_CONTEXT, Case
 
 DISCRETE, BOX = spaces.Discrete(3), spaces.Box(-1, 1, (2,))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import envs
 from agents import RecurrentA2C, RecurrentPPO
 from agents.encoders.auxiliary import HasAuxiliaryLosses, auxiliary_losses
-from agents.policy import RecurrentActorCriticPolicy
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from tests.tolerance import close
 
 BOX = spaces.Box(-1, 1, (3,))

@@ -16,7 +16,7 @@ from torch import Tensor
 import envs
 from agents.encoders import ENCODERS
 from agents.encoders.graph import POOLS, GraphEncoder
-from envs.wrappers import wrap
+from envs.wrappers.transforms import wrap
 from tests.tolerance import close
 
 from .ragged import ALGORITHMS, RaggedGraph, deviation_of_first_ratio, extractors, trained

@@ -20,7 +20,7 @@ from torch import Tensor
 import envs
 from agents import RecurrentPPO
 from agents.encoders import ENCODERS
-from agents.node_policy import NodeActionPolicy
+from agents.policy.nodes import NodeActionPolicy
 from tests.tolerance import close
 
 from .ragged import RaggedGraph, deviation_of_first_ratio

@@ -17,7 +17,7 @@ from torch import Tensor
 import envs
 from agents.encoders import ENCODERS
 from agents.encoders.seq2seq import ATTENTIONS, CELLS, POOLS, PREDICTIONS, SequenceToSequenceEncoder
-from envs.wrappers import wrap
+from envs.wrappers.transforms import wrap
 from tests.tolerance import close, near
 
 from .ragged import ALGORITHMS, RaggedSequence, deviation_of_first_ratio, extractors, trained

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents import actions, losses
+from agents.algorithms import losses
 from agents.kernels import heads
 from agents.kernels.heads import CategoricalSampler, PackedPerceptron, layers_of, perceptron
+from agents.policy import heads as actions
 from tests.pairs import pairwise
 from tests.tolerance import assert_close
 

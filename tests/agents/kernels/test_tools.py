@@ -337,7 +337,7 @@ class Noise:
 
 @pytest.mark.skipif(not heads.available, reason="built without a C compiler")
 def test_noise_of_exactly_zero_samples_alike_compiled_and_in_numpy() -> None:
-    from agents.acting import _sample_categorical
+    from agents.rollout.numpy_actor import _sample_categorical
 
     rng = np.random.default_rng(0)
     lowest = np.finfo(np.float32).min

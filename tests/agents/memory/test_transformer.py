@@ -9,8 +9,8 @@ from torch import Tensor
 
 import envs
 from agents import RecurrentPPO
-from agents.layers import GRUGate, sinusoidal_positions
 from agents.memory import GTrXL, make_memory
+from agents.memory.layers import GRUGate, sinusoidal_positions
 from tests.tolerance import assert_close, near
 
 F = 3

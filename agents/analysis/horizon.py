@@ -1,0 +1,171 @@
+"""How far back an input still moves the action.
+
+Axes: T steps of an episode, B steps asked about, F features, K parameters of the action's distribution, L lags.
+
+With ``y_t`` the parameters of the action's distribution at step t that depend on the observation (logits, or means) and
+``x_s`` what went into the memory at step s of the same episode, the sensitivity at lag l is
+
+    ``S(l) = mean over the steps t >= l of || d y_t / d x_(t - l) ||``, the Frobenius norm.
+
+Logits are taken up to a number added to all choices of an axis, which changes no probability: the norm is that of
+``P d y_t / d x_(t - l)``, where P takes the mean of each axis away. This is the gradient of the action's
+log-probability without the factor by which a nearly certain choice shrinks it, ``d log pi(a) / d y = 1_a - pi``: that
+factor is the same at every lag, and for a trained agent so small at most steps that a few undecided steps would make up
+the whole curve. Gradients through time as a measure of what is remembered: Pascanu, Mikolov & Bengio, On the
+difficulty of training recurrent neural networks (2013); with respect to an agent's inputs: Morad et al., Recurrent
+Reinforcement Learning with Memoroids (2024).
+
+The *horizon* is the least lag up to which 95 % of the sum of S over all lags lies: 0 for an agent that acts on the
+present input alone, k for one that acts on what it saw k steps ago.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.analysis.recording import Recording, through_policy
+from agents.deploy.player import Player
+from agents.kernels.devices import to_device
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.rollout.buffer import map_observations
+
+SHARE = 0.95
+STEPS = 256
+_AT_ONCE = 2**16  # steps of features in one pass: bounds memory
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """The curve over lags, and what it comes to.
+
+    Args:
+        sensitivity: (L,) S of lags 0, 1, ...
+        steps: (L,) how many steps it is the mean over.
+        share: of the sum of S that lies within the horizon.
+    """
+
+    sensitivity: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    share: float = SHARE
+
+    @property
+    def horizon(self) -> int | None:
+        """The least lag up to which ``share`` of the sum of S lies; None where no input moves the action."""
+        total = self.sensitivity.sum()
+        if not total > 0:
+            return None
+        return int(np.searchsorted(np.cumsum(self.sensitivity), self.share * total * (1 - 1e-9)))
+
+    @property
+    def sentence(self) -> str:
+        if self.horizon is None:
+            return "memory horizon: none, no input moves the action"
+        if self.horizon == 0:
+            return f"memory horizon: 0 steps, {self.share:.0%} of what moves the action is the present input"
+        return (
+            f"memory horizon: {self.horizon} step{'s' if self.horizon > 1 else ''}, {self.share:.0%} of what moves the "
+            f"action lies within (of {len(self.sensitivity) - 1} that were looked at)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as what ``json`` writes."""
+        return {
+            "verdict": self.sentence,
+            "horizon": self.horizon,
+            "share": self.share,
+            "sensitivity": self.sensitivity.tolist(),
+            "steps": self.steps.tolist(),
+        }
+
+
+def memory_horizon(
+    player: Player, recordings: Sequence[Recording], lags: int | None = None, *, steps: int = STEPS, seed: int = 0
+) -> Horizon:
+    """The horizon of an agent over episodes that it played.
+
+    Args:
+        player: its policy is differentiated, its memory unrolled from the start of every episode.
+        recordings: of episodes (:func:`agents.analysis.record`).
+        lags: the largest lag; None for the longest episode less one.
+        steps: how many steps t to ask about, drawn without replacement where there are more.
+        seed: of that draw.
+
+    Raises:
+        ValueError: no episode, or a number out of range.
+    """
+    if not recordings or steps < 1 or (lags is not None and lags < 0):
+        raise ValueError(
+            f"a horizon needs at least 1 episode, 1 step and lag 0; got {len(recordings)}, {steps}, {lags}"
+        )
+    longest = max(map(len, recordings))
+    n_lags = 1 + (longest - 1 if lags is None else min(lags, longest - 1))
+    totals, counts = np.zeros(n_lags), np.zeros(n_lags, dtype=np.int64)
+    for recording, asked in zip(recordings, _chosen(recordings, steps, seed), strict=True):
+        for some in _batches(asked, len(recording)):
+            norms = _norms(player.policy, recording, some)
+            for t, row in zip(some, norms, strict=True):
+                by_lag = row[: t + 1][::-1][:n_lags]
+                totals[: len(by_lag)] += by_lag
+                counts[: len(by_lag)] += 1
+    reached = counts > 0
+    return Horizon(totals[reached] / counts[reached], counts[reached])
+
+
+def _chosen(recordings: Sequence[Recording], steps: int, seed: int) -> list[NDArray[np.int64]]:
+    """For each episode the steps asked about, in order."""
+    lengths = [len(each) for each in recordings]
+    rng, total = np.random.default_rng(seed), sum(lengths)
+    drawn = np.sort(rng.choice(total, size=min(steps, total), replace=False))
+    edges = np.cumsum([0, *lengths])
+    return [drawn[(drawn >= low) & (drawn < high)] - low for low, high in pairwise(edges)]
+
+
+def _batches(asked: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
+    size = max(1, _AT_ONCE // length)
+    return [asked[first : first + size] for first in range(0, len(asked), size)]
+
+
+def _norms(policy: RecurrentActorCriticPolicy, recording: Recording, asked: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(B,) steps -> (B, T): the Frobenius norm of d y_t / d x_s for every s, 0 after t.
+
+    The episode is laid out once for every step asked about: rows do not touch each other, so one pass back gives all.
+    """
+    n_steps, n_asked = int(asked.max()) + 1, len(asked)
+    with torch.no_grad():
+        seen = map_observations(lambda part: part[:n_steps], recording.seen)
+        tensors, features, _, _, starts = through_policy(policy, seen, n_steps)
+    inputs = features.expand(-1, n_asked, -1).clone().requires_grad_()
+    memory = policy.memory_actor
+    starts = starts.expand(-1, n_asked).contiguous()
+    starts = starts if memory.starts_on_host else to_device(starts, inputs.device)
+    at = torch.as_tensor(asked, device=inputs.device)
+    outputs = memory.unroll(inputs, memory.initial_state(n_asked), starts)[at, torch.arange(n_asked)]
+    rows = map_observations(lambda part: part[at], tensors)
+    parameters = policy._distribution_parameters(outputs, rows)[0].flatten(1)  # (B, K)
+    squares = torch.zeros(n_steps, n_asked, dtype=torch.float64)
+    for direction in _directions(policy.action_space, parameters.shape[1]):
+        one = (parameters * direction.to(parameters)).sum()
+        (gradient,) = torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True)
+        if gradient is not None:
+            squares += gradient.double().square().sum(dim=-1).cpu()
+    return squares.sqrt().t().numpy()
+
+
+def _directions(space: spaces.Space[Any], n_parameters: int) -> Tensor:
+    """(K, K): the rows of P, which takes the mean of each axis of choices away."""
+    projection = torch.eye(n_parameters)
+    sizes = [int(n) for n in space.nvec.flatten()] if isinstance(space, spaces.MultiDiscrete) else []
+    if isinstance(space, spaces.Discrete):
+        sizes = [int(space.n)]
+    first = 0
+    for size in sizes:
+        projection[first : first + size, first : first + size] -= 1 / size
+        first += size
+    return projection

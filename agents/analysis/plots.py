@@ -1,0 +1,223 @@
+"""Pictures of what ``agents.analysis`` finds: each function takes the data and returns a matplotlib ``Figure``.
+
+matplotlib comes with ``pip install "recurl[plots]"``; only this module needs it, and only when a figure is made. No
+window is opened and nothing of pyplot's is touched.
+
+Axes: T steps, U units, D layers.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.analysis.ablation import Ablation, number
+from agents.analysis.horizon import Horizon
+from agents.analysis.inside import Attention, Components, Gates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, RED, GREY = "#2f6db3", "#c44e52", "#8c96a3"
+_LAYER_STYLES = ("-", "--", ":", "-.")
+_MOST_PANELS = 16
+
+
+class PlotsMissing(ImportError):
+    """matplotlib is not installed."""
+
+
+def check() -> None:
+    """Raises PlotsMissing, with the command that installs it, where matplotlib is not there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PlotsMissing('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a picture, in the format that the path's suffix names."""
+    figure.savefig(path, dpi=130)
+
+
+def ablation(data: Ablation) -> "Figure":
+    """Mean return of every condition with its interval, the intact one's as a band behind them."""
+    conditions = data.conditions
+    figure, axes = _panels(1, 1, 7.5, 1.1 + 0.32 * len(conditions))
+    axis, rows = axes[0, 0], np.arange(len(conditions))
+    means = np.array([each.mean for each in conditions])
+    axis.axvspan(*data.intact.interval, color=BLUE, alpha=0.15, linewidth=0)
+    axis.axvline(data.intact.mean, color=BLUE, linewidth=1)
+    for row, each in zip(rows, conditions, strict=True):
+        lost = each.difference_interval.high < 0
+        axis.plot(list(each.interval), [row, row], color=RED if lost else BLUE, linewidth=2.5, solid_capstyle="butt")
+        axis.plot(each.mean, row, "o", color=RED if lost else BLUE, markersize=6)
+        axis.annotate(
+            number(each.mean),
+            (each.mean, row),
+            textcoords="offset points",
+            xytext=(0, 6),
+            ha="center",
+            fontsize=8,
+            bbox=dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none"),
+        )
+    room = max(float(np.ptp(means)), 1e-3 * max(1.0, float(np.abs(means).max()))) * 0.08
+    axis.set_xlim(axis.get_xlim()[0] - room, axis.get_xlim()[1] + room)
+    axis.set_yticks(rows, [each.name for each in conditions])
+    axis.set_ylim(len(conditions) - 0.4, -0.7)
+    axis.set_xlabel("mean return, 95 % interval (red: lower than with the memory intact)")
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def horizon(data: Horizon) -> "Figure":
+    """Sensitivity by lag, with the horizon marked."""
+    figure, axes = _panels(1, 1, 7.5, 3.4)
+    axis, lags = axes[0, 0], np.arange(len(data.sensitivity))
+    marker = "o" if len(lags) <= 60 else None
+    axis.plot(lags, data.sensitivity, color=BLUE, marker=marker, markersize=4, clip_on=False, zorder=3)
+    axis.fill_between(lags, data.sensitivity, color=BLUE, alpha=0.12, linewidth=0)
+    if data.horizon is not None:
+        unit = "step" if data.horizon == 1 else "steps"
+        axis.axvline(data.horizon, color=RED, linestyle="--", linewidth=1.2)
+        near_right = data.horizon > 0.6 * max(1, lags[-1])
+        axis.annotate(
+            f"horizon {data.horizon} {unit}",
+            (data.horizon, 0.96),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            xytext=(-6 if near_right else 6, 0),
+            ha="right" if near_right else "left",
+            va="top",
+            color=RED,
+            fontsize=9,
+        )
+    axis.set_xlim(0, max(1, lags[-1]))
+    axis.set_ylim(0, 1.08 * float(data.sensitivity.max()) or 1.0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel("lag of the input, steps")
+    axis.set_ylabel("how far it moves the action\n(norm of the gradient)")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def state(units: Mapping[str, NDArray[Any]]) -> "Figure":
+    """What was carried over an episode as heat maps, (T, U) by name (:func:`agents.analysis.units`).
+
+    Colours run to the largest magnitude of each, white is 0.
+    """
+    heights = [max(1.5, min(4.0, 0.035 * part.shape[1] + 0.6)) for part in units.values()]
+    figure, axes = _panels(len(units), 1, 8.5, sum(heights) + 0.5, heights)
+    for axis, (name, part) in zip(axes[:, 0], units.items(), strict=True):
+        largest = float(np.abs(part).max()) or 1.0
+        image = axis.imshow(
+            part.T, aspect="auto", cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest", origin="lower"
+        )
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.set_ylabel("unit")
+        _whole_steps(axis)
+        figure.colorbar(image, ax=axis, pad=0.015, fraction=0.04)
+    axes[-1, 0].set_xlabel("step")
+    return figure
+
+
+def components(data: Components, colour: NDArray[Any], label: str = "time") -> "Figure":
+    """The two principal components as a path through the episode, coloured by (T,) time, reward, ..."""
+    figure, axes = _panels(1, 1, 6.4, 5.0)
+    axis, scores = axes[0, 0], data.scores
+    axis.plot(scores[:, 0], scores[:, 1], color=GREY, linewidth=0.8, alpha=0.7, zorder=1)
+    size = 42 if len(scores) <= 60 else 16
+    points = axis.scatter(scores[:, 0], scores[:, 1], c=colour, cmap="viridis", s=size, zorder=2)
+    for step, name in ((0, "first"), (len(scores) - 1, "last")):
+        axis.annotate(
+            name, scores[step], textcoords="offset points", xytext=(7, 7), fontsize=9, color=RED, fontweight="bold"
+        )
+    axis.margins(0.12)
+    figure.colorbar(points, ax=axis, label="step" if label == "time" else label, pad=0.02)
+    axis.set_xlabel(f"first principal component ({data.explained[0]:.0%} of the variance)")
+    axis.set_ylabel(f"second ({data.explained[1]:.0%})")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def gates(data: Gates) -> "Figure":
+    """Above, mean openness and saturated share of every gate over time, layers in different line styles; below, every
+    unit's openness, those of one layer sorted by their mean."""
+    names, openness, saturated = list(data.openness), data.mean_over_time(), data.saturation_over_time()
+    n_layers = data.openness[names[0]].shape[1]
+    figure, axes = _panels(2, len(names), 3.6 * len(names), 6.2)
+    for column, name in enumerate(names):
+        above, below, gate = axes[0, column], axes[1, column], data.openness[name]
+        for layer in range(n_layers):
+            style, of_layer = _LAYER_STYLES[layer % 4], f", layer {layer + 1}" if n_layers > 1 else ""
+            above.plot(openness[name][:, layer], color=BLUE, linestyle=style, label=f"mean openness{of_layer}")
+            above.plot(saturated[name][:, layer], color=RED, linestyle=style, label=f"saturated{of_layer}")
+        above.set_title(f"{name} gate", fontsize=10)
+        above.set(xlim=(-0.5, len(gate) - 0.5), ylim=(-0.03, 1.03))
+        above.grid(alpha=0.3)
+        by_openness = [gate[:, layer, np.argsort(gate[:, layer].mean(axis=0))] for layer in range(n_layers)]
+        image = below.imshow(
+            np.concatenate(by_openness, axis=1).T,
+            aspect="auto",
+            cmap="viridis",
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+            origin="lower",
+        )
+        for layer in range(1, n_layers):
+            below.axhline(layer * gate.shape[2] - 0.5, color="white", linewidth=1.5)
+        below.set_xlabel("step")
+        for axis in (above, below):
+            _whole_steps(axis)
+    axes[0, 0].set_ylabel("share, over units")
+    axes[1, 0].set_ylabel("unit, sorted" if n_layers == 1 else "unit, sorted; layer upon layer")
+    figure.colorbar(image, ax=axes[1, -1], pad=0.02, fraction=0.05, label="openness")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def attention(data: Mapping[str, Attention]) -> "Figure":
+    """Weights over time as heat maps, one panel a head; the first 16 where there are more."""
+    shown = dict(list(data.items())[:_MOST_PANELS])
+    n_columns = min(len(shown), 2 if len(shown) <= 4 else 4)
+    n_rows = -(-len(shown) // n_columns)
+    width = 7.5 if n_columns == 1 else 4.6 * n_columns if n_columns == 2 else 3.3 * n_columns
+    figure, axes = _panels(n_rows, n_columns, width, 0.5 + (3.2 if n_columns <= 2 else 2.5) * n_rows)
+    largest = max(float(each.weights.max()) for each in shown.values())
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    for i, (axis, (name, each)) in enumerate(zip(axes.flat, shown.items(), strict=False)):
+        image = axis.imshow(
+            each.weights.T, aspect="auto", cmap="magma", vmin=0, vmax=largest, interpolation="nearest", origin="lower"
+        )
+        axis.set_title(name, fontsize=9, loc="left")
+        if i % n_columns == 0:
+            axis.set_ylabel("steps back" if each.by_lag else "token")
+        if i >= len(shown) - n_columns:
+            axis.set_xlabel("step")
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        _whole_steps(axis)
+    figure.colorbar(image, ax=axes, pad=0.02, fraction=0.03, label="weight")
+    return figure
+
+
+def _panels(
+    n_rows: int, n_columns: int, width: float, height: float, heights: list[float] | None = None
+) -> tuple["Figure", Any]:
+    """A figure of so many inches and its axes (n_rows, n_columns)."""
+    check()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes: Any = figure.subplots(n_rows, n_columns, squeeze=False, height_ratios=heights)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    return figure, axes
+
+
+def _whole_steps(axis: Any) -> None:
+    axis.xaxis.get_major_locator().set_params(integer=True)

@@ -1,0 +1,226 @@
+"""A saved agent that acts: observation in, action out, with nothing to hand on.
+
+Axes: B agents acting side by side.
+
+    player = Player.load("runs/tmaze/best.zip")
+    observation = sensor.read()
+    while True:
+        action = player.act(observation)
+        observation, episode_over = machine.do(action)
+        if episode_over:
+            player.reset()
+
+Nothing else is needed where an agent is deployed: no environment, no settings. For B agents side by side hand in
+batches, and say whose episode ended: ``player.reset(mask)`` with a mask (B,).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.utils import ConstantSchedule, get_device
+
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.checkpoint import CheckpointError, NormalizerState, SavedAgent
+from agents.checkpoint.agent import undisturbed
+from agents.checkpoint.budget import building
+from agents.checkpoint.container import MALFORMED, PathOrFile
+from agents.memory import registered_only
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+
+
+class NotFiniteObservation(ValueError, FloatingPointError):
+    """An observation with NaN or infinity in it: wrong input to a player, and the end of a run that meets it."""
+
+
+class Player:
+    """Acts with a policy, carries its memory, and normalises observations as in training.
+
+    Args:
+        policy: what acts.
+        normalizer: the statistics that the policy learned with; they stand still. None for observations as they are.
+        deterministic: the most probable action in place of a sample.
+
+    Raises:
+        CheckpointError: policy and normaliser see different observations.
+    """
+
+    def __init__(
+        self,
+        policy: RecurrentActorCriticPolicy,
+        normalizer: NormalizerState | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> None:
+        if normalizer is not None and not _leads_to(normalizer.observation_space, policy.observation_space):
+            raise CheckpointError(
+                f"the policy sees {policy.observation_space}, its normaliser {normalizer.observation_space}: a wrapper "
+                "stood between them, such as a frame stack. Prepare the observations yourself: "
+                "Player(RecurrentPPO.load(path).policy).act(prepared)"
+            )
+        self.policy = policy
+        self.deterministic = deterministic
+        self._normalizer = normalizer
+        self.observation_space: spaces.Space[Any] = (
+            policy.observation_space if normalizer is None else normalizer.observation_space
+        )
+        self._state: tuple[NDArray[Any], ...] | None = None
+        self._batch_size: int | None = None
+        self._starts = np.ones(1, dtype=bool)
+
+    @classmethod
+    def load(
+        cls,
+        path: PathOrFile,
+        *,
+        device: torch.device | str = "cpu",
+        deterministic: bool = True,
+        custom_objects: dict[str, Any] | None = None,
+    ) -> "Player":
+        """The player of a saved agent. Nothing in the file is executed.
+
+        Args:
+            custom_objects: classes of your own that the agent was made with, by name:
+                ``{"features_extractor_class": MyExtractor}``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it is no agent's file, or damaged, or needs a class that was not given.
+        """
+        saved = SavedAgent(path, custom_objects)
+        return cls(_policy_of(saved, get_device(device)), saved.normalizer, deterministic=deterministic)
+
+    def act(self, observation: Any) -> NDArray[Any]:
+        """The action for one observation, or the actions (B, ...) for a batch of them.
+
+        Args:
+            observation: as the environment gives it, not normalised: an array, a number for a Discrete space, or a dict
+                of such. The first call settles whether the player acts for one agent or for B.
+
+        Raises:
+            ValueError: the observation is not of the space, not finite, or of another number of agents than before.
+        """
+        arrays, batch_size = _checked(observation, self.observation_space)
+        n_agents = 1 if batch_size is None else batch_size
+        if self._state is None:
+            self._batch_size, self._starts = batch_size, np.ones(n_agents, dtype=bool)
+        elif batch_size != self._batch_size:
+            raise ValueError(
+                f"the player carries the memory of {_agents(self._batch_size)}, this observation is of "
+                f"{_agents(batch_size)}; call reset() to start anew with another number"
+            )
+        if self._normalizer is not None:
+            arrays = self._normalizer.normalize(arrays)
+        actions, self._state = self.policy.predict(arrays, self._state, self._starts, self.deterministic)
+        self._starts = np.zeros(n_agents, dtype=bool)
+        return actions
+
+    def normalized(self, observation: Any) -> Any:
+        """An observation, or a batch of them, as the policy sees it.
+
+        Raises:
+            ValueError: the observation is not of the space, or not finite.
+        """
+        arrays, _ = _checked(observation, self.observation_space)
+        return arrays if self._normalizer is None else self._normalizer.normalize(arrays)
+
+    def reset(self, mask: Any = None) -> None:
+        """Says that an episode starts with the next observation.
+
+        Args:
+            mask: (B,), true for those whose episode starts; None for all, and then the next call of ``act`` may be for
+                another number of agents.
+        """
+        if mask is None:
+            self._state = self._batch_size = None
+        if mask is None or self._state is None:
+            return
+        chosen = np.atleast_1d(np.asarray(mask, dtype=bool))
+        if chosen.shape != self._starts.shape:
+            raise ValueError(
+                f"the mask has shape {chosen.shape}, the player acts for {_agents(self._batch_size)}; give each a flag"
+            )
+        self._starts = self._starts | chosen
+
+
+def _agents(batch_size: int | None) -> str:
+    return "one agent" if batch_size is None else f"a batch of {batch_size}"
+
+
+def _policy_of(saved: SavedAgent, device: torch.device) -> RecurrentActorCriticPolicy:
+    """The policy alone: no rollout buffer, no environment, and the process's random states as they were."""
+    policy_class: Any = saved.policy_class(RecurrentOnPolicyAlgorithm.policy_aliases)
+    kwargs = saved.policy_kwargs()
+    use_sde = bool(saved.setting("use_sde", False))
+    saved.warn_of_numbers()
+    try:
+        with undisturbed(), registered_only(), building(saved.n_weights, saved.file):
+            policy: RecurrentActorCriticPolicy = policy_class(
+                saved.observation_space, saved.action_space, ConstantSchedule(0.0), use_sde=use_sde, **kwargs
+            ).to(device)
+            policy.load_state_dict(saved.parameters(device)["policy"])
+            if use_sde:
+                policy.reset_noise()
+    except CheckpointError:
+        raise
+    except MALFORMED as error:
+        raise CheckpointError(f"{saved.file}: no policy can be built from its settings ({error})") from error
+    policy.set_training_mode(False)
+    return policy
+
+
+def _leads_to(normalized: spaces.Space[Any], seen: spaces.Space[Any]) -> bool:
+    """Whether the policy sees what comes out of the normaliser, images transposed or not."""
+    if isinstance(normalized, spaces.Dict) and isinstance(seen, spaces.Dict):
+        return normalized.spaces.keys() == seen.spaces.keys() and all(
+            _leads_to(normalized.spaces[key], seen.spaces[key]) for key in seen.spaces
+        )
+    shape = tuple(normalized.shape or ())
+    return seen.shape in (shape, (*shape[-1:], *shape[:-1]))
+
+
+def _checked(observation: Any, space: spaces.Space[Any], key: str = "") -> tuple[Any, int | None]:
+    """The observation as arrays, and how many it is of: B, or None where it is a single one."""
+    name = f"the observation's {key!r}" if key else "the observation"
+    if isinstance(space, spaces.Dict):
+        return _checked_parts(observation, space, key, name)
+    if isinstance(observation, dict):
+        raise ValueError(f"{name} is a dict, expected an array of {space}")
+    array = np.asarray(observation.cpu() if isinstance(observation, torch.Tensor) else observation)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is of dtype {array.dtype}, expected numbers of {space}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise NotFiniteObservation(f"{name} is not finite at {np.argwhere(~np.isfinite(array))[:3].tolist()}: {array}")
+    for shape in _shapes(space):
+        if array.shape == shape:
+            return array, None
+        if array.ndim == len(shape) + 1 and array.shape[1:] == shape and len(array) > 0:
+            return array, len(array)
+    expected = " or ".join(str(shape) for shape in _shapes(space))
+    raise ValueError(
+        f"{name} has shape {array.shape}, expected {expected} for one agent, or with a leading axis for a batch"
+    )
+
+
+def _checked_parts(observation: Any, space: spaces.Dict, key: str, name: str) -> tuple[dict[str, Any], int | None]:
+    if not isinstance(observation, dict) or set(observation) != set(space.spaces):
+        came = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
+        raise ValueError(f"{name} must be a dict with the keys {sorted(space.spaces)}, got {came}")
+    parts, sizes = {}, {}
+    for part, inner in space.spaces.items():
+        parts[part], sizes[part] = _checked(observation[part], inner, f"{key}.{part}" if key else part)
+    if len(set(sizes.values())) > 1:
+        described = ", ".join(f"{part} is of {_agents(size)}" for part, size in sizes.items())
+        raise ValueError(f"{name} has parts of different numbers of agents: {described}")
+    return parts, next(iter(sizes.values()), None)
+
+
+def _shapes(space: spaces.Space[Any]) -> list[tuple[int, ...]]:
+    """The shapes of one observation: an image may come channels last, though the policy reads them first."""
+    shape = tuple(space.shape or ())
+    if isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space):
+        return [shape, (*shape[1:], shape[0])]
+    return [shape]

@@ -1,0 +1,62 @@
+"""What acts for a rollout: the contract, and the actor that goes through the policy itself.
+
+Axes: B environments, A components of an action.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.memory import State
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.rollout.buffer import map_observations
+
+Finish = Callable[[], tuple[Any, Any, Any]]  # -> values (B,), log-probabilities (B,), state after the step
+
+
+class Actor(Protocol):
+    """Chooses actions for a rollout, with the state in its own kind of array."""
+
+    def begin(self, state: State) -> Any:
+        """The state a rollout starts with, as this actor carries it."""
+
+    def end(self, state: Any) -> State:
+        """What this actor carries, as tensors."""
+
+    def act(self, observations: Any, state: Any, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
+        """(B, ...), state before, (B,) -> actions (B, A), and what to call for the rest while the environments step."""
+
+    def on_host(self, actions: Any) -> NDArray[Any]:
+        """The actions that ``act`` returned last, as an array."""
+
+
+class TorchActor:
+    """Acts through the policy, whatever it is made of."""
+
+    def __init__(self, policy: RecurrentActorCriticPolicy) -> None:
+        self._policy = policy
+        self._on_cpu = policy.device.type == "cpu"
+
+    def begin(self, state: State) -> State:
+        return state
+
+    def end(self, state: State) -> State:
+        return state
+
+    def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
+        with torch.no_grad():
+            actions, values, log_probs, state = self._policy(
+                map_observations(lambda part: torch.as_tensor(part, device=self._policy.device), observations),
+                state,
+                torch.as_tensor(episode_starts, device=self._policy.device),
+            )
+        if self._on_cpu:
+            return actions.numpy(), lambda: (values.numpy(), log_probs.numpy(), state)
+        return actions, lambda: (values, log_probs, state)
+
+    def on_host(self, actions: Any) -> NDArray[Any]:
+        return actions.cpu().numpy() if isinstance(actions, Tensor) else actions

@@ -1,0 +1,507 @@
+"""The rollout buffer that preserves hidden state.
+
+Axes: T steps of a rollout, B environments, L steps of a training sequence, C = T / L sequences an environment,
+S sequences of a minibatch, R of them with steps before them, K steps of burn-in.
+
+What is collected lies in tensors (T, B, ...) on the training device, but for rewards, episode starts and the flags of
+reset steps: these come from the host and are needed there, so they stay on the CPU, and reading a minibatch never makes
+the host wait for an accelerator. A memory's state is kept only where a training sequence starts, or K steps before,
+(C, B, ...): what it takes grows with T / L and not with T. Minibatches are whole sequences with the state before their
+first step; there is no padding and there are no masks, since resets live in the memory.
+
+Observations are one tensor, or a (nested) dict of tensors, in the dtype of their space (images stay bytes).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.checks.arguments import check_observation_space
+from agents.kernels.devices import to_device
+from agents.memory.core import State
+from agents.policy.heads import ActionHead
+from agents.rollout.returns import generalized_advantages
+
+Observations = Any  # Tensor, or a dict of Observations
+StatesAlong = Callable[[Observations, State, Tensor, Sequence[int]], State]
+
+
+class BurnIn(NamedTuple):
+    """The K steps before those of a minibatch's sequences that have any: all but the first of a rollout. Time first.
+
+    ``sequences`` (R,) says which of the S they are. ``episode_starts`` (K, R) is on the CPU, all else is on the
+    training device.
+    """
+
+    observations: Observations
+    episode_starts: Tensor
+    sequences: Tensor
+
+
+class SequenceBatch(NamedTuple):
+    """S whole sequences of L steps, time first.
+
+    ``state`` is the one before each sequence's first step, (S, ...) each; or, of sequences with ``burn_in``, the one
+    before the first step of that. ``real`` is None where every step is a transition, which is the rule; else (L, S),
+    false at the steps in which an environment only reset itself. ``episode_starts`` and ``real`` are on the CPU, all
+    else is on the training device.
+    """
+
+    observations: Observations
+    actions: Tensor
+    old_values: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    episode_starts: Tensor
+    state: State
+    real: Tensor | None
+    burn_in: BurnIn | None = None
+
+    def steps(self, field: Tensor) -> Tensor:
+        """(L, S, ...) -> (N, ...): the real steps of a field, in time order."""
+        if self.real is None:
+            return field.flatten(0, 1)
+        rows = to_device(self.real.flatten().nonzero()[:, 0], field.device)
+        return field.flatten(0, 1).index_select(0, rows)
+
+
+class SequenceRolloutBuffer:
+    """T steps of B environments, read as shuffled minibatches of whole sequences.
+
+    Args:
+        n_steps: T.
+        observation_space: any space whose samples are arrays, or a (nested) Dict of such.
+        actions: what is stored of an action.
+        state: one state of the B environments, as the memory's ``initial_state(B)`` gives it.
+        sequence_length: L, a divisor of T; None for the whole rollout.
+        rng: the source of the shuffle.
+        burn_in: K, from 0 to L: how many steps before a sequence its state is kept, and handed out with it.
+
+    Reading never changes what is stored. ``add`` writes one step; ``compute_returns_and_advantage`` closes the rollout.
+    """
+
+    def __init__(
+        self,
+        n_steps: int,
+        observation_space: spaces.Space[Any],
+        actions: ActionHead,
+        state: State,
+        device: torch.device | str = "cpu",
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        n_envs: int = 1,
+        sequence_length: int | None = None,
+        rng: np.random.Generator | None = None,
+        burn_in: int = 0,
+    ) -> None:
+        self.buffer_size, self.n_envs = n_steps, n_envs
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        self.device = torch.device(device)
+        self.sequence_length = n_steps if sequence_length is None else sequence_length
+        self.burn_in = burn_in
+        check_sequence_length(n_steps, self.sequence_length)
+        check_burn_in(n_steps, self.sequence_length, burn_in)
+        self._rng = rng if rng is not None else np.random.default_rng()
+
+        def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = self.device) -> Tensor:
+            return torch.zeros((n_steps, n_envs, *shape), dtype=dtype, device=device)
+
+        self.observations: Observations = _room_for_observations(observation_space, room)
+        self.actions = room(actions.shape, actions.dtype)
+        self.rewards = room((), torch.float32, torch.device("cpu"))
+        self.values = room((), torch.float32)
+        self.log_probs = room((), torch.float32)
+        self.episode_starts = room((), torch.bool, torch.device("cpu"))
+        self.advantages = room((), torch.float32)
+        self.returns = room((), torch.float32)
+        self.real = room((), torch.bool, torch.device("cpu"))
+        self._all_real = True
+        self.kept_at = [max(first - burn_in, 0) for first in range(0, n_steps, self.sequence_length)]
+        """(C,) the step before which the state of each stretch of sequences is kept."""
+        self.states: State = tuple(
+            torch.zeros((len(self.kept_at), *part.shape), dtype=part.dtype, device=self.device) for part in state
+        )
+        self._writable = _Writable(self)
+        self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the views through which it is written: those of a copy belong to the copy's own tensors."""
+        return {name: value for name, value in vars(self).items() if name != "_writable"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._writable = _Writable(self)
+
+    def reset(self) -> None:
+        """Empties the buffer for the next rollout."""
+        self.pos, self.full, self._closed = 0, False, False
+        self._next_order: NDArray[np.int64] | None = None
+        self.real.fill_(True)
+
+    def size(self) -> int:
+        """Steps collected so far, each environment counted once."""
+        return self.buffer_size if self.full else self.pos
+
+    def add(
+        self,
+        observations: Any,
+        actions: Any,
+        rewards: Any,
+        episode_starts: Any,
+        values: Any,
+        log_probs: Any,
+        state: Any,
+    ) -> None:
+        """One step of all environments, arrays or tensors (B, ...), and the state before the step."""
+        self.add_observations(observations, episode_starts, state)
+        self.add_actions(actions, values, log_probs)
+        self.add_rewards(rewards)
+
+    def add_observations(self, observations: Any, episode_starts: Any, state: Any) -> None:
+        """A step's first part: what is known before acting, kept before the environment can write over it.
+
+        Where ``keeps_state`` says so the state is kept; it must be the initial one where an episode starts.
+        """
+        if self.full:
+            raise RuntimeError(f"the rollout buffer holds {self.buffer_size} steps and is full; call reset() first")
+        put_observations(self._writable.observations, self.pos, observations)
+        self._writable.episode_starts[self.pos] = episode_starts
+        for stretch in self._stretches_kept():
+            for kept, part in zip(self._writable.states, state, strict=True):
+                kept[stretch] = part
+
+    def add_actions(self, actions: Any, values: Any, log_probs: Any) -> None:
+        """A step's second part: what the policy chose and thought of it."""
+        self._writable.actions[self.pos] = actions
+        self._writable.values[self.pos] = values
+        self._writable.log_probs[self.pos] = log_probs
+
+    def add_rewards(self, rewards: Any) -> None:
+        """A step's last part: what came of it. The next step follows."""
+        if np.shape(rewards) != (self.n_envs,):
+            raise ValueError(f"rewards must have the shape {(self.n_envs,)}, got {np.shape(rewards)}")
+        self._writable.rewards[self.pos] = rewards
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def keeps_state(self) -> bool:
+        """Whether the state before the next step to be added is kept: a sequence, or its burn-in, starts there."""
+        return bool(self._stretches_kept())
+
+    def _stretches_kept(self) -> list[int]:
+        """The stretches whose state is the one before the next step: the first two of them where K is L."""
+        stretch, rest = divmod(self.pos + self.burn_in, self.sequence_length)
+        first = [0] if self.pos == 0 else []
+        return [*first, stretch] if rest == 0 and 0 < stretch < len(self.kept_at) else first
+
+    def mark_reset_step(self, environments: Any) -> None:
+        """Says that in the step added last these environments only reset themselves: no transition, not trained on."""
+        self.real[self.pos - 1, environments] = False
+
+    def recompute(
+        self, evaluate: Callable[[SequenceBatch], tuple[Tensor, Tensor]], batch_size: int | None = None
+    ) -> None:
+        """Replaces the values and log-probabilities that acting gave by those that learning starts from.
+
+        For where acting and learning round differently. ``evaluate`` gives a minibatch's values and log-probabilities,
+        (L, S) each; it gets the very minibatches of the next epoch, so that even arithmetic whose rounding depends on
+        the company (matrix products choose their way by size) gives the same again. Before the rollout is closed.
+        """
+        self._check_full()
+        for chosen in self._of_an_epoch(batch_size, ahead=True):
+            values, log_probs = evaluate(self._batch(chosen))
+            chosen.put(self.values, values.detach())
+            chosen.put(self.log_probs, log_probs.detach())
+
+    def recompute_states(self, states_along: StatesAlong) -> None:
+        """Replaces the states kept by those that ``states_along`` finds on the way through the rollout from its start.
+
+        It gets the observations (T, B, ...), the state before them, their episode starts and the steps whose state is
+        asked for, as ``Memory.states_along`` does.
+        """
+        self._check_full()
+        before = tuple(part[0] for part in self.states)
+        found = states_along(self.observations, before, self.episode_starts, self.kept_at)
+        for kept, part in zip(self.states, found, strict=True):
+            kept.copy_(part)
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: Any) -> None:
+        """Closes the rollout: (B,) values of the observations after it, and whether they start an episode."""
+        self.advantages = generalized_advantages(
+            self.rewards,
+            self.values,
+            self.episode_starts,
+            last_values.reshape(self.n_envs).to(self.values),
+            torch.as_tensor(dones).bool(),
+            self.gamma,
+            self.gae_lambda,
+        )
+        self.returns = self.advantages + self.values
+        self._all_real = bool(self.real.all())
+        self._closed = True
+
+    def get(self, batch_size: int | None = None) -> Iterator[SequenceBatch]:
+        """One epoch: minibatches of whole sequences, shuffled, every collected step in exactly one.
+
+        ``batch_size`` counts steps; the number of sequences in a minibatch is what fits, at least one, and evened out
+        so that no minibatch is much smaller than the others. None gives everything at once. A minibatch without a
+        single transition, of reset steps alone, is left out.
+        """
+        self._check_full()
+        if not self._closed:
+            raise RuntimeError("the rollout has no returns yet; call compute_returns_and_advantage() before reading")
+        for chosen in self._of_an_epoch(batch_size):
+            batch = self._batch(chosen)
+            if batch.real is None or batch.real.any():
+                yield batch
+
+    def _check_full(self) -> None:
+        if not self.full:
+            raise RuntimeError(
+                f"the rollout buffer holds {self.pos} of {self.buffer_size} steps; collect the rest before reading"
+            )
+
+    def _of_an_epoch(self, batch_size: int | None, ahead: bool = False) -> Iterator["_Sequences"]:
+        """What each minibatch of the next epoch takes; looking ``ahead`` leaves that epoch the next one."""
+        n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
+        n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
+        if n_batches == 1:
+            yield _All(self.sequence_length, self.n_envs, torch.arange(n_sequences))
+            return
+        order = self._rng.permutation(n_sequences) if self._next_order is None else self._next_order
+        self._next_order = order if ahead else None
+        on_host = torch.from_numpy(order)
+        on_device = to_device(on_host, self.device)
+        for host, device in zip(on_host.tensor_split(n_batches), on_device.tensor_split(n_batches), strict=True):
+            yield _Some(self.sequence_length, self.n_envs, host, device)
+
+    def _batch(self, chosen: "_Sequences") -> SequenceBatch:
+        take = chosen.take
+        return SequenceBatch(
+            observations=map_observations(take, self.observations),
+            actions=take(self.actions),
+            old_values=take(self.values),
+            old_log_probs=take(self.log_probs),
+            advantages=take(self.advantages),
+            returns=take(self.returns),
+            episode_starts=take(self.episode_starts),
+            state=tuple(map(chosen.take_state, self.states)),
+            real=None if self._all_real else take(self.real),
+            burn_in=self._steps_before(chosen) if self.burn_in and self.states else None,
+        )
+
+    def _steps_before(self, chosen: "_Sequences") -> BurnIn | None:
+        """The burn-in of a minibatch; None where all its sequences are the first of the rollout."""
+        later = (chosen.on_host >= self.n_envs).nonzero()[:, 0]
+        if not len(later):
+            return None
+        before = chosen.on_host[later] - self.n_envs
+        stretches_before = _Some(self.sequence_length, self.n_envs, before, to_device(before, self.device))
+
+        def take(field: Tensor) -> Tensor:
+            return stretches_before.take(field, self.burn_in)
+
+        return BurnIn(
+            observations=map_observations(take, self.observations),
+            episode_starts=take(self.episode_starts),
+            sequences=to_device(later, self.device),
+        )
+
+
+@dataclass(frozen=True)
+class _Sequences(ABC):
+    """Which sequences a minibatch is made of: reads them out of a field (T, B, ...), and writes into one.
+
+    Sequences are numbered stretch after stretch of time; ``on_host`` are the numbers (S,) on the CPU.
+    """
+
+    length: int
+    n_envs: int
+    on_host: Tensor
+
+    @abstractmethod
+    def take(self, field: Tensor) -> Tensor:
+        """(T, B, ...) -> (L, S, ...)"""
+
+    @abstractmethod
+    def put(self, field: Tensor, values: Tensor) -> None:
+        """Writes (L, S) where ``take`` reads it from (T, B)."""
+
+    @abstractmethod
+    def take_state(self, part: Tensor) -> Tensor:
+        """(C, B, ...) -> (S, ...)"""
+
+    def by_stretch(self, field: Tensor) -> Tensor:
+        """(T, B, ...) -> (C, L, B, ...), a view."""
+        return field.view(-1, self.length, *field.shape[1:])
+
+
+class _All(_Sequences):
+    """All of them, those of the same stretch of time side by side: S = C * B."""
+
+    def take(self, field: Tensor) -> Tensor:
+        return self.by_stretch(field).transpose(0, 1).flatten(1, 2)
+
+    def put(self, field: Tensor, values: Tensor) -> None:
+        self.by_stretch(field).copy_(values.view(self.length, -1, self.n_envs).transpose(0, 1))
+
+    def take_state(self, part: Tensor) -> Tensor:
+        return part.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class _Some(_Sequences):
+    """S of them, whose numbers are on the training device too."""
+
+    on_device: Tensor
+
+    def take(self, field: Tensor, last: int | None = None) -> Tensor:
+        """(T, B, ...) -> (L, S, ...), or only the ``last`` steps of each."""
+        if self.length == len(field):
+            return field.index_select(1, self._numbers(field))
+        stretch, environment = self._where(field)
+        stretches = self.by_stretch(field)[:, -(last or self.length) :]
+        return stretches.transpose(1, 2)[stretch, environment].transpose(0, 1)
+
+    def put(self, field: Tensor, values: Tensor) -> None:
+        stretch, environment = self._where(field)
+        self.by_stretch(field).transpose(1, 2)[stretch, environment] = values.transpose(0, 1)
+
+    def take_state(self, part: Tensor) -> Tensor:
+        return part.flatten(0, 1).index_select(0, self._numbers(part))
+
+    def _numbers(self, field: Tensor) -> Tensor:
+        return self.on_host if field.device == self.on_host.device else self.on_device
+
+    def _where(self, field: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,), (S,): the stretch and the environment of each."""
+        numbers = self._numbers(field)
+        return numbers // self.n_envs, numbers % self.n_envs
+
+
+class _Writable:
+    """The buffer's tensors as something that takes arrays and tensors by assignment: NumPy views on a CPU."""
+
+    def __init__(self, buffer: SequenceRolloutBuffer) -> None:
+        def view(tensor: Tensor) -> Any:
+            return tensor.numpy() if tensor.device.type == "cpu" else _DeviceRows(tensor)
+
+        self.observations = map_observations(view, buffer.observations)
+        self.actions = view(buffer.actions)
+        self.rewards = view(buffer.rewards)
+        self.episode_starts = view(buffer.episode_starts)
+        self.values = view(buffer.values)
+        self.log_probs = view(buffer.log_probs)
+        self.states = tuple(view(part) for part in buffer.states)
+
+
+class _DeviceRows:
+    """Rows of a tensor on an accelerator, written from arrays or tensors without waiting for the copy."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self.shape = tensor.shape
+        self.dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+
+    def __setitem__(self, row: int, value: Any) -> None:
+        self._tensor[row].copy_(to_device(value, self._tensor.device))
+
+
+def check_sequence_length(n_steps: int, sequence_length: int) -> None:
+    """Raises ValueError, with the nearest lengths that fit, unless sequences of this length tile the rollout."""
+    if sequence_length < 1:
+        raise ValueError(f"sequence_length ({sequence_length}) must be at least 1, or None for the whole rollout")
+    if n_steps % sequence_length:
+        below = max(n_steps // sequence_length, 1) * sequence_length
+        fitting = (str(below),) if below > n_steps else (str(below), str(below + sequence_length))
+        raise ValueError(
+            f"n_steps ({n_steps}) must be a multiple of sequence_length ({sequence_length}); "
+            f"use n_steps {' or '.join(fitting)}, or another sequence_length"
+        )
+
+
+def check_burn_in(n_steps: int, sequence_length: int, burn_in: int) -> None:
+    """Raises ValueError unless there are so many steps before every sequence of a rollout but the first."""
+    if burn_in < 0:
+        raise ValueError(f"burn_in ({burn_in}) must be at least 0")
+    if burn_in and sequence_length == n_steps:
+        raise ValueError(
+            f"burn_in ({burn_in}) takes the steps before a sequence, and here a sequence is the whole rollout of "
+            f"{n_steps} steps: set a sequence_length below it, or burn_in=0"
+        )
+    if burn_in > sequence_length:
+        raise ValueError(
+            f"burn_in ({burn_in}) must be at most sequence_length ({sequence_length}); "
+            f"use {sequence_length}, or longer sequences"
+        )
+
+
+def number_of_minibatches(n_sequences: int, sequence_length: int, batch_size: int | None) -> int:
+    """How many minibatches an epoch has, given the steps that one may hold."""
+    if batch_size is None:
+        return 1
+    fitting = max(batch_size // sequence_length, 1)
+    return -(-n_sequences // fitting)
+
+
+def map_observations(function: Callable[[Any], Any], observations: Any) -> Any:
+    """Applies a function to an observation, or to each leaf of a (nested) dict of them."""
+    if isinstance(observations, dict):
+        return {key: map_observations(function, part) for key, part in observations.items()}
+    return function(observations)
+
+
+def put_observations(to: Any, row: int, observations: Any) -> None:
+    """``to[row] = observations`` for each leaf, which must have its shape: none is broadcast, no number is bent.
+
+    Raises:
+        ValueError: it has another shape, or a number that the dtype of the space cannot hold.
+    """
+    if isinstance(to, dict):
+        for key, part in to.items():
+            put_observations(part, row, observations[key])
+        return
+    expected = to.shape[1:]
+    if observations.shape != expected:
+        raise ValueError(
+            f"observations of {expected[0]} environments must have the shape {tuple(expected)}, got "
+            f"{tuple(observations.shape)}: the vector environment gives something else than its observation_space"
+        )
+    if isinstance(observations, np.ndarray) and observations.dtype != to.dtype:
+        _check_holds(to.dtype, observations)
+    to[row] = observations
+
+
+def _check_holds(dtype: Any, observations: NDArray[Any]) -> None:
+    """Raises ValueError unless the numbers stay what they are, but for rounding, in the dtype of their space."""
+    if dtype.kind == "f" or np.can_cast(observations.dtype, dtype):
+        return
+    with np.errstate(invalid="ignore"):
+        bent = observations.astype(dtype) != observations
+    if bent.any():
+        raise ValueError(
+            f"an observation is {observations[bent].flat[0]}, which its space of {dtype} cannot hold: mend the "
+            "environment, or its observation_space"
+        )
+
+
+def _room_for_observations(space: spaces.Space[Any], room: Callable[[tuple[int, ...], torch.dtype], Tensor]) -> Any:
+    if isinstance(space, spaces.Dict):
+        return {key: _room_for_observations(part, room) for key, part in space.spaces.items()}
+    check_observation_space(space)
+    return room(tuple(space.shape or ()), _torch_dtype(space.dtype))
+
+
+def _torch_dtype(dtype: Any) -> torch.dtype:
+    """The dtype kept in the buffer: float64 becomes float32, which is what every network reads."""
+    if np.dtype(dtype) == np.float64:
+        return torch.float32
+    return torch.from_numpy(np.zeros(0, dtype=dtype)).dtype

@@ -1,0 +1,228 @@
+"""Acting while collecting: one step of all environments, again and again.
+
+A step of a small network on a CPU is bound by the overhead of calls, and NumPy has a fraction of torch's. So where
+every part of a policy is of a kind known here, its acting step runs in NumPy on the parameters as they are when a
+rollout starts; they do not change before it ends. On a GPU the step is bound by the launches of its kernels, so it is
+captured once as a CUDA graph and replayed with one launch. Everything else acts through the policy itself. All give the
+same numbers up to rounding, which a test holds them to.
+
+Axes: B environments, F features, A components of an action.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution
+from torch import Tensor, nn
+
+from agents.kernels import heads as fused
+from agents.memory import State
+from agents.memory.core import NumpyState, NumpyStep
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.rollout.actor import Actor, Finish, TorchActor
+from agents.rollout.capture import GraphActor
+
+Array = NDArray[np.float32]
+Layers = Callable[[Array], Array]
+Sample = Callable[[Array, Array], tuple[NDArray[Any], Array]]  # last layer's output, its input -> actions, log-probs
+
+
+class NumpyActor:
+    """Acts in NumPy with the parameters as they are at construction: build one for every rollout.
+
+    Args:
+        steps: of the actor's memory and, if the critic has one of its own, of the critic's, as its plan has them.
+    """
+
+    def __init__(
+        self, policy: RecurrentActorCriticPolicy, rng: np.random.Generator, steps: Sequence[NumpyStep]
+    ) -> None:
+        self._features = _features_of(policy.observation_space)
+        self._actor_step, self._critic_step = steps[0], steps[1] if len(steps) > 1 else None
+        self._n_actor_parts = len(policy.memory_actor.initial_state(1))
+        heads = policy.mlp_extractor
+        self._reads_latent = isinstance(policy.action_dist, StateDependentNoiseDistribution)
+        self._latent = _layers_of(heads.policy_net) if self._reads_latent else None
+        self._output = _layers_of(*() if self._reads_latent else (heads.policy_net,), policy.action_net)
+        self._values = _layers_of(heads.value_net, policy.value_net)
+        policy.head.check_outputs(len(policy.action_net.get_parameter("weight")))
+        self._sample = _sampler_of(policy, rng)
+
+    def begin(self, state: State) -> NumpyState:
+        return tuple(part.numpy() for part in state)
+
+    def end(self, state: NumpyState) -> State:
+        return tuple(torch.from_numpy(np.array(part)) for part in state)
+
+    def act(
+        self, observations: Any, state: NumpyState, episode_starts: NDArray[np.bool_]
+    ) -> tuple[NDArray[Any], Finish]:
+        features = self._features(observations)
+        if self._critic_step is not None:
+            features = features.copy()  # environments at work may write over what they gave
+        hidden, actor_state = self._actor_step(features, state[: self._n_actor_parts], episode_starts)
+        if hidden is features:
+            hidden = hidden.copy()  # the same
+        latent = hidden if self._latent is None else self._latent(hidden)
+        actions, log_probs = self._sample(self._output(latent), latent)
+
+        def finish() -> tuple[Array, Array, NumpyState]:
+            if self._critic_step is None:
+                return self._values(hidden)[:, 0].copy(), log_probs, actor_state
+            critic_hidden, critic_state = self._critic_step(features, state[self._n_actor_parts :], episode_starts)
+            return self._values(critic_hidden)[:, 0].copy(), log_probs, actor_state + critic_state
+
+        return actions, finish
+
+    def on_host(self, actions: NDArray[Any]) -> NDArray[Any]:
+        return actions
+
+
+def make_actor(
+    policy: RecurrentActorCriticPolicy,
+    rng: np.random.Generator,
+    last: GraphActor | None = None,
+    capture: bool = True,
+) -> Actor:
+    """The actor with the least overhead for this policy, as its plan says that it is now.
+
+    Args:
+        last: the actor of the rollout before, if it was captured; where it still fits it is used again.
+        capture: whether acting on a GPU is captured as a CUDA graph.
+    """
+    acting = policy.acting_plan()
+    if acting.part.how == "NumPy":
+        return NumpyActor(policy, rng, acting.steps)
+    if policy.device.type != "cuda" or not capture:
+        return TorchActor(policy)
+    return last if last is not None and last.acts_for(policy) else GraphActor(policy)
+
+
+def _features_of(space: spaces.Space[Any]) -> Callable[[Any], NDArray[Any]]:
+    """From observations to what a memory's step in NumPy takes: for Discrete the places of the ones in one-hot rows."""
+    if isinstance(space, spaces.Discrete):
+        return lambda observations: observations.reshape(-1)
+    return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+
+
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Array, Array], object]] = {
+    nn.Tanh: lambda x, out: np.tanh(x, out=out),
+    nn.ReLU: lambda x, out: np.maximum(x, np.float32(0.0), out=out),
+}
+
+
+def _layers_of(*networks: nn.Module) -> Layers:
+    """Networks one after the other as one function on arrays, whose result the next call may write over."""
+    compiled = fused.layers_of(*networks)
+    if compiled is not None:
+        return fused.PackedPerceptron(compiled)
+    steps: list[Any] = []
+    for network in networks:
+        for layer in network if isinstance(network, nn.Sequential) else [network]:
+            if isinstance(layer, nn.Linear):
+                # Transposed once, so that a step is a plain matrix product.
+                weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
+                steps.append((weight, None if layer.bias is None else layer.bias.detach().numpy(), None))
+            else:
+                steps.append((None, None, _ACTIVATIONS[type(layer)]))
+
+    def run(x: Array) -> Array:
+        fresh = False  # the memory's output is not ours to write over
+        for weight, bias, activation in steps:
+            if activation is not None:
+                x = x if fresh else x.copy()
+                activation(x, x)
+            else:
+                x = x @ weight
+                if bias is not None:
+                    x += bias
+            fresh = True
+        return x
+
+    return run
+
+
+def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> Sample:
+    space = policy.action_space
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and fused.available:
+        return _compiled_sampler(space, rng)
+    if isinstance(space, spaces.Discrete):
+        return lambda logits, latent: _sample_categorical(logits, rng)
+    if isinstance(space, spaces.MultiDiscrete):
+        edges = np.cumsum([int(n) for n in space.nvec])[:-1]
+        return lambda logits, latent: _sample_several(np.split(logits, edges, axis=1), rng)
+    if isinstance(space, spaces.MultiBinary):
+        return lambda logits, latent: _sample_bits(logits, rng)
+    if isinstance(policy.action_dist, StateDependentNoiseDistribution):
+        return _state_dependent_sampler(policy.action_dist, policy.log_std)
+    return _gaussian_sampler(policy.log_std.detach().numpy(), rng)
+
+
+def _compiled_sampler(space: spaces.Discrete | spaces.MultiDiscrete, rng: np.random.Generator) -> Sample:
+    if isinstance(space, spaces.MultiDiscrete):
+        several = fused.CategoricalSampler([int(n) for n in space.nvec])
+        return lambda logits, latent: several(logits, rng)
+    one = fused.CategoricalSampler([int(space.n)])
+
+    def sample(logits: Array, latent: Array) -> tuple[NDArray[np.int64], Array]:
+        actions, log_probs = one(logits, rng)
+        return actions[:, 0], log_probs
+
+    return sample
+
+
+def _sample_categorical(logits: Array, rng: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
+    """(B, n) -> (B,) by Gumbel-max, and log softmax there."""
+    noise = np.maximum(rng.standard_exponential(logits.shape, dtype=np.float32), np.float32(1e-45))  # may be 0
+    actions = (logits - np.log(noise)).argmax(axis=1)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    chosen = shifted[np.arange(len(actions)), actions]
+    return actions, chosen - np.log(np.exp(shifted).sum(axis=1))
+
+
+def _sample_several(logits: list[Array], rng: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
+    choices = [_sample_categorical(part, rng) for part in logits]
+    log_probs: Array = np.sum([log_prob for _, log_prob in choices], axis=0, dtype=np.float32)
+    return np.stack([action for action, _ in choices], axis=1), log_probs
+
+
+def _sample_bits(logits: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """(B, n) -> bits, and their log-probability: -log(1 + e^-x) for a one, -log(1 + e^x) for a zero."""
+    probabilities = np.float32(0.5) * np.tanh(np.float32(0.5) * logits) + np.float32(0.5)
+    bits: Array = (rng.random(logits.shape, dtype=np.float32) < probabilities).astype(np.float32)
+    log_probs: Array = -np.logaddexp(np.float32(0), logits * (1 - 2 * bits)).sum(axis=1)
+    return bits, log_probs
+
+
+def _gaussian_sampler(log_std: Array, rng: np.random.Generator) -> Sample:
+    std = np.exp(log_std)
+    log_norm = np.float32(log_std.sum() + 0.5 * np.log(2 * np.pi) * len(log_std))
+
+    def sample(mean: Array, latent: Array) -> tuple[Array, Array]:
+        noise = rng.standard_normal(mean.shape, dtype=np.float32)
+        log_probs: Array = np.float32(-0.5) * np.square(noise).sum(axis=1) - log_norm
+        return np.add(mean, std * noise, dtype=np.float32), log_probs
+
+    return sample
+
+
+def _state_dependent_sampler(distribution: StateDependentNoiseDistribution, log_std: Tensor) -> Sample:
+    """Noise that is a function of the state, by matrices that the policy's ``reset_noise`` draws anew."""
+    variances = distribution.get_std(log_std.detach()).square().numpy()  # (features, A)
+
+    def sample(mean: Array, latent: Array) -> tuple[Array, Array]:
+        matrices = distribution.exploration_matrices
+        if len(latent) == 1 or len(latent) != len(matrices):
+            noise = latent @ distribution.exploration_mat.detach().numpy()
+        else:
+            noise = np.matmul(latent[:, None, :], matrices.detach().numpy())[:, 0]
+        variance = np.square(latent) @ variances + np.float32(distribution.epsilon)
+        terms = np.square(noise) / variance + np.log(variance) + np.float32(np.log(2 * np.pi))
+        log_probs: Array = np.float32(-0.5) * terms.sum(axis=1)
+        return mean + noise, log_probs
+
+    return sample

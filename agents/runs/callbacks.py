@@ -1,0 +1,421 @@
+"""What happens between two updates of a training run: stopping, checking, showing, saving, evaluating.
+
+All of these act where a rollout is about to start, that is on a whole update and never in the middle of one, and none
+does anything at a step.
+"""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from types import FrameType
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Column
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.analysis.evaluation import BothWays, evaluate_both_ways
+from agents.checkpoint import Captured, CheckpointError
+from agents.checks.text import printable
+from agents.runs.directory import RunDirectory
+from agents.runs.resuming import capture
+
+Result = TypeVar("Result")
+
+
+class TrainingFinished(Exception):
+    """Raised between two updates where training has reached what it was for."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether on a whole update."""
+
+    def __init__(self, signal_number: int, *, between_updates: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+        self.between_updates = between_updates
+
+
+class BetweenUpdates(BaseCallback):
+    """Calls ``act`` before every rollout and after the last update."""
+
+    needs_steps: ClassVar[bool] = False  # collecting need not stop at every step to call
+
+    def act(self) -> None:
+        raise NotImplementedError
+
+    def _on_rollout_start(self) -> None:
+        self.act()
+
+    def _on_training_end(self) -> None:
+        self.act()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class Interruption(BetweenUpdates):
+    """Lets Ctrl-C and SIGTERM end training on a whole update.
+
+    The first signal asks for it; a second one, or ``grace`` seconds, ends at once what is being done. What may not be
+    left half done is run by :meth:`protected`, and in it what may take long by :meth:`breakable`.
+    """
+
+    def __init__(self, grace: float = 10.0) -> None:
+        super().__init__()
+        self._grace = grace
+        self._received: int | None = None
+        self._listens = self._timed = False
+        self._before: dict[int, Any] = {}
+        self.saved: str | None = None
+        """Where the agent is that a run can go on from, to be said with the end."""
+
+    def act(self) -> None:
+        if self._received is not None:
+            raise Interrupted(self._received, between_updates=True)
+
+    def check(self) -> None:
+        """Raises :class:`Interrupted` where a signal has come."""
+        if self._received is not None:
+            raise self._interrupted()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals over inside, in the main thread (elsewhere Python lets nobody), once.
+
+        Raises:
+            Interrupted: whatever ends or fails after a signal, unless it failed in saving.
+        """
+        if self._listens or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._listens = True
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+            self.check()
+        except (Interrupted, CheckpointError, OSError):
+            raise
+        except Exception as error:
+            # A signal reaches worker processes too; what fails once they are gone is the interruption's doing.
+            if self._received is not None:
+                raise self._interrupted() from error
+            raise
+        finally:
+            if self._timed:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._listens = self._timed = False
+
+    def protected(self, act: Callable[[], Result]) -> Result:
+        """No signal ends what is done in here; it is noted."""
+        return act()
+
+    def breakable(self, act: Callable[[], Result]) -> Result:
+        """A signal ends this, be it within something protected: at once, where one came before."""
+        if self._received is not None:
+            self._alarm()
+        return act()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is None:
+            self._received = number
+            with suppress(Exception):  # a stream may be in the middle of a line
+                print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
+            self._alarm()
+        elif not self._is_protected(frame):
+            raise self._interrupted()
+
+    def _is_protected(self, frame: FrameType | None) -> bool:
+        """Whether the innermost of the two methods that is under way is ``protected``.
+
+        Asked of the stack, since a flag would be set an instruction too late or too early: an exception that comes
+        while ``breakable`` is on the stack is one that its caller can catch.
+        """
+        while frame is not None:
+            if frame.f_code in (Interruption.protected.__code__, Interruption.breakable.__code__):
+                return frame.f_code is Interruption.protected.__code__
+            frame = frame.f_back
+        return False
+
+    def _interrupted(self) -> Interrupted:
+        assert self._received is not None
+        interrupted = Interrupted(self._received)
+        if self.saved is not None:
+            interrupted.args = (f"{interrupted}; saved {self.saved}",)
+        return interrupted
+
+    def _alarm(self) -> None:
+        """After the grace once a second: what was raised in a destructor, say, Python only prints."""
+        if hasattr(signal, "setitimer") and self._listens:
+            if not self._timed:
+                self._timed = True
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive)
+            signal.setitimer(signal.ITIMER_REAL, self._grace, 1.0)
+
+
+class FiniteWeights(BetweenUpdates):
+    """Ends training where a weight is no longer finite, before anything is saved."""
+
+    def act(self) -> None:
+        for name, parameter in self.model.policy.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError(self._told(name))
+
+    def _told(self, name: str) -> str:
+        after = f"after {self.model.num_timesteps} steps"
+        for which, parameter in self.model.policy.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                return (
+                    f"the gradient of {which} is not finite in the update {after}, and so are the weights {name}: an "
+                    "observation or reward was far too large, a layer of the network has no gradient there, or the "
+                    "learning rate is too high"
+                )
+        return (
+            f"the weights {name} are not finite {after}: an observation or reward was not finite or far too large, or "
+            "the learning rate is too high"
+        )
+
+
+class Checkpoints(BetweenUpdates):
+    """Saves the agent every so many steps and keeps the latest few.
+
+    The agent is copied before every rollout, so that what is saved is always one that stood between two updates, where
+    it can be resumed exactly, whatever interrupts a rollout or an update and in whatever state that leaves it.
+
+    Args:
+        every: environment steps; 0 for only the last.
+        keep: how many.
+    """
+
+    def __init__(self, run: RunDirectory, every: int, keep: int) -> None:
+        super().__init__()
+        self._run, self._every, self._keep = run, every, keep
+        self._next = every
+        self._captured: tuple[int, Captured] | None = None
+        self._saved: tuple[int, str] | None = None
+
+    def _on_training_start(self) -> None:
+        self._next = _after(self.model.num_timesteps, self._every) if self._every else 0
+
+    def act(self) -> None:
+        self.capture()
+        self._run.check_there()
+        if self._every and self.model.num_timesteps >= self._next:
+            self._next = _after(self.model.num_timesteps, self._every)
+            self.save()
+
+    def save(self) -> str | None:
+        """Saves the agent as it last was between two updates and returns where; None before the first rollout."""
+        if self._captured is None:
+            return None
+        step, agent = self._captured
+        self._run.check_there()
+        if self._saved is None or self._saved[0] != step:
+            path = self._run.checkpoint(step)
+            path.parent.mkdir(exist_ok=True)
+            agent.save(path)
+            self._saved = (step, str(path))
+            self._run.drop_checkpoints(self._keep)
+        return self._saved[1]
+
+    def _on_training_end(self) -> None:
+        # The last update's figures come after the last rollout's, and before the file that says they were written.
+        if self.logger.name_to_value:
+            self.logger.dump(self.model.num_timesteps)
+        self.capture()
+        self.save()
+
+    def capture(self) -> None:
+        """Remembers the agent as it is now, between two updates."""
+        model: Any = self.model
+        self._captured = model.num_timesteps, capture(model)
+
+
+class PeriodicEvaluation(BetweenUpdates):
+    """Evaluates the agent every so many steps on environments of its own, and keeps the best one as best.zip.
+
+    Half of the episodes are played with sampled actions and half with the most probable ones; the best agent is that
+    of the higher return by the way that ``deterministic`` says. Seeds come from the run's seed and the step alone, so
+    that an evaluation depends on nothing that ran before it.
+
+    Args:
+        env: environments of the evaluation's own.
+        every: environment steps; 0 for never.
+        stop_at_return: a mean return at which training has done what it was for; None for none.
+        max_steps: an episode is cut there; None for never.
+        report: is told a line about each.
+        episodes: in all, of both ways to act.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        env: VecEnv,
+        *,
+        every: int,
+        episodes: int,
+        deterministic: bool,
+        seed: int,
+        stop_at_return: float | None = None,
+        max_steps: int | None = None,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__()
+        self._run, self._env = run, env
+        self._every, self._episodes, self._deterministic, self._seed = every, episodes, deterministic, seed
+        self._stop_at_return, self._max_steps, self._report = stop_at_return, max_steps, report
+        self._next, self._last, self._best = every, -1, -math.inf
+
+    def _on_training_start(self) -> None:
+        """Goes on after the evaluations that the run has had."""
+        step = self.model.num_timesteps
+        before = self._run.evaluations_until(step)
+        self._last = max((int(row["step"]) for row in before), default=-1)
+        self._next = _after(max(self._last, 0), self._every) if self._every else 0
+        known = [float(row["mean_reward"]) for row in before] if self._run.best.is_file() else []
+        self._best = max(known, default=-math.inf)
+
+    def act(self) -> None:
+        if self._every and self.model.num_timesteps >= self._next:
+            self._next = _after(self.model.num_timesteps, self._every)
+            self._evaluate()
+
+    def _on_training_end(self) -> None:
+        if self._every and self.model.num_timesteps > self._last:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        step = self._last = self.model.num_timesteps
+        seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0] >> 1)
+        model: Any = self.model
+        both = evaluate_both_ways(
+            model,
+            self._env,
+            self._episodes,
+            deterministic=self._deterministic,
+            seed=seed,
+            max_steps=self._max_steps,
+        )
+        result = both.told
+        # Of equals the later one: it has seen more.
+        is_best = result.mean >= self._best
+        self._run.check_there()
+        if is_best:
+            self._best = result.mean
+            self.model.save(self._run.best)
+        self._record(both, step)
+        best = ", the best" if is_best else ""
+        n_cut = result.cut + both.other.cut
+        cut = f" ({n_cut} cut after {self._max_steps:,} steps)" if n_cut else ""
+        differ = ", which differ" if both.differ else ""
+        self._report(
+            f"step {step:,}: mean return {both.deterministic.mean:.2f} deterministic, {both.sampled.mean:.2f} sampled"
+            f"{differ}, over {result.episodes + both.other.episodes} episodes{cut}{best}"
+        )
+        if self._stop_at_return is not None and result.mean >= self._stop_at_return:
+            raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({self._stop_at_return})")
+
+    def _record(self, both: BothWays, step: int) -> None:
+        result = both.told
+        figures: dict[str, Any] = {
+            "mean_reward": result.mean,
+            "std_reward": result.std,
+            "median_reward": result.median,
+            "interquartile_mean_reward": result.interquartile_mean,
+            "mean_ep_length": result.mean_length,
+            "deterministic_mean_reward": both.deterministic.mean,
+            "sampled_mean_reward": both.sampled.mean,
+        }
+        if result.success_rate is not None:
+            figures["success_rate"] = result.success_rate
+        for name, value in figures.items():
+            self.logger.record(f"eval/{name}", value)
+        self.logger.record("time/total_timesteps", step, exclude="tensorboard")
+        self.logger.dump(step)
+        self._run.append_evaluation({"step": step, "episodes": result.episodes, "success_rate": None, **figures})
+
+
+class ProgressDisplay(BetweenUpdates):
+    """A progress bar with rate, time left and last return on a terminal, a line every few seconds elsewhere.
+
+    Args:
+        seconds: between two lines where there is no terminal.
+    """
+
+    def __init__(self, total: int, *, shown: bool = True, seconds: float = 10.0) -> None:
+        super().__init__()
+        self._total, self._shown, self._seconds = total, shown, seconds
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._started = self._last_line = time.monotonic()
+        self._first: int | None = None  # step, not the first one where a run goes on
+
+    def report(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._shown:
+            self._console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """The bar stands inside."""
+        if not (self._shown and self._console.is_terminal):
+            yield
+            return
+        narrow = self._console.width < 70  # what there is to read comes first, on two lines
+        texts = [
+            TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=not narrow)) for name in self._figures()
+        ]
+        columns: list[ProgressColumn] = [*([] if narrow else [BarColumn()]), *texts]
+        # Drawn only between updates: a thread of its own would take time from them.
+        with Progress(*columns, console=self._console, auto_refresh=False) as self._bar:
+            self._bar.add_task("", total=self._total, **self._figures())
+            yield
+        self._bar = None
+
+    def _on_training_start(self) -> None:
+        self._started = self._last_line = time.monotonic()
+        self._first = self.model.num_timesteps
+        # The last rollout is a whole one.
+        rollout = self.model.n_envs * getattr(self.model, "n_steps", 1)
+        self._total = self._first + math.ceil((self._total - self._first) / rollout) * rollout
+
+    def act(self) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            done = self.model.num_timesteps
+            self._bar.update(self._bar.task_ids[0], total=self._total, completed=done, refresh=True, **self._figures())
+        elif self._shown and now - self._last_line >= self._seconds:
+            self._last_line = now
+            self.report(", ".join(self._figures().values()))
+
+    def _figures(self) -> dict[str, Any]:
+        """What a bar and a line say, before training too."""
+        if self._first is None:
+            return dict(steps=f"0 of {self._total:,} steps", rate="- a second", left="- left", last="return -")
+        done = self.model.num_timesteps
+        rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
+        left = f"{timedelta(seconds=round(max(0, self._total - done) / rate))}" if rate else "-"
+        recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        return dict(
+            steps=f"{done:,} of {self._total:,} steps",
+            rate=f"{rate:,.0f} a second",
+            left=f"{left} left",
+            last=f"return {safe_mean(recent):.2f}" if recent else "return -",
+        )
+
+
+def _after(step: int, every: int) -> int:
+    """The next multiple of ``every``."""
+    return (step // every + 1) * every

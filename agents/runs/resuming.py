@@ -1,0 +1,157 @@
+"""Going on with a run as if it had never stopped: what beside the agent is saved, and how all of it is brought back.
+
+A checkpoint is the agent between two updates, with three attributes more: where its environments stand, the figures
+that wait for the next row of metrics, and what it was computed with, on which the last bits of sums depend.
+"""
+
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.checkpoint.agent import OF_A_RUN, Captured, SavedAgent, capture_algorithm, undisturbed
+from agents.checkpoint.container import CheckpointError
+from agents.kernels.binding import BUILDS, VERSIONS
+from agents.runs.directory import RunDirectory
+
+Algorithm = TypeVar("Algorithm", bound=RecurrentOnPolicyAlgorithm)
+
+ENVIRONMENTS, FIGURES, COMPUTING = OF_A_RUN
+DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+class Resumed(NamedTuple):
+    """An agent that goes on."""
+
+    agent: Any
+    file: Path
+    notes: list[str]
+    """What is not as it would have been without the interruption, for the user."""
+
+
+def capture(model: RecurrentOnPolicyAlgorithm) -> Captured:
+    """The agent, its environments and its pending figures, as they are between two updates."""
+    attributes: Any = model
+    setattr(attributes, ENVIRONMENTS, _snapshot(model.env))
+    setattr(attributes, FIGURES, _pending(model.logger))
+    setattr(attributes, COMPUTING, computing(model))
+    return capture_algorithm(model, include=[ENVIRONMENTS, FIGURES, COMPUTING])
+
+
+def computing(model: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
+    """What an agent computes with, as far as it decides the last bits of numbers."""
+    return {
+        "kernels": " and ".join(BUILDS.get(name, "none") for name in sorted(VERSIONS)),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "device": model.device.type,
+    }
+
+
+def resume(
+    run: RunDirectory,
+    algorithm: type[Algorithm],
+    env: VecEnv,
+    *,
+    seed: int,
+    device: str = "auto",
+    custom_objects: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = print,
+) -> Resumed | None:
+    """The agent of a run's last whole checkpoint, its environments where they stood; None where there is none.
+
+    Args:
+        env: made anew as they were, before normalisation.
+        seed: of the new episodes where the old ones cannot be brought back.
+        custom_objects: see ``agents.checkpoint.load_algorithm``.
+        report: is told of every checkpoint that is passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them can be read.
+    """
+    there = [path for _, path in reversed(run.checkpoints())]
+    for file in there:
+        try:
+            saved = SavedAgent(file, custom_objects)
+            agent = algorithm.load(
+                file, env=env, device=device, custom_objects=dict(custom_objects or {}), force_reset=False
+            )
+        except CheckpointError as error:
+            report(f"passing over a checkpoint: {error}")
+            continue
+        notes = _changed(saved, agent)
+        with undisturbed():
+            trouble = _restored(agent)
+        if trouble is not None:
+            _start_new_episodes(agent, seed)
+            notes.append(f"{trouble}: new episodes begin, and all else goes on")
+        return Resumed(agent, file, notes)
+    if there:
+        raise CheckpointError(f"none of the {len(there)} checkpoints of {run.path} can be read; start a new run")
+    return None
+
+
+def restore_pending(model: RecurrentOnPolicyAlgorithm) -> None:
+    """Puts into the agent's logger the figures that waited for the next row when it was saved."""
+    pending: Any = getattr(model, FIGURES, None) or {}
+    for name, (value, excluded) in pending.items():
+        model.logger.record(name, value, tuple(excluded))
+
+
+def _snapshot(env: Any) -> Any:
+    base = _base(env)
+    return None if base is None else base.snapshot()
+
+
+def _base(env: Any) -> Any:
+    """The outermost environments that can be brought back, below what normalises them; None where there are none."""
+    while env is not None and not hasattr(type(env), "snapshot"):
+        env = vars(env).get("venv")
+    return env
+
+
+def _pending(logger: Any) -> dict[str, Any]:
+    return {
+        name: [float(value) if isinstance(value, np.generic) else value, list(logger.name_to_excluded[name] or ())]
+        for name, value in logger.name_to_value.items()
+        if isinstance(value, bool | int | float | np.floating | np.integer)
+    }
+
+
+def _restored(agent: Any) -> str | None:
+    """Brings an agent's environments to where they stood; where that fails, why."""
+    state, base = getattr(agent, ENVIRONMENTS, None), _base(agent.env)
+    if state is None or base is None or agent._last_obs is None:
+        return "the checkpoint does not say where its environments stood, which do not know it themselves"
+    try:
+        exact = base.restore(state)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"the environments cannot be brought back to where they stood ({error})"
+    if not exact:
+        return (
+            "the environments are not where they stood after the same seeds and actions: they are not deterministic, "
+            "or have changed"
+        )
+    return None
+
+
+def _start_new_episodes(agent: Any, seed: int) -> None:
+    """From a seed that the run has not used before, and no two resumptions share."""
+    agent._last_obs = None
+    agent.env.seed(int(np.random.SeedSequence([seed, agent.num_timesteps, 1]).generate_state(1)[0] >> 1))
+
+
+def _changed(saved: SavedAgent, agent: Any) -> list[str]:
+    before = getattr(agent, COMPUTING, None)
+    were = {**saved.versions, **(before if isinstance(before, dict) else {})}
+    changed = [
+        f"{name} {were[name]} is now {now}"
+        for name, now in {**DECIDING, **computing(agent)}.items()
+        if name in were and were[name] != now
+    ]
+    return [f"{', '.join(changed)}: the last bits may differ"] if changed else []

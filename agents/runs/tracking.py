@@ -1,0 +1,512 @@
+"""Where metrics go: a CSV file always, TensorBoard and Weights & Biases beside it, under Stable-Baselines3's names.
+
+The CSV file is flushed line by line, so that it is whole whatever ends the process. Weights & Biases never blocks a
+run for longer than its timeout and never ends one: where it cannot be reached the run is recorded offline, and where it
+fails later the run goes on, recorded on disk, and is uploaded by hand.
+
+metrics.csv is the record. Where a process is killed, Weights & Biases lacks what was under way to it: a run that goes
+on sends that again, out of the file, and nothing twice.
+"""
+
+import csv
+import hashlib
+import http.client
+import io
+import json
+import math
+import os
+import secrets
+import struct
+import sys
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+
+from agents.checks.text import printable
+from agents.runs.directory import RunDirectory, rows_until
+
+Mode = Literal["off", "offline", "online"]
+Answer = TypeVar("Answer")
+
+
+def make_logger(
+    run: RunDirectory,
+    *,
+    tensorboard: bool = True,
+    wandb: Mapping[str, Any] | None = None,
+    resumed_at: int | None = None,
+) -> Logger:
+    """Stable-Baselines3's logger over a run's directory.
+
+    Args:
+        wandb: arguments of :class:`WandbWriter`, None for none.
+        resumed_at: the environment step that a run goes on from: what is there up to it is kept, what came after it
+            is dropped, for it comes again. None: a new run.
+    """
+    writers: list[KVWriter] = [CsvWriter(run.metrics, resumed_at)]
+    if tensorboard:
+        writers.append(TensorBoardWriter(run.tensorboard, resumed_at))
+    if wandb is not None:
+        writers.append(WandbWriter(run.path, **wandb))
+    return RunLogger(str(run.path), writers)
+
+
+class RunLogger(Logger):
+    """Stable-Baselines3's, that closes all its writers whatever one of them says."""
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            for writer in self.output_formats:
+                stack.callback(writer.close)
+
+
+class CsvWriter(KVWriter):
+    """A row a dump. A metric that turns up later gets a new column, empty in the rows before.
+
+    Args:
+        resumed_at: rows of the file up to this step are kept; None: none are.
+    """
+
+    def __init__(self, path: Path, resumed_at: int | None = None) -> None:
+        self._path = path
+        self._columns: list[str] = []
+        kept = [] if resumed_at is None else rows_until(path, resumed_at)[1]
+        if kept:
+            self._columns = list(kept[0])
+            self._rewrite([list(row.values()) for row in kept])
+        else:
+            self._file = path.open("w", newline="", encoding="utf-8")
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        if os.fstat(self._file.fileno()).st_nlink == 0 or not self._path.exists():
+            raise FileNotFoundError(f"{self._path} was removed while the run went on; what it held is lost")
+        row = {"step": step, **_numbers(key_values, key_excluded, "csv")}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._add_columns(new)
+        csv.writer(self._file).writerow([row.get(name, "") for name in self._columns])
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add_columns(self, names: list[str]) -> None:
+        """Rewrites what there is under a longer header, beside the file and then in its place."""
+        self._file.close()
+        with self._path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))[1:]
+        self._columns += names
+        self._rewrite(rows)
+
+    def _rewrite(self, rows: list[list[str]]) -> None:
+        beside = self._path.with_suffix(".tmp")
+        with beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(self._columns)
+            writer.writerows([*row, *[""] * (len(self._columns) - len(row))] for row in rows)
+        beside.replace(self._path)
+        self._file = self._path.open("a", newline="", encoding="utf-8")
+
+
+class TensorBoardWriter(TensorBoardOutputFormat):
+    """Stable-Baselines3's. What the system does not take is an OSError that names the folder."""
+
+    def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
+        self._folder = folder
+        is_new = not any(folder.glob("*")) if folder.is_dir() else True
+        with self._told():
+            super().__init__(str(folder))
+            if not is_new:
+                # Tells readers to forget what earlier files say of later steps; of a run from its beginning, all.
+                restart = Event(session_log=SessionLog(status=SessionLog.START))
+                events: Any = self.writer.file_writer
+                events.add_event(restart, 0 if resumed_at is None else resumed_at + 1)
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        with self._told():
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        with self._told():
+            super().close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise OSError(f"TensorBoard cannot write to {self._folder}: {_last_line(str(error))}") from error
+
+
+class WandbWriter(KVWriter):
+    """Logs straight to Weights & Biases, with the environment step as the axis of every metric.
+
+    A directory is one run there: its id lies in ``wandb_id.txt``, and a writer on the same directory goes on with it.
+    At the end go up what lies in the directory by then: the models, as one artifact whose versions ``best`` and
+    ``latest`` are each laid out as a run's directory (``evaluate.py`` takes them), ``videos/`` and the pictures of
+    ``insight/``; and figures to compare runs by: ``best_return``, ``mean_return`` and ``last_return`` of the periodic
+    evaluations (of the training episodes where there was none), ``steps`` and ``steps_per_second``.
+
+    Args:
+        directory: of the run; the files go to ``directory/wandb``.
+        mode: online becomes offline where there is no key or no network.
+        group: None: runs that differ in nothing but their seed share one.
+        timeout: seconds to wait for the server, at the start and again at the end.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        mode: Mode,
+        project: str,
+        config: Mapping[str, Any],
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        timeout: float = 8.0,
+    ) -> None:
+        self.mode: Mode = mode
+        self._directory, self._timeout = directory, timeout
+        self._unsent: list[str] = []  # why, where something could not be sent
+        self._returns = Returns()
+        self._next = 0  # the number of the row that comes next, that of metrics.csv
+        # Its reports on itself wait at exit for a server that does not answer, and it takes our package `agents` for a
+        # library of language models and recommends a tool for these.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
+        if mode == "online" and (reason := _cannot_go_online(timeout)):
+            _say(f"{reason}; recording offline, upload later with `wandb sync {directory / 'wandb' / 'offline-run-*'}`")
+            self.mode = "offline"
+        arguments = dict(
+            dir=str(directory),
+            id=run_id(directory),
+            resume="allow",
+            name=directory.name,
+            project=project,
+            entity=entity,
+            group=group or seed_group(config),
+            tags=list(tags),
+            config=dict(config),
+        )
+        self._run: Any = self._started(arguments, timeout)
+        self._there, self._there_until = self._already_there()
+        for kept in rows_until(directory / "metrics.csv")[1]:
+            step = int(kept.pop("step"))
+            self._log({"global_step": step, **{name: _value(text) for name, text in kept.items() if text}})
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self._log({"global_step": step, **_numbers(key_values, key_excluded, "wandb")})
+
+    def close(self, exit_code: int | None = None) -> None:
+        """Sends what is left and waits for it, at most as long as the timeout.
+
+        Args:
+            exit_code: None: 1 where this is called on an exception's way up, and the run is marked as failed; else 0.
+        """
+        if self._run is None:
+            return
+        if exit_code is None:
+            exit_code = 0 if sys.exc_info()[0] is None else 1
+        with redirect_stderr(io.StringIO()) as warned:  # what it has to say there, we say in one line
+            with self._noted():
+                self._publish()
+            with self._noted():
+                self._run.finish(exit_code=exit_code)
+        reasons = "; ".join(self._unsent) or _last_line(warned.getvalue())
+        if reasons and self.mode == "online":
+            _say(
+                f"not everything was sent ({reasons}); what was logged is in {self._files}, upload it with "
+                f"`wandb sync --include-online {self._files}`"
+            )
+        elif reasons:
+            _say(f"not everything was recorded ({reasons})")
+        self._run = None
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Sends a row, unless it is there already."""
+        number, self._next = self._next, self._next + 1
+        self._returns.add(row)
+        if "eval/mean_reward" in row:
+            row |= self._returns.summary()
+        if self._run is None or (number < self._there and row["global_step"] <= self._there_until):
+            return
+        try:
+            self._run.log({**row, "row": number})
+        except Exception as error:
+            self._give_up(error)
+
+    def _already_there(self) -> tuple[int, int]:
+        """How many rows of this run are there from before, and the step of the last: online what the server says."""
+        if self._run is None:
+            return 0, -1
+        if self.mode == "offline":
+            return recorded_rows(self._directory)
+        last = self._run.summary.get("row"), self._run.summary.get("global_step")
+        return (0, -1) if None in last else (int(last[0]) + 1, int(last[1]))
+
+    def _started(self, arguments: dict[str, Any], timeout: float) -> Any:
+        try:
+            return self._start(arguments, timeout)
+        except Exception as error:
+            if self.mode == "offline":
+                return self._give_up(error)
+            _say(f"could not go online ({_last_line(str(error))}); recording offline")
+        self.mode = "offline"
+        try:
+            import wandb
+
+            wandb.teardown()  # what has failed goes on holding the run's id
+            return self._start(arguments, timeout)
+        except Exception as error:
+            return self._give_up(error)
+
+    def _start(self, arguments: dict[str, Any], timeout: float) -> Any:
+        import wandb
+
+        known = set(getattr(wandb.Settings, "model_fields", ()))
+        # finish_timeout is recent; without it finish() waits for an upload however long that takes.
+        options: dict[str, Any] = dict(
+            init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=True, silent=True, console="off"
+        )
+        settings = wandb.Settings(**{name: value for name, value in options.items() if name in known})
+        mode: Any = self.mode
+        run = wandb.init(mode=mode, settings=settings, **arguments)
+        self._files = Path(run.dir).parent
+        for name in ("global_step", "row"):
+            run.define_metric(name, hidden=True)
+        run.define_metric("*", step_metric="global_step")
+        return run
+
+    def _publish(self) -> None:
+        """Everything that is no row of metrics. A file that cannot be sent does not keep the others back."""
+        import wandb
+
+        summary = self._run.summary
+        named = {"steps": summary.get("global_step"), "steps_per_second": summary.get("time/fps")}
+        summary.update({**self._returns.summary(), **{name: each for name, each in named.items() if each is not None}})
+        for path in sorted(self._directory.glob("videos/*")):
+            if path.suffix in (".mp4", ".gif"):
+                self._show(f"videos/{path.stem}", path, wandb.Video, format=path.suffix[1:])
+        for path in sorted(self._directory.glob("insight/*.png")):
+            self._show(f"plots/{path.stem}", path, wandb.Image)
+        # Sending a model asks the server first, and asks on and on where it has gone.
+        if self.mode == "online" and not _server_answers(self._timeout):
+            self._unsent.append("the server does not answer")
+            return
+        run = RunDirectory(self._directory)
+        # The server takes the last that comes for the latest.
+        for alias, models in (("best", [run.best]), ("latest", [path for _, path in run.checkpoints()[-1:]])):
+            for model in models:
+                if model.is_file():
+                    self._send_model(model, alias)
+
+    def _show(self, name: str, path: Path, kind: Callable[..., Any], **options: Any) -> None:
+        with self._noted():
+            self._run.log({"global_step": self._run.summary.get("global_step", 0), name: kind(str(path), **options)})
+
+    def _send_model(self, model: Path, alias: str) -> None:
+        sent = _within(self._timeout, partial(self._log_model, model, alias), default=None)
+        if sent is None:
+            self._unsent.append(f"{model.name} was not sent")
+        elif self.mode == "online":  # where another is to come after it, not beside it
+            _within(self._timeout, sent.wait, default=None)
+
+    def _log_model(self, model: Path, alias: str) -> Any:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
+        for path in (model, self._directory / "settings.yaml"):
+            if path.is_file():
+                # Immutable: sent from where it lies, without a copy in the user's home.
+                name = path.relative_to(self._directory).as_posix()
+                artifact.add_file(str(path), name=name, policy="immutable", skip_cache=True)
+        return self._run.log_artifact(artifact, aliases=[alias])
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Whatever fails inside is a reason to give, and nothing more."""
+        try:
+            yield
+        except Exception as error:
+            self._unsent.append(_last_line(str(error)) or type(error).__name__)
+
+    def _give_up(self, error: Exception) -> None:
+        """Whatever fails there, the run goes on: its metrics are in metrics.csv."""
+        self._run = None
+        _say(f"no longer recording: {error}")
+
+
+def recorded_rows(directory: Path) -> tuple[int, int]:
+    """How many rows the files of Weights & Biases in a run's directory hold, and the step of the last of them."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    count, until = 0, -1
+    for file in directory.glob("wandb/*run-*/run-*.wandb"):
+        for data in _whole_records(file.read_bytes()):
+            try:
+                record = Record.FromString(data)
+                row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                if "row" in row:
+                    count, until = max(count, int(row["row"]) + 1), max(until, int(row["global_step"]))
+            except Exception:  # of a newer wandb: what is not understood is not known to be there, and is sent
+                break
+    return count, until
+
+
+def _whole_records(content: bytes) -> Iterator[bytes]:
+    """The records of a file of Weights & Biases that were written to their ends.
+
+    The format is that of LevelDB's log, after a header of 7 bytes: blocks of 32 KiB that hold parts, each with a
+    checksum, a length and a kind (1 whole, 2 first, 3 middle, 4 last).
+    """
+    at, record = 7, b""
+    while at + 7 <= len(content):
+        left_in_block = 32768 - at % 32768
+        if left_in_block < 7:
+            at += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if kind not in (1, 2, 3, 4) or at + 7 + length > len(content):
+            return
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
+class Returns:
+    """What there is to compare runs by: of evaluations, and where there is none of the episodes of training."""
+
+    NAMES = ("eval/mean_reward", "rollout/ep_rew_mean")
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[float]] = {name: [] for name in self.NAMES}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        for name, seen in self._seen.items():
+            value = row.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                seen.append(float(row[name]))
+
+    def summary(self) -> dict[str, float]:
+        """The best, the mean and the last; empty where there is no return yet."""
+        returns = next(filter(None, self._seen.values()), [])
+        if not returns:
+            return {}
+        return {"best_return": max(returns), "mean_return": float(np.mean(returns)), "last_return": returns[-1]}
+
+
+def run_id(directory: Path) -> str:
+    """The id that a directory's run has at Weights & Biases, kept in the directory from the first time on."""
+    file = directory / "wandb_id.txt"
+    if not file.is_file():
+        # The agent of a sweep decides it.
+        file.write_text((os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)) + "\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()
+
+
+def seed_group(config: Mapping[str, Any]) -> str | None:
+    """A name shared by the runs whose settings differ in nothing but the seed and what does not shape the agent."""
+    if "seed" not in config:
+        return None
+    apart = {"seed", "name", "runs", "device", "threads", "progress", "tracking", "checkpoint"}
+    shared = {name: value for name, value in config.items() if name not in apart}
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    task, memory = config.get("env", {}).get("id"), config.get("policy", {}).get("memory")
+    return "-".join(str(part) for part in (task, memory, digest) if part)
+
+
+def _cannot_go_online(timeout: float) -> str | None:
+    """Why not, found out without a prompt and within the timeout; None where it can be tried."""
+    if not _within(timeout, _has_key, default=False):
+        return "there is no key (`wandb login` stores one)"
+    return None if _server_answers(timeout) else f"{_server()} cannot be reached"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import wandb
+
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # wandb before 0.31 has no such argument
+        return bool(wandb.api.api_key)
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _server_answers(timeout: float) -> bool:
+    return _within(timeout, lambda: _answers(_server(), timeout), default=False)
+
+
+def _answers(server: str, timeout: float) -> bool:
+    """Whether anything comes back: a connection alone may be to a proxy or firewall that swallows the rest."""
+    try:
+        urllib.request.urlopen(server, timeout=timeout).close()
+    except urllib.error.HTTPError:  # an answer too
+        return True
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    return True
+
+
+def _within(seconds: float, question: Callable[[], Answer], default: Answer) -> Answer:
+    """The answer, or the default where it fails or takes longer: looking up a name knows no timeout of its own."""
+    answers = [default]
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except Exception as error:
+            warnings.warn(f"Weights & Biases: {error}", stacklevel=2)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[-1]
+
+
+def _value(text: str) -> int | float | str:
+    """What a row of metrics.csv says, as it was logged."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+def _say(message: str) -> None:
+    print(printable(f"Weights & Biases: {message}"), file=sys.stderr)
+
+
+def _numbers(key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], writer: str) -> dict[str, Any]:
+    """What of a dump is a number or a text and not excluded from this writer."""
+    numbers: dict[str, Any] = {}
+    for name, value in sorted(key_values.items()):
+        if writer in (key_excluded.get(name) or ()):
+            continue
+        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
+            value = value.item()
+        if isinstance(value, (bool, int, float, str)):
+            numbers[name] = value
+    return numbers

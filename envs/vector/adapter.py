@@ -1,0 +1,213 @@
+"""A gymnasium vector environment behind Stable-Baselines3's VecEnv, at next to no cost a step.
+
+Axes: N environments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from envs.tasks.batch import BatchEnv
+from envs.tasks.observations import take, truth
+from envs.vector.episodes import Episodes
+from envs.vector.group import counts_episodes
+from envs.vector.infos import RESET_STEP, Infos, info_of
+from envs.vector.state import set_state, state_of
+
+
+class VectorEnvAdapter(VecEnv):
+    """Steps a gymnasium `VectorEnv` as an SB3 `VecEnv`.
+
+    Where an episode ended, and only there, an info is written: what the environment said, "terminal_observation",
+    "TimeLimit.truncated" (ended by a time limit alone), and "episode": {"r": return, "l": steps, "t": seconds since
+    this object was made}, so that no Monitor is needed (asked whether a Monitor is there, it says yes).
+
+    A vector environment that resets in the next step spends a step on it: action and reward mean nothing there. That
+    step is marked with infos[i][RESET_STEP] = True, its done is False, and no episode counts it.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        self.env = env
+        self.autoreset_mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        if self.autoreset_mode is AutoresetMode.DISABLED:
+            raise ValueError(f"{env} does not reset its environments; make it with autoreset mode SAME_STEP")
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._actions: Any = None
+        self._episodes = Episodes(self.num_envs)
+        self._resetting: list[int] | None = None
+        self._counted = _counts_episodes(env)
+
+    def reset(self) -> VecEnvObs:
+        seeds, options = self._seeds, self._options
+        if any(entry != options[0] for entry in options):
+            raise ValueError("a vector environment takes the same reset options for all; use backend='serial'")
+        seed: Any = None if all(seed is None for seed in seeds) else list(seeds)
+        # Gymnasium's rule is that seed s means s + i for environment i, and not every vector environment takes a list.
+        if seed is not None and seed[0] is not None and seed == [seed[0] + i for i in range(self.num_envs)]:
+            seed = int(seed[0])
+        observations, infos = self.env.reset(seed=seed, options=options[0] or None)
+        self.reset_infos = [info_of(infos, i) for i in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        self._episodes.start_all()
+        self._resetting = None
+        return observations  # type: ignore[no-any-return]
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        return self.step(self._actions)
+
+    def step(self, actions: NDArray[Any]) -> VecEnvStepReturn:
+        """(N, ...) -> observations (N, ...), rewards (N,) float32, dones (N,) bool, infos."""
+        observations, rewards, terminations, truncations, said = self.env.step(actions)
+        if rewards.dtype != np.float32:
+            rewards = rewards.astype(np.float32)
+        self._episodes.add(rewards)
+        if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
+            terminations, truncations = _truths(terminations, "terminations"), _truths(truncations, "truncations")
+        dones = np.logical_or(terminations, truncations)
+        infos = Infos(self.num_envs, said)
+        if self._resetting is not None:
+            self._finish_resets(said, infos)
+        if np.count_nonzero(dones):
+            self._end_episodes(dones, terminations, observations, said, infos)
+        return observations, rewards, dones, infos  # type: ignore[return-value]
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Where the environments stand, as plain data; None where only they themselves know."""
+        if not isinstance(self.env, BatchEnv):
+            return None
+        return {"kind": "vector", "env": state_of(self.env), "episodes": self._episodes.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Brings the environments to where they stood. False where that is not possible: reset them then."""
+        if not isinstance(self.env, BatchEnv) or state["kind"] != "vector":
+            return False
+        set_state(self.env, state["env"])
+        self._episodes.set_state(state["episodes"])
+        self._reset_seeds()
+        return True
+
+    def close(self) -> None:
+        self.env.close()
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        frames = self.env.render()
+        return [None] * self.num_envs if frames is None else list(frames)  # type: ignore[arg-type]
+
+    def has_attr(self, attr_name: str) -> bool:
+        try:
+            self.get_attr(attr_name)
+        except AttributeError:
+            return False
+        return True
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the environments; one of the vector environment itself is every environment's."""
+        rows = list(self._get_indices(indices))
+        if hasattr(self.env, "get_attr"):
+            values = self.env.get_attr(attr_name)
+            return [values[i] for i in rows]
+        return [getattr(self.env, attr_name)] * len(rows)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        rows = list(self._get_indices(indices))
+        if hasattr(self.env, "set_attr"):
+            values = [value] * self.num_envs if len(rows) == self.num_envs else self.get_attr(attr_name)
+            for i in rows:
+                values[i] = value
+            self.env.set_attr(attr_name, values)
+        elif len(rows) == self.num_envs:
+            setattr(self.env, attr_name, value)
+        else:
+            raise ValueError(f"{attr_name!r} is one for all environments of {self.env}: set it for all of them")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of the environments. One that steps them all in NumPy has only `render`."""
+        rows = list(self._get_indices(indices))
+        if method_name == "render":
+            frames: Sequence[Any] = self.env.render() or [None] * self.num_envs
+        elif hasattr(self.env, "call"):
+            frames = self.env.call(method_name, *method_args, **method_kwargs)
+        else:
+            raise AttributeError(
+                f"{self.env} has no method {method_name!r} for one environment at a time; make it with backend='serial'"
+            )
+        return [frames[i] for i in rows]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        wrapped = wrapper_class is Monitor
+        return [wrapped for _ in self._get_indices(indices)]
+
+    def _end_episodes(
+        self,
+        dones: NDArray[np.bool_],
+        terminations: NDArray[np.bool_],
+        observations: Any,
+        said: dict[str, Any],
+        infos: Infos,
+    ) -> None:
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+        last_observations = said["final_obs"] if same_step else observations
+        said_last = said.get("final_info") if same_step else said
+        said_first = {name: values for name, values in said.items() if name not in _LAST_STEP} if same_step else None
+        rows = dones.nonzero()[0].tolist()
+        for i, episode in zip(rows, self._episodes.end(rows), strict=True):
+            info = info_of(said_last, i) if said_last else {}
+            info["terminal_observation"] = _row(last_observations, i)
+            info["TimeLimit.truncated"] = not terminations[i]
+            if not self._counted or "episode" not in info:
+                info["episode"] = episode
+            infos.made[i] = info
+            if same_step:
+                self.reset_infos[i] = info_of(said_first, i) if said_first else {}
+        if not same_step:
+            self._resetting = rows
+
+    def _finish_resets(self, said: dict[str, Any], infos: Infos) -> None:
+        """The episodes that ended a step ago start with this step's observation."""
+        assert self._resetting is not None
+        for i in self._resetting:
+            self.reset_infos[i] = info_of(said, i)
+            infos.made[i] = {RESET_STEP: True}
+        self._episodes.start(self._resetting)
+        self._resetting = None
+
+
+_LAST_STEP = frozenset(("final_obs", "_final_obs", "final_info", "_final_info"))
+
+
+def _truths(values: Any, name: str) -> NDArray[np.bool_]:
+    return np.array([truth(value, name) for value in values], dtype=np.bool_)
+
+
+def _counts_episodes(env: Any) -> bool:
+    """Whether a wrapper among these counts episodes, so that "episode" in their infos is its word."""
+    while isinstance(env, VectorWrapper):
+        if isinstance(env, RecordEpisodeStatistics):
+            return True
+        env = env.env
+    return all(map(counts_episodes, getattr(env, "envs", None) or [None]))
+
+
+def _row(observations: Any, row: int) -> Any:
+    """A copy of the observation of one environment; last ones gymnasium gives as an array of objects."""
+    if isinstance(observations, dict):
+        return take(observations, row)
+    observation = observations[row]
+    return take(observation, ...) if isinstance(observation, dict | tuple) else observation.copy()

@@ -1,0 +1,275 @@
+"""From an id and wrappers to a fast vector environment behind Stable-Baselines3's VecEnv.
+
+Axes: N environments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
+
+from envs.tasks.observations import copied, is_nested, take, write
+from envs.vector.adapter import VectorEnvAdapter
+from envs.vector.errors import EnvError, UnknownEnvError
+from envs.vector.group import make_one
+from envs.vector.processes import SubprocessVecEnv
+from envs.vector.serial import SerialVecEnv
+from envs.vector.state import set_state, state_of
+from envs.wrappers.transforms import Flatten, Transform, build, is_transform, named
+
+__all__ = [
+    "EnvError",
+    "SerialVecEnv",
+    "SubprocessVecEnv",
+    "UnknownEnvError",
+    "VectorEnvAdapter",
+    "WrappedVecEnv",
+    "make",
+]
+
+Backend = Literal["auto", "vector", "serial", "subprocess"]
+
+
+def make(
+    id: str | Callable[[], gymnasium.Env[Any, Any]],
+    n_envs: int = 8,
+    *,
+    seed: int | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[Any] = (),
+    backend: Backend = "auto",
+    render_mode: str | None = None,
+    workers: int | None = None,
+    timeout: float | None = None,
+    max_restarts: int = 0,
+    resumable: bool = False,
+) -> VecEnv:
+    """`n_envs` environments that step together, as Stable-Baselines3 takes them.
+
+    `id`: a gymnasium id, "module:id" to import a module first, or a function that makes one environment.
+    `seed`: environment i gets seed + i at its first reset. None: unpredictable.
+    `env_kwargs`: what `gymnasium.make` is given beside the id, `max_episode_steps` included.
+    `wrappers`: from the innermost out; each a name of `envs.wrappers.transforms.WRAPPERS`, (name, settings),
+    {name: settings}, or in place of a name "module:Class" or a class for a `gymnasium.Wrapper`.
+    `backend`: "vector" steps all environments in one NumPy program, where the id has one; "serial" one after the other;
+    "subprocess" in worker processes, for environments slower than a message to a worker and back (some 0.2 ms).
+    "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
+    `workers`: of "subprocess", how many processes share the environments evenly (None: one a CPU). More of them than
+    CPUs serve environments that wait for something other than the CPU.
+    `timeout`: of "subprocess", seconds that a step may take before its worker counts as lost (None: any).
+    `max_restarts`: of "serial" and "subprocess", how often in all an environment that raises, or a worker that is lost,
+    is started anew, its episode cut; after that, and by default, it is an `EnvError`.
+    `resumable`: "serial" and "subprocess" give every episode a seed of its own and keep the actions of those under way,
+    so that `restore(state)` brings environments made anew to where `snapshot()` found these; "vector" of this package
+    always can.
+
+    A finished episode is told by infos[i]: "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l",
+    "t"}, so that no Monitor is needed. Nested Dict and Tuple observations come flattened ("outer/inner").
+
+    Raises UnknownEnvError for an id that is not registered, ValueError for settings that do not fit.
+    """
+    if n_envs < 1:
+        raise ValueError(f"n_envs must be at least 1, not {n_envs}")
+    kwargs = dict(env_kwargs or {})
+    inside, around = _split(named(wrappers))
+    spec = find(id) if isinstance(id, str) else None
+    if spec is None and not callable(id):
+        raise TypeError(f"expected an environment's id or a function that makes one, got {id!r}")
+    if workers is not None and backend != "subprocess":
+        raise ValueError(f"workers go with the backend 'subprocess', not with {backend!r}: leave them out")
+    if timeout is not None and backend != "subprocess":
+        raise ValueError(f"a timeout goes with the backend 'subprocess', not with {backend!r}: leave it out")
+    if spec is None and (kwargs or render_mode):
+        raise ValueError("env_kwargs and render_mode go with an id; give them to what the function that is `id` makes")
+    obstacle = _no_vector(spec, inside, render_mode)
+    if backend == "auto":
+        backend = "serial" if obstacle or not _resets_in_the_same_step(spec) else "vector"
+    if backend == "vector":
+        if obstacle:
+            raise ValueError(f"backend 'vector' is not possible: {obstacle}; use 'serial' or 'subprocess'")
+        venv: VecEnv = VectorEnvAdapter(_make_vector(spec, n_envs, render_mode, kwargs))
+    elif backend in ("serial", "subprocess"):
+        source: Any = id if spec is None else spec
+        # The checker's warnings are the same for all environments: one of them is enough.
+        makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
+        kept: Any = dict(resumable=resumable, max_restarts=max_restarts)
+        if backend == "serial":
+            venv = SerialVecEnv(makers, **kept)
+        else:
+            venv = SubprocessVecEnv(makers, workers=workers, timeout=timeout, **kept)
+    else:
+        raise ValueError(f"backend must be one of 'auto', 'vector', 'serial', 'subprocess', not {backend!r}")
+    try:
+        if is_nested(venv.observation_space) and (not around or around[0][0] is not Flatten):
+            around.insert(0, (Flatten, {}))
+        for transform, settings in around:
+            venv = WrappedVecEnv(venv, transform, settings)
+    except Exception:
+        venv.close()
+        raise
+    if seed is not None:
+        venv.seed(seed)
+    return venv
+
+
+class WrappedVecEnv(VecEnvWrapper):
+    """A vector environment with a transform around it, last observations of episodes included."""
+
+    def __init__(self, venv: VecEnv, transform: type[Transform], settings: Mapping[str, Any] | None = None) -> None:
+        self.transform = build(transform, settings or {}, venv.observation_space, venv.action_space, venv.num_envs)
+        super().__init__(venv, observation_space=self.transform.observation_space)
+        self._level = 0
+        inner: Any = venv
+        while isinstance(inner, VecEnvWrapper):
+            self._level += isinstance(inner, WrappedVecEnv)
+            inner = inner.venv
+        self._same_step = getattr(inner, "autoreset_mode", AutoresetMode.SAME_STEP) is AutoresetMode.SAME_STEP
+        self._new_seeds: Sequence[int | None] | None = None
+        self._resetting: NDArray[np.intp] | None = None
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        self._new_seeds = self.venv.seed(seed)
+        return self._new_seeds
+
+    def reset(self) -> VecEnvObs:
+        observations = self.venv.reset()
+        self.reset_infos = self.venv.reset_infos
+        if self._new_seeds is not None:
+            self.transform.seed(self._new_seeds, self._level)
+            self._new_seeds = None
+        self._resetting = None
+        return self.transform.begin(observations, np.arange(self.num_envs))  # type: ignore[no-any-return]
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """Where environments and transform stand, as plain data; None where only the environments know."""
+        inside = _inner(self).snapshot()
+        if inside is None:
+            return None
+        resetting = None if self._resetting is None else self._resetting.copy()
+        return {"inside": inside, "transform": state_of(self.transform), "resetting": resetting}
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        """Brings both to where they stood. False where that is not possible: reset them then."""
+        if "inside" not in state or not _inner(self).restore(state["inside"]):
+            return False
+        set_state(self.transform, state["transform"])
+        self._resetting, self._new_seeds = state["resetting"], None
+        return True
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self._actions = actions
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        if self._resetting is None and not np.count_nonzero(dones):
+            return self.transform.follow(observations, self._actions, rewards), rewards, dones, infos
+        ended = dones.nonzero()[0]
+        # The transform sees each episode to its end before it sees the next one's start.
+        to_the_end: Any = observations
+        if self._same_step:
+            to_the_end = copied(observations)
+            for i in ended.tolist():
+                write(to_the_end, i, infos[i]["terminal_observation"])
+        seen = self.transform.follow(to_the_end, self._actions, rewards)
+        for i in ended.tolist():
+            infos[i]["terminal_observation"] = take(seen, i)
+        started = ended if self._same_step else self._resetting
+        if started is not None and started.size:
+            write(seen, started, self.transform.begin(take(observations, started), started))
+        self._resetting = ended if ended.size and not self._same_step else None
+        return seen, rewards, dones, infos
+
+
+def _inner(env: VecEnvWrapper) -> Any:
+    """The environments that a transform lies around, which are of this package."""
+    return env.venv
+
+
+def find(id: str) -> EnvSpec:
+    """What gymnasium knows under an id. The package of a well-known family of ids is imported where it is installed."""
+    envs_module, _, name = id.rpartition(":")
+    if envs_module:
+        importlib.import_module(envs_module)
+    package = next((package for family, package in _PACKAGES.items() if name.startswith(family)), None)
+    missing = ""
+    if package is not None and name not in gymnasium.registry:
+        module, distribution = package
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            missing = f" Its package is missing ({error}): pip install {distribution}"
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        raise UnknownEnvError(f"no environment has the id {name!r}.{missing or _near(name)}") from error
+
+
+# Families of ids that are registered when a package is imported: module, what to install.
+_PACKAGES = {
+    "ALE/": ("ale_py", "ale-py"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+    "popgym-": ("popgym", "popgym"),
+    "MortarMayhem": ("memory_gym", "--no-deps memory-gym pygame-ce"),
+    "MysteryPath": ("memory_gym", "--no-deps memory-gym pygame-ce"),
+    "SearingSpotlights": ("memory_gym", "--no-deps memory-gym pygame-ce"),
+}
+
+
+def _near(id: str) -> str:
+    """Which ids may have been meant."""
+    known = {name.lower(): name for name in gymnasium.registry}
+    near = [known[name] for name in difflib.get_close_matches(id.lower(), known, n=3, cutoff=0.5)]
+    if near:
+        return f" Perhaps you meant {' or '.join(map(repr, near))}."
+    return " If a package registers it, name the package's module before it: 'module:id'."
+
+
+def _split(wrappers: list[tuple[Any, dict[str, Any]]]) -> tuple[list[Any], list[Any]]:
+    """Wrappers inside each environment, up to the last that is gymnasium's, and those around all of them at once."""
+    last = max((i for i, (wrapper, _) in enumerate(wrappers) if not is_transform(wrapper)), default=-1)
+    return wrappers[: last + 1], wrappers[last + 1 :]
+
+
+def _no_vector(spec: EnvSpec | None, inside: list[Any], render_mode: str | None) -> str:
+    """Why the environments cannot step as one NumPy program; "" where they can."""
+    if spec is None:
+        return "a function makes one environment, a vector needs an id"
+    if spec.vector_entry_point is None:
+        return f"{spec.id} has no vector_entry_point"
+    if inside:
+        return f"{inside[-1][0]} wraps one environment at a time"
+    if spec.additional_wrappers:
+        return f"{spec.id} is registered with wrappers for one environment at a time"
+    if render_mode is not None and render_mode not in _vector_metadata(spec).get("render_modes", ()):
+        return f"the vector of {spec.id} does not render as {render_mode!r}"
+    return ""
+
+
+def _resets_in_the_same_step(spec: EnvSpec | None) -> bool:
+    return spec is not None and _vector_metadata(spec).get("autoreset_mode") is AutoresetMode.SAME_STEP
+
+
+def _vector_metadata(spec: EnvSpec) -> Mapping[str, Any]:
+    entry_point = spec.vector_entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    metadata = getattr(creator, "metadata", {})
+    return metadata if isinstance(metadata, Mapping) else {}
+
+
+def _make_vector(spec: EnvSpec | None, n_envs: int, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
+    assert spec is not None
+    # Not every vector environment takes a render_mode.
+    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+    return gymnasium.make_vec(spec, n_envs, vectorization_mode="vector_entry_point", **rendering, **kwargs)

@@ -1,0 +1,219 @@
+"""Under autocast an update starts where it does without: at a ratio of one, whatever acting rounded.
+
+Axes: T steps of a rollout, B environments, L steps of a sequence.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents import RecurrentA2C, RecurrentPPO
+from agents.memory import GRU, MEMORIES, make_memory
+from agents.memory.recurrent import Recurrent
+from tests.agents.probe_envs import (
+    ALL_ACTIONS,
+    ALL_CRITIC_MEMORIES,
+    ALL_MEMORIES,
+    Clock,
+    clocks,
+    small,
+    small_ppo,
+    vectorized,
+)
+from tests.pairs import each
+
+
+class Watched(RecurrentPPO):
+    """Compares, in the epoch before the first optimizer step, what learning computes with what the buffer holds."""
+
+    n_checked = 0
+
+    def _train_epoch(self, history: Any, auxiliary: Any) -> bool:
+        if not history:
+            for batch in self._first_epoch():
+                values, log_probs, _ = self.policy.evaluate_actions(
+                    batch.observations, batch.actions, batch.state, batch.episode_starts
+                )
+                self.differences.append((log_probs - batch.old_log_probs).abs().max().item())
+                self.differences.append((values - batch.old_values).abs().max().item())
+                self.n_checked += values.numel()
+        return super()._train_epoch(history, auxiliary)
+
+    def _first_epoch(self) -> list[Any]:
+        """The minibatches of the epoch to come, which stays the one to come."""
+        buffer = self.rollout_buffer
+        return [buffer._batch(chosen) for chosen in buffer._of_an_epoch(self.batch_size, ahead=True)]
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.differences: list[float] = []
+
+
+def watched(*args: Any, n_rollouts: int = 2, **kwargs: Any) -> Any:
+    model = small_ppo(*args, cls=Watched, **{"autocast": "bfloat16", **kwargs})
+    model.learn(n_rollouts * model.n_steps * model.n_envs)
+    assert model.n_checked == n_rollouts * model.n_steps * model.n_envs
+    return model
+
+
+@pytest.mark.parametrize(("memory", "critic_memory"), each(ALL_MEMORIES, ALL_CRITIC_MEMORIES))
+def test_the_first_ratio_is_one_and_the_values_are_those_stored(memory: str, critic_memory: str) -> None:
+    assert max(watched(clocks(), memory, critic_memory).differences) <= 1e-5
+
+
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ALL_ACTIONS))
+def test_the_first_ratio_is_one_for_every_action_space(memory: str, actions: str) -> None:
+    assert max(watched(clocks(actions), memory, actions=actions, n_rollouts=1).differences) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("memory", "kwargs"),
+    each(
+        ALL_MEMORIES,
+        [
+            dict(sequence_length=None, batch_size=None),
+            dict(sequence_length=None, batch_size=4),
+            dict(sequence_length=1, batch_size=1),
+            dict(sequence_length=2, batch_size=7),
+            dict(n_steps=1, sequence_length=1),
+        ],
+    ),
+)
+def test_the_first_ratio_is_one_however_the_rollout_is_cut(memory: str, kwargs: dict[str, Any]) -> None:
+    assert max(watched(clocks(), memory, **kwargs).differences) <= 1e-5
+
+
+class Coarse(GRU):
+    """A memory that acts with much coarser roundings than it learns with."""
+
+    def step(self, features: Any, state: Any, episode_starts: Any) -> Any:
+        output, state = super().step(features, state, episode_starts)
+        return output.half().mul(8).round().div(8).float(), state
+
+
+def test_what_acting_rounded_never_enters_the_ratio() -> None:
+    kwargs = dict(policy_kwargs=dict(memory_kwargs=dict(hidden_size=8)))
+    assert max(watched(clocks(), Coarse, autocast=None, **kwargs).differences) > 1e-3  # else nothing was rounded
+    assert max(watched(clocks(), Coarse, **kwargs).differences) == 0.0
+
+
+class Drowsy(GRU):
+    """A memory whose rounding in learning depends on how many sequences go through it together, as kernels' may."""
+
+    def unroll(self, features: Any, state: Any, episode_starts: Any) -> Any:
+        return super().unroll(features, state, episode_starts) * (1 + 1e-2 * features[0].sum())
+
+
+def test_the_first_ratio_is_one_even_where_rounding_depends_on_the_company_of_a_sequence() -> None:
+    kwargs = dict(policy_kwargs=dict(memory_kwargs=dict(hidden_size=8)))
+    model = watched(clocks(), Drowsy, **kwargs)
+    assert max(model.differences) == 0.0
+    # In another company it is another number, so that the very minibatches matter.
+    (batch,) = model.rollout_buffer.get(None)
+    _, log_probs, _ = model.policy.evaluate_actions(
+        batch.observations, batch.actions, batch.state, batch.episode_starts
+    )
+    assert (log_probs - batch.old_log_probs).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
+def test_advantages_are_those_of_the_values_computed_anew(cls: Any) -> None:
+    class Seen(BaseCallback):
+        acted: list[Any]
+
+        def _on_rollout_start(self) -> None:
+            self.acted = []
+
+        def _on_step(self) -> bool:
+            self.acted.append(np.array(self.locals["values"]))
+            return True
+
+        def _on_rollout_end(self) -> None:
+            buffer = self.locals["rollout_buffer"]
+            acted = torch.from_numpy(np.stack(self.acted))
+            assert 1e-4 < (acted - buffer.values).abs().max() < 1.0
+            assert torch.equal(buffer.returns, buffer.advantages + buffer.values)
+
+    kwargs = dict(policy_kwargs=dict(memory_kwargs=dict(hidden_size=8)))
+    small_ppo(clocks(), Coarse, cls=cls, autocast="bfloat16", **kwargs).learn(48, callback=Seen())
+
+
+@pytest.mark.parametrize("memory", ALL_MEMORIES)
+def test_hidden_layers_are_in_bfloat16_and_all_that_leaves_the_policy_in_float32(memory: str) -> None:
+    model = small_ppo(clocks(), memory, "separate", autocast="bfloat16")
+    policy = model.policy
+    hidden: list[torch.dtype] = []
+    for layer in (policy.mlp_extractor.policy_net[0], policy.mlp_extractor.value_net[0]):
+        layer.register_forward_hook(lambda module, inputs, output: hidden.append(output.dtype))
+    observations, starts = torch.as_tensor(model.env.reset()), torch.ones(3, dtype=torch.bool)
+    state = policy.initial_state(3)
+    actions, values, log_probs, after = policy(observations, state, starts)
+    learned = policy.evaluate_actions(observations[None], actions[None], state, starts[None])
+    assert hidden == [torch.bfloat16] * 4
+    for part in (values, log_probs, *learned, policy.predict_values(observations, state, starts)):
+        assert part.dtype == torch.float32
+    assert [part.dtype for part in after] == [part.dtype for part in state]
+
+
+@pytest.mark.parametrize("memory", [name for name, cls in MEMORIES.items() if issubclass(cls, Recurrent)])
+@pytest.mark.parametrize("hidden_size", [8, 6])
+def test_recurrent_cells_compute_in_float32_under_autocast(memory: str, hidden_size: int) -> None:
+    """What they are given is rounded, what they carry is not: for the compiled kernels (8) and those of torch (6)."""
+    torch.manual_seed(0)
+    module = make_memory(memory, 3, small(memory, hidden_size=hidden_size))
+    features, starts = torch.randn(7, 5, 3).bfloat16(), torch.rand(7, 5) < 0.2
+    state = tuple(torch.randn_like(part) for part in module.initial_state(5))
+    expected = module.unroll(features.float(), state, starts)
+    expected_step = module.step(features[0].float(), state, starts[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        unrolled, stepped = module.unroll(features, state, starts), module.step(features[0], state, starts[0])
+    assert unrolled.dtype == torch.float32
+    assert torch.equal(unrolled, expected)
+    assert torch.equal(stepped[0], expected_step[0])
+    assert all(torch.equal(one, other) for one, other in zip(stepped[1], expected_step[1], strict=True))
+
+
+def test_weights_and_what_the_optimizer_keeps_are_in_float32_and_gradients_near_those_without() -> None:
+    def gradients(autocast: str | None) -> Tensor:
+        model = small_ppo(clocks(), "lstm", "separate", autocast=autocast, n_epochs=1, batch_size=None)
+        model.learn(24)
+        assert {part.dtype for part in model.policy.parameters()} == {torch.float32}
+        kept = [slot for slots in model.policy.optimizer.state.values() for slot in slots.values()]
+        assert {slot.dtype for slot in kept} == {torch.float32}
+        return torch.cat([part.grad.flatten() for part in model.policy.parameters()])
+
+    exact, rounded = gradients(None), gradients("bfloat16")
+    assert torch.nn.functional.cosine_similarity(exact, rounded, dim=0) > 0.99
+    assert not torch.equal(exact, rounded)
+
+
+def test_images_are_encoded_under_autocast() -> None:
+    class Picture(Clock):
+        def __init__(self, i: int) -> None:
+            super().__init__(i, spaces.Discrete(3))
+            self.observation_space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+
+        def _observation(self) -> Any:
+            return np.full((3, 36, 36), 10 * self._step % 256, np.uint8)
+
+    env = vectorized(Picture, 2)
+    arguments = dict(lstm_hidden_size=8, features_extractor_kwargs=dict(features_dim=16))
+    kwargs: dict[str, Any] = dict(n_steps=8, batch_size=8, n_epochs=1, policy_kwargs=arguments, device="cpu", seed=0)
+    model = Watched("CnnLstmPolicy", env, autocast="bfloat16", **kwargs)
+    model.learn(16)
+    assert max(model.differences) <= 1e-5
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit() -> None:
+    def weights(seed: int) -> list[Tensor]:
+        model = small_ppo(clocks(), autocast="bfloat16", seed=seed)
+        return [part.detach() for part in model.learn(48).policy.parameters()]
+
+    first, again, other = weights(7), weights(7), weights(8)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))

@@ -1,0 +1,77 @@
+"""Runs are grouped by their settings, seeds are counted once, and groups are compared by what they have."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from agents.analysis.report import Scored, grouped, improvements, table
+from agents.analysis.report.groups import differences
+from configs import Settings
+from tests.agents.analysis.report.runs import evaluation, record, settings
+
+
+def scored(root: Path, name: str, chosen: Settings, *returns: float) -> Scored:
+    return Scored.of(record(root, name, chosen), evaluation(returns))
+
+
+def test_runs_that_differ_in_seed_name_and_place_alone_are_a_group(tmp_path: Path) -> None:
+    runs = [
+        scored(tmp_path, "c", settings("lstm", seed=2, name="c", threads=2), 5.0, 7.0),
+        scored(tmp_path, "a", settings("none", seed=0), 1.0),
+        scored(tmp_path, "b", settings("lstm", seed=1, group="g"), 1.0, 3.0),
+    ]
+    lstm, none = grouped(runs)
+    assert [run.record.name for run in lstm.runs] == ["b", "c"]
+    assert (lstm.label, none.label) == ("memory lstm", "memory none")
+    assert lstm.scores.tolist() == [2, 6]
+    assert (lstm.mean, lstm.interquartile_mean) == (4, 4)
+    assert tuple(lstm.interval) == pytest.approx((1, 7), abs=1)
+    assert differences([lstm, none]) == {"policy.memory": ["lstm", "none"]}
+
+
+def test_labels_name_what_differs(tmp_path: Path) -> None:
+    small, large = (
+        replace(settings(), policy=replace(settings().policy, memory_kwargs={"hidden_size": size})) for size in (8, 64)
+    )
+    labels = [group.label for group in grouped([scored(tmp_path, "s", small, 1.0), scored(tmp_path, "l", large, 1.0)])]
+    assert labels == ["hidden_size 8", "hidden_size 64"]
+
+
+def test_labels_leave_out_what_all_have_that_can_have_it(tmp_path: Path) -> None:
+    lstm, none = settings("lstm"), settings("none")
+    lstm = replace(lstm, policy=replace(lstm.policy, memory_kwargs={"hidden_size": 64}))
+    groups = grouped([scored(tmp_path, "l", lstm, 1.0), scored(tmp_path, "n", none, 1.0)])
+    assert [group.label for group in groups] == ["memory lstm", "memory none"]
+    assert "policy.memory_kwargs.hidden_size" in differences(groups)
+
+
+def test_a_seed_that_was_run_twice_is_one_seed(tmp_path: Path) -> None:
+    runs = [scored(tmp_path, name, settings(seed=4), 1.0, 2.0) for name in ("first", "again")]
+    (group,) = grouped(runs)
+    assert len(group.runs) == 2
+    assert group.scores.tolist() == [1.5]
+
+
+def test_groups_are_compared_over_seeds_or_else_over_episodes(tmp_path: Path) -> None:
+    several = [scored(tmp_path, f"l{seed}", settings("lstm", seed=seed), 1.0, 5.0) for seed in range(2)]
+    others = [scored(tmp_path, f"g{seed}", settings("gru", seed=seed), 2.0, 2.0) for seed in range(2)]
+    alone = scored(tmp_path, "n", settings("none"), 0.0, 3.0)
+    found = improvements(grouped([*several, *others, alone]))
+    assert [(each.ours, each.theirs, each.over, each.probability) for each in found] == [
+        ("memory lstm", "memory gru", "seeds", 1.0),
+        ("memory lstm", "memory none", "episodes", 0.75),  # of 1 and 5 against 0 and 3: three of four
+        ("memory gru", "memory none", "episodes", 0.5),
+    ]
+
+
+def test_the_table_has_a_row_a_run_and_a_row_a_group_and_takes_names_as_they_are(tmp_path: Path) -> None:
+    runs = [scored(tmp_path, f"[bold]x{seed}[red]", settings(seed=seed), seed, seed + 1.0) for seed in range(2)]
+    out = io.StringIO()
+    Console(file=out, width=200).print(table(grouped(runs)))
+    lines = out.getvalue().splitlines()
+    assert sum("[bold]x" in line and "[red]" in line for line in lines) == 2
+    (of_group,) = (line for line in lines if "2 seeds" in line)
+    assert "1.000" in of_group

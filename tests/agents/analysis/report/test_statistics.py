@@ -1,0 +1,103 @@
+"""Statistics over seeds, against cases computed by hand and laws."""
+
+import numpy as np
+import pytest
+
+from agents.analysis.evaluation import bootstrap, interquartile_mean, mean
+from agents.analysis.report.statistics import (
+    aligned,
+    curve_over_seeds,
+    improvement_interval,
+    over_seeds,
+    probability_of_improvement,
+)
+
+
+def array(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)
+
+
+def test_the_interquartile_mean_is_the_mean_of_the_middle_half() -> None:
+    assert interquartile_mean(array(1000, 2, 3, 4, 5, 6, 7, -1000)) == pytest.approx((3 + 4 + 5 + 6) / 4)
+    assert interquartile_mean(array(9, 1, 5)) == 5  # a quarter of three is none: the mean of all
+
+
+def test_the_probability_of_improvement_counts_pairs_and_halves_ties() -> None:
+    # 3 beats 2 and 1; 1 loses to 2 and ties with 1: (1 + 1 + 0 + 1/2) / 4.
+    assert probability_of_improvement(array(3, 1), array(2, 1)) == 0.625
+    assert probability_of_improvement(array(3, 2, 4), array(1)) == 1
+    assert probability_of_improvement(array(1), array(1, 1)) == 0.5
+
+
+def test_the_probability_of_improvement_of_the_one_is_what_the_other_lacks() -> None:
+    rng = np.random.default_rng(3)
+    for n, k in ((2, 5), (7, 7), (4, 1)):
+        a, b = rng.integers(0, 4, n).astype(float), rng.integers(0, 4, k).astype(float)
+        assert probability_of_improvement(a, b) + probability_of_improvement(b, a) == pytest.approx(1)
+
+
+def test_the_interval_of_the_probability_of_improvement_covers_what_can_be_drawn() -> None:
+    # Of (0, 2) against 1 a draw gives 0, 1/2 or 1 with chances 1/4, 1/2, 1/4: the middle 95 % is all of it.
+    assert improvement_interval(array(0, 2), array(1, 1)) == (0, 1)
+    assert improvement_interval(array(5, 6, 7), array(1, 2, 3)) == (1, 1)
+
+
+def test_the_interval_of_the_probability_of_improvement_is_that_of_its_definition() -> None:
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.integers(0, 9, 30).astype(float), rng.integers(0, 7, 20).astype(float)
+    drawn = probability_of_improvement(
+        ours[rng.integers(30, size=(4000, 30))], theirs[rng.integers(20, size=(4000, 20))]
+    )
+    assert improvement_interval(ours, theirs) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
+
+
+def test_thousands_of_episodes_are_compared_without_their_millions_of_pairs() -> None:
+    scores = np.random.default_rng(2).normal(size=1500)
+    low, high = improvement_interval(scores, scores + 0.01)
+    assert low < probability_of_improvement(scores[:500], scores[:500] + 0.01) < high
+
+
+def test_seeds_are_drawn_and_not_episodes_alone() -> None:
+    # Each seed always scores the same, so episodes say nothing: drawn are 0, 1/2 and 1.
+    low, high = over_seeds([np.zeros(100), np.ones(100)])
+    assert (low, high) == (0, 1)
+    narrow = bootstrap(np.concatenate([np.zeros(100), np.ones(100)]), mean)
+    assert narrow.low > 0.4
+    assert narrow.high < 0.6
+
+
+def test_with_one_seed_it_is_the_bootstrap_over_its_episodes() -> None:
+    returns = np.random.default_rng(0).normal(10, 3, 50)
+    assert over_seeds([returns]) == pytest.approx(bootstrap(returns, mean), abs=0.1)
+
+
+def test_every_seed_weighs_the_same_however_many_episodes_it_played() -> None:
+    seeds = [array(0), np.ones(99)]
+    assert over_seeds(seeds) == (0, 1)
+    assert over_seeds([np.full(3, 2.0), np.full(50, 2.0)], interquartile_mean) == (2, 2)
+
+
+def test_curves_are_aligned_on_the_steps_that_all_have_reached() -> None:
+    one = (array(10, 20, 30, 40), array(0, 1, 2, 3))
+    other = (array(15, 25), array(10, 20))
+    steps, values = aligned([one, other])
+    assert steps.tolist() == [15, 20, 25]
+    assert values.tolist() == [[0.5, 1.0, 1.5], [10, 15, 20]]
+
+
+def test_runs_that_share_no_step_have_no_common_curve() -> None:
+    steps, values = aligned([(array(1, 2), array(0, 0)), (array(8, 9), array(1, 1))])
+    assert steps.shape == (0,)
+    assert values.shape == (2, 0)
+
+
+def test_the_interval_of_a_curve_is_over_seeds_at_every_point() -> None:
+    middle, low, high = curve_over_seeds(np.array([[1.0, 0.0], [1.0, 2.0]]))
+    assert middle.tolist() == [1, 1]
+    assert low.tolist() == [1, 0]
+    assert high.tolist() == [1, 2]
+
+
+def test_the_same_values_always_give_the_same_interval() -> None:
+    returns = [np.random.default_rng(seed).normal(size=20) for seed in range(3)]
+    assert over_seeds(returns) == over_seeds(returns)

@@ -1,0 +1,140 @@
+"""A recorded episode is the one that was played, step for step, and recording it moves nothing."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import envs
+from agents import RecurrentPPO
+from agents.analysis.evaluation import evaluate
+from agents.analysis.recording import record, units
+from agents.deploy.player import Player
+from agents.memory import MEMORIES
+from tests.agents.analysis.echo import bits, delaying, echo
+from tests.agents.probe_envs import small_ppo
+from tests.tolerance import assert_close, near
+
+LENGTH = 9
+
+
+def player_of(memory: str, critic_memory: str = "shared") -> Player:
+    return Player(small_ppo(echo(1, 2, LENGTH), memory, critic_memory).policy)
+
+
+def test_a_recording_holds_what_was_shown_done_and_earned() -> None:
+    recorded, shown = record(delaying(2), echo(1, 2, LENGTH), seed=5), bits(5, LENGTH)[:LENGTH]
+    assert recorded.observations[:, 0].tolist() == (2 * shown - 1).tolist()
+    assert recorded.actions[2:].tolist() == shown[:-2].tolist()
+    assert recorded.rewards.tolist() == [0.0] * 2 + [1.0] * (LENGTH - 2)
+    assert recorded.infos["bit"].tolist() == shown.tolist()
+    assert recorded.states[0].shape == (LENGTH + 1, 2, 1)
+    assert recorded.states[0][3, :, 0].tolist() == (2 * shown[1:3] - 1).tolist()
+    assert (recorded.ended, recorded.total, len(recorded)) == (True, LENGTH - 2, LENGTH)
+    assert recorded.probabilities is not None
+    assert np.array_equal(recorded.probabilities.argmax(axis=1), recorded.actions)
+
+
+@pytest.mark.parametrize("critic_memory", ["shared", "separate", "none"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_a_recording_is_the_episode_that_stepping_gives(memory: str, critic_memory: str) -> None:
+    player = player_of(memory, critic_memory)
+    recorded = record(player, echo(1, 2, LENGTH), seed=3)
+    assert recorded.total == evaluate(player, echo(1, 2, LENGTH), 1, seed=3).mean
+    state = player.policy.initial_state(1)
+    for t in range(LENGTH):
+        with torch.no_grad():
+            seen = torch.as_tensor(recorded.seen[t : t + 1])
+            _, value, log_probability, state = player.policy(seen, state, torch.tensor([t == 0]), deterministic=True)
+        assert recorded.values[t] == near(float(value))
+        assert recorded.log_probabilities[t] == near(float(log_probability))
+        for part, kept in zip(state, [*recorded.states, *recorded.critic_states], strict=True):
+            assert_close(kept[t + 1], part[0].numpy())
+
+
+def test_signals_are_found_by_name_and_others_are_refused() -> None:
+    recorded = record(delaying(2), echo(1, 2, LENGTH), seed=5)
+    assert recorded.signal("time").tolist() == list(range(LENGTH))
+    assert recorded.signal("reward") is recorded.rewards
+    assert recorded.signal("bit") is recorded.infos["bit"]
+    with pytest.raises(
+        ValueError, match=r"no step of the episode has 'bits'; there are .*bit, time, reward, value, action"
+    ):
+        recorded.signal("bits")
+
+
+def test_an_episode_that_does_not_end_is_cut() -> None:
+    recorded = record(delaying(2), echo(1, 2, LENGTH), seed=5, max_steps=4)
+    assert (len(recorded), recorded.ended) == (4, False)
+
+
+@pytest.mark.parametrize("critic_memory", ["shared", "separate", "none"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_it_agrees_with_the_whole_sequence_at_once(memory: str, critic_memory: str) -> None:
+    player = player_of(memory, critic_memory)
+    recorded = record(player, echo(1, 2, LENGTH), seed=3)
+    observations: Any
+    observations, _ = player.policy.obs_to_tensor(recorded.observations)
+    starts = torch.zeros(LENGTH, 1, dtype=torch.bool)
+    starts[0] = True
+    actions = torch.as_tensor(recorded.actions)[:, None]
+    with torch.no_grad():
+        state = player.policy.initial_state(1)
+        values, log_probabilities, _ = player.policy.evaluate_actions(observations[:, None], actions, state, starts)
+    assert recorded.values == near(values[:, 0].numpy())
+    assert recorded.log_probabilities == near(log_probabilities[:, 0].numpy())
+    assert recorded.probabilities is not None
+    chances = np.log(recorded.probabilities[np.arange(LENGTH), recorded.actions])
+    assert chances == near(recorded.log_probabilities)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_it_is_the_episode_that_an_evaluation_with_the_seed_plays(deterministic: bool) -> None:
+    env = envs.make("RepeatPrevious-v0", 1, seed=0)
+    player = Player(RecurrentPPO("MlpLstmPolicy", env, seed=1).policy, deterministic=deterministic)
+    recorded, result = record(player, env, seed=5), evaluate(player, env, 1, seed=5)
+    assert recorded.ended
+    assert recorded.total == pytest.approx(result.mean)
+    assert len(recorded) == result.mean_length
+
+
+def test_recording_moves_nothing() -> None:
+    player, env = player_of("gru"), echo(1, 2, LENGTH)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    record(player, env, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert player.act(env.reset()).shape == (1,)  # as if nothing had been acted before
+
+
+def test_an_agent_for_other_actions_is_refused() -> None:
+    with pytest.raises(ValueError, match="the agent's actions are"):
+        record(player_of("lstm"), envs.make("PendulumNoVel-v1", 1))
+
+
+@pytest.mark.parametrize(
+    ("memory", "names"),
+    [
+        ("rnn", {"hidden state": 16}),
+        ("lstm", {"hidden state": 16, "cell state": 16}),
+        ("gru", {"hidden state": 16}),
+        ("gtrxl", {"newest slot": 16, "output": 8}),
+        ("attention", {"hidden state": 16, "cell state": 16, "output": 8}),
+        ("none", {}),
+    ],
+)
+def test_units_are_what_each_layer_carried(memory: str, names: dict[str, int]) -> None:
+    player = player_of(memory)
+    recorded = record(player, echo(1, 2, LENGTH))
+    found = units(player.policy, recorded)
+    assert {name: part.shape for name, part in found.items()} == {name: (LENGTH, n) for name, n in names.items()}
+    if memory == "lstm":
+        assert_close(found["hidden state"][:, 8:], recorded.outputs)
+
+
+def test_a_critics_own_memory_comes_after_the_actors() -> None:
+    player = player_of("lstm", "separate")
+    found = units(player.policy, record(player, echo(1, 2, LENGTH)))
+    assert list(found) == ["hidden state", "cell state", "critic's hidden state", "critic's cell state"]
+    assert not np.array_equal(found["hidden state"], found["critic's hidden state"])

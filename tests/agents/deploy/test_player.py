@@ -1,0 +1,266 @@
+"""A player acts as the agent does in training's eyes, and carries memory and normaliser itself.
+
+Axes: T steps, B agents.
+"""
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from agents import RecurrentA2C, RecurrentPPO
+from agents.checkpoint import CheckpointError, save_algorithm
+from agents.deploy.player import Player
+from tests.agents.checkpoint.test_checkpoint import Pictures
+from tests.agents.probe_envs import ACTION_SPACES, ALL_CRITIC_MEMORIES, ALL_MEMORIES, Clock, clocks, small_ppo
+from tests.pairs import each
+
+
+def player_of(model: Any, **kwargs: Any) -> Player:
+    file = io.BytesIO()
+    save_algorithm(model, file)
+    return Player.load(file, **kwargs)
+
+
+def observations(n_steps: int, *shape: int) -> Any:
+    return np.random.default_rng(2).uniform(0, 4, (n_steps, *shape, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return small_ppo(VecNormalize(clocks("box", n_envs=2)), "lstm", "separate").learn(32)
+
+
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ACTION_SPACES))
+def test_a_player_acts_as_predict_with_state_and_normaliser(memory: str, actions: str) -> None:
+    model = small_ppo(VecNormalize(clocks(actions, n_envs=2)), memory, "separate", actions=actions).learn(16)
+    player, normalizer = player_of(model), model.get_vec_normalize_env()
+    state, starts = None, np.ones(4, dtype=bool)
+    for t, raw in enumerate(observations(12, 4)):
+        expected, state = model.predict(normalizer.normalize_obs(raw), state, starts, deterministic=True)
+        actions_taken = player.act(raw)
+        np.testing.assert_array_equal(actions_taken, expected)
+        assert all(model.action_space.contains(action) for action in actions_taken)
+        starts = np.array([t == 3, False, t in (3, 7), False])
+        player.reset(starts)
+
+
+@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
+@pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
+def test_one_agent_acts_as_a_batch_of_one(cls: Any, critic_memory: str) -> None:
+    model = small_ppo(clocks(n_envs=2), "gru", critic_memory, cls=cls).learn(16)
+    single, batch = player_of(model), player_of(model)
+    for raw in observations(6):
+        action = single.act(raw)
+        assert action.shape == ()
+        assert action == batch.act(raw[None])[0]
+
+
+def test_the_memory_is_carried_and_reset() -> None:
+    player = player_of(small_ppo(clocks("box"), "lstm"))
+    first, second = observations(2)
+    fresh = player.act(first)
+    remembering = player.act(second)
+    player.reset()
+    np.testing.assert_array_equal(player.act(first), fresh)
+    player.reset()
+    forgetful = player.act(second)
+    assert not np.allclose(remembering, forgetful)
+
+
+def test_a_mask_resets_only_those_it_names(model: Any) -> None:
+    player, alone = player_of(model), player_of(model)
+    first, second = observations(2, 3)
+    player.act(first)
+    player.reset(np.array([False, True, False]))
+    acted = player.act(second)
+    np.testing.assert_array_equal(acted[1:2], alone.act(second[1:2]))
+    assert not np.allclose(acted[0], player_of(model).act(second[0]))
+
+
+def test_one_agent_is_reset_with_a_flag(model: Any) -> None:
+    player = player_of(model)
+    first, second = observations(2)
+    player.reset(False)
+    fresh = player.act(first)
+    player.act(second)
+    player.reset(True)
+    np.testing.assert_array_equal(player.act(first), fresh)
+
+
+def test_playing_leaves_the_statistics_where_they_are(model: Any) -> None:
+    player, again = player_of(model), player_of(model)
+    for raw in observations(20):
+        player.act(100 * raw)
+    player.reset()
+    np.testing.assert_array_equal(player.act(observations(1)[0]), again.act(observations(1)[0]))
+
+
+def test_a_stochastic_player_samples(model: Any) -> None:
+    player = player_of(model, deterministic=False)
+    torch.manual_seed(1)
+    samples = []
+    for _ in range(5):
+        player.reset()
+        samples.append(player.act(observations(1)[0]))
+    assert len({tuple(sample) for sample in samples}) == 5
+
+
+def test_loading_and_playing_leave_the_random_states_alone(model: Any) -> None:
+    before = random.getstate(), torch.get_rng_state()
+    player_of(model).act(observations(1)[0])
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("norm", [True, False])
+def test_images_and_dicts_are_taken_as_the_environment_gives_them(plain: bool, norm: bool) -> None:
+    env: Any = DummyVecEnv([lambda: Pictures(plain)] * 2)
+    if norm:
+        env = VecNormalize(env, norm_obs=not plain, norm_obs_keys=None if plain else ["ant"])
+    policy = "CnnLstmPolicy" if plain else "MultiInputLstmPolicy"
+    kwargs = dict(lstm_hidden_size=4)
+    model = RecurrentPPO(policy, env, n_steps=4, batch_size=4, n_epochs=1, device="cpu", policy_kwargs=kwargs).learn(8)
+    player = player_of(model)
+    raw, _ = Pictures(plain).reset()
+    seen = model.get_vec_normalize_env().normalize_obs(raw) if norm else raw
+    expected, _ = model.predict(seen, episode_start=np.ones(1, dtype=bool), deterministic=True)
+    np.testing.assert_array_equal(player.act(raw), expected)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([3, 4]), spaces.MultiBinary(3)])
+def test_observations_that_are_no_box_are_taken(space: Any) -> None:
+    def clock() -> Clock:
+        env = Clock(0, ACTION_SPACES["discrete"])
+        env.observation_space = space
+        env._observation = space.sample  # type: ignore[method-assign]
+        return env
+
+    model = small_ppo(DummyVecEnv([clock] * 2), "gru").learn(16)
+    sample = space.sample()
+    expected, _ = model.predict(np.asarray(sample), episode_start=np.ones(1, dtype=bool), deterministic=True)
+    player = player_of(model)
+    np.testing.assert_array_equal(player.act(sample), expected)
+    player.reset()
+    np.testing.assert_array_equal(player.act(np.stack([sample, sample])), [expected, expected])
+
+
+def test_the_deployment_loop_of_the_docstring_runs(model: Any, tmp_path: Path) -> None:
+    save_algorithm(model, tmp_path / "best")
+    player = Player.load(tmp_path / "best")
+    env = Clock(0, ACTION_SPACES["box"])
+    observation, _ = env.reset()
+    for _ in range(12):
+        observation, _, terminated, truncated, _ = env.step(player.act(observation))
+        if terminated or truncated:
+            player.reset()
+            observation, _ = env.reset()
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (np.zeros(4), r"the observation has shape \(4,\), expected \(3,\) for one agent, or with a leading axis"),
+        (np.zeros((2, 2, 3)), r"shape \(2, 2, 3\)"),
+        (np.zeros((0, 3)), r"shape \(0, 3\)"),
+        (np.array([0.0, np.nan, 1.0]), r"not finite at \[\[1\]\]"),
+        (np.array([[0.0, 0.0, 1.0], [np.inf, 0, 0]]), r"not finite at \[\[1, 0\]\]"),
+        (np.array(["a", "b", "c"]), "dtype <U1, expected numbers"),
+        ({"a": np.zeros(3)}, "is a dict, expected an array"),
+    ],
+)
+def test_an_observation_of_another_kind_is_named(model: Any, observation: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        player_of(model).act(observation)
+
+
+def test_an_observation_that_is_not_finite_is_a_numerical_fault_too(model: Any) -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        player_of(model).act(np.full(3, np.inf))
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        ({"zebra": np.zeros((36, 36, 3), np.uint8)}, r"keys \['ant', 'zebra'\], got \['zebra'\]"),
+        (np.zeros(3), r"keys \['ant', 'zebra'\], got ndarray"),
+        (
+            {"zebra": np.zeros((5, 5, 3), np.uint8), "ant": np.zeros(2)},
+            r"the observation's 'zebra' has shape \(5, 5, 3\)",
+        ),
+        (
+            {"zebra": np.zeros((2, 36, 36, 3), np.uint8), "ant": np.zeros(2)},
+            "zebra is of a batch of 2, ant is of one agent",
+        ),
+    ],
+)
+def test_a_dict_of_another_kind_is_named(observation: Any, message: str) -> None:
+    env = DummyVecEnv([Pictures])
+    player = player_of(RecurrentPPO("MultiInputLstmPolicy", env, n_steps=4, batch_size=4, device="cpu"))
+    with pytest.raises(ValueError, match=message):
+        player.act(observation)
+
+
+def test_the_number_of_agents_changes_only_after_a_reset(model: Any) -> None:
+    player = player_of(model)
+    player.act(observations(1, 3)[0])
+    for raw, came in ((observations(1, 2)[0], "a batch of 2"), (observations(1)[0], "one agent")):
+        with pytest.raises(ValueError, match=rf"memory of a batch of 3, this observation is of {came}; call reset\(\)"):
+            player.act(raw)
+    with pytest.raises(ValueError, match=r"the mask has shape \(2,\), the player acts for a batch of 3"):
+        player.reset([True, False])
+    player.reset()
+    assert player.act(observations(1)[0]).shape == (2,)
+
+
+class Own(FlattenExtractor):
+    """An extractor of the user's own."""
+
+
+def own_schedule(progress_remaining: float) -> float:
+    return 1e-3
+
+
+def test_a_class_of_ones_own_is_asked_for_and_what_only_training_needs_is_not() -> None:
+    kwargs = dict(policy_kwargs=dict(features_extractor_class=Own), learning_rate=own_schedule, clip_range=own_schedule)
+    model = small_ppo(clocks(), "gru", **kwargs)
+    with pytest.raises(CheckpointError, match=r"features_extractor_class is .*:Own'"):
+        player_of(model)
+    player = player_of(model, custom_objects={"features_extractor_class": Own})
+    assert isinstance(player.policy.features_extractor, Own)
+
+
+def test_a_damaged_or_missing_file_is_an_error(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Player.load(tmp_path / "none")
+    save_algorithm(model, tmp_path / "agent.zip")
+    data = bytearray((tmp_path / "agent.zip").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "agent.zip").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"agent\.zip"):
+        Player.load(tmp_path / "agent")
+
+
+def test_a_wrapper_between_normaliser_and_policy_is_named() -> None:
+    model = small_ppo(VecFrameStack(VecNormalize(clocks()), 2), "gru").learn(24)
+    with pytest.raises(CheckpointError, match="a wrapper stood between them, such as a frame stack"):
+        player_of(model)
+    assert Player(model.policy).act(np.zeros(6)) in (0, 1, 2)
+
+
+def test_a_player_can_be_made_of_a_policy_at_hand() -> None:
+    model = small_ppo(clocks(), "lstm", learning_rate=LinearSchedule(1e-2, 0, 1.0)).learn(24)
+    raw = observations(1)[0]
+    np.testing.assert_array_equal(Player(model.policy).act(raw), player_of(model).act(raw))

@@ -1,0 +1,257 @@
+"""Between two updates, and only there, a run stops, saves, evaluates and is shown."""
+
+import io
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from stable_baselines3.common.callbacks import CallbackList
+
+from agents import RecurrentPPO
+from agents.runs.callbacks import (
+    Checkpoints,
+    FiniteWeights,
+    Interrupted,
+    Interruption,
+    PeriodicEvaluation,
+    ProgressDisplay,
+    TrainingFinished,
+)
+from agents.runs.directory import RunDirectory
+from agents.runs.training import Schedule, learn
+from envs import make
+
+
+@pytest.fixture
+def agent() -> RecurrentPPO:
+    policy = dict(memory="lstm", memory_kwargs=dict(hidden_size=4))
+    env = make("CartPoleNoVel-v1", 2)
+    return RecurrentPPO(
+        "RecurrentPolicy", env, n_steps=16, batch_size=16, n_epochs=1, policy_kwargs=policy, seed=0, device="cpu"
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(tmp_path)
+
+
+def evaluation(run: RunDirectory, **settings: Any) -> PeriodicEvaluation:
+    chosen: dict[str, Any] = dict(every=64, episodes=2, deterministic=True, seed=0, report=lambda line: None)
+    return PeriodicEvaluation(run, make("CartPoleNoVel-v1", 2), **{**chosen, **settings})
+
+
+def test_checkpoints_are_saved_on_whole_updates_and_the_latest_kept(agent: RecurrentPPO, run: RunDirectory) -> None:
+    # Rollouts of 32 steps: the first boundaries after 50, 100, 150, 200 are 64, 128, 160, 224.
+    agent.learn(256, Checkpoints(run, every=50, keep=3))
+    assert [step for step, _ in run.checkpoints()] == [160, 224, 256]
+
+
+def test_without_an_interval_only_the_last_is_saved(agent: RecurrentPPO, run: RunDirectory) -> None:
+    agent.learn(96, Checkpoints(run, every=0, keep=3))
+    assert [step for step, _ in run.checkpoints()] == [96]
+
+
+def test_a_checkpoint_holds_the_agent_as_it_was(agent: RecurrentPPO, run: RunDirectory) -> None:
+    agent.learn(96, Checkpoints(run, every=0, keep=1))
+    again = RecurrentPPO.load(run.checkpoint(96), device="cpu")
+    for name, weights in agent.policy.state_dict().items():
+        assert torch.equal(weights, again.policy.state_dict()[name])
+
+
+def test_evaluations_come_at_their_steps_and_after_the_last_update(agent: RecurrentPPO, run: RunDirectory) -> None:
+    lines: list[str] = []
+    agent.learn(160, evaluation(run, report=lines.append))
+    assert [line.split(":")[0] for line in lines] == ["step 64", "step 128", "step 160"]
+    rows = (run.path / "evaluations.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "64", "128", "160"]
+    assert run.best.is_file()
+
+
+def test_the_best_is_kept_and_a_worse_one_is_not(agent: RecurrentPPO, run: RunDirectory) -> None:
+    agent.learn(32, evaluation(run, every=32))
+    best, table = run.best.read_bytes(), run.path / "evaluations.csv"
+    header, row = table.read_text().splitlines()
+    place = header.split(",").index("mean_reward")
+    table.write_text("\n".join([header, ",".join("1e9" if i == place else w for i, w in enumerate(row.split(",")))]))
+    agent.learn(32, evaluation(run, every=32), reset_num_timesteps=False)
+    assert run.best.read_bytes() == best
+
+
+def test_training_ends_where_the_return_asked_for_is_reached(agent: RecurrentPPO, run: RunDirectory) -> None:
+    with pytest.raises(TrainingFinished, match="reaches stop_at_return"):
+        agent.learn(10_000, evaluation(run, stop_at_return=1.0))
+    assert agent.num_timesteps == 64
+
+
+def test_weights_that_are_not_finite_end_training_before_anything_is_saved(
+    agent: RecurrentPPO, run: RunDirectory
+) -> None:
+    agent.learn(32)
+    with torch.no_grad():
+        next(agent.policy.parameters()).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="are not finite"):
+        agent.learn(32, [FiniteWeights(), Checkpoints(run, every=1, keep=1)], reset_num_timesteps=False)
+    assert run.checkpoints() == []
+
+
+def test_a_signal_ends_training_on_a_whole_update(agent: RecurrentPPO) -> None:
+    interruption = Interruption()
+
+    def train() -> None:
+        with interruption.listening():
+            signal.raise_signal(signal.SIGTERM)
+            agent.learn(10_000, interruption)
+
+    with pytest.raises(Interrupted) as caught:
+        train()
+    assert (agent.num_timesteps, caught.value.exit_code) == (0, 143)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_where_no_update_ends_in_time_the_signal_ends_it_at_once() -> None:
+    interruption = Interruption(grace=0.05)
+
+    def wait() -> None:
+        with interruption.listening():
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(600)
+
+    with pytest.raises(Interrupted, match="SIGINT"):
+        wait()
+
+
+def test_what_is_protected_ends_before_a_second_signal_counts_and_what_can_be_broken_in_it_does_not() -> None:
+    interruption, done = Interruption(), []
+
+    def save() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        done.append("saved")
+        with pytest.raises(Interrupted, match="SIGTERM; saved here"):
+            interruption.breakable(lambda: signal.raise_signal(signal.SIGINT))
+        done.append("went on")
+
+    interruption.saved = "here"
+    with pytest.raises(Interrupted) as caught, interruption.listening():
+        interruption.protected(save)
+    assert (done, caught.value.exit_code) == (["saved", "went on"], 143)
+
+
+def test_a_timer_of_somebody_elses_is_left_alone_where_no_signal_comes() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with Interruption().listening():
+        assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_what_fails_after_a_signal_is_the_interruption() -> None:
+    def fail() -> None:
+        with Interruption().listening():
+            signal.raise_signal(signal.SIGINT)
+            raise EOFError("a worker is gone")
+
+    with pytest.raises(Interrupted):
+        fail()
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def listen() -> None:
+        with Interruption().listening():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    seen: list[Any] = []
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def display(total: int, *, terminal: bool, seconds: float = 0.0) -> tuple[ProgressDisplay, io.StringIO]:
+    progress, text = ProgressDisplay(total, seconds=seconds), io.StringIO()
+    progress._console = Console(file=text, force_terminal=terminal, width=120)
+    return progress, text
+
+
+def test_without_a_terminal_there_are_plain_lines_with_rate_time_left_and_return(agent: RecurrentPPO) -> None:
+    progress, text = display(320, terminal=False)
+    with progress.standing():
+        agent.learn(320, progress)
+    lines = text.getvalue().splitlines()
+    assert re.fullmatch(r"160 of 320 steps, [\d,]+ a second, \d+:\d\d:\d\d left, return \d+\.\d\d", lines[5])
+    assert "\x1b" not in text.getvalue()
+
+
+def test_on_a_terminal_there_is_a_bar(agent: RecurrentPPO) -> None:
+    progress, text = display(320, terminal=True)
+    with progress.standing():
+        agent.learn(320, progress)
+        progress.report("something happened")
+    assert "320 of 320 steps" in text.getvalue()
+    assert "something happened" in text.getvalue()
+
+
+def test_a_narrow_terminal_shows_every_figure_and_no_bar(agent: RecurrentPPO) -> None:
+    progress, text = display(320, terminal=True)
+    progress._console.width = 50
+    with progress.standing():
+        agent.learn(320, progress)
+    seen = set(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).split())
+    assert {"320", "steps", "second", "left", "return"} <= seen
+    assert not any("…" in word or "━" in word for word in seen)
+
+
+def test_a_run_that_goes_on_counts_its_own_steps_alone_for_the_rate(agent: RecurrentPPO) -> None:
+    progress, text = display(96, terminal=False)
+    agent.num_timesteps = 32
+    agent.learn(40, progress, reset_num_timesteps=False)
+    assert (progress._first, progress._total) == (32, 96)
+    assert text.getvalue().startswith("32 of 96 steps, 0 a second, - left")
+
+
+def test_the_total_is_that_of_whole_rollouts(agent: RecurrentPPO) -> None:
+    progress, text = display(100, terminal=False)
+    agent.learn(100, progress)
+    assert text.getvalue().splitlines()[-1].startswith("128 of 128 steps, ")
+
+
+def test_progress_can_be_silent(agent: RecurrentPPO, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressDisplay(64, shown=False)
+    with progress.standing():
+        agent.learn(64, progress)
+        progress.report("nothing")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_callback_of_a_run_needs_a_step(run: RunDirectory) -> None:
+    callbacks = [FiniteWeights(), Interruption(), ProgressDisplay(1), evaluation(run), Checkpoints(run, 1, 1)]
+    assert not any(callback.needs_steps for callback in callbacks)
+    assert CallbackList(list(callbacks)).callbacks == callbacks
+
+
+def test_the_figures_of_the_last_update_are_written(agent: RecurrentPPO, run: RunDirectory) -> None:
+    schedule = Schedule(
+        total_timesteps=64,
+        seed=0,
+        evaluate_every=0,
+        evaluation_episodes=1,
+        deterministic=True,
+        stop_at_return=None,
+        longest_episode=None,
+        checkpoint_every=0,
+        checkpoints_kept=1,
+        log_interval=1,
+        progress=False,
+    )
+    learn(agent, make("CartPoleNoVel-v1", 1), run, schedule, tensorboard=False)
+    header, *rows = run.metrics.read_text().splitlines()
+    updates = [row.split(",")[header.split(",").index("train/n_updates")] for row in rows]
+    assert updates == ["", "1", "2"]

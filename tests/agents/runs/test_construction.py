@@ -1,0 +1,170 @@
+"""Settings in plain values become the agent they describe, and only what can be normalised is."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
+
+from agents import RecurrentA2C, RecurrentPPO
+from agents.memory import GRU
+from agents.policy.nodes import NodeActionPolicy
+from agents.runs.construction import ACTIVATIONS, ALGORITHMS, PPO_ONLY, encoder_class, make_agent, own_classes
+from agents.runs.normalization import normalize
+from configs import AlgorithmSettings, PolicySettings
+from configs.settings import PPO_ONLY as PPO_ONLY_SETTINGS
+from configs.settings import field_type
+from envs import make
+from envs.vector.vectorize import SerialVecEnv
+
+
+def made(algorithm: AlgorithmSettings, policy: PolicySettings) -> Any:
+    env = make("CartPoleNoVel-v1", 2)
+    return make_agent(env, asdict(algorithm), asdict(policy), seed=0, device="cpu")
+
+
+def test_every_setting_reaches_the_agent() -> None:
+    algorithm = AlgorithmSettings(
+        learning_rate=1e-2,
+        n_steps=32,
+        batch_size=16,
+        n_epochs=3,
+        sequence_length=8,
+        gamma=0.7,
+        gae_lambda=0.6,
+        clip_range=0.3,
+        clip_range_vf=0.4,
+        normalize_advantage=False,
+        ent_coef=0.1,
+        vf_coef=0.2,
+        max_grad_norm=0.9,
+        target_kl=0.05,
+        autocast="bfloat16",
+        refresh_states=True,
+        burn_in=5,
+    )
+    agent = made(algorithm, PolicySettings())
+    assert isinstance(agent, RecurrentPPO)
+    for name, value in asdict(algorithm).items():
+        if name != "name" and not name.endswith("_schedule"):
+            attribute = getattr(agent, name)
+            assert (attribute(0.5) if callable(attribute) else attribute) == value, name
+
+
+def test_linear_schedules_fall_to_zero_at_the_end() -> None:
+    agent = made(AlgorithmSettings(learning_rate_schedule="linear", clip_range_schedule="linear"), PolicySettings())
+    assert agent.lr_schedule(1.0) == AlgorithmSettings().learning_rate
+    assert agent.lr_schedule(0.5) == pytest.approx(AlgorithmSettings().learning_rate / 2)
+    assert agent.clip_range(0.25) == pytest.approx(AlgorithmSettings().clip_range / 4)
+    assert agent.clip_range(0.0) == 0.0
+
+
+def test_a2c_takes_what_it_knows() -> None:
+    agent = made(AlgorithmSettings(name="a2c", n_steps=8, gamma=0.5), PolicySettings())
+    assert isinstance(agent, RecurrentA2C)
+    assert (agent.n_steps, agent.gamma) == (8, 0.5)
+
+
+def test_the_network_is_the_one_described() -> None:
+    policy = PolicySettings(
+        memory="gru",
+        memory_kwargs={"hidden_size": 7},
+        critic_memory="separate",
+        net_arch=(5,),
+        critic_net_arch=(6, 6),
+        activation="relu",
+        kwargs={"ortho_init": False},
+    )
+    network = made(AlgorithmSettings(), policy).policy
+    assert isinstance(network.memory_actor, GRU)
+    assert isinstance(network.memory_critic, GRU)
+    assert network.memory_actor.output_size == 7
+    assert [layer.out_features for layer in network.mlp_extractor.policy_net if isinstance(layer, nn.Linear)] == [5]
+    assert [layer.out_features for layer in network.mlp_extractor.value_net if isinstance(layer, nn.Linear)] == [6, 6]
+    assert network.activation_fn is nn.ReLU
+    assert not network.ortho_init
+
+
+def test_actions_about_nodes_begin_at_the_node_named() -> None:
+    policy = PolicySettings(actions="nodes", first_node=1, kwargs={"action_mask": "action_mask"})
+    agent: Any = make_agent(
+        make("GraphSearch-v0", 2), asdict(AlgorithmSettings()), asdict(policy), seed=0, device="cpu"
+    )
+    assert isinstance(agent.policy, NodeActionPolicy)
+    assert agent.policy.first_node == 1
+
+
+def test_without_sizes_of_its_own_the_critic_has_the_actors() -> None:
+    network = made(AlgorithmSettings(), PolicySettings(net_arch=(5, 4))).policy
+    assert [layer.out_features for layer in network.mlp_extractor.value_net if isinstance(layer, nn.Linear)] == [5, 4]
+
+
+def test_names_here_are_those_of_the_settings() -> None:
+    assert set(ACTIVATIONS) == set(field_type(PolicySettings, "activation").__args__)
+    assert set(ALGORITHMS) == set(field_type(AlgorithmSettings, "name").__args__)
+    assert PPO_ONLY | {"clip_range_schedule"} == set(PPO_ONLY_SETTINGS)
+
+
+def test_classes_of_ones_own_are_named_for_loading() -> None:
+    policy = replace(PolicySettings(), memory="agents.memory:GRU", encoder="agents.encoders:FlattenExtractor")
+    own = own_classes(asdict(policy))
+    assert own == {"memory": "agents.memory:GRU", "features_extractor_class": encoder_class("flatten")}
+    assert own_classes(asdict(PolicySettings())) == {}
+
+
+@pytest.mark.parametrize("name", ["resnet", "no.such.module:Net", "json:Nothing"])
+def test_an_encoder_that_is_not_there_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        encoder_class(name)
+
+
+class Seen(gymnasium.Env[Any, Any]):
+    """Shows one observation of a space, again and again."""
+
+    def __init__(self, space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = space, spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 1.0, False, False, {}
+
+
+NUMBERS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+PICTURE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "keys"),
+    [
+        (NUMBERS, [""]),
+        (PICTURE, []),
+        (spaces.Discrete(4), []),
+        (spaces.MultiBinary(3), []),
+        (spaces.Box(0, 5, (2,), np.int64), []),
+        (spaces.Dict(numbers=NUMBERS, picture=PICTURE, choice=spaces.Discrete(3)), ["numbers"]),
+        (spaces.Dict(picture=PICTURE), []),
+    ],
+    ids=["numbers", "picture", "choice", "bits", "counts", "mixed", "pictures"],
+)
+@pytest.mark.parametrize("rewards", [True, False])
+def test_only_measurements_are_normalised(space: spaces.Space[Any], keys: list[str], rewards: bool) -> None:
+    env = SerialVecEnv([lambda: Seen(space)])
+    wrapped = normalize(env, rewards=rewards)
+    if not keys and not rewards:
+        assert wrapped is env
+        return
+    assert isinstance(wrapped, VecNormalize)
+    assert (wrapped.norm_obs, wrapped.norm_reward) == (bool(keys), rewards)
+    assert not keys or wrapped.norm_obs_keys == (keys if keys != [""] else None)
+    wrapped.reset()
+    observation: Any = wrapped.step(np.zeros(1, dtype=np.int64))[0]
+    if isinstance(space, spaces.Dict):
+        assert observation["picture"].dtype == np.uint8
+    wrapped.close()
