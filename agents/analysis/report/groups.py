@@ -108,7 +108,7 @@ class Group:
         """The group's figures, as what ``json`` writes."""
         return {
             "label": self.label,
-            "runs": [str(run.record.run.path) for run in self.runs],
+            "runs": [str(run.record.path) for run in self.runs],
             "seeds": list(self.seeds()),
             "means": self.scores.tolist(),
             "mean": self.mean,

@@ -22,7 +22,7 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     growing = record(tmp_path, "growing", settings(), [1.0, 2.0])
     with growing.run.metrics.open("a") as file:
         file.write("30,3")  # goes on to 3.5
-    with (growing.run.path / "evaluations.csv").open("a") as file:
+    with (growing.path / "evaluations.csv").open("a") as file:
         file.write("30,5,,9")
     assert growing.metrics()["rollout/ep_rew_mean"].values.tolist() == [1, 2]
     assert [row["mean_reward"] for row in growing.periodic()] == [1, 2]
@@ -60,10 +60,10 @@ def test_findings_are_listed_and_ablations_are_no_results(tmp_path: Path) -> Non
 def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     damaged = record(tmp_path, "damaged", settings(), findings=True)
     for name in ("evaluations/best-2-ablation.json", "insight/best-horizon.png", "versions.json"):
-        (damaged.run.path / name).write_bytes(b"{\xff half of")
+        (damaged.path / name).write_bytes(b"{\xff half of")
     assert [each.name for each in damaged.insights()] == ["best-horizon"]
     assert damaged.versions == {}
-    (damaged.run.path / "evaluations.csv").write_bytes(b"\xff\x00,\n\xfe,1\n")
+    (damaged.path / "evaluations.csv").write_bytes(b"\xff\x00,\n\xfe,1\n")
     assert damaged.periodic() == []
     assert damaged.run.best_return() is None
 
