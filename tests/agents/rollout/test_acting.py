@@ -20,6 +20,7 @@ from agents.memory import GRU, MEMORIES, Memory
 from agents.policy.actor_critic import LstmPolicy, RecurrentActorCriticPolicy
 from agents.policy.heads import CategoricalHead
 from agents.rollout.actor import TorchActor
+from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.rollout.capture import GraphActor
 from agents.rollout.numpy_actor import NumpyActor, make_actor
 from tests.agents.policy.test_actions import chi_square
@@ -624,6 +625,6 @@ def test_on_a_gpu_an_update_and_a_captured_step_never_make_the_host_wait() -> No
             actions, finish = actor.act(observations, state, starts)
             actor.on_host(actions)
             *_, state = finish()
-        model._train_epoch([])
+        model._train_epoch([], AuxiliaryTerms(model.policy))
     finally:
         torch.cuda.set_sync_debug_mode(mode)
