@@ -373,6 +373,24 @@ def test_workers_leave_a_signal_to_their_parent_and_what_they_start_does_not_inh
     venv.close()
 
 
+def test_a_forked_process_has_workers_of_its_own() -> None:
+    venv = SubprocessVecEnv([Counting])
+    venv.reset()
+
+    def child() -> None:
+        other = SubprocessVecEnv([Counting])
+        other.reset()
+        other.step(np.full(1, 5))
+        other.close()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    np.testing.assert_array_equal(venv.step(np.full(1, 5))[0], [[0, 1, 1]])
+    venv.close()
+
+
 # Loops
 
 
