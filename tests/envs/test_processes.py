@@ -205,7 +205,7 @@ def interrupt_at(line: int, act: Callable[[], Any]) -> bool:
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal seen
-        if not frame.f_code.co_filename.endswith("envs/processes.py"):
+        if not frame.f_code.co_filename.endswith("vector/processes.py"):
             return None
         if event == "line":
             seen += 1
