@@ -16,11 +16,11 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
 from agents.algorithms import on_policy
+from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.memory import GRU, MEMORIES, Memory
 from agents.policy.actor_critic import LstmPolicy, RecurrentActorCriticPolicy
 from agents.policy.heads import CategoricalHead
 from agents.rollout.actor import TorchActor
-from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.rollout.capture import GraphActor
 from agents.rollout.numpy_actor import NumpyActor, make_actor
 from tests.agents.policy.test_actions import chi_square
