@@ -185,7 +185,7 @@ def test_a_run_that_saved_nothing_yet_starts_from_its_beginning(
 
 
 def test_a_finished_run_goes_on_to_more_steps_as_a_longer_one_would(walk: list[str], tmp_path: Path) -> None:
-    words = [*walk, *PPO, "--evaluation.every", "0"]
+    words = [*walk, *PPO, "--evaluation.every", "0", "--algorithm.learning-rate-schedule", "constant"]
     longer = trained(tmp_path, [*words, "--total-timesteps", "256"], "longer")
     run = trained(tmp_path, words)
     assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 0
@@ -289,12 +289,11 @@ def test_other_kernels_than_before_are_told(
     finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stopped(finished, 96, f"{tmp_path.name}-kernels")
-    before = " and ".join(BUILDS.get(name, "none") for name in ("heads", "recurrent"))
+    heads, recurrent = (BUILDS.get(name, "none") for name in ("heads", "recurrent"))
     monkeypatch.setitem(BUILDS, "heads", "another")
     assert train.main(["--resume", str(run.path)]) == 0
-    assert (
-        f"kernels {before} is now {before.split()[0]} and another: the last bits may differ" in capsys.readouterr().err
-    )
+    told = f"kernels {heads} and {recurrent} is now another and {recurrent}: the last bits may differ"
+    assert told in capsys.readouterr().err
 
 
 def test_two_processes_never_train_in_one_directory(finished: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,6 +355,7 @@ def killed(root: Path, words: list[str], kills: int, wait: Callable[[Any, RunDir
 def assert_kills_at_any_moment_change_nothing(root: Path, kills: int, longest: float) -> None:
     """Each after a random while: as it starts, learns or writes. None comes too late, for the run never ends."""
     moments, words = random.Random(0), [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.keep", "2"]
+    words += ["--algorithm.learning-rate-schedule", "constant"]  # a falling one would know how long the run is
     endless = [*words, "--total-timesteps", "1e9"]
     run = killed(root, endless, kills, lambda process, _: process.join(timeout=moments.uniform(0.0, longest)))
     end = ["--total-timesteps", str(max([step for step, _ in run.checkpoints()], default=0) + 64)]

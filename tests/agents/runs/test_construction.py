@@ -30,6 +30,7 @@ def made(algorithm: AlgorithmSettings, policy: PolicySettings) -> Any:
 def test_every_setting_reaches_the_agent() -> None:
     algorithm = AlgorithmSettings(
         learning_rate=1e-2,
+        learning_rate_schedule="constant",
         n_steps=32,
         batch_size=16,
         n_epochs=3,
