@@ -15,11 +15,8 @@ def test_a_run_that_has_only_begun_has_nothing_to_show(tmp_path: Path) -> None:
     assert young.metrics() == {}
     assert [*young.periodic(), *young.results(), *young.insights()] == []
     assert young.evaluation_curve() is None
-    assert (
-        RunDirectory(young.path).last_step(),
-        RunDirectory(young.path).best_return(),
-        RunDirectory(young.path).has_agent,
-    ) == (0, None, False)
+    run = RunDirectory(young.path)
+    assert (run.last_step(), run.best_return(), run.has_agent) == (0, None, False)
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
