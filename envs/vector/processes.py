@@ -53,8 +53,8 @@ _STARTS = 10  # how many times a step's timeout it has, where that is longer
 class SubprocessVecEnv(VecEnv):
     """N environments in worker processes, stepped at the same time.
 
-    The infos are those of `SerialVecEnv`. Workers are started by forkserver, or spawn where none can be used, so threads
-    in this process are safe. They do not run the script that starts them: it needs no `if __name__ == "__main__":` for
+    The infos are those of `SerialVecEnv`. Workers are started by forkserver, or spawn where none can be used, so
+    threads in this process are safe. They do not run the script that starts them: it needs no `if __name__ == "__main__":` for
     this, and what it imports costs them nothing. Each computes on one thread, lest they slow one another down.
 
     An environment that raises, a worker that dies and, with `timeout`, one that does not answer, ends all the workers
