@@ -138,7 +138,9 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
 
 CASES = {
     "vector": ["--env.id", "CartPoleNoVel-v1"],
-    "vector with every transform": ["--env.id", "PendulumNoVel-v1", *EVERY_TRANSFORM],
+    "vector with every transform": [
+        *("--env.id", "PendulumNoVel-v1", "--env.kwargs", "max_episode_steps=25", *EVERY_TRANSFORM),
+    ],
     "vector of graphs": ["--env.id", "GraphSearch-v0", "--policy.encoder", "graph"],
     "vector of sequences, no normaliser": [
         *("--env.id", "PhaseForecast-v0"),
@@ -155,7 +157,8 @@ CASES = {
         *("--env.backend", "subprocess", "--env.workers", "2"),
     ],
     "linear schedules and noise by state": [
-        *("--env.id", "Pendulum-v1", "--algorithm.use-sde", "--algorithm.sde-sample-freq", "4"),
+        *("--env.id", "Pendulum-v1", "--env.kwargs", "max_episode_steps=25"),
+        *("--algorithm.use-sde", "--algorithm.sde-sample-freq", "4"),
         *("--algorithm.learning-rate-schedule", "linear", "--algorithm.clip-range-schedule", "linear"),
     ],
     "a window and dropout": [

@@ -254,7 +254,10 @@ def test_wherever_a_step_is_interrupted_it_can_be_closed_and_closing_can_be_inte
     wait_until(lambda: not multiprocessing.active_children())
 
 
-def test_workers_in_the_middle_of_a_step_are_closed_without_waiting_for_it(tmp_path: Path) -> None:
+def test_workers_in_the_middle_of_a_step_are_closed_without_waiting_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_CLOSING", 0.5)
     venv = SubprocessVecEnv([partial(Waiting, i, tmp_path) for i in range(2)], workers=2)
     venv.reset()
     venv.step_async(np.full(2, 5))
@@ -266,6 +269,7 @@ def test_workers_in_the_middle_of_a_step_are_closed_without_waiting_for_it(tmp_p
 def test_many_that_hang_as_they_close_are_asked_at_once_and_then_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(processes, "_CLOSING", 0.5)
     venv = SubprocessVecEnv([partial(Faulty, i, "close", tmp_path) for i in range(8)], workers=8)
     venv.reset()
     waits = []
@@ -280,7 +284,7 @@ def test_many_that_hang_as_they_close_are_asked_at_once_and_then_ended(
 
         monkeypatch.setattr(process, "join", counted)
     venv.close()
-    assert sum(wait for wait in waits[1:8] if wait is not None) < 5.0  # one limit for all
+    assert sum(wait for wait in waits[1:8] if wait is not None) < 0.5  # one limit for all
     assert not any(process.is_alive() for process in venv._processes)
 
 
