@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import agents.algorithms.on_policy
+import agents.analysis.evaluation
 import envs
 import envs.vector.infos
 from agents import RecurrentPPO
@@ -101,6 +102,7 @@ def test_what_an_environment_says_changes_nothing(stepper: str) -> None:
 
 def test_names_of_our_own_are_private_and_alike_on_both_sides() -> None:
     assert agents.algorithms.on_policy.RESET_STEP == envs.vector.infos.RESET_STEP
+    assert agents.analysis.evaluation.FAILED == envs.vector.infos.FAILED
     for name in (envs.vector.infos.RESET_STEP, envs.vector.infos.FAILED):
         assert name.startswith("recurl.")
 

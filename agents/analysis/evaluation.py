@@ -28,6 +28,8 @@ from agents.deploy.player import Player
 Values = NDArray[np.float64]
 Statistic = Callable[[Values], Values]
 
+FAILED = "recurl.environment_failed"  # what our environments call an episode that ended with a fault
+
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -262,7 +264,7 @@ def _episodes(player: Player, env: VecEnv, episodes: int, max_steps: int | None)
         lengths += ~resets
         for i in np.flatnonzero(dones):
             # One that was cut since the environment failed, and was made anew, says nothing of the agent.
-            if left[i] and "recurl.environment_failed" not in infos[i]:
+            if left[i] and FAILED not in infos[i]:
                 left[i] -= 1
                 yield _episode(infos[i], float(returns[i]), int(lengths[i]), int(i), monitored)
             returns[i], lengths[i] = 0.0, 0

@@ -27,7 +27,7 @@ from agents.checks.arguments import check_count
 
 ADVICE = {
     "window": "add the history wrapper: --env.wrappers '{history: {length: 8, mask: true}}' "
-    "(envs.wrappers.transforms.wrap in a script)",
+    "(wrappers= of envs.make in a script)",
     "set": "give the entities as Box (E, F), or as a Dict of such a Box and a MultiBinary 'mask' (E,), 1 where real",
 }
 
