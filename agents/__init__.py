@@ -3,8 +3,8 @@
 ``RecurrentPPO`` is a drop-in for ``sb3_contrib.RecurrentPPO``; ``RecurrentA2C`` its synchronous advantage actor-critic
 sibling. ``MlpLstmPolicy``, ``CnnLstmPolicy`` and ``MultiInputLstmPolicy`` are the policies of
 ``sb3_contrib.ppo_recurrent``, ``RecurrentActorCriticPolicy`` is the general one. ``MEMORIES`` and ``ENCODERS`` list
-what can be chosen by name; a memory of one's own is a ``Memory``. ``evaluate`` measures an agent, ``Player`` acts with a
-saved one, ``import_contrib`` reads a model of ``sb3_contrib``.
+what can be chosen by name; a memory of one's own is a ``Memory``. ``evaluate`` measures an agent, ``Player`` acts with
+a saved one, ``import_contrib`` reads a model of ``sb3_contrib``.
 """
 
 from agents.algorithms.a2c import RecurrentA2C

@@ -54,8 +54,9 @@ class SubprocessVecEnv(VecEnv):
     """N environments in worker processes, stepped at the same time.
 
     The infos are those of `SerialVecEnv`. Workers are started by forkserver, or spawn where none can be used, so
-    threads in this process are safe. They do not run the script that starts them: it needs no `if __name__ == "__main__":` for
-    this, and what it imports costs them nothing. Each computes on one thread, lest they slow one another down.
+    threads in this process are safe. They do not run the script that starts them: it needs no
+    `if __name__ == "__main__":` for this, and what it imports costs them nothing. Each computes on one thread, lest
+    they slow one another down.
 
     An environment that raises, a worker that dies and, with `timeout`, one that does not answer, ends all the workers
     with an `EnvError` that names the environment and the step and holds the worker's traceback; or, up to
