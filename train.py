@@ -38,6 +38,8 @@ def command(argv: Sequence[str] | None) -> None:
     if asked.print_config:
         print(configs.dump(asked.settings), end="")
     elif asked.dry_run:
+        if asked.resume is not None:
+            opened(asked.resume, asked.settings, asked.trust, argv)
         configs.say(configs.plan(asked.settings))
         if not is_registered(asked.settings.env.id):
             configs.say(f"note: no environment is registered as {asked.settings.env.id} yet; its package must do that")
@@ -116,6 +118,13 @@ def resume(
         trusted: modules that a run made elsewhere may import.
         argv: what was typed.
     """
+    return work(settings, opened(path, settings, trusted, argv), resumed=True)
+
+
+def opened(
+    path: str, settings: Settings, trusted: Sequence[str] = (), argv: Sequence[str] | None = None
+) -> RunDirectory:
+    """The run to go on with, once it is sure that it can go on with these settings and may import what it names."""
     from agents.runs.directory import RunDirectory, RunError
 
     settings.check()
@@ -126,7 +135,7 @@ def resume(
     configs.check_trusted(
         run.path, recorded, trusted, ["python", "train.py", *(sys.argv[1:] if argv is None else argv)]
     )
-    return work(settings, run, resumed=True)
+    return run
 
 
 def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> RunDirectory:
