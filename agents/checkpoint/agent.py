@@ -339,7 +339,7 @@ def normalizer_state(source: Any) -> NormalizerState | None:
 
 
 def previous_inputs(source: Any) -> PreviousInputs | None:
-    """What an agent, or that of a file, sees beside observations: last action and reward; None where it sees neither."""
+    """What an agent, or that of a file, sees beside observations: last action and reward; None: neither."""
     if not hasattr(source, "get_vec_normalize_env"):
         return SavedAgent(source).previous
     kept: PreviousInputs | None = getattr(source, "previous_inputs", None)
