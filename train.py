@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: not before the settings are 
     from stable_baselines3.common.vec_env import VecEnv
 
     from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+    from agents.runs.callbacks import Interruption
     from agents.runs.directory import RunDirectory
     from agents.runs.training import Schedule
 
@@ -129,15 +130,29 @@ def resume(
 
 
 def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> RunDirectory:
+    """Trains in a run's directory and evaluates what came of it; ``resumed``: see :func:`train_in`."""
+    from agents.runs.callbacks import Interruption
+
+    interruption = Interruption()
+    with interruption.at_once():
+        train_in(run, settings, interruption, resumed=resumed)
+        if settings.evaluation.final_episodes:
+            from evaluate import evaluate_at_the_end
+
+            told = settings.evaluation.deterministic
+            evaluate_at_the_end(run, settings.evaluation.final_episodes, deterministic=told)
+    configs.say(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
+    return run
+
+
+def train_in(run: RunDirectory, settings: Settings, interruption: Interruption, *, resumed: bool) -> None:
     """Trains in a run's directory; ``resumed``: from the last checkpoint there, if there is one yet."""
     import torch
 
     from agents.checkpoint import CheckpointError
-    from agents.runs.callbacks import Interruption
     from agents.runs.directory import RunError
     from agents.runs.training import learn
 
-    interruption = Interruption()
     torch.set_num_threads(settings.threads or 1)
     with (
         held(run),
@@ -169,12 +184,6 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
             resumed=goes_on,
             interruption=interruption,
         )
-    if settings.evaluation.final_episodes:
-        from evaluate import evaluate_at_the_end
-
-        evaluate_at_the_end(run, settings.evaluation.final_episodes, deterministic=settings.evaluation.deterministic)
-    configs.say(f"\nThe run is in {run.path}; evaluate it again with: python evaluate.py {run.path}")
-    return run
 
 
 def new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:

@@ -2,22 +2,34 @@
 
 ``RecurrentPPO`` is a drop-in for ``sb3_contrib.RecurrentPPO``; ``RecurrentA2C`` its synchronous advantage actor-critic
 sibling. ``MlpLstmPolicy``, ``CnnLstmPolicy`` and ``MultiInputLstmPolicy`` are the policies of
-``sb3_contrib.ppo_recurrent``, ``RecurrentActorCriticPolicy`` is the general one. Memories are listed in
-``agents.memory.MEMORIES``, encoders in ``agents.encoders.ENCODERS``.
+``sb3_contrib.ppo_recurrent``, ``RecurrentActorCriticPolicy`` is the general one. ``MEMORIES`` and ``ENCODERS`` list
+what can be chosen by name; a memory of your own is a ``Memory``. ``evaluate`` measures an agent, ``Player`` acts with
+a saved one, ``import_contrib`` reads a model of ``sb3_contrib``.
 """
 
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
+from agents.analysis.evaluation import evaluate
+from agents.deploy.contrib import import_contrib
+from agents.deploy.player import Player
+from agents.encoders import ENCODERS
+from agents.memory import MEMORIES, Memory
 from agents.policy.actor_critic import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, RecurrentActorCriticPolicy
 
 __all__ = [
+    "ENCODERS",
+    "MEMORIES",
     "CnnLstmPolicy",
+    "Memory",
     "MlpLstmPolicy",
     "MultiInputLstmPolicy",
+    "Player",
     "RecurrentA2C",
     "RecurrentActorCriticPolicy",
     "RecurrentPPO",
     "__version__",
+    "evaluate",
+    "import_contrib",
 ]
 
 __version__ = "0.1.0"

@@ -1,13 +1,14 @@
 """Environments: their ids are registered with gymnasium when this package is imported.
 
-    make                         an id, how many, wrappers -> a fast vector environment behind SB3's VecEnv
-    control                      classic control without velocities
-    recall, sequences            tasks whose best return is known
-    graphs                       a graph seen in part
-    wrappers                     what hides, garbles or adds to observations
-    padding                      graphs and sequences as arrays of one size
-    batch                        dynamics written once, for a batch and for one
-    vector, serial, processes    the three ways to step: one NumPy program, one after the other, workers
+    make                   an id, how many, wrappers -> a fast vector environment behind SB3's VecEnv
+    tasks.control          classic control without velocities
+    tasks.recall           tasks whose best return is known
+    tasks.sequences        more of them
+    tasks.graphs           a graph seen in part
+    tasks.batch            dynamics written once, for a batch and for one
+    wrappers.transforms    what hides, garbles or adds to observations
+    wrappers.padding       graphs and sequences as arrays of one size
+    vector                 the three ways to step: one NumPy program, one after the other, workers
 
 `gymnasium.make` and `gymnasium.make_vec` know the ids too. Importing this package imports neither torch nor
 Stable-Baselines3; asking for `make` does.
@@ -28,9 +29,8 @@ __all__ = ["make"]
 def _register(id: str, module: str, name: str, **settings: Any) -> None:
     # RL Baselines3 Zoo registers some of the same ids for the same tasks: without this, gymnasium warns of it.
     gymnasium.registry.pop(id, None)
-    gymnasium.register(
-        id, entry_point=f"{__name__}.{module}:{name}Env", vector_entry_point=f"{__name__}.{module}:{name}", **settings
-    )
+    entry = f"{__name__}.tasks.{module}:{name}"
+    gymnasium.register(id, entry_point=f"{entry}Env", vector_entry_point=entry, **settings)
 
 
 _register("CartPoleNoVel-v1", "control", "CartPole", max_episode_steps=500, reward_threshold=475.0)

@@ -4,9 +4,14 @@ Imports inside functions and for type checkers alone count as any other.
 """
 
 import ast
+import inspect
 from pathlib import Path
 
+import gymnasium
 import pytest
+from gymnasium.envs.registration import load_env_creator
+
+import envs  # noqa: F401  (registers ours)
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("agents", "envs", "configs")
@@ -148,3 +153,15 @@ def test_the_sources_were_found() -> None:
     assert {"agents.memory.core", "agents.algorithms.ppo", "envs", "configs"} <= names
     imports = imported(ROOT / "agents" / "algorithms" / "on_policy.py")
     assert "agents.policy" in {".".join(name.split(".")[:2]) for name in imports}
+
+
+@pytest.mark.parametrize(
+    "id", [id for id, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("envs.")]
+)
+def test_entry_points_name_classes_of_these_sources(id: str) -> None:
+    """A name of a module as text: nothing else reads it where another copy is installed, which answers in its place."""
+    spec = gymnasium.spec(id)
+    for entry_point in (spec.entry_point, spec.vector_entry_point):
+        assert isinstance(entry_point, str)
+        creator = load_env_creator(entry_point)
+        assert Path(inspect.getfile(creator)).is_relative_to(ROOT / "envs")

@@ -32,9 +32,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 import evaluate
 import train
 from agents import RecurrentPPO
-from agents.checkpoint import CheckpointError, SavedAgent, import_contrib
+from agents.checkpoint import CheckpointError, SavedAgent
 from agents.checkpoint.values import known_classes
 from agents.checks.text import printable
+from agents.deploy.contrib import import_contrib
 from agents.deploy.player import Player
 from agents.memory import MEMORIES
 from configs import printable as printable_of_scripts

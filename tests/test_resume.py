@@ -18,6 +18,7 @@ import torch
 
 import train
 from agents.checkpoint import normalizer_state, read_parameters
+from agents.checkpoint.container import read_archive
 from agents.kernels.binding import BUILDS
 from agents.runs.directory import RunDirectory
 
@@ -99,13 +100,19 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def assert_equal_runs(one: RunDirectory, other: RunDirectory, step: int = 192) -> None:
-    """To the last bit: weights, optimizer, normaliser, and every figure on the way."""
-    assert_equal(*(learned(run, step) for run in (one, other)))
-    ours, theirs = (normalizer_state(run.checkpoint(step)) for run in (one, other))
-    if ours is not None:
-        assert_equal([*ours.observations.items(), ours.rewards], [*theirs.observations.items(), theirs.rewards])
+    """To the last bit: all that a checkpoint holds, and every figure on the way."""
+    assert_equal(*(saved(run, step) for run in (one, other)))
     for name in ("metrics.csv", "evaluations.csv"):
         assert rows_of(one.path / name) == rows_of(other.path / name)
+
+
+def saved(run: RunDirectory, step: int) -> list[Any]:
+    """The data and tensors of a checkpoint, without what is a matter of time, and where its process went on from."""
+    data, tensors = read_archive(run.checkpoint(step))
+    del data["counters"]["_num_timesteps_at_start"]
+    for episode in data["statistics"]["ep_info_buffer"]:
+        del episode["t"]
+    return [data, tensors]
 
 
 def learned(run: RunDirectory, step: int) -> list[Any]:
@@ -114,18 +121,19 @@ def learned(run: RunDirectory, step: int) -> list[Any]:
     return [parameters["policy"], parameters["policy.optimizer"]["state"]]
 
 
-def assert_equal(one: Any, other: Any) -> None:
+def assert_equal(one: Any, other: Any, where: str = "") -> None:
     if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        one, other = [*one.values()], [*other.values()]
-    if isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for ours, theirs in zip(one, other, strict=True):
-            assert_equal(ours, theirs)
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (ours, theirs) in enumerate(zip(one, other, strict=True)):
+            assert_equal(ours, theirs, f"{where}/{i}")
     elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
+        assert torch.equal(one, other), where
     else:
-        assert (one == other) is True or bool((one == other).all())
+        assert one == other, where
 
 
 CASES = {
@@ -185,7 +193,7 @@ def test_a_run_that_saved_nothing_yet_starts_from_its_beginning(
 
 
 def test_a_finished_run_goes_on_to_more_steps_as_a_longer_one_would(walk: list[str], tmp_path: Path) -> None:
-    words = [*walk, *PPO, "--evaluation.every", "0"]
+    words = [*walk, *PPO, "--evaluation.every", "0", "--algorithm.learning-rate-schedule", "constant"]
     longer = trained(tmp_path, [*words, "--total-timesteps", "256"], "longer")
     run = trained(tmp_path, words)
     assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 0
@@ -289,12 +297,11 @@ def test_other_kernels_than_before_are_told(
     finished: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stopped(finished, 96, f"{tmp_path.name}-kernels")
-    before = " and ".join(BUILDS.get(name, "none") for name in ("heads", "recurrent"))
+    heads, recurrent = (BUILDS.get(name, "none") for name in ("heads", "recurrent"))
     monkeypatch.setitem(BUILDS, "heads", "another")
     assert train.main(["--resume", str(run.path)]) == 0
-    assert (
-        f"kernels {before} is now {before.split()[0]} and another: the last bits may differ" in capsys.readouterr().err
-    )
+    told = f"kernels {heads} and {recurrent} is now another and {recurrent}: the last bits may differ"
+    assert told in capsys.readouterr().err
 
 
 def test_two_processes_never_train_in_one_directory(finished: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
@@ -356,6 +363,7 @@ def killed(root: Path, words: list[str], kills: int, wait: Callable[[Any, RunDir
 def assert_kills_at_any_moment_change_nothing(root: Path, kills: int, longest: float) -> None:
     """Each after a random while: as it starts, learns or writes. None comes too late, for the run never ends."""
     moments, words = random.Random(0), [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.keep", "2"]
+    words += ["--algorithm.learning-rate-schedule", "constant"]  # a falling one would know how long the run is
     endless = [*words, "--total-timesteps", "1e9"]
     run = killed(root, endless, kills, lambda process, _: process.join(timeout=moments.uniform(0.0, longest)))
     end = ["--total-timesteps", str(max([step for step, _ in run.checkpoints()], default=0) + 64)]
@@ -403,6 +411,28 @@ def test_a_signal_saves_and_what_is_resumed_equals_a_run_never_stopped(number: i
     assert 0 < step < 640
     assert train.main(["--resume", str(run.path)]) == 0
     assert_equal_runs(whole, run, 640)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_final_evaluation_ends_it_at_once_with_all_saved(
+    number: int, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "evaluate_at_the_end":
+            sys.settrace(None)
+            signal.raise_signal(number)
+
+    words = [*TINY, *PPO, *CASES["vector"], "--evaluation.every", "0", "--evaluation.final-episodes", "5"]
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    sys.settrace(trace)
+    try:
+        assert train.main([*words, "--runs", str(tmp_path), "--name", "mine"]) == code
+    finally:
+        sys.settrace(None)
+    last = RunDirectory(tmp_path / "mine").checkpoint(192)
+    assert capsys.readouterr().err == f"stopped by {signal.Signals(number).name}; saved {last}\n"
+    assert last.exists()
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 # Two signals

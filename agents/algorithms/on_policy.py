@@ -9,6 +9,7 @@ reset only where an episode starts.
 
 import contextlib
 import inspect
+import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -367,16 +368,16 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         try:
             return self.policy.head.to_environment(actions)
         except FloatingPointError:
-            seen = map_observations(operator.itemgetter(slice(step + 1)), self.rollout_buffer.observations)
-            for t, i in _not_finite(seen, axes=2):
-                raise FloatingPointError(
-                    f"the observation of environment {i} at step {t} of the rollout of {self.n_steps} steps after time "
-                    f"step {self.num_timesteps - step * self.n_envs} is not finite"
-                ) from None
+            after = f"the rollout of {self.n_steps} steps after time step {self.num_timesteps - step * self.n_envs}"
+            buffer = self.rollout_buffer
+            seen = map_observations(operator.itemgetter(slice(step + 1)), buffer.observations)
+            _check_experience(seen, buffer.rewards[:step], after)
             raise
 
     def _close_rollout(self, buffer: SequenceRolloutBuffer, terminals: list[Terminal]) -> None:
         """From rewards and values to returns and advantages."""
+        if not bool(buffer.rewards.isfinite().all()):  # while they are the environments', with no value in them
+            _check_experience(buffer.observations, buffer.rewards, self._rollout_before())
         if self.autocast is not None:
             self._recompute(buffer)
         self._bootstrap_time_limits(buffer, terminals)
@@ -497,9 +498,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             & _all_finite(buffer.observations, self.device)
         ):
             return
-        rollout = f"the rollout of {self.n_steps} steps that ended at time step {self.num_timesteps}"
-        for t, i in _not_finite(buffer.observations, axes=2):
-            raise FloatingPointError(f"the observation of environment {i} at step {t} of {rollout} is not finite")
+        rollout = self._rollout_before()
+        _check_experience(buffer.observations, buffer.rewards[:0], rollout)
         for t, environments, observations, _ in terminals:
             for (i,) in _not_finite(_stack(observations), axes=1):
                 raise FloatingPointError(
@@ -508,9 +508,6 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 )
         for (i,) in _not_finite(self._last_obs, axes=1):
             raise FloatingPointError(f"the observation of environment {i} after {rollout} is not finite")
-        if all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
-            for t, i in _not_finite(buffer.rewards, axes=2):
-                raise FloatingPointError(f"the reward of environment {i} at step {t} of {rollout} is not finite")
         raise FloatingPointError(
             f"the policy's output is not finite in {rollout}, though all that it read is: training diverged; lower "
             "learning_rate or max_grad_norm, or scale observations and rewards (VecNormalize)"
@@ -533,6 +530,9 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 f"{error}. This agent sees its last action and reward beside the observation: let it act on "
                 "get_env(), on agents.checkpoint.normalizer(model, vec_env), or as a Player"
             ) from error
+
+    def _rollout_before(self) -> str:
+        return f"the rollout of {self.n_steps} steps that ended at time step {self.num_timesteps}"
 
     def learn(self: SelfAlgorithm, *args: Any, **kwargs: Any) -> SelfAlgorithm:
         """Stable-Baselines3's; a normalizer that came with a saved agent is at work inside and rests outside."""
@@ -739,12 +739,26 @@ def _all_finite(observations: Any, device: torch.device) -> torch.Tensor:
     return torch.stack([_all_finite(part, device) for part in parts]).all()
 
 
+def _check_experience(observations: Any, rewards: torch.Tensor, rollout: str) -> None:
+    """Raises FloatingPointError for the first number that is not finite in observations and rewards (T, B, ...).
+
+    A reward comes before the next observation, which may show it.
+    """
+    found = [(t, 0, i, "observation") for t, i in _not_finite(observations, axes=2)]
+    found += [(t, 1, i, "reward") for t, i in _not_finite(rewards, axes=2)]
+    if found:
+        t, _, i, what = min(found)
+        raise FloatingPointError(f"the {what} of environment {i} at step {t} of {rollout} is not finite") from None
+
+
 def _not_finite(observations: Any, axes: int) -> list[list[int]]:
     """Where numbers are not finite: indices along the leading axes of an array, tensor or (nested) dict of them."""
     if isinstance(observations, dict):
         return sorted(index for part in observations.values() for index in _not_finite(part, axes))
     tensor = torch.as_tensor(observations)
-    indices: list[list[int]] = (~tensor.isfinite()).reshape(*tensor.shape[:axes], -1).any(-1).nonzero().tolist()
+    leading = tensor.shape[:axes]
+    bad = (~tensor.isfinite()).reshape(*leading, math.prod(tensor.shape[axes:])).any(-1)
+    indices: list[list[int]] = bad.nonzero().tolist()
     return indices
 
 

@@ -3,7 +3,6 @@
 Axes: L steps of a sequence, S sequences of a minibatch, N real steps of a minibatch.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -178,7 +177,6 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             self._learn_from_rollout()
 
     def _learn_from_rollout(self) -> None:
-        normalized = self._normalized_by_rollout()
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
         with self._watching_weights():
@@ -186,7 +184,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
                 if self.refresh_states and epoch > 0:
                     self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
                 first_of_epoch = len(history)
-                goes_on = self._train_epoch(normalized, history, auxiliary)
+                goes_on = self._train_epoch(history, auxiliary)
                 self._n_updates += 1
                 if not goes_on:
                     if self.verbose >= 1:
@@ -198,10 +196,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             for name, mean in auxiliary.means().items():
                 self.logger.record(f"train/{name}", mean)
 
-    def _train_epoch(
-        self, normalized: Callable[[Tensor], Tensor], history: list[Figures], auxiliary: AuxiliaryTerms
-    ) -> bool:
+    def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
+        normalized = self._normalized_by_rollout()
         parameters = list(self.policy.parameters())
         with_gradients = {
             *parameters,

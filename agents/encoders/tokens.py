@@ -26,7 +26,8 @@ from torch import Tensor
 from agents.checks.arguments import check_count
 
 ADVICE = {
-    "window": "add the history wrapper: --env.wrappers '{history: {length: 8, mask: true}}' (envs.wrap in a script)",
+    "window": "add the history wrapper: --env.wrappers '{history: {length: 8, mask: true}}' "
+    "(envs.wrappers.transforms.wrap in a script)",
     "set": "give the entities as Box (E, F), or as a Dict of such a Box and a MultiBinary 'mask' (E,), 1 where real",
 }
 

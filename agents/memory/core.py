@@ -85,9 +85,10 @@ class Memory(nn.Module, ABC):
 
         (T, B, F), state before the first step, (T, B) true where an episode starts -> (C, B, ...) each; ``at`` holds C
         steps from 0 to T, and T stands for the state after the block. Where a step starts an episode its state is the
-        initial one. What a memory has no better way for is stepped through, in NumPy where it can be.
+        initial one; so ``episode_starts`` may hold the steps after the block too. It is stepped through, in NumPy
+        where it can be.
         """
-        self.check(features.shape, state, episode_starts)
+        self.check(features.shape, state, episode_starts[: len(features)])
         if not state:
             return ()
         starts, last = to_device(episode_starts, features.device), max(at)

@@ -91,12 +91,12 @@ class Interruption(BetweenUpdates):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals over inside, in the main thread (elsewhere Python lets nobody), once.
+        """Takes the signals over inside, in the main thread, once.
 
         Raises:
             Interrupted: whatever ends or fails after a signal, unless it failed in saving.
         """
-        if self._listens or threading.current_thread() is not threading.main_thread():
+        if self._listens or not _in_main_thread():
             yield
             return
         self._listens = True
@@ -118,6 +118,19 @@ class Interruption(BetweenUpdates):
                 signal.signal(number, handler)
             self._listens = self._timed = False
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A signal ends at once what is done inside, except where :meth:`listening` takes it over."""
+        if not _in_main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def protected(self, act: Callable[[], Result]) -> Result:
         """No signal ends what is done in here; it is noted."""
         return act()
@@ -127,6 +140,10 @@ class Interruption(BetweenUpdates):
         if self._received is not None:
             self._alarm()
         return act()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        raise self._interrupted()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
@@ -163,6 +180,11 @@ class Interruption(BetweenUpdates):
                 self._timed = True
                 self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive)
             signal.setitimer(signal.ITIMER_REAL, self._grace, 1.0)
+
+
+def _in_main_thread() -> bool:
+    """Elsewhere Python lets nobody take signals over."""
+    return threading.current_thread() is threading.main_thread()
 
 
 class FiniteWeights(BetweenUpdates):

@@ -53,9 +53,10 @@ _STARTS = 10  # how many times a step's timeout it has, where that is longer
 class SubprocessVecEnv(VecEnv):
     """N environments in worker processes, stepped at the same time.
 
-    The infos are those of `SerialVecEnv`. Workers are started by forkserver, or spawn where there is none, so threads
-    in this process are safe. They do not run the script that starts them: it needs no `if __name__ == "__main__":` for
-    this, and what it imports costs them nothing. Each computes on one thread, lest they slow one another down.
+    The infos are those of `SerialVecEnv`. Workers are started by forkserver, or by spawn where there is none for this
+    process, so threads in it are safe. They do not run the script that starts them: it needs no
+    `if __name__ == "__main__":` for this, and what it imports costs them nothing. Each computes on one thread, lest
+    they slow one another down.
 
     An environment that raises, a worker that dies and, with `timeout`, one that does not answer, ends all the workers
     with an `EnvError` that names the environment and the step and holds the worker's traceback; or, up to
@@ -254,14 +255,18 @@ class SubprocessVecEnv(VecEnv):
     def _started(self, w: int) -> tuple[Connection, Any]:
         """A process for worker `w`, and the pipe to it."""
         methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
             context.set_forkserver_preload([worker.__name__])
         with _single_threaded_children(), _without_main():
             connection, far_end = context.Pipe()
             arguments = (far_end, self._pickled[w], self._bounds[w], self._max_restarts, self._request)
-            process = context.Process(target=worker.work, args=arguments, daemon=True)  # type: ignore[attr-defined]
-            process.start()
+            try:
+                process = context.Process(target=worker.work, args=arguments, daemon=True)
+                process.start()
+            except ChildProcessError:  # the fork server is not its child, but of the process it was forked from
+                process = multiprocessing.get_context("spawn").Process(target=worker.work, args=arguments, daemon=True)
+                process.start()
             # With this end closed here, a worker's death closes the pipe, and reading from it ends.
             far_end.close()
         return connection, process

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 from counting import Counting, Faulty, Slow, Waiting
 
+from envs.vector import processes
 from envs.vector.errors import EnvError
 from envs.vector.group import Group
+from envs.vector.infos import FAILED
 from envs.vector.processes import SubprocessVecEnv
 from envs.vector.serial import SerialVecEnv
 from envs.vector.state import EpisodeSeed
@@ -73,7 +75,7 @@ def test_all_workers_that_fail_in_the_same_step_are_started_anew(how: str, tmp_p
         for i in (1, 3):
             np.testing.assert_array_equal(infos[i]["terminal_observation"], seen[i])
             assert infos[i]["TimeLimit.truncated"]
-            assert infos[i]["environment_failed"]
+            assert infos[i][FAILED]
         assert venv.restarts == 2
         following, _, dones, _ = venv.step(np.full(4, 5))
         np.testing.assert_array_equal(following[:, 2], [4, 1, 4, 1])
@@ -115,7 +117,7 @@ def test_an_environment_that_fails_in_a_reset_is_made_anew_too(backend: str, tmp
         with pytest.warns(RuntimeWarning, match="made anew"):
             np.testing.assert_array_equal(venv.reset(), [[0, 1, 0], [1, 1, 0], [2, 1, 0]])
         assert venv.restarts == 1
-        assert ["environment_failed" in info for info in venv.reset_infos] == [False, True, False]
+        assert [FAILED in info for info in venv.reset_infos] == [False, True, False]
         (tmp_path / "fault 2").touch()
         with pytest.raises(EnvError):
             venv.reset()
@@ -205,7 +207,7 @@ def interrupt_at(line: int, act: Callable[[], Any]) -> bool:
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal seen
-        if not frame.f_code.co_filename.endswith("envs/processes.py"):
+        if frame.f_code.co_filename != processes.__file__:
             return None
         if event == "line":
             seen += 1
@@ -368,6 +370,24 @@ def test_workers_leave_a_signal_to_their_parent_and_what_they_start_does_not_inh
         os.kill(venv._processes[0].pid, number)
     np.testing.assert_array_equal(venv.step(np.full(1, 5))[0], [[0, 1, 1]])
     assert venv.env_method("ends_by_sigterm") == [[-signal.SIGTERM, signal.SIGTERM]]
+    venv.close()
+
+
+def test_a_forked_process_has_workers_of_its_own() -> None:
+    venv = SubprocessVecEnv([Counting])
+    venv.reset()
+
+    def child() -> None:
+        other = SubprocessVecEnv([Counting])
+        other.reset()
+        other.step(np.full(1, 5))
+        other.close()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    np.testing.assert_array_equal(venv.step(np.full(1, 5))[0], [[0, 1, 1]])
     venv.close()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -105,9 +108,6 @@ def test_dict_observations_are_learned_from() -> None:
 
 
 def test_workers_need_no_main_guard_and_compute_on_one_thread(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     script = tmp_path / "script.py"
     script.write_text(
         "import os, gymnasium, numpy as np, envs\n"
@@ -124,11 +124,10 @@ def test_workers_need_no_main_guard_and_compute_on_one_thread(tmp_path: Path) ->
         "print(venv.step(np.zeros(3, int))[3][2]['threads'], os.environ.get('OMP_NUM_THREADS'))\n"
         "venv.close()\n"
     )
-    environment = {"OMP_NUM_THREADS": "2"}
-    import os
-
+    # Elsewhere than these sources, which are on the path as an installed package is.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
     )
     assert done.stdout.split() == ["1", "2"], done.stderr
     assert done.stderr == ""

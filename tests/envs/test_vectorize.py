@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from counting import Broken, Composed, Counting, Failing, Waiting
 from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.vec_env import VecEnv
@@ -56,6 +58,14 @@ def counting(backend: str, numbers: int = 3, **settings: Any) -> VecEnv:
 def test_every_task_of_the_package_is_among_those_tested_here() -> None:
     ours = [id for id, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("envs.")]
     assert sorted(ours) == sorted(IDS)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_an_id_stands_for_classes_of_this_very_package(id: str) -> None:
+    spec, tasks = gymnasium.spec(id), Path(envs.__file__).parent / "tasks"
+    for entry_point in (spec.entry_point, spec.vector_entry_point):
+        assert isinstance(entry_point, str)
+        assert Path(inspect.getfile(load_env_creator(entry_point))).parent == tasks  # type: ignore[arg-type]
 
 
 def same(one: Any, other: Any) -> None:

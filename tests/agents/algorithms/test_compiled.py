@@ -48,7 +48,7 @@ def test_the_traced_objective_is_the_one_that_is_not(
 
 
 def test_the_objective_behind_the_memory_is_the_algorithms_own() -> None:
-    model = small_ppo(clocks(), "lstm", "separate", ent_coef=0.01)
+    model = small_ppo(clocks(), "lstm", "separate", ent_coef=0.01, normalize_advantage="batch")
     model.learn(24)
     (batch,) = model.rollout_buffer.get(None)
     found = results(model, *CompiledObjective(model.policy, lambda function: function)(batch, **SETTINGS))

@@ -587,7 +587,7 @@ def test_callbacks_are_called_at_every_step_with_what_the_environments_gave(cls:
         assert np.array_equal(shown["clipped_actions"], recorder.actions[t])
         assert isinstance(shown["actions"], np.ndarray)
         assert shown["obs_tensor"].tolist() == recorder.observations[t].tolist()
-        assert shown["values"].shape == shown["log_probs"].shape == torch.Size([3])
+        assert (shown["values"].shape, shown["log_probs"].shape) == ((3, 1), (3,))  # as Stable-Baselines3 has them
 
 
 def test_without_a_callback_the_counters_are_those_of_one() -> None:

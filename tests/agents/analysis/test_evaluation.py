@@ -28,7 +28,6 @@ from agents.analysis.evaluation import (
 from agents.deploy.player import Player
 from envs import make
 from envs.vector.vectorize import SerialVecEnv, VectorEnvAdapter
-from tests.tolerance import near
 
 
 class Line(gymnasium.Env[Any, Any]):
@@ -218,9 +217,9 @@ def test_the_bootstrap_interval_of_a_mean_is_near_the_normal_one_and_always_the_
 
 
 def test_wilsons_interval_matches_published_values() -> None:
-    # Newcombe 1998, table I: 81 of 263 and 15 of 148, method 3.
-    assert wilson((True,) * 81 + (False,) * 182) == near((0.2553, 0.3662))
-    assert wilson((True,) * 15 + (False,) * 133) == near((0.0624, 0.1605))
+    # Newcombe 1998, table I: 81 of 263 and 15 of 148, method 3, to four digits.
+    assert wilson((True,) * 81 + (False,) * 182) == pytest.approx((0.2553, 0.3662), rel=0, abs=5e-5)
+    assert wilson((True,) * 15 + (False,) * 133) == pytest.approx((0.0624, 0.1605), rel=0, abs=5e-5)
     assert wilson((True,) * 20)[1] == 1.0
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import stat
@@ -662,6 +663,7 @@ def test_versions_are_printed_when_asked(trained: Model, capsys: pytest.CaptureF
 # The user's own classes
 
 
+MODULE = re.escape(__name__)
 OWN = {
     "features_extractor_class": Raw,
     "memory": OwnMemory,
@@ -677,7 +679,7 @@ def with_own(**policy_kwargs: Any) -> Model:
 @pytest.mark.parametrize("name", OWN)
 def test_a_class_of_ones_own_is_saved_by_name_and_asked_for(name: str) -> None:
     model = with_own(**{name: OWN[name]})
-    asked = rf"policy_kwargs\.{name} is 'tests\.agents\.test_checkpoint:{OWN[name].__name__}'.*never imports"
+    asked = rf"policy_kwargs\.{name} is '{MODULE}:{OWN[name].__name__}'.*never imports"
     remedy = rf"load\(\.\.\., custom_objects={{'{name}': {OWN[name].__name__}}}\)"
     with pytest.warns(UserWarning, match=rf"saved, but of policy_kwargs\.{name} .*holds the name alone"):
         saved(model)
@@ -791,8 +793,8 @@ def test_every_optimizer_of_torch_comes_back_with_its_state(name: str) -> None:
 
 
 def test_a_memory_named_by_its_module_is_never_imported_for_a_file() -> None:
-    model = with_own(memory="tests.agents.test_checkpoint:OwnMemory")
-    with pytest.raises(CheckpointError, match=r"policy_kwargs\.memory is 'tests\.agents\.test_checkpoint:OwnMemory'"):
+    model = with_own(memory=f"{__name__}:OwnMemory")
+    with pytest.raises(CheckpointError, match=rf"policy_kwargs\.memory is '{MODULE}:OwnMemory'"):
         loaded(model)
     assert_same_weights(loaded(model, custom_objects={"memory": OwnMemory}), model)
 
@@ -801,7 +803,7 @@ def test_what_is_no_data_stops_saving_before_anything_is_written(tmp_path: Path)
     kwargs = dict(features_extractor_class=Raw, features_extractor_kwargs={})
     model = small_ppo(clocks(), "lstm", policy_kwargs=kwargs)
     model.policy_kwargs["features_extractor_kwargs"]["graph"] = Opaque()
-    place = r"policy_kwargs\.features_extractor_kwargs\.graph is a tests\.agents\.test_checkpoint\.Opaque"
+    place = rf"policy_kwargs\.features_extractor_kwargs\.graph is a {MODULE}\.Opaque"
     with pytest.raises(CheckpointError, match=rf"{place}.*exclude=\[\"policy_kwargs\"\]"):
         save_algorithm(model, tmp_path / "folder" / "agent.zip")
     assert list(tmp_path.iterdir()) == []
@@ -894,7 +896,7 @@ def test_tools_that_look_for_a_summary_find_one(trained: Model, file: Path, tmp_
 
 def test_a_file_of_the_first_format_loads() -> None:
     """It was written by the version in which files came up, trained with a normalizer for 32 steps."""
-    file = Path(__file__).parents[1] / "data" / "agent_of_version_1.zip"
+    file = Path(__file__).parents[2] / "data" / "agent_of_version_1.zip"
     observation = np.array([[0.25, 0.5, 0.125], [1, 0, 0]], np.float32)
     state, actions = None, []
     model: Any = RecurrentPPO.load(file, device="cpu")

@@ -130,7 +130,7 @@ def test_an_algorithm_minimises_the_losses_with_its_own_and_logs_them(algorithm:
         model = algorithm(
             "RecurrentPolicy", env, n_steps=16, learning_rate=1e-2, seed=0, policy_kwargs=dict(memory="gru", **chosen)
         )
-        model.learn(64 * 12)
+        model.learn(64 * 24)
         logged: dict[str, float] = model.logger.name_to_value
         return logged
 

@@ -16,6 +16,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
 from agents.algorithms import on_policy
+from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.memory import GRU, MEMORIES, Memory
 from agents.policy.actor_critic import LstmPolicy, RecurrentActorCriticPolicy
 from agents.policy.heads import CategoricalHead
@@ -624,6 +625,6 @@ def test_on_a_gpu_an_update_and_a_captured_step_never_make_the_host_wait() -> No
             actions, finish = actor.act(observations, state, starts)
             actor.on_host(actions)
             *_, state = finish()
-        model._train_epoch([])
+        model._train_epoch([], AuxiliaryTerms(model.policy))
     finally:
         torch.cuda.set_sync_debug_mode(mode)

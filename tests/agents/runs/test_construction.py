@@ -30,6 +30,7 @@ def made(algorithm: AlgorithmSettings, policy: PolicySettings) -> Any:
 def test_every_setting_reaches_the_agent() -> None:
     algorithm = AlgorithmSettings(
         learning_rate=1e-2,
+        learning_rate_schedule="constant",
         n_steps=32,
         batch_size=16,
         n_epochs=3,
@@ -52,7 +53,7 @@ def test_every_setting_reaches_the_agent() -> None:
     for name, value in asdict(algorithm).items():
         if name != "name" and not name.endswith("_schedule"):
             attribute = getattr(agent, name)
-            assert (attribute(0.5) if callable(attribute) else attribute) == value, name
+            assert (attribute(1.0) if callable(attribute) else attribute) == value, name
 
 
 def test_linear_schedules_fall_to_zero_at_the_end() -> None:

@@ -315,7 +315,7 @@ logger.close()
 """
     # With a service of its own, as a process that others did not start has.
     alone = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
-    subprocess.run([sys.executable, "-c", script], check=end != "kill", cwd=Path(__file__).parents[2], env=alone)
+    subprocess.run([sys.executable, "-c", script], check=end != "kill", cwd=Path(__file__).parents[3], env=alone)
 
 
 @pytest.mark.usefixtures("no_account")

@@ -12,6 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.analysis.report import Scored, comparison_page, data, grouped, run_page, write_once
+from agents.runs.directory import RunDirectory
 from tests.agents.analysis.report.browser import PROGRAM, Browser
 from tests.agents.analysis.report.runs import evaluation, record, recording, settings
 from tests.tolerance import near
@@ -42,7 +43,7 @@ def report(root: Path, name: str = "run", **changes: Any) -> str:
         "checkpoint": "best.zip",
         "return": {"mean": 1.5, "mean_interval": [1, 2], "interquartile_mean": 1.5, "median": 1.5, "min": 1, "max": 2},
     }
-    made.run.write_evaluation("best-2-deterministic", result)
+    RunDirectory(made.path).write_evaluation("best-2-deterministic", result)
     return run_page(made, state="finished", episode=episode())
 
 

@@ -15,18 +15,19 @@ def test_a_run_that_has_only_begun_has_nothing_to_show(tmp_path: Path) -> None:
     assert young.metrics() == {}
     assert [*young.periodic(), *young.results(), *young.insights()] == []
     assert young.evaluation_curve() is None
-    assert (young.run.last_step(), young.run.best_return(), young.run.has_agent) == (0, None, False)
+    run = RunDirectory(young.path)
+    assert (run.last_step(), run.best_return(), run.has_agent) == (0, None, False)
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     growing = record(tmp_path, "growing", settings(), [1.0, 2.0])
-    with growing.run.metrics.open("a") as file:
+    with RunDirectory(growing.path).metrics.open("a") as file:
         file.write("30,3")  # goes on to 3.5
     with (growing.path / "evaluations.csv").open("a") as file:
         file.write("30,5,,9")
     assert growing.metrics()["rollout/ep_rew_mean"].values.tolist() == [1, 2]
     assert [row["mean_reward"] for row in growing.periodic()] == [1, 2]
-    assert growing.run.last_step() == 20
+    assert RunDirectory(growing.path).last_step() == 20
 
 
 def test_the_interval_of_a_periodic_evaluation_is_of_its_mean(tmp_path: Path) -> None:
@@ -38,12 +39,12 @@ def test_the_interval_of_a_periodic_evaluation_is_of_its_mean(tmp_path: Path) ->
 def test_what_is_no_number_is_not_there(tmp_path: Path) -> None:
     strange = record(tmp_path, "strange", settings(), [1.0, float("nan"), 3.0, float("inf")])
     assert strange.evaluation_curve().values.tolist() == [1, 3]  # type: ignore[union-attr]
-    assert strange.run.best_return() == 3
+    assert RunDirectory(strange.path).best_return() == 3
 
 
 def test_of_two_rows_at_a_step_the_later_counts(tmp_path: Path) -> None:
     twice = record(tmp_path, "twice", settings(), [1.0, 2.0])
-    with twice.run.metrics.open("a") as file:
+    with RunDirectory(twice.path).metrics.open("a") as file:
         file.write("20,5.0,0.3\n")
     curve = twice.metrics()["rollout/ep_rew_mean"]
     assert (curve.steps.tolist(), curve.values.tolist()) == ([10, 20], [1, 5])
@@ -65,12 +66,12 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     assert damaged.versions == {}
     (damaged.path / "evaluations.csv").write_bytes(b"\xff\x00,\n\xfe,1\n")
     assert damaged.periodic() == []
-    assert damaged.run.best_return() is None
+    assert RunDirectory(damaged.path).best_return() is None
 
 
 def test_runs_are_found_as_they_are_now_in_the_order_they_were_started(tmp_path: Path) -> None:
     for name, started in (("a", "2026-11-21T10:00:00"), ("b", "2026-11-20T10:00:00"), ("c", "2026-11-20T10:00:00")):
-        run = record(tmp_path, name, settings()).run
+        run = RunDirectory(record(tmp_path, name, settings()).path)
         (run.path / "versions.json").write_text(json.dumps({"started": started}))
     (tmp_path / "no run").mkdir()
     assert [run.path.name for run in runs_in(tmp_path)] == ["b", "c", "a"]
@@ -81,7 +82,7 @@ def test_runs_are_found_as_they_are_now_in_the_order_they_were_started(tmp_path:
 
 
 def test_a_run_is_finished_where_it_saved_its_last_step_or_reached_its_goal(tmp_path: Path) -> None:
-    run = record(tmp_path, "run", settings(), [1.0, 8.0]).run
+    run = RunDirectory(record(tmp_path, "run", settings(), [1.0, 8.0]).path)
     assert run.state(100) == "training"  # this process made it, and goes on
     (run.path / "checkpoints").mkdir()
     run.checkpoint(90).touch()
@@ -98,7 +99,7 @@ def test_a_run_is_finished_where_it_saved_its_last_step_or_reached_its_goal(tmp_
     ids=["gone", "elsewhere"],
 )
 def test_a_run_whose_process_is_gone_or_elsewhere_was_stopped(tmp_path: Path, old: str, new: str) -> None:
-    run: RunDirectory = record(tmp_path, "run", settings(), [1.0]).run
+    run = RunDirectory(record(tmp_path, "run", settings(), [1.0]).path)
     file = run.path / "versions.json"
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
