@@ -105,6 +105,8 @@ TASKS = [
     Task("tmaze-20-active", "TMaze-v0", 600_000, 0.5, 1.0, 0.95, {"length": 20, "active": True}),
     Task("recall-50", "Recall-v0", 300_000, 0.0, 1.0, 0.95, {"length": 50}),
     Task("recall-100", "Recall-v0", 500_000, 0.0, 1.0, 0.95, {"length": 100}),
+    Task("recall-200", "Recall-v0", 1_000_000, 0.0, 1.0, 0.95, {"length": 200}, seeds=3),
+    Task("recall-400", "Recall-v0", 2_000_000, 0.0, 1.0, 0.95, {"length": 400}, seeds=3),
     Task("repeat-previous-4", "RepeatPrevious-v0", 600_000, -0.49, 1.0, 0.95, {"k": 4}),
     Task("repeat-previous-16", "RepeatPrevious-v0", 2_000_000, -0.49, 1.0, 0.95, {"k": 16}, seeds=3),
     Task("repeat-first", "RepeatFirst-v0", 400_000, -0.5, 1.0, 0.95),
@@ -145,12 +147,14 @@ SWITCHES: dict[str, str] = {
     "detached-critic": "--policy.critic-memory detached",
     "separate-critic": "--policy.critic-memory separate",
     "gru": "--policy.memory gru",
+    "mingru": "--policy.memory mingru",
     "before": "--env.n-envs 8 --env.previous-action-reward False --algorithm.learning-rate 5e-4 "
     "--algorithm.learning-rate-schedule constant --algorithm.n-steps 128 --algorithm.batch-size 256 "
     "--algorithm.n-epochs 10 --algorithm.ent-coef 0 --algorithm.normalize-advantage batch "
-    "--policy.memory-kwargs forget_bias=1.0 time_scales=null",
+    "--policy.memory-kwargs forget_bias=1.0",
 }
-"""What is tried in place of the default, by name: words for ``train.py``."""
+"""What is tried in place of the default, by name: words for ``train.py``. `before`: the default that this one followed,
+eight environments and a forget bias of 1 among it."""
 
 
 @dataclass(frozen=True)

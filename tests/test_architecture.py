@@ -34,8 +34,13 @@ FLOORS: dict[str, dict[str, int]] = {
 }
 """A folder imports from its own floor and those below, without circles. There is no default floor."""
 
-MAY_IMPORT = {"agents": {"agents.runs": {"envs", "configs"}}, "envs": {}, "configs": {}}
-"""Packages that a folder may import beside its own: runs are where settings, environments and agents meet."""
+MAY_IMPORT = {
+    "agents": {"agents.runs": {"envs", "configs"}, "agents.checkpoint": {"envs"}},
+    "envs": {},
+    "configs": {},
+}
+"""Packages that a folder may import beside its own: runs are where settings, environments and agents meet, and a
+checkpoint puts around an environment what its agent learned to see beside it."""
 
 
 def sources(package: str) -> list[Path]:

@@ -33,6 +33,7 @@ from agents.checkpoint.agent import (
     as_learned,
     check_parameters,
     load_algorithm,
+    previous_inputs,
     read_parameters,
     save_algorithm,
 )
@@ -512,6 +513,24 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             "learning_rate or max_grad_norm, or scale observations and rewards (VecNormalize)"
         )
 
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stable-Baselines3's, on observations as the policy sees them.
+
+        Raises:
+            ValueError: they are of another shape; where the last action and reward are missing in them, it is said how
+                an environment comes to show them.
+        """
+        try:
+            return super().predict(observation, *args, **kwargs)
+        except (ValueError, LookupError) as error:
+            previous = previous_inputs(self)
+            if previous is None or not previous.missing_from(observation):
+                raise
+            raise ValueError(
+                f"{error}. This agent sees its last action and reward beside the observation: let it act on "
+                "get_env(), on agents.checkpoint.normalizer(model, vec_env), or as a Player"
+            ) from error
+
     def _rollout_before(self) -> str:
         return f"the rollout of {self.n_steps} steps that ended at time step {self.num_timesteps}"
 
@@ -523,10 +542,9 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """Stable-Baselines3's; what evaluates on plain environments sees them as the loaded agent learned to."""
-        if isinstance(self._vec_normalize_env, RestoredNormalizer):
-            for each in _all_callbacks(callback):
-                if isinstance(each, EvalCallback) and unwrap_vec_normalize(each.eval_env) is None:
-                    each.eval_env = as_learned(type(self), self._vec_normalize_env, each.eval_env)
+        for each in _all_callbacks(callback):
+            if isinstance(each, EvalCallback) and unwrap_vec_normalize(each.eval_env) is None:
+                each.eval_env = as_learned(self, each.eval_env)
         return super()._init_callback(callback, progress_bar)
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:

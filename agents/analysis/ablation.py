@@ -311,7 +311,9 @@ class _Copy(Player):
     """The same agent with a memory of its own."""
 
     def __init__(self, player: Player) -> None:
-        super().__init__(player.policy, player._normalizer, deterministic=player.deterministic)
+        super().__init__(
+            player.policy, player._normalizer, previous=player._previous, deterministic=player.deterministic
+        )
 
 
 class _Watched(_Copy):
@@ -327,8 +329,8 @@ class _Watched(_Copy):
     def has_memory(self) -> bool:
         return bool(self._moments)
 
-    def act(self, observation: Any) -> NDArray[Any]:
-        actions = super().act(observation)
+    def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
+        actions = super().act(observation, reward)
         for i, part in enumerate(self.policy._import_state(self._state, len(self._starts))):
             self._take(i, part.cpu().double().numpy(), part.is_floating_point())
         self._n += len(self._starts)
@@ -364,21 +366,21 @@ class _Changed(_Copy):
         super().__init__(player)
         self._ages = np.zeros(0, dtype=np.int64)
 
-    def act(self, observation: Any) -> NDArray[Any]:
+    def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
         carried, starts = self._state, self._starts
         if carried is None:
-            actions = super().act(observation)
+            actions = super().act(observation, reward)
             self._ages = np.zeros(len(self._starts), dtype=np.int64)
             return actions
         self._ages = np.where(starts, 0, self._ages + 1)
         changed = self._with(carried, starts)
         if self.carries_on:
             self._state = changed
-            return super().act(observation)
+            return super().act(observation, reward)
         with undisturbed():
-            super().act(observation)
+            super().act(observation, reward)
         after, self._state, self._starts = self._state, changed, starts
-        actions = super().act(observation)
+        actions = super().act(observation, reward)
         self._state = after
         return actions
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, is_vecenv_wrapped
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, reset_steps
-from agents.checkpoint import normalizer_state
+from agents.checkpoint import normalizer_state, previous_inputs
 from agents.checkpoint.agent import undisturbed
 from agents.deploy.player import Player
 
@@ -179,6 +179,7 @@ def evaluate(
     if isinstance(env, VecNormalize):
         env = env.venv
     with undisturbed(), _acting(_player(agent), deterministic) as player:
+        env = player.around(env)
         if player.policy.action_space != env.action_space:
             raise ValueError(f"the agent's actions are {player.policy.action_space}, those here {env.action_space}")
         if seed is not None:
@@ -291,7 +292,11 @@ def _episode(info: dict[str, Any], total: float, length: int, environment: int, 
 
 
 def _player(agent: Player | RecurrentOnPolicyAlgorithm) -> Player:
-    return agent if isinstance(agent, Player) else Player(agent.policy, normalizer_state(agent))
+    return (
+        agent
+        if isinstance(agent, Player)
+        else Player(agent.policy, normalizer_state(agent), previous=previous_inputs(agent))
+    )
 
 
 @contextmanager

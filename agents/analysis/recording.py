@@ -113,7 +113,7 @@ def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None 
     Raises:
         ValueError: the agent does not fit the environment.
     """
-    env = env.venv if isinstance(env, VecNormalize) else env
+    env = player.around(env.venv if isinstance(env, VecNormalize) else env)
     if player.policy.action_space != env.action_space:
         raise ValueError(f"the agent's actions are {player.policy.action_space}, those here {env.action_space}")
     with undisturbed(), torch.no_grad():

@@ -45,6 +45,7 @@ def record(player: Player, env: VecEnv, path: Path) -> int:
 
 def _frames(player: Player, env: VecEnv) -> Iterator[Frame]:
     player.reset()
+    env = player.around(env)
     observations = env.reset()
     for _ in range(LONGEST):
         yield _picture(env)

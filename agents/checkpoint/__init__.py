@@ -4,7 +4,7 @@
 
 - ``manifest.json``: the format, its version, and size and SHA-256 of every other member;
 - ``agent.json``: what the agent is, as names and numbers: algorithm, policy, spaces, settings, schedules, counters,
-  random states, settings of the normaliser;
+  random states, settings of the normaliser, whether it sees its last action and reward;
 - ``policy.safetensors``, ``policy.optimizer.safetensors``: the weights and the optimizer's state;
 - ``run.safetensors``: every other array: the normaliser's statistics, the last observation, the carried memory.
 
@@ -21,22 +21,26 @@ from agents.checkpoint.agent import (
     load_algorithm,
     normalizer,
     normalizer_state,
+    previous_inputs,
     read_parameters,
     save_algorithm,
 )
 from agents.checkpoint.container import CheckpointError
 from agents.checkpoint.normalizer import NormalizerState
+from agents.checkpoint.previous import PreviousInputs
 
 __all__ = [
     "Captured",
     "CheckpointError",
     "NormalizerState",
+    "PreviousInputs",
     "SavedAgent",
     "capture_algorithm",
     "check_parameters",
     "load_algorithm",
     "normalizer",
     "normalizer_state",
+    "previous_inputs",
     "read_parameters",
     "save_algorithm",
 ]

@@ -41,6 +41,7 @@ from agents.checkpoint.container import (
     write_archive,
 )
 from agents.checkpoint.normalizer import NormalizerState, RestoredNormalizer, is_fresh
+from agents.checkpoint.previous import PreviousInputs
 from agents.checkpoint.values import Decoder, Encoder, NotGiven, custom_name
 from agents.checks.text import printable
 from agents.memory import MEMORIES, State, memory_class, registered_only
@@ -89,8 +90,10 @@ SECTIONS = {
     "extras",
     "random",
     "normalizer",
+    "previous_action_reward",
     "parameters",
 }
+LATER = {"previous_action_reward"}  # sections that the first files had not
 RUN = "run"  # the member that holds every tensor which is no parameter
 SUMMARY = ("algorithm", "class", "policy", "versions", "observation_space", "action_space", "n_envs", "settings")
 
@@ -101,6 +104,7 @@ FOR_LEARNING = ("optimizer_class", "optimizer_kwargs")  # of policy_kwargs; acti
 OWN_ATTRIBUTES = frozenset(
     {
         *("action_noise", "action_space", "batch_size", "burn_in", "lr_schedule", "n_envs", "normalizer_state"),
+        *("previous_inputs",),
         *("observation_space", "policy_class", "rollout_buffer_class", "rollout_buffer_kwargs", "start_time"),
         *("not_restored", *COUNTERS, *STATISTICS, *CARRIED, *OF_A_RUN),
     }
@@ -173,7 +177,7 @@ def capture_algorithm(
     def attributes(names: Iterable[str]) -> dict[str, Any]:
         return {name: getattr(model, name) for name in names if name not in left_out and hasattr(model, name)}
 
-    normalizer = normalizer_state(model)
+    normalizer, previous = normalizer_state(model), previous_inputs(model)
     own, lost = _own_attributes(encoder, model, left_out | further)
     agent = {
         "algorithm": _registered_name(type(model)),
@@ -190,6 +194,9 @@ def capture_algorithm(
         "extras": own | {name: encoder.encode(value, name) for name, value in attributes(_new_names(further)).items()},
         "random": encoder.encode(_random_states(model), "random"),
         "normalizer": None if normalizer is None else encoder.encode(normalizer.to_data(), "normalizer"),
+        "previous_action_reward": (
+            None if previous is None else encoder.encode(previous.to_data(), "previous_action_reward")
+        ),
         "parameters": parameters,
     }
     return Captured(agent, {RUN: encoder.tensors, **tensors}, tuple(_not_kept(encoder.named, lost)))
@@ -239,7 +246,8 @@ def load_algorithm(
 
     Args:
         env: to go on training in; None for prediction alone, which needs no optimizer and no schedules: where those
-            are missing the agent acts, and says so when it is to learn. Its spaces must be those of the file. Where
+            are missing the agent acts, and says so when it is to learn. Its spaces must be those of the file, with or
+            without the last action and reward where the agent learned to see them: they are put around it. Where
             the agent learned with ``VecNormalize``, an environment without is wrapped in one with the saved statistics
             and settings, which are at work while the agent learns; at other times observations are normalized,
             rewards are the true ones and nothing moves. A ``VecNormalize`` that has seen nothing gets the statistics,
@@ -330,10 +338,19 @@ def normalizer_state(source: Any) -> NormalizerState | None:
     return kept if wrapper is None else NormalizerState.of(wrapper)
 
 
+def previous_inputs(source: Any) -> PreviousInputs | None:
+    """What an agent, or that of a file, sees beside observations: last action and reward; None: neither."""
+    if not hasattr(source, "get_vec_normalize_env"):
+        return SavedAgent(source).previous
+    kept: PreviousInputs | None = getattr(source, "previous_inputs", None)
+    return kept if source.get_env() is None else PreviousInputs.of(source.get_env())
+
+
 def normalizer(source: Any, venv: VecEnv) -> VecNormalize:
     """``venv`` as an agent (or its file) learned to see it, for evaluation.
 
-    The statistics are a copy and stand still, and rewards are the true ones. An agent that learned without a normaliser
+    The statistics are a copy and stand still, and rewards are the true ones. Where the agent sees its last action and
+    reward and ``venv`` does not show them, it is wrapped so that it does. An agent that learned without a normaliser
     gets a ``VecNormalize`` that changes nothing.
 
     Raises:
@@ -341,7 +358,9 @@ def normalizer(source: Any, venv: VecEnv) -> VecNormalize:
     """
     if unwrap_vec_normalize(venv) is not None:
         raise CheckpointError("the environment is in a VecNormalize already; give it without, as envs.make() makes it")
-    state = normalizer_state(source)
+    state, previous = normalizer_state(source), previous_inputs(source)
+    if previous is not None and previous.missing_in(venv):
+        venv = previous.wrap(venv)
     if state is None:
         return VecNormalize(venv, training=False, norm_obs=False, norm_reward=False)
     return replace(state, settings={**state.settings, "training": False, "norm_reward": False}).wrap(venv)
@@ -361,8 +380,8 @@ class SavedAgent:
         self.file = name_of(path)
         self.custom_objects = _imported_for_caller(custom_objects or {})
         self._agent, self._tensors = read_archive(path)
-        if set(self._agent) != SECTIONS or not isinstance(self._agent["parameters"], dict):
-            wrong = sorted(SECTIONS ^ set(self._agent))
+        if set(self._agent) | LATER != SECTIONS or not isinstance(self._agent["parameters"], dict):
+            wrong = sorted(SECTIONS ^ (set(self._agent) | LATER))
             raise CheckpointError(f"{self.file}: agent.json does not hold what an agent is ({', '.join(wrong)})")
         listed = {RUN, *self._agent["parameters"]}
         if listed != set(self._tensors):
@@ -387,6 +406,13 @@ class SavedAgent:
     def normalizer(self) -> NormalizerState | None:
         data = self._agent["normalizer"]
         return None if data is None else NormalizerState.from_data(data, self._decoder, self.file)
+
+    @functools.cached_property
+    def previous(self) -> PreviousInputs | None:
+        data = self._agent.get("previous_action_reward")
+        if data is None:
+            return None
+        return PreviousInputs.from_data(data, self._decoder, self.file, self.observation_space, self.action_space)
 
     @property
     def n_weights(self) -> int:
@@ -509,6 +535,7 @@ class SavedAgent:
                 raise CheckpointError(f"{self.file}: {name!r} cannot be an attribute of its own; use another copy")
             setattr(model, name, value)
         model.normalizer_state = self.normalizer  # type: ignore[attr-defined]
+        model.previous_inputs = self.previous  # type: ignore[attr-defined]
 
     def not_finite(self) -> list[str]:
         """The names of the weights that are not all finite."""
@@ -823,7 +850,7 @@ def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tup
     if not isinstance(verbose, int | np.integer):
         raise CheckpointError(f"{saved.file}: verbose is {verbose!r}, expected 0, 1 or 2; use another copy")
     verbose = int(verbose)
-    venv = cls._wrap_env(maybe_make_env(env, verbose), verbose)
+    venv = _with_previous(cls, saved.previous, cls._wrap_env(maybe_make_env(env, verbose), verbose), env, verbose)
     state, wrapper = saved.normalizer, unwrap_vec_normalize(venv)
     if state is not None and wrapper is None:
         venv, wrapper = _normalized(cls, state, venv, env, verbose)
@@ -846,15 +873,32 @@ def _normalized(
     cls: type[Algorithm], state: NormalizerState, venv: VecEnv, given: Any, verbose: int = 0
 ) -> tuple[VecEnv, RestoredNormalizer]:
     """``venv``, which was made from what was ``given``, as the agent learned to see it, and the normalizer in it."""
-    # Images are normalized as they come and transposed after, so the wrapper goes below the transposition.
-    inside = venv.venv if isinstance(venv, VecTransposeImage) and venv is not given else venv
-    wrapper = state.wrap(inside)
+    wrapper = state.wrap(_untransposed(venv, given))
     return cls._wrap_env(wrapper, verbose), wrapper
 
 
-def as_learned(cls: type[SavableAlgorithm], wrapper: RestoredNormalizer, venv: VecEnv) -> VecEnv:
-    """Plain environments for evaluation as those inside ``wrapper`` are seen, with the true rewards."""
-    return _normalized(cls, NormalizerState.of(wrapper), venv, venv)[0]
+def _with_previous(
+    cls: type[Algorithm], previous: PreviousInputs | None, venv: VecEnv, given: Any, verbose: int = 0
+) -> VecEnv:
+    """``venv``, which was made from what was ``given``, with the last action and reward where an agent sees them."""
+    inside = _untransposed(venv, given)
+    if previous is None or not previous.missing_in(inside):
+        return venv
+    return cls._wrap_env(previous.wrap(inside), verbose)
+
+
+def _untransposed(venv: VecEnv, given: Any) -> VecEnv:
+    """Images are changed as they come and transposed after, so that a wrapper goes below the transposition."""
+    return venv.venv if isinstance(venv, VecTransposeImage) and venv is not given else venv
+
+
+def as_learned(model: SavableAlgorithm, venv: VecEnv) -> VecEnv:
+    """Plain environments for evaluation as a loaded agent learned to see its own, with the true rewards."""
+    seen = _with_previous(type(model), previous_inputs(model), venv, venv)
+    wrapper = model.get_vec_normalize_env()
+    if isinstance(wrapper, RestoredNormalizer):
+        seen = _normalized(type(model), NormalizerState.of(wrapper), seen, venv)[0]
+    return seen
 
 
 def _continue_in(

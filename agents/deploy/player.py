@@ -10,6 +10,9 @@ Axes: B agents acting side by side.
         if episode_over:
             player.reset()
 
+An agent that learned with its last action and reward among its inputs wants to be told the reward of each step,
+``player.act(observation, reward)``; its actions it knows itself.
+
 Nothing else is needed where an agent is deployed: no environment, no settings. For B agents side by side hand in
 batches, and say whose episode ended: ``player.reset(mask)`` with a mask (B,).
 """
@@ -22,14 +25,17 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.utils import ConstantSchedule, get_device
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checkpoint import CheckpointError, NormalizerState, SavedAgent
+from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent
 from agents.checkpoint.agent import undisturbed
 from agents.checkpoint.budget import building
 from agents.checkpoint.container import MALFORMED, PathOrFile
+from agents.checkpoint.previous import Added
 from agents.memory import registered_only
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.rollout.buffer import map_observations
 
 
 class NotFiniteObservation(ValueError, FloatingPointError):
@@ -42,6 +48,7 @@ class Player:
     Args:
         policy: what acts.
         normalizer: the statistics that the policy learned with; they stand still. None for observations as they are.
+        previous: that the policy sees its last action and reward; None where it does not, or is always shown them.
         deterministic: the most probable action in place of a sample.
 
     Raises:
@@ -53,6 +60,7 @@ class Player:
         policy: RecurrentActorCriticPolicy,
         normalizer: NormalizerState | None = None,
         *,
+        previous: PreviousInputs | None = None,
         deterministic: bool = True,
     ) -> None:
         if normalizer is not None and not _leads_to(normalizer.observation_space, policy.observation_space):
@@ -63,10 +71,13 @@ class Player:
             )
         self.policy = policy
         self.deterministic = deterministic
-        self._normalizer = normalizer
-        self.observation_space: spaces.Space[Any] = (
+        self._normalizer, self._previous = normalizer, previous
+        self._seen_space: spaces.Space[Any] = (
             policy.observation_space if normalizer is None else normalizer.observation_space
         )
+        self.observation_space = self._seen_space if previous is None else previous.observation_space
+        self._added: Added | None = None  # None where observations come with action and reward
+        self._actions: NDArray[Any] | None = None
         self._state: tuple[NDArray[Any], ...] | None = None
         self._batch_size: int | None = None
         self._starts = np.ones(1, dtype=bool)
@@ -91,40 +102,56 @@ class Player:
             CheckpointError: it is no agent's file, or damaged, or needs a class that was not given.
         """
         saved = SavedAgent(path, custom_objects)
-        return cls(_policy_of(saved, get_device(device)), saved.normalizer, deterministic=deterministic)
+        policy = _policy_of(saved, get_device(device))
+        return cls(policy, saved.normalizer, previous=saved.previous, deterministic=deterministic)
 
-    def act(self, observation: Any) -> NDArray[Any]:
+    def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
         """The action for one observation, or the actions (B, ...) for a batch of them.
 
         Args:
             observation: as the environment gives it, not normalised: an array, a number for a Discrete space, or a dict
                 of such. The first call settles whether the player acts for one agent or for B.
+            reward: what the last action brought, a number or (B,), where the agent sees it; at an episode's start it
+                does not count. An environment that shows action and reward itself needs none.
 
         Raises:
-            ValueError: the observation is not of the space, not finite, or of another number of agents than before.
+            ValueError: the observation is not of the space, not finite, or of another number of agents than before; or
+                the agent sees the last reward and was not told it.
         """
-        arrays, batch_size = _checked(observation, self.observation_space)
+        adds = self._adds_to(observation) if self._state is None else self._added is not None
+        arrays, batch_size = _checked(observation, self.observation_space if adds else self._seen_space)
         n_agents = 1 if batch_size is None else batch_size
         if self._state is None:
             self._batch_size, self._starts = batch_size, np.ones(n_agents, dtype=bool)
+            self._added = self._previous.adding(n_agents) if adds and self._previous is not None else None
         elif batch_size != self._batch_size:
             raise ValueError(
                 f"the player carries the memory of {_agents(self._batch_size)}, this observation is of "
                 f"{_agents(batch_size)}; call reset() to start anew with another number"
             )
+        if self._added is not None:
+            arrays = self._with_previous(self._added, arrays, reward)
         if self._normalizer is not None:
             arrays = self._normalizer.normalize(arrays)
         actions, self._state = self.policy.predict(arrays, self._state, self._starts, self.deterministic)
         self._starts = np.zeros(n_agents, dtype=bool)
-        return actions
+        if self._added is None:
+            return actions
+        self._actions = actions
+        return actions if batch_size is not None else actions.squeeze(axis=0)
+
+    def around(self, env: VecEnv) -> VecEnv:
+        """Environments as :meth:`act` takes their observations without being told rewards: those that do not show the
+        last action and reward are wrapped so that they do, where the agent sees them."""
+        return self._previous.wrap(env) if self._previous is not None and self._previous.missing_in(env) else env
 
     def normalized(self, observation: Any) -> Any:
-        """An observation, or a batch of them, as the policy sees it.
+        """An observation, or a batch of them, as the policy sees it; with last action and reward, if it sees those.
 
         Raises:
             ValueError: the observation is not of the space, or not finite.
         """
-        arrays, _ = _checked(observation, self.observation_space)
+        arrays, _ = _checked(observation, self._seen_space)
         return arrays if self._normalizer is None else self._normalizer.normalize(arrays)
 
     def reset(self, mask: Any = None) -> None:
@@ -144,6 +171,31 @@ class Player:
                 f"the mask has shape {chosen.shape}, the player acts for {_agents(self._batch_size)}; give each a flag"
             )
         self._starts = self._starts | chosen
+
+    def _adds_to(self, observation: Any) -> bool:
+        """Whether an observation comes without the last action and reward that the policy sees."""
+        if self._previous is None:
+            return False
+        try:
+            arrays, _ = _checked(observation, self._seen_space)
+        except NotFiniteObservation:
+            return False
+        except ValueError:
+            return True
+        # A batch of choices can have the shape of one observation with action and reward; those are no whole numbers.
+        return not isinstance(arrays, dict) and arrays.dtype.kind != "f"
+
+    def _with_previous(self, added: Added, arrays: Any, reward: Any) -> Any:
+        """Observations, one or (B, ...), with the last actions and rewards: (B, ...)."""
+        batch = arrays if self._batch_size is not None else map_observations(lambda part: part[None], arrays)
+        rewards = np.atleast_1d(np.asarray(0.0 if reward is None else reward, np.float32))
+        told = reward is not None and rewards.shape == self._starts.shape
+        if not self._starts.all() and not (told and np.isfinite(rewards[~self._starts]).all()):
+            raise ValueError(
+                f"this agent sees the reward of its last action too: expected act(observation, reward) with a number "
+                f"for {_agents(self._batch_size)}, got reward={reward!r}"
+            )
+        return added(batch, self._actions, rewards, self._starts)
 
 
 def _agents(batch_size: int | None) -> str:

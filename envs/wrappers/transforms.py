@@ -274,7 +274,7 @@ class PreviousActionReward(Transform):
     """
 
     def __init__(self, *around: Any, start: bool = False):
-        self._start = start
+        self.start = start
         super().__init__(*around)
 
     def _spaces(self) -> Spaces:
@@ -285,11 +285,11 @@ class PreviousActionReward(Transform):
             "previous_action": spaces.Box(np.minimum(low, 0, dtype=np.float32), np.maximum(high, 0, dtype=np.float32)),
             "previous_reward": spaces.Box(-np.inf, np.inf, (1,), np.float32),
         }
-        if self._start:
+        if self.start:
             added["episode_start"] = spaces.Box(0.0, 1.0, (1,), np.float32)
         self._seen: Encoder | None = None
         space = self._inner.get("")
-        if space is not None and (self._start or isinstance(space, spaces.Box)):
+        if space is not None and (self.start or isinstance(space, spaces.Box)):
             encoder = Encoder(space)
             if len(encoder.space.shape) == 1 and encoder.space.dtype.kind == "f":
                 self._seen = encoder
@@ -311,7 +311,7 @@ class PreviousActionReward(Transform):
 
     def _joined(self, parts: Parts, actions: NDArray[np.float32], rewards: NDArray[np.float32], starts: float) -> Parts:
         added: Parts = {"previous_action": actions, "previous_reward": rewards}
-        if self._start:
+        if self.start:
             added["episode_start"] = np.full((len(actions), 1), starts, np.float32)
         if self._seen is not None:
             return {"": np.concatenate((self._seen(parts[""]), *added.values()), axis=1, dtype=np.float32)}

@@ -1,0 +1,114 @@
+"""The last action and reward among an agent's inputs as data, and back around an environment that does not show them.
+
+Who learned with ``envs.wrappers.transforms.PreviousActionReward`` outermost cannot act without it, so its settings are
+saved and loaded with the agent, as the normalizer's are. Axes: B environments.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
+
+from agents.checkpoint.container import MALFORMED, CheckpointError
+from agents.checkpoint.normalizer import same_shapes
+from agents.checkpoint.values import Decoder
+from envs.tasks.observations import take, write
+from envs.vector.vectorize import WrappedVecEnv
+from envs.wrappers.transforms import PreviousActionReward
+
+Added = Callable[[Any, Any, NDArray[np.float32], NDArray[np.bool_]], Any]
+AROUND = (VecNormalize, VecTransposeImage, VecMonitor, VecCheckNan)  # they leave an observation's entries in place
+
+
+@dataclass(frozen=True)
+class PreviousInputs:
+    """What an agent sees beside what its environment shows: last action and reward, whether an episode starts.
+
+    Args:
+        observation_space: that of the environment, without them.
+        action_space: that of the environment.
+        start: whether episode starts are among them.
+    """
+
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    start: bool
+
+    @classmethod
+    def of(cls, venv: VecEnv | None) -> "PreviousInputs | None":
+        """Those of an environment; None where it has none, or something else lies around them."""
+        while isinstance(venv, AROUND):
+            venv = venv.venv
+        if not (isinstance(venv, WrappedVecEnv) and type(venv.transform) is PreviousActionReward):
+            return None
+        return cls(venv.venv.observation_space, venv.venv.action_space, venv.transform.start)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain values and a space, for :class:`agents.checkpoint.values.Encoder`."""
+        return {"observation_space": self.observation_space, "start": self.start}
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Any,
+        decoder: Decoder,
+        file: str,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+    ) -> "PreviousInputs":
+        """The inverse, on what was read from a file of an agent that sees and acts in these spaces."""
+        read = decoder.decode(data, "previous_action_reward")
+        try:
+            inside, start = read["observation_space"], read["start"]
+            if not isinstance(inside, spaces.Space) or not isinstance(start, bool):
+                raise ValueError("expected a space, and whether episode starts are seen")
+            # One-hot, a choice takes as many entries as it has values: not more than the agent sees.
+            if spaces.flatdim(inside) > spaces.flatdim(observation_space):
+                raise ValueError(f"observations of {inside} would be more than the agent sees")
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"{file}: the previous actions and rewards cannot be understood ({error}); use another copy"
+            ) from error
+        return cls(inside, action_space, start)
+
+    def adding(self, num_envs: int) -> Added:
+        """What adds them: observations (B, ...), the actions (B, ...) and rewards (B,) before, and whose episode starts
+        (B,) -> what the agent sees, (B, ...)."""
+        transform = PreviousActionReward(self.observation_space, self.action_space, num_envs, start=self.start)
+
+        def added(observations: Any, actions: Any, rewards: NDArray[np.float32], starts: NDArray[np.bool_]) -> Any:
+            started = starts.nonzero()[0]
+            if len(started) == num_envs:
+                return transform.begin(observations, started)
+            seen = transform.follow(observations, actions, rewards)
+            if len(started):
+                write(seen, started, transform.begin(take(observations, started), started))
+            return seen
+
+        return added
+
+    def missing_from(self, observation: Any) -> bool:
+        """Whether an observation, or a batch of them, is as the environment gives it, without the inputs."""
+        if isinstance(self.observation_space, spaces.Dict):
+            return isinstance(observation, dict) and observation.keys() == self.observation_space.spaces.keys()
+        shape = tuple(self.observation_space.shape or ())
+        return not isinstance(observation, dict) and np.shape(observation) in (shape, (len(observation), *shape))
+
+    def missing_in(self, venv: VecEnv) -> bool:
+        """Whether these environments show what is inside, without the inputs."""
+        return same_shapes(venv.observation_space, self.observation_space)
+
+    def wrap(self, venv: VecEnv) -> VecEnvWrapper:
+        """``venv`` with the inputs around it."""
+        return WrappedVecEnv(venv, PreviousActionReward, {"start": self.start})
