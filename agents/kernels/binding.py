@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib.machinery
 import itertools
+import math
 import os
 import re
 import warnings
@@ -274,14 +275,13 @@ class Function:
         """A call on lists of which the first comes anew each time; the others are checked now, and kept alive."""
         count = len(others) // (len(self.declaration.lists) - 1)
         n_arrays, sizes, arrays = self._of_lists((*others[:count], *others))  # the first is shaped as the second
-        shapes, kept = [other.shape for other in others[:count]], [other.detach() for other in others]
+        shapes, kept = [other.shape for other in others[:count]], tuple(others)
 
         def run(first: Sequence[Tensor], numbers: tuple[float, ...]) -> None:
             assert kept
             if len(first) != n_arrays:
                 raise MismatchError(f"{self.name} takes {n_arrays} {self.declaration.lists[0].name}; got {len(first)}")
-            for tensor, shape in zip(first, shapes, strict=True):
-                self._check_in_list(self.declaration.lists[0], tensor, shape)
+            self._check_list(self.declaration.lists[0], first, shapes)
             arrays[:count] = [tensor.data_ptr() for tensor in first]
             if code := self._function(n_arrays, sizes, *numbers, arrays):
                 self._fail(code)
@@ -326,24 +326,25 @@ class Function:
         count, further = divmod(len(tensors), len(lists))
         if further:
             raise MismatchError(f"{self.name} takes {len(lists)} lists of as many arrays; got {len(tensors)} arrays")
-        found: list[Tensor] = []
-        for at, tensor in enumerate(tensors):
-            if tensor is None:
-                raise MismatchError(f"{self.name}: {lists[at // count].name} {at % count} is None")
-            found.append(tensor)
-            self._check_in_list(lists[at // count], tensor, found[at % count].shape)
-        sizes = (ctypes.c_long * count)(*[tensor.numel() for tensor in found[:count]])
-        return count, sizes, (ctypes.c_void_p * len(found))(*[tensor.data_ptr() for tensor in found])
+        shapes = [() if tensor is None else tensor.shape for tensor in tensors[:count]]
+        for number, parameter in enumerate(lists):
+            self._check_list(parameter, tensors[number * count : (number + 1) * count], shapes)
+        sizes = (ctypes.c_long * count)(*map(math.prod, shapes))
+        return count, sizes, (ctypes.c_void_p * len(tensors))(*[it.data_ptr() for it in tensors if it is not None])
 
-    def _check_in_list(self, parameter: Parameter, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        if tensor.dtype is not parameter.dtype or not tensor.is_cpu or not tensor.is_contiguous():
-            self._check_kind(parameter, tensor)
-        expected = () if parameter.axes == ("none",) else shape
-        if tensor.shape != expected:
-            raise MismatchError(
-                f"{self.name}: one of the {parameter.name} must be {tuple(expected)}, as the other arrays are; got "
-                f"{tuple(tensor.shape)}"
-            )
+    def _check_list(
+        self, parameter: Parameter, tensors: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        if parameter.axes == ("none",):
+            shapes = [()] * len(shapes)
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if tensor is None or tensor.shape != shape:
+                raise MismatchError(
+                    f"{self.name}: one of the {parameter.name} must be {tuple(shape)}, as the other arrays are; got "
+                    f"{None if tensor is None else tuple(tensor.shape)}"
+                )
+            if tensor.dtype is not parameter.dtype or not tensor.is_cpu or not tensor.is_contiguous():
+                self._check_kind(parameter, tensor)
 
     def _check_compiled(self) -> None:
         if self._function is None:

@@ -4,6 +4,7 @@ An update takes dozens of such steps, on some twenty small parameters. Torch's o
 about 600 microseconds a step there, these 60: at 64 units a tenth of all that an update does.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
 from agents.kernels import heads
+from agents.kernels.binding import MismatchError
 
 Step = Callable[[Sequence[Tensor], tuple[float, ...]], None]
 
@@ -93,13 +95,13 @@ class AdamStep:
 
     def _prepared(self, given: list[Tensor]) -> Step | None:
         states: Any = [self._optimizer.state.get(parameter, {}) for parameter in given]
-        parts = [[state.get(name) for state in states] for name in ("exp_avg", "exp_avg_sq", "step")]
-        others = [*given, *(part for of_name in parts for part in of_name)]
-        if not heads.takes(*others) or not all(part.is_contiguous() for part in others):
+        parts = [state.get(name) for name in ("exp_avg", "exp_avg_sq", "step") for state in states]
+        if not heads.takes(*given, *parts):
             return None
-        if any(part.shape != of.shape for of_name in parts[:2] for part, of in zip(of_name, given, strict=True)):
-            return None
-        return heads.library["adam"].with_first_list(others)
+        with contextlib.suppress(TypeError, MismatchError):  # of a layout or shapes that torch has to make sense of
+            # Detached, they keep the memory alive that is written to, should a parameter move to another place.
+            return heads.library["adam"].with_first_list([*[parameter.detach() for parameter in given], *parts])
+        return None
 
 
 def _is_special(group: dict[str, Any]) -> bool:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from agents import RecurrentPPO, losses
+from agents import RecurrentPPO
+from agents.algorithms import losses
 from agents.kernels import heads, in_torch, recurrent
 from agents.kernels.heads import CategoricalSampler, layers_of, perceptron
 from agents.memory import make_memory
