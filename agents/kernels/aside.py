@@ -75,7 +75,7 @@ def _sees_operations(mode: Any) -> bool:
 def plain(*tensors: Tensor) -> bool:
     """Whether compiled functions may read and write these tensors: float32 on a CPU, of no subclass, unobserved."""
     for tensor in tensors:  # a loop, since this is asked some dozen times a minibatch
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu or type(tensor) not in _PLAIN:
+        if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
             return False
     return why_torch() is None
 

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import importlib.machinery
 import itertools
+import math
 import os
 import re
 import warnings
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-VERSIONS = {"recurrent": 4, "heads": 5}
+VERSIONS = {"recurrent": 4, "heads": 6}
 """Of the functions' arguments, as the sources have them."""
 
 WHICH = "RECURL_KERNELS"  # the environment variable that chooses a build
@@ -97,6 +98,9 @@ class Declaration(NamedTuple):
             inputs, M its outputs.
         layers: for each layer of a perceptron, in this order all weights, all biases and so on: "weights" (M, K),
             "biases" (M) or None each; they follow the other arrays.
+        lists: for each of some arrays of any shape one of every name, in this order: all gradients, all parameters and
+            so on, shaped alike ("any") or of no axes ("none"). How many there are, and of how many elements each, are
+            the first arguments; the arrays the last.
     """
 
     sizes: tuple[str, ...]
@@ -104,6 +108,7 @@ class Declaration(NamedTuple):
     numbers: tuple[Any, ...] = ()
     has_widths: bool = False
     layers: tuple[str, ...] = ()
+    lists: tuple[Parameter, ...] = ()
 
 
 def _parameter(text: str) -> Parameter:
@@ -120,6 +125,10 @@ def _declared(
 ) -> Declaration:
     found = tuple(map(_parameter, parameters))
     return Declaration(tuple(sizes.split()), found, tuple(numbers), has_widths, tuple(layers))
+
+
+def _declared_lists(*lists: str, numbers: Sequence[Any]) -> Declaration:
+    return Declaration((), (), tuple(numbers), lists=tuple(map(_parameter, lists)))
 
 
 _INT, _LONG, _DOUBLE = ctypes.c_int, ctypes.c_long, ctypes.c_double
@@ -207,6 +216,11 @@ DECLARATIONS: Mapping[str, Mapping[str, Declaration]] = {
             "returns: N", "d_log_probs: N", "d_entropies?: N", "d_values: N", "figures: 6",
             numbers=(_INT, _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE),
         ),
+        "clip_gradients": _declared_lists("gradients: any", numbers=(_DOUBLE,)),
+        "adam": _declared_lists(
+            "gradients: any", "parameters: any", "means: any", "squares: any", "counts: none",
+            numbers=(_DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE),
+        ),
     },
 }  # fmt: skip
 
@@ -235,12 +249,12 @@ class Function:
 
     def __init__(self, library: ctypes.CDLL | None, name: str, declaration: Declaration, of_size: Any) -> None:
         self.name, self.declaration, self._of_size = name, declaration, of_size
-        self._known: dict[Any, tuple[Any, ...]] = {}
+        self._known: dict[Any, tuple[tuple[Any, ...], list[torch.dtype]]] = {}
         self._function: Any = None
         if library is not None:
             self._function = getattr(library, name)
-            widths = [_LONG, _ADDRESS] if declaration.has_widths else []
-            arrays = [_ADDRESS] * (len(declaration.parameters) + bool(declaration.layers))
+            widths = [_LONG, _ADDRESS] if declaration.has_widths or declaration.lists else []
+            arrays = [_ADDRESS] * (len(declaration.parameters) + bool(declaration.layers or declaration.lists))
             sizes = [_LONG] * len(declaration.sizes)
             self._function.argtypes = [*widths, *sizes, *declaration.numbers, *arrays]
 
@@ -257,6 +271,23 @@ class Function:
         arguments = self._arguments(tensors, numbers, widths)
         return functools.partial(self._run_prepared, arguments, tuple(tensors))
 
+    def with_first_list(self, others: Sequence[Tensor]) -> Callable[[Sequence[Tensor], tuple[float, ...]], None]:
+        """A call on lists of which the first comes anew each time; the others are checked now, and kept alive."""
+        count = len(others) // (len(self.declaration.lists) - 1)
+        n_arrays, sizes, arrays = self._of_lists((*others[:count], *others))  # the first is shaped as the second
+        shapes, kept = [other.shape for other in others[:count]], tuple(others)
+
+        def run(first: Sequence[Tensor], numbers: tuple[float, ...]) -> None:
+            assert kept
+            if len(first) != n_arrays:
+                raise MismatchError(f"{self.name} takes {n_arrays} {self.declaration.lists[0].name}; got {len(first)}")
+            self._check_list(self.declaration.lists[0], first, shapes)
+            arrays[:count] = [tensor.data_ptr() for tensor in first]
+            if code := self._function(n_arrays, sizes, *numbers, arrays):
+                self._fail(code)
+
+        return run
+
     def _run_prepared(self, arguments: tuple[Any, ...], kept: tuple[Tensor | None, ...]) -> None:
         if code := self._function(*arguments):
             self._fail(code)
@@ -264,16 +295,16 @@ class Function:
     def _arguments(
         self, tensors: Sequence[Tensor | None], numbers: tuple[float, ...], widths: tuple[int, ...]
     ) -> tuple[Any, ...]:
-        key = (
-            widths,
-            *[None if it is None else (it.shape, it.dtype, it.is_contiguous(), it.is_cpu) for it in tensors],
-        )
-        sizes = self._known.get(key)
-        if sizes is None:
-            sizes = self._checked(tensors, widths)
+        if self.declaration.lists:
+            n_arrays, lengths, arrays = self._of_lists(tensors)
+            return n_arrays, lengths, *numbers, arrays
+        key = (widths, *[None if it is None else it.shape for it in tensors])
+        sizes, dtypes = self._known.get(key, (None, ()))
+        if sizes is None or not self._are_of_kind(tensors, dtypes):
+            sizes, dtypes = self._checked(tensors, widths)
             if len(self._known) >= _MOST_REMEMBERED:
                 self._known.clear()
-            self._known[key] = sizes
+            self._known[key] = sizes, dtypes
         addresses: list[Any] = [None if it is None else it.data_ptr() for it in tensors]
         if self.declaration.layers:
             n_arrays = len(self.declaration.parameters)
@@ -281,15 +312,54 @@ class Function:
             addresses[n_arrays:] = [of_layers]
         return (*sizes, *numbers, *addresses)
 
+    def _are_of_kind(self, tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> bool:
+        """Whether arrays of known shapes are of the declared types, contiguous and on the CPU."""
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            if tensor is not None and (tensor.dtype is not dtype or not tensor.is_contiguous() or not tensor.is_cpu):
+                return False
+        return True
+
+    def _of_lists(self, tensors: Sequence[Tensor | None]) -> tuple[int, Any, Any]:
+        """How many arrays a list has, their numbers of elements, and the addresses of all, as C takes them."""
+        self._check_compiled()
+        lists = self.declaration.lists
+        count, further = divmod(len(tensors), len(lists))
+        if further:
+            raise MismatchError(f"{self.name} takes {len(lists)} lists of as many arrays; got {len(tensors)} arrays")
+        shapes = [() if tensor is None else tensor.shape for tensor in tensors[:count]]
+        for number, parameter in enumerate(lists):
+            self._check_list(parameter, tensors[number * count : (number + 1) * count], shapes)
+        sizes = (ctypes.c_long * count)(*map(math.prod, shapes))
+        return count, sizes, (ctypes.c_void_p * len(tensors))(*[it.data_ptr() for it in tensors if it is not None])
+
+    def _check_list(
+        self, parameter: Parameter, tensors: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        if parameter.axes == ("none",):
+            shapes = [()] * len(shapes)
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if tensor is None or tensor.shape != shape:
+                raise MismatchError(
+                    f"{self.name}: one of the {parameter.name} must be {tuple(shape)}, as the other arrays are; got "
+                    f"{None if tensor is None else tuple(tensor.shape)}"
+                )
+            if tensor.dtype is not parameter.dtype or not tensor.is_cpu or not tensor.is_contiguous():
+                self._check_kind(parameter, tensor)
+
+    def _check_compiled(self) -> None:
+        if self._function is None:
+            raise RuntimeError(f"{self.name} is not compiled here: ask `takes` first")
+
     def _fail(self, code: int) -> None:
         if code == 1:
             raise MemoryError(f"{self.name} ran out of memory; use a smaller batch_size")
         raise MismatchError(f"{self.name}: what is in its arrays does not fit their shapes")
 
-    def _checked(self, tensors: Sequence[Tensor | None], widths: tuple[int, ...]) -> tuple[Any, ...]:
-        """The sizes, as C takes them."""
-        if self._function is None:
-            raise RuntimeError(f"{self.name} is not compiled here: ask `takes` first")
+    def _checked(
+        self, tensors: Sequence[Tensor | None], widths: tuple[int, ...]
+    ) -> tuple[tuple[Any, ...], list[torch.dtype]]:
+        """The sizes, as C takes them, and the type of each array."""
+        self._check_compiled()
         parameters = [*self.declaration.parameters, *self._parameters_of_layers(widths)]
         if len(tensors) != len(parameters):
             raise MismatchError(f"{self.name} takes {len(parameters)} arrays; got {len(tensors)}")
@@ -310,7 +380,8 @@ class Function:
         if sizes.get("H", 0) % WIDTH_OF_LANES:
             raise MismatchError(f"{self.name}: H must be a multiple of {WIDTH_OF_LANES}; got {sizes['H']}")
         of_widths = (len(widths) - 1, _as_longs(widths)) if widths else ()
-        return (*of_widths, *[sizes[name] for name in self.declaration.sizes])
+        dtypes = [parameter.dtype for parameter in parameters]
+        return (*of_widths, *[sizes[name] for name in self.declaration.sizes]), dtypes
 
     def _parameters_of_layers(self, widths: tuple[int, ...]) -> list[Parameter]:
         if self.declaration.has_widths and (len(widths) < 2 or min(widths) < 1):

@@ -47,7 +47,7 @@ def block(n: int, *gates: int) -> list[tuple[int, ...]]:
 
 def layers(n: int, *kinds: str) -> list[Tensor | None]:
     shapes = {"weights": [(16, 5), (7, 16)], "biases": [(16,), (7,)]}
-    return [part for kind in kinds for part in floats(*shapes[kind])]
+    return [part for kind in kinds for part in floats(*shapes[kind])]  # type: ignore[misc]
 
 
 def perceptron_size() -> int:
@@ -107,8 +107,12 @@ CALLS: dict[str, Callable[[int], Call]] = {
     "gaussian_forward": lambda n: Call(floats((n, A), (A,), (n, A), (n,))),
     "gaussian_backward": lambda n: Call(floats((n, A), (A,), (n, A), (n,), (n, A), (A,))),
     "clipped_objective": lambda n: Call([*floats(*[(n,)] * 10), *floats((6,))], (1, 0.2, 0.1, 0.01, 0.5)),
+    "clip_gradients": lambda n: Call(floats((n, 5), (17,)), (0.5,)),
+    "adam": lambda n: Call(floats(*[(n, 5), (17,)] * 4, (), ()), (0.01, 0.9, 0.999, 1e-5)),
 }
 FUNCTIONS: dict[str, Function] = {**recurrent.library.functions, **heads.library.functions}
+LISTS = [name for name, function in FUNCTIONS.items() if function.declaration.lists]
+OF_ANY_SHAPE = {"clip_gradients"}  # the one function that takes an array of any shape, and as many as there are
 MAY_GROW = {("pack", 0, 0)}  # outputs up to the next multiple of a tile fit into the same packed array
 
 every_function = pytest.mark.parametrize("name", CALLS)
@@ -141,7 +145,7 @@ def test_what_fits_is_computed(name: str, n: int) -> None:
 
 @every_function
 def test_an_array_of_another_length_is_refused(name: str) -> None:
-    for call, at, tensor in arrays(name):
+    for call, at, tensor in arrays(name) if name not in OF_ANY_SHAPE else ():
         for axis, length in enumerate(tensor.shape):
             if (name, at, axis) in MAY_GROW:
                 continue
@@ -153,8 +157,8 @@ def test_an_array_of_another_length_is_refused(name: str) -> None:
 
 @every_function
 def test_an_array_of_another_number_of_axes_is_refused(name: str) -> None:
-    for call, at, tensor in arrays(name):
-        for other in (tensor[None], tensor.sum().to(tensor.dtype)):
+    for call, at, tensor in arrays(name) if name not in OF_ANY_SHAPE else ():
+        for other in (tensor[None], tensor.sum().to(tensor.dtype) if tensor.dim() else torch.ones(2)):
             with pytest.raises(MismatchError, match=name):
                 FUNCTIONS[name](*changed(call, at, other))
 
@@ -170,8 +174,9 @@ def test_an_array_of_another_type_is_refused(name: str, dtype: torch.dtype) -> N
 @every_function
 def test_an_array_that_is_not_contiguous_or_elsewhere_is_refused(name: str) -> None:
     for call, at, tensor in arrays(name):
-        with pytest.raises(TypeError, match="contiguous"):
-            FUNCTIONS[name](*changed(call, at, torch.stack((tensor, tensor), dim=-1)[..., 0]))
+        if tensor.dim():  # a single number always is contiguous
+            with pytest.raises(TypeError, match="contiguous"):
+                FUNCTIONS[name](*changed(call, at, torch.stack((tensor, tensor), dim=-1)[..., 0]))
         with pytest.raises(TypeError, match="meta"):
             FUNCTIONS[name](*changed(call, at, tensor.to("meta")))
 
@@ -184,6 +189,12 @@ def test_a_missing_array_is_refused(name: str) -> None:
         if not optional[at]:
             with pytest.raises(MismatchError, match="None"):
                 FUNCTIONS[name](*changed(call, at, None))
+    if name in LISTS:
+        for at in range(len(call.tensors)):
+            with pytest.raises(MismatchError, match="None"):
+                FUNCTIONS[name](*changed(call, at, None))
+    if name in OF_ANY_SHAPE:
+        return
     with pytest.raises(MismatchError, match="arrays"):
         FUNCTIONS[name](*call._replace(tensors=call.tensors[:-1]))
 
@@ -229,3 +240,36 @@ def test_what_was_checked_once_is_checked_again_for_other_shapes() -> None:
         FUNCTIONS["gaussian_forward"](*call)
         with pytest.raises(MismatchError):
             FUNCTIONS["gaussian_forward"](*changed(call, 3, torch.zeros(3)))
+
+
+def test_gradients_that_come_anew_are_checked_at_every_call() -> None:
+    call = CALLS["adam"](2)
+    given: Any = call.tensors
+    step = FUNCTIONS["adam"].with_first_list(given[2:])
+    step(given[:2], call.numbers)
+    for at, tensor in enumerate(given[:2]):
+        bad: list[tuple[type[Exception], Tensor]] = [
+            (TypeError, tensor.double()),
+            (TypeError, torch.stack((tensor, tensor), dim=-1)[..., 0]),
+            (TypeError, tensor.to("meta")),
+            (MismatchError, tensor[:-1]),
+            (MismatchError, tensor[None]),
+        ]
+        for error, other in bad:
+            with pytest.raises(error):
+                step([other if at == number else one for number, one in enumerate(given[:2])], call.numbers)
+    short: list[Any] = [given[:1], given[:3], []]
+    for others in short:
+        with pytest.raises(MismatchError, match="takes 2 gradients"):
+            step(others, call.numbers)
+    assert [float(count) for count in given[8:]] == [1.5, 1.5]  # of no call but the one that fits
+    with pytest.raises(MismatchError):
+        FUNCTIONS["adam"].with_first_list(given[3:])
+
+
+def test_what_is_known_by_its_shapes_is_still_checked_for_its_type() -> None:
+    for name in CALLS:
+        for call, at, tensor in arrays(name):
+            FUNCTIONS[name](*call)
+            with pytest.raises(TypeError):
+                FUNCTIONS[name](*changed(call, at, tensor.double()))
