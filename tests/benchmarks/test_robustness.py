@@ -1,0 +1,57 @@
+"""The suite's bounds are its environments' own, its switches can be set, and its statistics are right."""
+
+import shlex
+
+import gymnasium
+import numpy as np
+import pytest
+import robustness
+
+import configs
+import envs  # noqa: F401  (registers the tasks)
+
+EXACT = [task for task in robustness.TASKS if task.source == robustness.EXACT]
+
+
+@pytest.mark.parametrize("task", EXACT, ids=lambda task: task.name)
+def test_bounds_that_count_as_known_are_the_environments(task: robustness.Task) -> None:
+    env = gymnasium.make(task.id, **task.kwargs).unwrapped
+    known = env.memoryless_return, env.best_return  # type: ignore[attr-defined]
+    assert (task.memoryless, task.best) == pytest.approx(known, abs=3e-3)
+
+
+@pytest.mark.parametrize("task", robustness.TASKS, ids=lambda task: task.name)
+def test_a_solved_task_lies_above_memoryless_and_its_arguments_can_be_read(task: robustness.Task) -> None:
+    assert task.memoryless < task.solved <= task.best
+    settings = configs.parse(task.arguments()).settings
+    assert (settings.env.id, settings.env.kwargs) == (task.id, task.kwargs)
+
+
+@pytest.mark.parametrize("switch", robustness.SWITCHES)
+def test_switches_can_be_set(switch: str) -> None:
+    configs.parse(shlex.split(robustness.SWITCHES[switch]))
+
+
+def test_the_switch_before_is_the_default_that_was() -> None:
+    settings = configs.parse(shlex.split(robustness.SWITCHES["before"])).settings
+    algorithm, policy = settings.algorithm, settings.policy
+    assert (settings.env.n_envs, algorithm.n_steps, algorithm.batch_size, algorithm.n_epochs) == (8, 128, 256, 10)
+    assert (algorithm.learning_rate, algorithm.learning_rate_schedule, algorithm.ent_coef) == (5e-4, "constant", 0.0)
+    assert (algorithm.normalize_advantage, policy.memory_kwargs) == ("batch", {"forget_bias": 1.0})
+    assert settings.env.previous_action_reward is False
+
+
+def test_a_run_is_judged_by_the_worse_way_and_fails_with_its_error() -> None:
+    (task,) = (each for each in robustness.TASKS if each.name == "recall-50")
+    result = {"sampled": [1.0, 1.0], "deterministic": [0.0, 1.0]}
+    assert robustness.score(task, result) == 0.5
+    assert not robustness.is_solved(task, result)
+    assert robustness.is_solved(task, {**result, "deterministic": [1.0, 1.0]})
+    assert robustness.score(task, {"error": "it failed"}) == 0.0
+    assert not robustness.is_solved(task, {"error": "it failed"})
+
+
+def test_the_interval_is_drawn_within_every_task() -> None:
+    """Tasks with seeds all alike leave nothing to draw."""
+    assert robustness.interquartile_mean(np.array([0.0, 1.0, 2.0, 9.0])) == 1.5
+    assert robustness.stratified_interval([np.zeros(3), np.ones(3)]) == (0.5, 0.5)
