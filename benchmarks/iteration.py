@@ -124,6 +124,7 @@ def watch_modules(watch: Clock) -> None:
         function = watch.timed(name, getattr(recurrent._Layers, direction))
         setattr(recurrent._Layers, direction, staticmethod(function))
     watch.time(ppo, "clip_gradients", "training: clipping")
+    watch.time(ppo.AdamStep, "__call__", "training: Adam")
 
 
 def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:

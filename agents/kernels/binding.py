@@ -299,25 +299,26 @@ class Function:
             n_arrays, lengths, arrays = self._of_lists(tensors)
             return n_arrays, lengths, *numbers, arrays
         key = (widths, *[None if it is None else it.shape for it in tensors])
-        sizes, dtypes = self._known.get(key, (None, ()))
-        if sizes is None or not self._are_of_kind(tensors, dtypes):
-            sizes, dtypes = self._checked(tensors, widths)
+        known = self._known.get(key)
+        if known is None:
+            known = self._checked(tensors, widths)
             if len(self._known) >= _MOST_REMEMBERED:
                 self._known.clear()
-            self._known[key] = sizes, dtypes
-        addresses: list[Any] = [None if it is None else it.data_ptr() for it in tensors]
+            self._known[key] = known
+        sizes, dtypes = known
+        addresses: list[Any] = []
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            if tensor is None:
+                addresses.append(None)
+                continue
+            if tensor.dtype is not dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+                self._checked(tensors, widths)
+            addresses.append(tensor.data_ptr())
         if self.declaration.layers:
             n_arrays = len(self.declaration.parameters)
             of_layers = (ctypes.c_void_p * (len(addresses) - n_arrays))(*addresses[n_arrays:])
             addresses[n_arrays:] = [of_layers]
         return (*sizes, *numbers, *addresses)
-
-    def _are_of_kind(self, tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> bool:
-        """Whether arrays of known shapes are of the declared types, contiguous and on the CPU."""
-        for tensor, dtype in zip(tensors, dtypes, strict=True):
-            if tensor is not None and (tensor.dtype is not dtype or not tensor.is_contiguous() or not tensor.is_cpu):
-                return False
-        return True
 
     def _of_lists(self, tensors: Sequence[Tensor | None]) -> tuple[int, Any, Any]:
         """How many arrays a list has, their numbers of elements, and the addresses of all, as C takes them."""
