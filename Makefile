@@ -11,7 +11,7 @@ COMPILED := $(wildcard agents/kernels/*.[ch])
 
 help:
 	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG))"
-	@echo "make test       the tests, a few minutes"
+	@echo "make test       the tests, some seven minutes on two cores"
 	@echo "make test-slow  the tests that learn real tasks, much longer"
 	@echo "make test-native  the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, a minute"
 	@echo "make lint       ruff and mypy --strict"

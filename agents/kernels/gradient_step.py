@@ -1,7 +1,7 @@
 """The step along the gradients: their norm is clipped, and Adam steps, each in one call, by ``heads.c``.
 
-An update takes dozens of such steps, on some twenty small parameters. Torch's operations on lists of tensors take
-about 600 microseconds a step there, these 60: at 64 units a tenth of all that an update does.
+An update takes dozens of such steps, on some twenty small parameters, where torch's operations on lists of tensors take
+2.1 times as long as these (clipping and Adam together, twenty parameters of an LSTM policy of 64 units, one thread).
 """
 
 import contextlib
