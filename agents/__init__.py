@@ -7,6 +7,7 @@ what can be chosen by name; a memory of your own is a ``Memory``. ``evaluate`` m
 a saved one, ``import_contrib`` reads a model of ``sb3_contrib``.
 """
 
+from agents import checkpoint
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.analysis.evaluation import evaluate
@@ -33,3 +34,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+vars(checkpoint)["import_contrib"] = import_contrib  # found there too; it builds an agent, and so lies above it

@@ -134,6 +134,7 @@ def test_an_import_that_binds_the_old_name_is_refused(placed: Callable[[str, str
 def test_recurl_gives_what_agents_gives() -> None:
     assert recurl.__all__ == agents.__all__
     assert {"ENCODERS", "MEMORIES", "Memory", "Player", "evaluate", "import_contrib"} <= set(agents.__all__)
+    assert vars(agents.checkpoint)["import_contrib"] is agents.import_contrib
     assert all(getattr(recurl, name) is getattr(agents, name) for name in agents.__all__)
 
 
