@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 from torch.nn.utils import parametrize, prune
 
-from agents.kernels import in_torch
+from agents.kernels import heads, in_torch
 from agents.memory import GRU, LSTM, MEMORIES
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.numpy_actor import make_actor
@@ -281,6 +281,7 @@ def test_acting_on_categories_takes_no_more_than_rows_of_them(memory: str, n_cat
             np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.skipif(not heads.available, reason="built without a C compiler")
 def test_a_plan_says_how_and_why() -> None:
     policy = small_ppo(clocks(), "lstm").policy
     assert policy.plan().acting.how == "NumPy"

@@ -28,6 +28,7 @@ CELLS: list[tuple[str, dict[str, Any]]] = [
     ("rnn", {"nonlinearity": "relu"}),
     ("lstm", {"bias": False, "num_layers": 2}),
 ]
+compiled_only = pytest.mark.skipif(not (heads.available and recurrent.available), reason="built without a C compiler")
 every_cell = pytest.mark.parametrize(("name", "kwargs"), CELLS)
 
 
@@ -62,6 +63,7 @@ def both_ways(compute: Callable[[], list[Tensor]]) -> Iterator[tuple[Tensor, Ten
         return zip(found, compute(), strict=True)
 
 
+@compiled_only
 @every_cell
 def test_a_gradient_penalty_through_a_memory_is_torchs(name: str, kwargs: dict[str, Any]) -> None:
     memory = cell(name, kwargs)
@@ -92,6 +94,7 @@ def test_a_gradient_penalty_through_the_heads_is_torchs() -> None:
         close(found, wanted)
 
 
+@compiled_only
 def test_an_input_made_of_another_keeps_its_own_part_of_the_second_gradient() -> None:
     """x and a weight that both come from one tensor: the two ways must not be counted twice."""
     net = nn.Sequential(nn.Linear(F, F))
@@ -307,6 +310,7 @@ def test_an_action_net_of_another_width_raises_wherever_it_is_used(
         model.learn(8)
 
 
+@compiled_only
 def test_inner_layers_of_another_width_raise_torchs_error() -> None:
     net = nn.Sequential(nn.Linear(F, 16), nn.Tanh(), nn.Linear(8, 2))
     assert layers_of(net) is None
@@ -336,7 +340,7 @@ class Noise:
         return out
 
 
-@pytest.mark.skipif(not heads.available, reason="built without a C compiler")
+@compiled_only
 def test_noise_of_exactly_zero_samples_alike_compiled_and_in_numpy() -> None:
     from agents.rollout.numpy_actor import _sample_categorical
 
