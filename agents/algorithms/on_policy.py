@@ -513,7 +513,9 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             "learning_rate or max_grad_norm, or scale observations and rewards (VecNormalize)"
         )
 
-    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
         """Stable-Baselines3's, on observations as the policy sees them.
 
         Raises:
@@ -521,7 +523,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 an environment comes to show them.
         """
         try:
-            return super().predict(observation, *args, **kwargs)
+            return super().predict(observation, state, episode_start, deterministic)
         except (ValueError, LookupError) as error:
             previous = previous_inputs(self)
             if previous is None or not previous.missing_from(observation):
