@@ -492,7 +492,7 @@ def assert_two_signals_at_any_moment_lose_nothing(root: Path, lines: int) -> Non
         code = attacked([*words, "--runs", str(root), "--name", name], line, numbers)
         run = RunDirectory(root / name)
         assert code == 128 + numbers[0], f"line {line}"
-        assert run.checkpoints(), f"line {line}"
+        assert run.checkpoints() or not run.last_step(), f"line {line}"  # else nothing was there to lose
         assert train.main(["--resume", str(run.path)]) == 0
         assert_equal_runs(whole, run, 128)
         assert not list(run.path.rglob("*.tmp"))
