@@ -168,12 +168,12 @@ def test_a_memory_that_is_not_registered_is_refused_as_data(name: str, agent_fil
 
 def random_names(agent_file: Path, names: Any) -> None:
     """Each is refused, and no module is there that was not before."""
-    before = set(sys.modules)
+    before = set(sys.modules) | {"encodings.cp437"}  # zipfile's own, of a member's name
     for name in names:
         if name not in MEMORIES:
             with pytest.raises(CheckpointError):
                 Player.load(edited(agent_file, lambda agent, name=name: kwargs_of(agent).update(memory=name)))
-    assert set(sys.modules) == before
+    assert set(sys.modules) <= before
 
 
 LETTERS = strategies.text(min_size=0, max_size=12)

@@ -80,7 +80,7 @@ class Journal:
         for row, seed in enumerate(first):
             if seed is not None:
                 begun = EpisodeSeed(int(seed), row, 0)
-            elif self.seeds:
+            elif row < len(self.seeds):
                 begun = self.seeds[row].next()
             else:
                 begun = EpisodeSeed(secrets.randbelow(2**31), row, 0)

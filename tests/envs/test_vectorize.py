@@ -538,3 +538,9 @@ def test_importing_envs_imports_neither_torch_nor_sb3() -> None:
     code = "import envs, envs.vector.worker, sys; print('torch' in sys.modules, 'stable_baselines3' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_environments_that_can_be_resumed_need_no_seed() -> None:
+    venv = SerialVecEnv([Counting, Counting, Counting], resumable=True)
+    assert len(venv.reset()) == len(venv.reset()) == 3
+    venv.close()
