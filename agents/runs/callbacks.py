@@ -103,7 +103,6 @@ class Interruption(BetweenUpdates):
         self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
-            self.check()
         except (Interrupted, CheckpointError, OSError):
             raise
         except Exception as error:
@@ -117,6 +116,7 @@ class Interruption(BetweenUpdates):
             for number, handler in self._before.items():
                 signal.signal(number, handler)
             self._listens = self._timed = False
+        self.check()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -142,7 +142,8 @@ class Interruption(BetweenUpdates):
         return act()
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        if self._received is None:
+            self._received = number
         raise self._interrupted()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
