@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import pytest
 import torch
 
 # The tensors of the tests are tiny: a second thread only waits, and figures must not depend on the machine's cores.
@@ -11,3 +12,10 @@ torch.set_num_threads(1)
 # The key that signs runs is the tests' own, for processes that they start too.
 _folder = tempfile.TemporaryDirectory(prefix="recurl-tests-")
 os.environ["XDG_CONFIG_HOME"] = _folder.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A time limit ends what hangs; it must be far beyond what anything takes on a busy machine."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.timeout(7200))
