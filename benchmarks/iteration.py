@@ -4,15 +4,12 @@
     python benchmarks/iteration.py --only "64 units, detached, early"
     python benchmarks/iteration.py --write-docs                      the tables in docs/performance.md
 
-Functions on the way are timed from outside, each without the time of those called within it, so that the parts add up
-to the whole; what is not named is in *between*. A time is the median over iterations. Timing costs a microsecond or
+Functions are timed from outside, each without the time of those called within it, so that the parts add up to the
+whole; *between* is the rest. A time is the median over iterations. Timing costs a microsecond or
 two for each call, most of all in collecting.
 """
 
-import os
-import pathlib
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import tyro
+from measuring import DOCS, environment_of_measurement, use_threads
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = DOCS / "performance.md"
 MARK = "<!-- iteration.py: {} -->"
 CASES = (
     "8 environments, 64 units, separate, early",
@@ -71,27 +68,20 @@ class Clock:
 
 
 def main(settings: Settings) -> None:
-    # NumPy and torch read these when they are imported.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(settings.threads)
-    sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
-    import torch
+    use_threads(settings.threads)
     from cases import all_cases
-    from report import environment_of_measurement
 
-    torch.set_num_threads(settings.threads)
     watch = Clock()
     watch_modules(watch)
     lines = []
     for case in all_cases():
-        if settings.only not in case.name if settings.only else case.name not in CASES:
-            continue
-        seconds = measure(case, watch, settings.iterations)
-        lines += ["", f"### {case.name}", "", *table(seconds, case.rollout)]
+        if settings.only in case.name if settings.only else case.name in CASES:
+            seconds = measure(case, watch, settings.iterations)
+            lines += ["", f"### {case.name}", "", *table(seconds, case.rollout)]
     print("\n".join(lines))
     if settings.write_docs:
-        said = environment_of_measurement(settings.threads)
-        write([", ".join(f"{name} {value}" for name, value in said.items()) + ".", *lines])
+        measured = environment_of_measurement(settings.threads)
+        write([", ".join(f"{name} {value}" for name, value in measured.items()) + ".", *lines])
 
 
 def watch_modules(watch: Clock) -> None:
@@ -133,8 +123,8 @@ def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
     from cases import fast_env
     from contenders import recurl
 
-    contender: Any = recurl(case, fast_env(case))
-    model = contender._model
+    contender = recurl(case, fast_env(case))
+    model = contender.model
     watch.time(model, "collect_rollouts", "collecting: between")
     watch.time(model, "train", "training: between")
     watch.time(model.policy, "evaluate_actions", "training: between")
@@ -158,7 +148,7 @@ def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
 
 
 def watch_steps(watch: Clock) -> Callable[[], None]:
-    """Parts of an acting step, which are made anew for every rollout. Returns what undoes it."""
+    """Parts of an acting step, which are built for every rollout. Returns what undoes it."""
     import agents.rollout.numpy_actor as acting
 
     makers = {"_step_of": "memory's step", "_layers_of": "heads", "_sampler_of": "sampling"}
@@ -184,7 +174,7 @@ def table(seconds: dict[str, float], rollout: int) -> list[str]:
 
 
 def write(lines: list[str]) -> None:
-    """Between the marks of the page; all else in it is written by hand."""
+    """Between the marks of the page; the rest of it is written by hand."""
     text = PAGE.read_text()
     first, last = MARK.format("begin"), MARK.format("end")
     head, _, rest = text.partition(first)
