@@ -87,15 +87,14 @@ def main(settings: Settings) -> None:
 def watch_modules(watch: Clock) -> None:
     """Parts that are functions and methods of classes."""
     import agents.algorithms.on_policy
-    import agents.rollout.numpy_actor
     from agents.algorithms import ppo
     from agents.kernels import heads, recurrent
     from agents.rollout.buffer import SequenceRolloutBuffer
+    from agents.rollout.numpy_actor import NumpyActor
 
-    actor: Any = agents.rollout.numpy_actor.NumpyActor
     watch.time(agents.algorithms.on_policy, "make_actor", "collecting: building the acting step")
-    watch.time(actor, "__init__", "collecting: building the acting step")
-    watch.time(actor, "act", "collecting: acting, between")
+    watch.time(NumpyActor, "act", "collecting: acting, between")
+    NumpyActor.__init__ = _watched(watch, NumpyActor.__init__)  # type: ignore[method-assign]
     for name in ("add_observations", "add_actions", "add_rewards"):
         watch.time(SequenceRolloutBuffer, name, "collecting: buffer")
     watch.time(SequenceRolloutBuffer, "compute_returns_and_advantage", "collecting: advantages")
@@ -117,6 +116,27 @@ def watch_modules(watch: Clock) -> None:
     watch.time(ppo.AdamStep, "__call__", "training: Adam")
 
 
+ACTING = {
+    "_actor_step": "memory's step",
+    "_critic_step": "memory's step",
+    "_latent": "heads",
+    "_output": "heads",
+    "_values": "heads",
+    "_sample": "sampling",
+}
+"""Parts of an acting step, which are built for every rollout, by their attribute of the actor."""
+
+
+def _watched(watch: Clock, build: Callable[..., None]) -> Callable[..., None]:
+    def init(actor: Any, *args: Any, **kwargs: Any) -> None:
+        build(actor, *args, **kwargs)
+        for attribute, part in ACTING.items():
+            if getattr(actor, attribute) is not None:
+                watch.time(actor, attribute, f"collecting: {part}")
+
+    return init
+
+
 def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
     """Medians over iterations, by part."""
     import torch
@@ -132,7 +152,6 @@ def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
     watch.time(env, "step_wait", "collecting: environment")
     backward = torch.Tensor.backward
     torch.Tensor.backward = watch.timed("training: autograd", backward)  # type: ignore[assignment]
-    actor = watch_steps(watch)
     try:
         contender.iterate(2)
         taken = []
@@ -142,21 +161,8 @@ def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
             taken.append(dict(watch.seconds))
     finally:
         torch.Tensor.backward = backward  # type: ignore[method-assign]
-        actor()
     names = {name for one in taken for name in one}
     return {name: statistics.median(one.get(name, 0.0) for one in taken) for name in names}
-
-
-def watch_steps(watch: Clock) -> Callable[[], None]:
-    """Parts of an acting step, which are built for every rollout. Returns what undoes it."""
-    import agents.rollout.numpy_actor as acting
-
-    makers = {"_step_of": "memory's step", "_layers_of": "heads", "_sampler_of": "sampling"}
-    before = {name: getattr(acting, name) for name in makers}
-    for name, part in makers.items():
-        made = before[name]
-        setattr(acting, name, lambda *args, made=made, part=part: watch.timed(f"collecting: {part}", made(*args)))
-    return lambda: [setattr(acting, name, made) for name, made in before.items()] and None
 
 
 def table(seconds: dict[str, float], rollout: int) -> list[str]:

@@ -122,7 +122,7 @@ def by_seed(found: Iterable[Result], prefix: str) -> list[Result]:
 
 def best_returns(run: Any) -> Result:
     """Of the best checkpoint by periodic evaluation, deterministic."""
-    (final,) = (run.path / "evaluations").glob("best-*.json")
+    (final,) = (run.path / "evaluations").glob("best-*-deterministic.json")
     return {"returns": json.loads(final.read_text())["returns"]}
 
 
