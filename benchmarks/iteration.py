@@ -175,7 +175,7 @@ def table(seconds: dict[str, float], rollout: int) -> list[str]:
         lines.append(f"| **{phase}** | **{1e3 * total:.1f}** | **{total / whole:.0%}** |")
         for name, taken in sorted(parts.items(), key=lambda item: -item[1]):
             lines.append(f"| {name.removeprefix(phase + ': ')} | {1e3 * taken:.2f} | {taken / whole:.1%} |")
-    lines.append(f"| **whole** | **{1e3 * whole:.1f}** | {rollout / whole:,.0f} steps/s |")
+    lines.append(f"| **total** | **{1e3 * whole:.1f}** | {rollout / whole:,.0f} steps/s |")
     return lines
 
 

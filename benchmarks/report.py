@@ -20,7 +20,7 @@ def print_case(name: str, result: dict[str, Any], base: str = "") -> None:
     """``base``: a contender whose speed all others are divided by; none: ours is divided by each."""
     print(f"\n{name}")
     title = f"over {base}" if base else "ours over it"
-    print(f"  {'':32}{'steps/s':>9}{'spread':>19}{'collecting':>12}{'training':>11}   {title}")
+    print(f"  {'':32}{'steps/s':>9}{'range':>19}{'collecting':>12}{'training':>11}   {title}")
     for row in result["rows"]:
         contender = row["contender"]
         if row["error"]:
@@ -107,7 +107,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _summary(results: dict[str, Any]) -> list[str]:
-    lines = ["| whole run, RecuRL over ... | " + " | ".join(BASES) + " | sb3-contrib, loop removed |"]
+    lines = ["| complete run, RecuRL over ... | " + " | ".join(BASES) + " | sb3-contrib, loop removed |"]
     lines.append("|---|" + "---|" * (len(BASES) + 1))
     for name, result in results.items():
         cells = [ratio(result, OURS, base) for base in (*BASES, "sb3-contrib, loop removed")]
@@ -116,7 +116,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
 
 
 def _case_table(name: str, result: dict[str, Any]) -> list[str]:
-    lines = [f"## {name}", "", "| | whole | spread | collecting | training | RecuRL over it: whole | training |"]
+    lines = [f"## {name}", "", "| | total | range | collecting | training | RecuRL over it: total | training |"]
     lines.append("|---|---|---|---|---|---|---|")
     for row in result["rows"]:
         if row["error"]:
@@ -152,7 +152,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
         axis.set(title=name, xlim=(0, max(rates) * 1.2))
         axis.title.set_fontsize(8)
         axis.tick_params(labelsize=7)
-    figure.supxlabel("environment steps per second, whole training run", fontsize=9)
+    figure.supxlabel("environment steps per second, complete training run", fontsize=9)
     save_plot(figure, path)
 
 
