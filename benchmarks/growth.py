@@ -187,7 +187,7 @@ def study(factor: Factor, quick: bool, iterations: int, threads: int) -> Iterato
 
 
 def in_own_process(point: Point, iterations: int, threads: int) -> dict[str, float]:
-    """The figures of a point. Raises RuntimeError with the last of what the process said, if it failed."""
+    """The figures of a point. Raises RuntimeError with the last line of the process's errors, if it failed."""
     words = ["--iterations", str(iterations), "--threads", str(threads), "--point", json.dumps(asdict(point))]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -234,9 +234,9 @@ def model_of(point: Point) -> Any:
 
 
 def peak_memory() -> float:
-    """MiB that this process has held at most."""
+    """MiB that this process has used at most."""
     status = pathlib.Path("/proc/self/status")
-    # Not what getrusage says: that starts with what the parent held when it started this process.
+    # getrusage would start with the parent's memory at the start of this process.
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     if found is not None:
         return int(found[1]) / 1024

@@ -1,8 +1,7 @@
 """The other peers, each on the network of a case and on gymnasium's environments, set up by its own means.
 
 Importing this module needs torch and gymnasium only; a peer's package is imported when the peer is built. Some change
-Python's or torch's settings as they are imported; ``contained`` puts those back, so that nobody else is measured with
-them.
+Python's or torch's settings as they are imported; ``contained`` restores those for the other contenders.
 """
 
 import contextlib
@@ -70,7 +69,7 @@ class OneLstm(nn.Module):
 class CleanrlLoop:
     """The algorithm of CleanRL's ppo_atari_lstm, rewritten for vectors of features.
 
-    One LSTM for actor and critic, minibatches of whole environments, the loop over time in Python, a torch
+    One LSTM for actor and critic, minibatches of complete environments, the loop over time in Python, a torch
     distribution a step, Adam's default implementation, value clipping.
     """
 
@@ -563,7 +562,7 @@ class SampleFactory:
         from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
 
         case = self._case
-        said = dict(
+        settings = dict(
             algo="APPO",
             env="benchmark",
             experiment=f"run_{self._runs}",
@@ -596,7 +595,7 @@ class SampleFactory:
             save_every_sec=10**9,
             with_wandb=False,
         )
-        arguments = [f"--{name}={value}" for name, value in said.items()] + ["--encoder_mlp_layers"]
+        arguments = [f"--{name}={value}" for name, value in settings.items()] + ["--encoder_mlp_layers"]
         parser, _ = parse_sf_args(arguments)
         return parse_full_cfg(parser, arguments)
 

@@ -55,8 +55,8 @@ class SequenceToSequenceEncoder(BaseFeaturesExtractor):
         output_length: M.
         pool: what the features are made of: all M states (``"flatten"``), their mean, or the last.
         predict: targets of the auxiliary loss. ``"next"``: the last M tokens of the window (of a shorter one all but
-            the first), which the encoder does not see. ``"reconstruct"``: the whole window. In both the decoder is
-            given the true token before each (teacher forcing).
+            the first), which the encoder does not see. ``"reconstruct"``: all tokens of the window. In both
+            the decoder is given the true token before each (teacher forcing).
         auxiliary_weight: of that loss, the mean squared error over valid tokens; 0 for none.
         mask_key: the key of the mask in a Dict observation; None: every token is valid.
     """

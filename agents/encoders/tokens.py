@@ -5,7 +5,7 @@ Axes: N observations of a batch, K tokens in each, F numbers of a token, C numbe
     Box (K, ...)          K tokens, the other axes flattened; all are valid
     MultiDiscrete([n]*K)  K one-hot tokens, for encoders of words
     Dict                  every part of at least two axes, (K, ...), concatenated; "mask" (K,), 1 for a valid token;
-                          all other parts, images too, are flattened: context that concerns the observation as a whole
+                          all other parts, images too, are flattened: context of the observation
 
 Valid tokens are moved to the front in their order and padding is replaced by zeros, so that nothing of it can be seen,
 be it NaN. On a CPU, columns that are padding in every observation of the batch are left out.

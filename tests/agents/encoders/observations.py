@@ -130,6 +130,10 @@ class Noise(gym.Env[Any, Any]):
         self._step += 1
         return self.observe(), float(np.all(action == 0)), self._step == 2 + self._episode, False, {}
 
+
+class MaskedNoise(Noise):
+    """For sb3-contrib's MaskablePPO."""
+
     def action_masks(self) -> list[bool]:
         return [True, self._step % 2 == 0, True]
 

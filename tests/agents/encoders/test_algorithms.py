@@ -22,7 +22,7 @@ from tests.agents.probe_envs import policy_arguments
 from tests.pairs import each
 from tests.tolerance import close
 
-from .observations import PAD_GRAPH, SEQ2SEQ, SETS, SETTINGS, WINDOWS, Case, Noise
+from .observations import PAD_GRAPH, SEQ2SEQ, SETS, SETTINGS, WINDOWS, Case, MaskedNoise, Noise
 
 DISCRETE, BOX = spaces.Discrete(3), spaces.Box(-1, 1, (2,))
 IMPALA = Case("impala", {"features_dim": 16})
@@ -55,7 +55,7 @@ def extractor(case: Case) -> dict[str, Any]:
 def test_an_encoder_serves_the_algorithms_of_stable_baselines3(setting: str, case: Case, algorithm: str) -> None:
     cls, action_space, kwargs = ALGORITHMS[algorithm]
     space, observe, wrappers = SETTINGS[setting]
-    env = wrap(Noise(space, action_space, observe), list(wrappers))
+    env = wrap(MaskedNoise(space, action_space, observe), list(wrappers))
     is_dict = isinstance(env.observation_space, spaces.Dict)
     policy = "MultiInputPolicy" if is_dict else "CnnPolicy" if setting == "image" else "MlpPolicy"
     policy_kwargs = dict(net_arch=[8], **extractor(case))

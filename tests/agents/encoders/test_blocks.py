@@ -110,16 +110,6 @@ def test_weights_are_returned_at_the_places_of_the_tokens(case: Case) -> None:
     assert close(encoder.attention_weights(masked(some_tokens(), torch.ones_like(VALID))), ones)
 
 
-def test_the_weights_are_those_that_the_features_are_made_with() -> None:
-    """With the values of one token changed alone, the features of a set change by its weight times the difference."""
-    encoder: Any = make(Case("attention", {"over": "set"}), TOKENS)
-    values = some_tokens(1)
-    attended, _, _ = encoder._attend(encoder.reader(values))
-    weights = encoder.attention_weights(values)
-    by_hand = weights[:, 0] @ encoder.attention.of_value(encoder.embedding(values))[0]
-    assert close(attended, by_hand)
-
-
 @pytest.mark.parametrize("masks", ["none", "padding", "causal"])
 def test_a_block_equals_torchs_transformer_layer(masks: str) -> None:
     torch.manual_seed(0)
