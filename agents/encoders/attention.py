@@ -100,7 +100,6 @@ class AttentionEncoder(BaseFeaturesExtractor):
     ``agents.encoders.tokens`` says; context is part of the query and of the output.
 
     Args:
-        observation_space: of one observation.
         features_dim: size of the output.
         over: "window" or "set".
         score: "dot" or "additive".

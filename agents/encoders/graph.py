@@ -44,7 +44,6 @@ class GraphEncoder(BaseFeaturesExtractor):
     of the observation are flattened and join the pooled nodes before the last layer.
 
     Args:
-        observation_space: of one observation.
         features_dim: size of the features of the graph.
         hidden_size: H, the size of a node's state.
         rounds: of messages: how many edges away a node's influence reaches.
@@ -184,17 +183,14 @@ def _checked(space: spaces.Space[Any]) -> spaces.Dict:
 
 def _check_part(name: str, part: spaces.Space[Any], axes: tuple[str | int, ...], sizes: dict[str | int, int]) -> None:
     """Raises ValueError unless a part has the axes that it should; sizes seen first are added to ``sizes``."""
-    is_mask = name.endswith("mask")
-    fits = isinstance(part, spaces.Box) or (is_mask and isinstance(part, spaces.MultiBinary))
     shape = _shape(part)
-    if fits and len(shape) == len(axes):
-        fits = all(sizes.setdefault(axis, size) == size for axis, size in zip(axes, shape, strict=True))
-    else:
-        fits = False
+    kinds = (spaces.Box, spaces.MultiBinary) if name.endswith("mask") else (spaces.Box,)
+    fits = isinstance(part, kinds) and len(shape) == len(axes)
+    fits = fits and all(sizes.setdefault(axis, size) == size for axis, size in zip(axes, shape, strict=True))
     if not fits or sizes["nodes"] < 1:
         wanted = ", ".join(str(sizes.get(axis, axis)) for axis in axes)
-        kinds = "Box or MultiBinary" if is_mask else "Box"
-        raise ValueError(f"{name!r} must be a {kinds} of shape ({wanted}), with a node at least, got {part}")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name!r} must be a {names} of shape ({wanted}), with a node at least, got {part}")
 
 
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:

@@ -46,7 +46,6 @@ class SequenceToSequenceEncoder(BaseFeaturesExtractor):
     ``pad_sequence`` give them.
 
     Args:
-        observation_space: of one observation.
         features_dim: size of the output.
         hidden_size: size of the decoder's states, and of the encoder's in each direction.
         cell: ``"gru"`` or ``"lstm"``, of encoder and decoder.

@@ -24,7 +24,6 @@ class SequenceEncoder(BaseFeaturesExtractor):
     Observations are read as ``agents.encoders.tokens`` says; padding is not run through.
 
     Args:
-        observation_space: of one observation.
         features_dim: size of the output.
         cell: "gru", "lstm" or "rnn".
         hidden_size: H of each direction.

@@ -28,7 +28,6 @@ class TransformerEncoder(BaseFeaturesExtractor):
     ``pool="mean"`` or ``"cls"`` and without ``causal`` the order of tokens does not matter: self-attention over a set.
 
     Args:
-        observation_space: of one observation.
         features_dim: size of the output.
         width: W, numbers of a token inside.
         num_layers: blocks of attention and feed-forward network.
