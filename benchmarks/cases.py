@@ -3,7 +3,7 @@
 Axes: B environments, T steps of a rollout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from envs.tasks.control import CartPole
 
 Critic = Literal["separate", "detached", "shared"]
 EPISODE = 500  # steps of an unbroken CartPole episode
-TIRELESS = "benchmarks/TirelessCartPole-v0"
+ENDLESS = "benchmarks/EndlessCartPole-v0"
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,18 @@ class Case:
 
 
 class HideVelocities(gym.ObservationWrapper[Any, Any, Any]):
-    """Zeroes the velocities of CartPole or Pendulum, as RL Baselines3 Zoo does."""
+    """Zeroes the velocities, as RL Baselines3 Zoo does and users do."""
 
-    _HIDDEN = {"CartPole-v1": [1, 3], "Pendulum-v1": [2]}  # noqa: RUF012
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], velocities: Sequence[int]) -> None:
         super().__init__(env)
-        assert env.spec is not None
         self._mask = np.ones(env.observation_space.shape or (), np.float32)
-        self._mask[self._HIDDEN[env.spec.id]] = 0
+        self._mask[list(velocities)] = 0
 
     def observation(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         return observation * self._mask
 
 
-class Tireless(gym.Wrapper[Any, Any, Any, Any]):
+class Endless(gym.Wrapper[Any, Any, Any, Any]):
     """CartPole whose pole never ends an episode, so that any policy has a trained one's episodes of 500 steps.
 
     The dynamics cost what they always do. The first episode starts at step ``already`` of 500, so that the episodes of
@@ -95,8 +92,8 @@ class Tireless(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
 
-class TirelessCartPole(CartPole):
-    """The same for the NumPy-vectorised CartPole."""
+class EndlessCartPole(CartPole):
+    """The same for the NumPy-vectorized CartPole: every episode has exactly ``max_episode_steps`` steps."""
 
     def __init__(self, num_envs: int = 1, **kwargs: Any) -> None:
         super().__init__(num_envs, **kwargs)
@@ -105,20 +102,20 @@ class TirelessCartPole(CartPole):
 
     def reset(self, **kwargs: Any) -> Any:
         result = super().reset(**kwargs)
-        if self._first:
-            self._started_at -= already_taken(self.num_envs)
+        if self._first and self.max_episode_steps is not None:
+            self._started_at -= already_taken(self.num_envs, self.max_episode_steps)
             self._limit_from = 0
             self._first = False
         return result
 
 
-if TIRELESS not in gym.registry:
-    gym.register(TIRELESS, vector_entry_point=TirelessCartPole, max_episode_steps=EPISODE)
+if ENDLESS not in gym.registry:
+    gym.register(ENDLESS, vector_entry_point=EndlessCartPole, max_episode_steps=EPISODE)
 
 
-def already_taken(n_envs: int) -> NDArray[np.int64]:
+def already_taken(n_envs: int, episode: int = EPISODE) -> NDArray[np.int64]:
     """(B,) steps of the first episode that count as taken, spread evenly over an episode."""
-    return np.arange(n_envs) * EPISODE // n_envs
+    return np.arange(n_envs) * episode // n_envs
 
 
 def gymnasium_envs(case: Case) -> list[Callable[[], gym.Env[Any, Any]]]:
@@ -126,9 +123,9 @@ def gymnasium_envs(case: Case) -> list[Callable[[], gym.Env[Any, Any]]]:
 
     def make(already: int) -> gym.Env[Any, Any]:
         if case.task == "pendulum":
-            return HideVelocities(gym.make("Pendulum-v1"))
+            return HideVelocities(gym.make("Pendulum-v1"), [2])
         env: gym.Env[Any, Any] = gym.make("CartPole-v1")
-        return HideVelocities(env if case.task == "early" else Tireless(env, already))
+        return HideVelocities(env if case.task == "early" else Endless(env, already), [1, 3])
 
     return [lambda already=int(steps): make(already) for steps in already_taken(case.n_envs)]  # type: ignore[misc]
 
@@ -141,8 +138,8 @@ def usual_env(case: Case, seed: int = 0) -> VecEnv:
 
 
 def fast_env(case: Case, seed: int = 0) -> VecEnv:
-    """Our NumPy-vectorised environment of the same dynamics."""
-    ids = {"early": "CartPoleNoVel-v1", "late": TIRELESS, "pendulum": "PendulumNoVel-v1"}
+    """Our NumPy-vectorized environment of the same dynamics."""
+    ids = {"early": "CartPoleNoVel-v1", "late": ENDLESS, "pendulum": "PendulumNoVel-v1"}
     return envs.make(ids[case.task], case.n_envs, seed=seed)
 
 

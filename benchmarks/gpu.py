@@ -4,23 +4,21 @@
     python benchmarks/gpu.py --envs 8 --units 64 --turns 3 --no-record
 
 CartPole without velocities, rollouts of 128 steps, 4 minibatches, 4 epochs, one LSTM each for actor and critic. Every
-contender has the same network, policy and sizes, and they take turns (A B C A B C ...); a ratio is taken within a turn.
-The learning rate is 0, so that every iteration meets the same kind of episodes. sb3-contrib has the environment its
-users have (``DummyVecEnv``) and, beside it, our vectorised one. Without a GPU nothing is measured and nothing written.
+contender has the same network, policy and sizes, and they take turns as in speed.py. sb3-contrib has the environment
+its users have (``DummyVecEnv``) and our vectorized one. Without a GPU nothing is measured and nothing written.
 """
 
 import json
-import os
 import pathlib
-import statistics
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import tyro
+from measuring import DOCS, ROOT, Contender, Sb3Contender, environment_of_measurement, take_turns, use_threads
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-RECORD = ROOT / "docs" / "results" / "gpu.json"
+RECORD = DOCS / "results" / "gpu.json"
 BASE = "sb3-contrib"
 
 
@@ -46,19 +44,18 @@ class Settings:
 
 def main(settings: Settings) -> int:
     """Measures every case and returns the exit code."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
+    use_threads(1)
     import torch
+    from report import print_case
 
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         print("no CUDA device here: nothing is measured, nothing is written")
         return 0
-    torch.set_num_threads(1)
     cases = []
     for n_envs in settings.envs:
         for units in settings.units:
             cases.append(measure(n_envs, units, settings))
-            print_case(cases[-1])
+            print_case(cases[-1]["case"], cases[-1], base=BASE)
     if settings.record:
         append({"measured": described(settings), "cases": cases}, RECORD)
         print(f"\nrecorded in {RECORD.relative_to(ROOT)}")
@@ -66,63 +63,34 @@ def main(settings: Settings) -> int:
 
 
 def measure(n_envs: int, units: int, settings: Settings) -> dict[str, Any]:
-    """Steps per second of every contender, turn by turn, with the share of collecting and training."""
+    """The rows of every contender."""
     from cases import Case, Network
-    from contenders import Unavailable
 
-    name = f"{n_envs} environments, {units} units"
-    batch_size = n_envs * settings.steps // 4
+    name, batch_size = f"{n_envs} environments, {units} units", n_envs * settings.steps // 4
     case = Case(name, "early", Network(units), (), n_envs=n_envs, n_steps=settings.steps, batch_size=batch_size)
-    contenders: dict[str, Any] = {}
-    absent: dict[str, str] = {}
-    for contender, build in builders(settings.device).items():
-        try:
-            contenders[contender] = Timed(build(case), case.rollout, settings)
-        except (Unavailable, RuntimeError) as error:  # too little memory, say
-            absent[contender] = f"{type(error).__name__}: {error}".splitlines()[0]
-    for _ in range(settings.turns):
-        for contender in contenders.values():
-            contender.take_turn()
-    rows = {contender: timed.row() for contender, timed in contenders.items()}
-    return {"case": name, "n_envs": n_envs, "units": units, "rows": rows, "not measured": absent}
+    result = take_turns(case, builders(settings.device), settings.turns, settings.seconds)
+    return {"case": name, "n_envs": n_envs, "units": units, **asdict(result)}
 
 
-class Timed:
-    """A contender, and the steps per second of its turns: in all, collecting, training."""
-
-    def __init__(self, contender: Any, rollout: int, settings: Settings) -> None:
-        self._contender, self._rollout, self._device = contender, rollout, settings.device
-        self._turns: list[tuple[float, ...]] = []
-        self._iterate(2)  # kernels are loaded and chosen, acting is captured
-        self._n_iterations = max(1, int(settings.seconds / self._iterate(1).whole + 0.5))
-
-    def take_turn(self) -> None:
-        taken = self._iterate(self._n_iterations)
-        self._turns.append(tuple(self._rollout * self._n_iterations / seconds for seconds in taken))
-
-    def row(self) -> dict[str, Any]:
-        """Medians over turns, and the turns of the whole."""
-        medians = [statistics.median(column) for column in zip(*self._turns, strict=True)]
-        names = ("whole", "collecting", "training")
-        return {**dict(zip(names, medians, strict=True)), "turns": [whole for whole, _, _ in self._turns]}
-
-    def _iterate(self, n_iterations: int) -> Any:
-        return self._contender.iterate(n_iterations)
-
-
-def builders(device: str) -> dict[str, Any]:
+def builders(device: str) -> dict[str, Callable[[Any], Contender]]:
     """The contenders by name, each a function of the case."""
     import sb3_contrib
+    import torch
     from cases import fast_env, usual_env
+    from contenders import model_of
 
     import agents
 
+    finish = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
     def theirs(env_of: Any) -> Any:
-        return lambda case: contender(sb3_contrib.RecurrentPPO, case, env_of(case), device)
+        return lambda case: Sb3Contender(model_of(case, sb3_contrib.RecurrentPPO, env_of(case), device=device), finish)
 
     def ours(captured: bool, autocast: str | None) -> Any:
-        def build(case: Any) -> Any:
-            return contender(agents.RecurrentPPO, case, fast_env(case), device, captured, autocast=autocast)
+        def build(case: Any) -> Contender:
+            model = model_of(case, agents.RecurrentPPO, fast_env(case), device=device, autocast=autocast)
+            model.captures_acting = captured
+            return Sb3Contender(model, finish)
 
         return build
 
@@ -136,68 +104,9 @@ def builders(device: str) -> dict[str, Any]:
     }
 
 
-def contender(algorithm: Any, case: Any, env: Any, device: str, captured: bool = True, **settings: Any) -> Any:
-    """An algorithm on a device, its collecting and its training timed until the device is done with them."""
-    import torch
-    from contenders import Sb3Contender
-
-    torch.manual_seed(0)
-    widths = list(case.network.heads)
-    model = algorithm(
-        "MlpLstmPolicy",
-        env,
-        learning_rate=0.0,
-        n_steps=case.n_steps,
-        batch_size=case.batch_size,
-        n_epochs=case.n_epochs,
-        seed=0,
-        device=device,
-        policy_kwargs=dict(lstm_hidden_size=case.network.hidden, net_arch=dict(pi=widths, vf=widths)),
-        **settings,
-    )
-    model.captures_acting = captured
-    if device.startswith("cuda"):
-        model.collect_rollouts = finished(model.collect_rollouts)
-        model.train = finished(model.train)
-    return Sb3Contender(model)
-
-
-def finished(function: Any) -> Any:
-    """The function, over when the device has done what it asked for."""
-    import torch
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        torch.cuda.synchronize()
-        return result
-
-    return run
-
-
-def ratios(case: dict[str, Any], name: str, base: str) -> tuple[float, float, float] | None:
-    """Median, smallest and largest of a contender's speed over another's, turn by turn."""
-    rows = case["rows"]
-    if name not in rows or base not in rows:
-        return None
-    each = [mine / theirs for mine, theirs in zip(rows[name]["turns"], rows[base]["turns"], strict=True)]
-    return statistics.median(each), min(each), max(each)
-
-
-def print_case(case: dict[str, Any]) -> None:
-    print(f"\n{case['case']}")
-    print(f"  {'':32}{'steps/s':>11}{'collecting':>12}{'training':>12}   over {BASE}")
-    for name, row in case["rows"].items():
-        over = ratios(case, name, BASE)
-        text = f"{over[0]:.2f}x ({over[1]:.2f} - {over[2]:.2f})" if over and name != BASE else ""
-        print(f"  {name:32}{row['whole']:>11,.0f}{row['collecting']:>12,.0f}{row['training']:>12,.0f}   {text}")
-    for name, reason in case["not measured"].items():
-        print(f"  {name:32}not measured: {reason}")
-
-
 def described(settings: Settings) -> dict[str, Any]:
     """The hardware's name, versions, the day, and how it was measured."""
     import torch
-    from report import environment_of_measurement
 
     found: dict[str, Any] = environment_of_measurement(threads=1)
     if settings.device.startswith("cuda"):
@@ -207,7 +116,7 @@ def described(settings: Settings) -> dict[str, Any]:
 
 
 def append(record: dict[str, Any], path: pathlib.Path) -> None:
-    """Adds a record to a file that holds a list of them; the file is replaced whole or not at all."""
+    """Adds a record to a file that holds a list of them; the file is replaced at once or not at all."""
     records = json.loads(path.read_text()) if path.exists() else []
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")

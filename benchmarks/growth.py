@@ -5,14 +5,13 @@
     python benchmarks/growth.py --factors hidden     one factor
 
 Every point runs in a process of its own, so that its peak memory is its own; what a tiny run takes, libraries and all,
-is subtracted. A cliff is a step between neighbouring points in which a figure per unit (an environment step, a squared
+is subtracted. A cliff is a step between neighboring points in which a figure per unit (an environment step, a squared
 hidden size: what the factor should cost) gets more than 1.5 times worse, or also better where it should not depend on
 the factor.
 """
 
 import json
 import math
-import os
 import pathlib
 import re
 import statistics
@@ -24,8 +23,9 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
+from measuring import Sb3Contender, described, environment_of_measurement, use_threads
+from records import save_plot, subplots
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 OURS, THEIRS = "RecuRL", "sb3-contrib"
 CLIFF = 1.5
 RESOLUTION = 8.0  # MiB: two runs of the same differ by as much
@@ -151,16 +151,10 @@ FACTORS = [
 
 
 def main(settings: Settings) -> None:
-    # NumPy and torch read these when they are imported.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(settings.threads)
-    sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
     iterations = settings.iterations or (1 if settings.quick else 3)
     if settings.point:
         print(json.dumps(measure(Point(**json.loads(settings.point)), iterations, settings.threads)))
         return
-    from report import environment_of_measurement
-
     kept_file = None if settings.docs is None else settings.docs / "results" / "growth.json"
     results: dict[str, Any] = json.loads(kept_file.read_text()) if kept_file is not None and kept_file.exists() else {}
     for factor in FACTORS:
@@ -188,12 +182,12 @@ def study(factor: Factor, quick: bool, iterations: int, threads: int) -> Iterato
                 row["memory"] -= floor["memory"]
             except RuntimeError as error:
                 row["error"] = str(error)
-            print(f"  {contender:12}{value:6}  {_told(row)}", flush=True)
+            print(f"  {contender:12}{value:6}  {_figures(row)}", flush=True)
             yield row
 
 
 def in_own_process(point: Point, iterations: int, threads: int) -> dict[str, float]:
-    """The figures of a point. Raises RuntimeError with the last of what the process said, if it failed."""
+    """The figures of a point. Raises RuntimeError with the last line of the process's errors, if it failed."""
     words = ["--iterations", str(iterations), "--threads", str(threads), "--point", json.dumps(asdict(point))]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -205,10 +199,7 @@ def in_own_process(point: Point, iterations: int, threads: int) -> dict[str, flo
 
 def measure(point: Point, iterations: int, threads: int) -> dict[str, float]:
     """Medians of iterations, in microseconds per environment step (and epoch, where it trains); peak memory in MiB."""
-    import torch
-    from contenders import Sb3Contender
-
-    torch.set_num_threads(threads)
+    use_threads(threads)
     contender = Sb3Contender(model_of(point))
     contender.iterate(1)
     taken = [contender.iterate(1) for _ in range(iterations)]
@@ -221,15 +212,13 @@ def measure(point: Point, iterations: int, threads: int) -> dict[str, float]:
 
 def model_of(point: Point) -> Any:
     """The agent of a point, with a learning rate of 0: all is computed and no weight moves."""
-    import endless  # noqa: F401  (registers the environment)
     import sb3_contrib
+    from cases import ENDLESS
 
     import agents
     import envs
 
-    env = envs.make(
-        "benchmarks/EndlessCartPole-v0", point.n_envs, seed=0, env_kwargs={"max_episode_steps": point.episode}
-    )
+    env = envs.make(ENDLESS, point.n_envs, seed=0, env_kwargs={"max_episode_steps": point.episode})
     settings: dict[str, Any] = dict(
         learning_rate=0.0,
         n_steps=point.n_steps,
@@ -245,9 +234,9 @@ def model_of(point: Point) -> Any:
 
 
 def peak_memory() -> float:
-    """MiB that this process has held at most."""
+    """MiB that this process has used at most."""
     status = pathlib.Path("/proc/self/status")
-    # Not what getrusage says: that starts with what the parent held when it started this process.
+    # getrusage would start with the parent's memory at the start of this process.
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     if found is not None:
         return int(found[1]) / 1024
@@ -257,7 +246,7 @@ def peak_memory() -> float:
 
 
 class Step(NamedTuple):
-    """From one point to its neighbour: the slope of a figure in log-log, and how much worse it got per unit."""
+    """From one point to its neighbor: the slope of a figure in log-log, and how much worse it got per unit."""
 
     slope: float
     worse: float
@@ -279,7 +268,7 @@ def steps(factor: Factor, rows: list[dict[str, Any]], measure: str) -> list[Step
 
 
 def cliffs(results: dict[str, Any]) -> list[str]:
-    """What grows faster than it should, in words; one line that says so where nothing does."""
+    """What grows faster than it should, in words; one line if nothing does."""
     lines = []
     for factor in FACTORS:
         for contender, rows in by_contender(results.get(factor.name, {"rows": []})):
@@ -296,7 +285,7 @@ def cliffs(results: dict[str, Any]) -> list[str]:
                 for row in rows
                 if "error" in row
             ]
-    return lines or ["No cliff: no figure per unit gets more than 1.5 times worse between neighbours."]
+    return lines or ["No cliff: no figure per unit gets more than 1.5 times worse between neighbors."]
 
 
 def by_contender(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -304,7 +293,7 @@ def by_contender(result: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]
     return [(name, [row for row in result["rows"] if row["contender"] == name]) for name in names]
 
 
-def _told(row: dict[str, Any]) -> str:
+def _figures(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"not measured: {row['error']}"
     return "".join(f"{title.split(',')[0]} {row[name]:9.1f}  " for name, title in MEASURES.items())
@@ -319,37 +308,34 @@ def write_docs(results: dict[str, Any], docs: pathlib.Path) -> None:
     plot(ordered, docs / "growth.png")
 
 
+PAGE = """# Growth
+
+{measured}
+
+    python benchmarks/growth.py --docs docs
+
+What an iteration of `RecurrentPPO` takes (`MlpLstmPolicy` with its defaults: an LSTM for the actor and one
+for the critic) as one size is turned up and the others stay. The environment is CartPole without velocities,
+in NumPy, whose pole cannot fall: episodes have exactly the length given and end one environment after the
+other. Every point has a process of its own; memory is the peak of the process less that of a tiny run,
+time the median over iterations. Collecting is per environment step, training per step and epoch.
+
+*Slope* is that between a point and the one before it on logarithmic axes: 0 is flat, 1 proportional, 2
+quadratic. A figure in **bold** got more than 1.5 times worse per unit than at the point before, or better
+by as much if it should be flat: a cliff.
+
+{cliffs}
+
+![Growth](growth.png)
+
+"""
+
+
 def page(results: dict[str, Any]) -> str:
-    measured = next(iter(results.values()))["measured"]
-    versions = ", ".join(
-        f"{name} {text}" for name, text in measured.items() if name not in ("day", "processor", "threads")
-    )
-    lines = [
-        "# Growth",
-        "",
-        f"Measured {measured['day']} on {measured['processor']}, {measured['threads']} thread(s), with {versions}:",
-        "",
-        "    python benchmarks/growth.py --docs docs",
-        "",
-        "What an iteration of `RecurrentPPO` takes (`MlpLstmPolicy` with its defaults: an LSTM for the actor and one",
-        "for the critic) as one size is turned up and the others stay. The environment is CartPole without velocities,",
-        "in NumPy, whose pole cannot fall: episodes have exactly the length given and end one environment after the",
-        "other. Every point has a process of its own; memory is the peak of the process less that of a tiny run,",
-        "time the median over iterations. Collecting is per environment step, training per step and epoch.",
-        "",
-        "*Slope* is that between a point and the one before it on logarithmic axes: 0 is flat, 1 proportional, 2",
-        "quadratic. A figure in **bold** got more than 1.5 times worse per unit than at the point before, or better",
-        "by as much where it should be flat: a cliff.",
-        "",
-        *(f"- {line}" for line in cliffs(results)),
-        "",
-        "![Growth](growth.png)",
-        "",
-    ]
-    for factor in FACTORS:
-        if factor.name in results:
-            lines += _table(factor, results[factor.name])
-    return "\n".join(lines) + "\n"
+    measured = described(next(iter(results.values()))["measured"])
+    text = PAGE.format(measured=measured, cliffs="\n".join(f"- {line}" for line in cliffs(results)))
+    lines = [line for factor in FACTORS if factor.name in results for line in _table(factor, results[factor.name])]
+    return text + "\n".join(lines) + "\n"
 
 
 def _table(factor: Factor, result: dict[str, Any]) -> list[str]:
@@ -388,14 +374,8 @@ def _table(factor: Factor, result: dict[str, Any]) -> list[str]:
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     """A column for each factor, a row for each figure; logarithmic axes, cliffs ringed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     shown = [factor for factor in FACTORS if factor.name in results]
-    n_rows = len(MEASURES)
-    figure, axes = plt.subplots(n_rows, len(shown), figsize=(3.3 * len(shown), 2.6 * n_rows), squeeze=False)
+    figure, axes = subplots(len(MEASURES), len(shown), 3.3, 2.6)
     for axes_of_factor, factor in zip(axes.T, shown, strict=True):
         for axis, (name, title) in zip(axes_of_factor, MEASURES.items(), strict=True):
             _panel(axis, factor, results[factor.name], name)
@@ -404,9 +384,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
         axes_of_factor[0].set_title(factor.title, fontsize=10)
         axes_of_factor[-1].set_xlabel(factor.title, fontsize=9)
     figure.text(0.5, 0.005, "dotted: the expected slope; ringed: a cliff", ha="center", fontsize=9)
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_plot(figure, path, rect=(0, 0.02, 1, 1))
 
 
 def _panel(axis: Any, factor: Factor, result: dict[str, Any], name: str) -> None:
@@ -437,7 +415,6 @@ def _panel(axis: Any, factor: Factor, result: dict[str, Any], name: str) -> None
     axis.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=plain, minor_formatter=NullFormatter())
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.25, which="both", axis="y")
-    axis.spines[["top", "right"]].set_visible(False)
     if len(by_contender(result)) > 1:
         axis.legend(fontsize=7, loc="center right")
 

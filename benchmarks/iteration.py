@@ -4,15 +4,12 @@
     python benchmarks/iteration.py --only "64 units, detached, early"
     python benchmarks/iteration.py --write-docs                      the tables in docs/performance.md
 
-Functions on the way are timed from outside, each without the time of those called within it, so that the parts add up
-to the whole; what is not named is in *between*. A time is the median over iterations. Timing costs a microsecond or
+Functions are timed from outside, each without the time of those called within it, so that the parts add up to the
+whole; *between* is the rest. A time is the median over iterations. Timing costs a microsecond or
 two for each call, most of all in collecting.
 """
 
-import os
-import pathlib
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import tyro
+from measuring import DOCS, environment_of_measurement, use_threads
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = DOCS / "performance.md"
 MARK = "<!-- iteration.py: {} -->"
 CASES = (
     "8 environments, 64 units, separate, early",
@@ -71,41 +68,33 @@ class Clock:
 
 
 def main(settings: Settings) -> None:
-    # NumPy and torch read these when they are imported.
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(settings.threads)
-    sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
-    import torch
+    use_threads(settings.threads)
     from cases import all_cases
-    from report import environment_of_measurement
 
-    torch.set_num_threads(settings.threads)
     watch = Clock()
     watch_modules(watch)
     lines = []
     for case in all_cases():
-        if settings.only not in case.name if settings.only else case.name not in CASES:
-            continue
-        seconds = measure(case, watch, settings.iterations)
-        lines += ["", f"### {case.name}", "", *table(seconds, case.rollout)]
+        if settings.only in case.name if settings.only else case.name in CASES:
+            seconds = measure(case, watch, settings.iterations)
+            lines += ["", f"### {case.name}", "", *table(seconds, case.rollout)]
     print("\n".join(lines))
     if settings.write_docs:
-        said = environment_of_measurement(settings.threads)
-        write([", ".join(f"{name} {value}" for name, value in said.items()) + ".", *lines])
+        measured = environment_of_measurement(settings.threads)
+        write([", ".join(f"{name} {value}" for name, value in measured.items()) + ".", *lines])
 
 
 def watch_modules(watch: Clock) -> None:
     """Parts that are functions and methods of classes."""
     import agents.algorithms.on_policy
-    import agents.rollout.numpy_actor
     from agents.algorithms import ppo
     from agents.kernels import heads, recurrent
     from agents.rollout.buffer import SequenceRolloutBuffer
+    from agents.rollout.numpy_actor import NumpyActor
 
-    actor: Any = agents.rollout.numpy_actor.NumpyActor
     watch.time(agents.algorithms.on_policy, "make_actor", "collecting: building the acting step")
-    watch.time(actor, "__init__", "collecting: building the acting step")
-    watch.time(actor, "act", "collecting: acting, between")
+    watch.time(NumpyActor, "act", "collecting: acting, between")
+    NumpyActor.__init__ = _watched(watch, NumpyActor.__init__)  # type: ignore[method-assign]
     for name in ("add_observations", "add_actions", "add_rewards"):
         watch.time(SequenceRolloutBuffer, name, "collecting: buffer")
     watch.time(SequenceRolloutBuffer, "compute_returns_and_advantage", "collecting: advantages")
@@ -127,14 +116,35 @@ def watch_modules(watch: Clock) -> None:
     watch.time(ppo.AdamStep, "__call__", "training: Adam")
 
 
+ACTING = {
+    "_actor_step": "memory's step",
+    "_critic_step": "memory's step",
+    "_latent": "heads",
+    "_output": "heads",
+    "_values": "heads",
+    "_sample": "sampling",
+}
+"""Parts of an acting step, which are built for every rollout, by their attribute of the actor."""
+
+
+def _watched(watch: Clock, build: Callable[..., None]) -> Callable[..., None]:
+    def init(actor: Any, *args: Any, **kwargs: Any) -> None:
+        build(actor, *args, **kwargs)
+        for attribute, part in ACTING.items():
+            if getattr(actor, attribute) is not None:
+                watch.time(actor, attribute, f"collecting: {part}")
+
+    return init
+
+
 def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
     """Medians over iterations, by part."""
     import torch
     from cases import fast_env
     from contenders import recurl
 
-    contender: Any = recurl(case, fast_env(case))
-    model = contender._model
+    contender = recurl(case, fast_env(case))
+    model = contender.model
     watch.time(model, "collect_rollouts", "collecting: between")
     watch.time(model, "train", "training: between")
     watch.time(model.policy, "evaluate_actions", "training: between")
@@ -142,7 +152,6 @@ def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
     watch.time(env, "step_wait", "collecting: environment")
     backward = torch.Tensor.backward
     torch.Tensor.backward = watch.timed("training: autograd", backward)  # type: ignore[assignment]
-    actor = watch_steps(watch)
     try:
         contender.iterate(2)
         taken = []
@@ -152,21 +161,8 @@ def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:
             taken.append(dict(watch.seconds))
     finally:
         torch.Tensor.backward = backward  # type: ignore[method-assign]
-        actor()
     names = {name for one in taken for name in one}
     return {name: statistics.median(one.get(name, 0.0) for one in taken) for name in names}
-
-
-def watch_steps(watch: Clock) -> Callable[[], None]:
-    """Parts of an acting step, which are made anew for every rollout. Returns what undoes it."""
-    import agents.rollout.numpy_actor as acting
-
-    makers = {"_step_of": "memory's step", "_layers_of": "heads", "_sampler_of": "sampling"}
-    before = {name: getattr(acting, name) for name in makers}
-    for name, part in makers.items():
-        made = before[name]
-        setattr(acting, name, lambda *args, made=made, part=part: watch.timed(f"collecting: {part}", made(*args)))
-    return lambda: [setattr(acting, name, made) for name, made in before.items()] and None
 
 
 def table(seconds: dict[str, float], rollout: int) -> list[str]:
@@ -179,12 +175,12 @@ def table(seconds: dict[str, float], rollout: int) -> list[str]:
         lines.append(f"| **{phase}** | **{1e3 * total:.1f}** | **{total / whole:.0%}** |")
         for name, taken in sorted(parts.items(), key=lambda item: -item[1]):
             lines.append(f"| {name.removeprefix(phase + ': ')} | {1e3 * taken:.2f} | {taken / whole:.1%} |")
-    lines.append(f"| **whole** | **{1e3 * whole:.1f}** | {rollout / whole:,.0f} steps/s |")
+    lines.append(f"| **total** | **{1e3 * whole:.1f}** | {rollout / whole:,.0f} steps/s |")
     return lines
 
 
 def write(lines: list[str]) -> None:
-    """Between the marks of the page; all else in it is written by hand."""
+    """Between the marks of the page; the rest of it is written by hand."""
     text = PAGE.read_text()
     first, last = MARK.format("begin"), MARK.format("end")
     head, _, rest = text.partition(first)

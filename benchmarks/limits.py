@@ -3,44 +3,25 @@
 Axes: T steps of a rollout, B environments, S sequences of a minibatch, F features, H units.
 """
 
-import statistics
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from cases import Case, Critic, fast_env, usual_env
+from cases import Case, fast_env, usual_env
+from measuring import medians_in_turn
 from torch import Tensor, nn
 
 
-class Limits(NamedTuple):
-    """Seconds of one iteration."""
-
-    environment: float
-    usual_environment: float
-    acting: float
-    training: float
-
-
-def limits_of(case: Case, repeats: int) -> Limits:
-    """Medians over ``repeats``."""
-    return Limits(
-        environment=_median(_environment(case, fast_env(case)), repeats),
-        usual_environment=_median(_environment(case, usual_env(case)), repeats),
-        acting=_median(_acting(case), repeats),
-        training=_median(_training(case), repeats),
-    )
-
-
-def _median(run: Callable[[], object], repeats: int) -> float:
-    run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+def limits_of(case: Case, repeats: int) -> dict[str, float]:
+    """Seconds of one iteration, medians over ``repeats``."""
+    parts = {
+        "environment": _environment(case, fast_env(case)),
+        "usual_environment": _environment(case, usual_env(case)),
+        "acting": _acting(case),
+        "training": _training(case),
+    }
+    return {name: medians_in_turn({name: run}, repeats)[name] for name, run in parts.items()}
 
 
 def _environment(case: Case, env: Any) -> Callable[[], None]:
@@ -63,7 +44,7 @@ def _acting(case: Case) -> Callable[[], None]:
     inputs = rng.normal(size=(case.n_envs, features + hidden)).astype(np.float32)
     weights = rng.normal(size=(features + hidden, 4 * hidden)).astype(np.float32)
     cell = np.zeros((case.n_envs, hidden), np.float32)
-    n_lstms = _n_lstms(case.network.critic)
+    n_lstms = 2 if case.network.critic == "separate" else 1
 
     def step() -> None:
         gates = inputs @ weights
@@ -83,7 +64,7 @@ def _training(case: Case) -> Callable[[], None]:
     network = case.network
     sequences = max(case.batch_size // case.n_steps, 1)
     length = min(case.n_steps, case.batch_size)
-    lstms = [nn.LSTM(4, network.hidden) for _ in range(_n_lstms(network.critic))]
+    lstms = [nn.LSTM(4, network.hidden) for _ in range(2 if network.critic == "separate" else 1)]
     heads = [_head(network.hidden, network.heads, width) for width in (2, 1)]
     inputs = torch.randn(length, sequences, 4)
 
@@ -106,7 +87,3 @@ def _head(width: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
         layers += [nn.Linear(width, size), nn.Tanh()]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, outputs))
-
-
-def _n_lstms(critic: Critic) -> int:
-    return 2 if critic == "separate" else 1

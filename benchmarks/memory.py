@@ -7,20 +7,22 @@ Learning, forward and backward through (T, B) steps, against other ways to the s
 
 - ``limit``: one call of torch's layer that knows no resets; what is lost to resets is ours / limit;
 - ``loop``: torch's layer step by step, the state masked where an episode starts, as sb3-contrib and CleanRL do it;
-- ``padded``: the episodes cut out, padded to the longest and run side by side in one call of torch's layer.
+- ``padded``: episode segments, padded to the longest and run as a batch in one call of torch's layer.
 
-The ways take turns, so that a slow moment of the machine hits all of them; printed are medians in milliseconds
+The ways take turns, so that what slows the machine for a while slows all; printed are medians in milliseconds
 and, since absolute times depend on the machine, ratios of medians.
 """
 
-import argparse
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+import tyro
+from measuring import medians_in_turn
 from torch import Tensor, nn
 
 from agents.kernels import recurrent
@@ -29,64 +31,66 @@ from agents.memory import Memory, make_memory
 Way = Callable[[], object]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("unroll", "step"))
-    parser.add_argument("--memory", nargs="+", default=["lstm", "gru", "rnn"], choices=("lstm", "gru", "rnn"))
-    parser.add_argument("--units", nargs="+", type=int, default=[64, 256])
-    parser.add_argument("--sequences", nargs="+", type=int, default=[2, 8, 32], help="B; environments for step")
-    parser.add_argument("--steps", type=int, default=128, help="T")
-    parser.add_argument("--mean-episode", nargs="+", type=int, default=[10, 20, 100, 500])
-    parser.add_argument("--against", nargs="*", default=["limit", "loop", "padded"])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where other work is running")
-    parser.add_argument("--portable", action="store_true", help="as where no C compiler built the kernels")
-    arguments = parser.parse_args()
-    recurrent.available = recurrent.available and not arguments.portable
-    torch.set_num_threads(arguments.threads)
-    cases = itertools.product(arguments.memory, arguments.units, arguments.sequences)
-    if arguments.what == "step":
-        time_steps(list(cases), arguments)
-    else:
-        time_unrolls(list(cases), arguments)
+@dataclass(frozen=True)
+class Settings:
+    """Speed of memories."""
+
+    what: Annotated[Literal["unroll", "step"], tyro.conf.Positional]
+    """Learning or acting."""
+    memory: tuple[Literal["lstm", "gru", "rnn"], ...] = ("lstm", "gru", "rnn")
+    """Memories."""
+    units: tuple[int, ...] = (64, 256)
+    """Hidden units."""
+    sequences: tuple[int, ...] = (2, 8, 32)
+    """B; environments for step."""
+    steps: int = 128
+    """T."""
+    mean_episode: tuple[int, ...] = (10, 20, 100, 500)
+    """Mean steps of an episode."""
+    against: tuple[Literal["limit", "loop", "padded"], ...] = ("limit", "loop", "padded")
+    """The ways to compare with."""
+    repeats: int = 7
+    """Turns of each way."""
+    threads: int = 1
+    """Threads of torch."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """cpu if other work is running."""
+    portable: bool = False
+    """Without the compiled kernels."""
 
 
-def time_unrolls(cases: Sequence[tuple[str, int, int]], arguments: argparse.Namespace) -> None:
+def main(settings: Settings) -> None:
+    recurrent.available = recurrent.available and not settings.portable
+    torch.set_num_threads(settings.threads)
+    (time_steps if settings.what == "step" else time_unrolls)(settings)
+
+
+def time_unrolls(settings: Settings) -> None:
     kernels = "compiled kernels" if recurrent.available else "no compiled kernels"
-    print(f"forward + backward, T = {arguments.steps}, {arguments.threads} thread(s), {kernels}, ms (ratio to ours)")
-    print(
-        f"{'memory':8}{'units':>6}{'B':>4}{'mean':>6}{'ours':>9}" + "".join(f"{way:>17}" for way in arguments.against)
-    )
-    for (memory, units, sequences), mean in itertools.product(cases, arguments.mean_episode):
-        ways = ways_through(memory, units, arguments.steps, sequences, mean)
-        chosen = {name: ways[name] for name in ("ours", *arguments.against)}
-        medians = in_turn(chosen, arguments)
-        row = "".join(f"{medians[way]:9.2f} ({medians[way] / medians['ours']:5.2f})" for way in arguments.against)
+    print(f"forward + backward, T = {settings.steps}, {settings.threads} thread(s), {kernels}, ms (ratio to ours)")
+    print(f"{'memory':8}{'units':>6}{'B':>4}{'mean':>6}{'ours':>9}" + "".join(f"{way:>17}" for way in settings.against))
+    cases = itertools.product(settings.memory, settings.units, settings.sequences, settings.mean_episode)
+    for memory, units, sequences, mean in cases:
+        ways = ways_through(memory, units, settings.steps, sequences, mean)
+        medians = milliseconds({name: ways[name] for name in ("ours", *settings.against)}, settings)
+        row = "".join(f"{medians[way]:9.2f} ({medians[way] / medians['ours']:5.2f})" for way in settings.against)
         print(f"{memory:8}{units:6}{sequences:4}{mean:6}{medians['ours']:9.2f}{row}", flush=True)
 
 
-def time_steps(cases: Sequence[tuple[str, int, int]], arguments: argparse.Namespace) -> None:
+def time_steps(settings: Settings) -> None:
     print("one acting step, microseconds")
     print(f"{'memory':8}{'units':>6}{'B':>4}{'numpy_step':>12}{'step':>8}{'ratio':>7}")
-    for memory_name, units, n_envs in cases:
+    for memory_name, units, n_envs in itertools.product(settings.memory, settings.units, settings.sequences):
         memory = make_memory(memory_name, units, {"hidden_size": units})
         ways = {"numpy_step": numpy_steps(memory, n_envs), "step": torch_steps(memory, n_envs)}
-        medians = in_turn(ways, arguments)
+        medians = milliseconds(ways, settings)
         ours, eager = (1000 * medians[way] / STEPS_IN_TURN for way in ("numpy_step", "step"))
         print(f"{memory_name:8}{units:6}{n_envs:4}{ours:12.1f}{eager:8.1f}{eager / ours:7.2f}", flush=True)
 
 
-def in_turn(ways: dict[str, Way], arguments: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of each way, run A B A B after one round to warm up."""
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(arguments.repeats + 1):
-        for name, way in ways.items():
-            start = clock()
-            way()
-            times[name].append(1000 * (clock() - start))
-    return {name: statistics.median(several[1:]) for name, several in times.items()}
+def milliseconds(ways: dict[str, Way], settings: Settings) -> dict[str, float]:
+    clock = time.perf_counter if settings.clock == "wall" else time.process_time
+    return {name: 1000 * seconds for name, seconds in medians_in_turn(ways, settings.repeats, clock).items()}
 
 
 STEPS_IN_TURN = 300
@@ -156,19 +160,19 @@ def step_by_step(layer: nn.RNNBase, features: Tensor, starts: Tensor) -> Tensor:
 
 
 def padded(layer: nn.RNNBase, features: Tensor, starts: Tensor) -> Tensor:
-    """The pieces of a block that starts from zero states."""
+    """The episode segments of a block that starts from zero states."""
     n_steps, n_sequences = starts.shape
     first = starts.T.numpy().copy()
     first[:, 0] = True
     begin = np.flatnonzero(first)
     lengths = np.diff(begin, append=first.size)
     within = np.arange(lengths.max())[:, None]
-    real = torch.from_numpy(within < lengths)
+    valid = torch.from_numpy(within < lengths)
     steps = torch.from_numpy(np.minimum(begin + within, first.size - 1))
     outputs = layer(features.transpose(0, 1).flatten(0, 1)[steps])[0]
-    by_sequence: Tensor = outputs.transpose(0, 1)[real.T]
+    by_sequence: Tensor = outputs.transpose(0, 1)[valid.T]
     return by_sequence.view(n_sequences, n_steps, -1).transpose(0, 1)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,8 +1,7 @@
 """The other peers, each on the network of a case and on gymnasium's environments, set up by its own means.
 
 Importing this module needs torch and gymnasium only; a peer's package is imported when the peer is built. Some change
-Python's or torch's settings as they are imported; ``contained`` puts those back, so that nobody else is measured with
-them.
+Python's or torch's settings as they are imported; ``contained`` restores those for the other contenders.
 """
 
 import contextlib
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from cases import Case, gymnasium_envs
-from contenders import Seconds, Stopwatch, Unavailable
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from measuring import Seconds, Stopwatch, Unavailable
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
@@ -68,9 +67,9 @@ class OneLstm(nn.Module):
 
 
 class CleanrlLoop:
-    """The algorithm of CleanRL's ppo_atari_lstm, written anew for vectors of features.
+    """The algorithm of CleanRL's ppo_atari_lstm, rewritten for vectors of features.
 
-    One LSTM for actor and critic, minibatches of whole environments, the loop over time in Python, a torch
+    One LSTM for actor and critic, minibatches of complete environments, the loop over time in Python, a torch
     distribution a step, Adam's default implementation, value clipping.
     """
 
@@ -102,7 +101,7 @@ class CleanrlLoop:
 
     @torch.no_grad()
     def collect(self) -> Tensor:
-        """Fills the rollout; (T, B) returns by generalised advantages."""
+        """Fills the rollout; (T, B) returns by generalized advantages."""
         for step in range(self._case.n_steps):
             self.observations[step], self.starts[step] = self._observation, self._start
             action, log_prob, _, value = self._act()
@@ -124,9 +123,9 @@ class CleanrlLoop:
         advantages, running = torch.zeros_like(self.rewards), torch.zeros(self._case.n_envs)
         next_start = self._start
         for step in reversed(range(self._case.n_steps)):
-            goes_on = 1.0 - next_start
-            error = self.rewards[step] + GAMMA * next_value * goes_on - self.values[step]
-            running = error + GAMMA * LAMBDA * goes_on * running
+            continues = 1.0 - next_start
+            error = self.rewards[step] + GAMMA * next_value * continues - self.values[step]
+            running = error + GAMMA * LAMBDA * continues * running
             advantages[step], next_value, next_start = running, self.values[step], self.starts[step]
         return advantages
 
@@ -158,7 +157,7 @@ class CleanrlLoop:
 
 
 class Pufferlib:
-    """PufferLib 3's trainer and LSTM wrapper over its serial vectorisation, without its dashboard.
+    """PufferLib 3's trainer and LSTM wrapper over its serial vectorization, without its dashboard.
 
     It zeroes the state at every rollout's start and resets none inside. Where its compiled advantage cannot be loaded
     (the published build wants a CUDA build of torch), the same recurrence runs in NumPy, 0.3 ms a call.
@@ -236,15 +235,15 @@ def puffer_advantage(
     rho_clip: float,
     c_clip: float,
 ) -> Tensor:
-    """PufferLib's advantages, all (B, T): generalised advantages with V-trace's clipped ratios.
+    """PufferLib's advantages, all (B, T): generalized advantages with V-trace's clipped ratios.
 
     Rewards and ends are those of the step before, as its buffer keeps them.
     """
-    goes_on = (1.0 - terminals[:, 1:]).numpy()
+    continues = (1.0 - terminals[:, 1:]).numpy()
     ratio = ratio.detach()
-    delta = rewards[:, 1:].numpy() + gamma * values[:, 1:].numpy() * goes_on - values[:, :-1].numpy()
+    delta = rewards[:, 1:].numpy() + gamma * values[:, 1:].numpy() * continues - values[:, :-1].numpy()
     delta = np.ascontiguousarray((np.minimum(ratio[:, :-1].numpy(), rho_clip) * delta).T)
-    decay = np.ascontiguousarray((gamma * gae_lambda * np.minimum(ratio[:, :-1].numpy(), c_clip) * goes_on).T)
+    decay = np.ascontiguousarray((gamma * gae_lambda * np.minimum(ratio[:, :-1].numpy(), c_clip) * continues).T)
     for step in range(len(delta) - 2, -1, -1):
         delta[step] += decay[step] * delta[step + 1]
     advantages[:, :-1] = torch.from_numpy(delta.T)
@@ -330,7 +329,7 @@ class RslRl:
         self._runner.alg.update = self._training.timed(self._runner.alg.update)
 
     def iterate(self, n_iterations: int) -> Seconds:
-        self._training.reset()
+        self._training.seconds = 0.0
         start = time.perf_counter()
         with contained():
             self._runner.learn(n_iterations)
@@ -371,7 +370,7 @@ def _rsl_env(case: Case) -> Any:
 
 
 class Skrl:
-    """skrl's recurrent PPO with models as its users write them: the LSTM called on the stretches between resets.
+    """skrl's recurrent PPO with models as its users write them: the LSTM called on the segments between resets.
 
     skrl switches torch's argument checks off as it is imported; it is measured so, and the others are not.
     """
@@ -411,7 +410,7 @@ class Skrl:
         self._step = 0
 
     def iterate(self, n_iterations: int) -> Seconds:
-        self._training.reset()
+        self._training.seconds = 0.0
         with contained():
             Distribution.set_default_validate_args(False)
             start = time.perf_counter()
@@ -474,7 +473,7 @@ def _skrl_models(env: Any, case: Case) -> dict[str, Any]:
             return self.net(output.flatten(0, 1)), {"rnn": list(state)}
 
         def _between_resets(self, sequences: Tensor, state: Any, ended: Tensor) -> Tensor:
-            """One LSTM call for every stretch in which no sequence ends an episode."""
+            """One LSTM call for every segment in which no sequence ends an episode."""
             cuts = (ended[:, :-1].any(dim=0).nonzero().flatten() + 1).tolist()
             outputs = []
             for first, last in zip([0, *cuts], [*cuts, n_steps], strict=True):
@@ -544,7 +543,7 @@ class SampleFactory:
 
         plain = self._learner.train
         with contained(), contextlib.redirect_stderr(io.StringIO()), tempfile.TemporaryDirectory() as folder:
-            self._learner.train = training.timed_method(plain)
+            self._learner.train = training.timed(plain)
             try:
                 settings = self._settings(folder, (n_iterations + 1) * rollout)
                 _, runner = make_runner(settings)
@@ -563,7 +562,7 @@ class SampleFactory:
         from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
 
         case = self._case
-        said = dict(
+        settings = dict(
             algo="APPO",
             env="benchmark",
             experiment=f"run_{self._runs}",
@@ -596,7 +595,7 @@ class SampleFactory:
             save_every_sec=10**9,
             with_wandb=False,
         )
-        arguments = [f"--{name}={value}" for name, value in said.items()] + ["--encoder_mlp_layers"]
+        arguments = [f"--{name}={value}" for name, value in settings.items()] + ["--encoder_mlp_layers"]
         parser, _ = parse_sf_args(arguments)
         return parse_full_cfg(parser, arguments)
 

@@ -1,13 +1,34 @@
-"""Runs of a benchmark, and their results as lines of a file, so that one that was killed goes on with the next."""
+"""What the benchmarks of learning share: runs whose results are lines of a file, statistics, and pages of them.
 
+A result is appended to docs/results/NAME.jsonl when its run ends, so that a benchmark that was killed continues with
+the next run; deleting a line repeats its run.
+
+Axes: S seeds, E episodes, P points of a curve.
+"""
+
+import csv
 import json
 import os
 import pathlib
-from collections.abc import Callable
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+EPISODES = 300
+RESAMPLES = 10_000
 Result = dict[str, Any]
+Values = NDArray[np.float64]
+
+sys.path.insert(0, str(ROOT))  # from a checkout, installed or not
 
 
 class Run(NamedTuple):
@@ -19,65 +40,196 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What every such benchmark is told."""
+    """Settings of every benchmark of learning."""
 
     only: str = ""
     """Only runs whose name contains this."""
     seeds: int = 3
-    """Seeds of every task and way."""
+    """Seeds of every task and variant."""
     steps: int = 0
     """Environment steps in place of a run's own, for a trial whose result is printed, not kept. 0: the run's own."""
     report: bool = False
     """Run nothing, write the page."""
     list: bool = False
-    """Run nothing, name the runs and say which have a result."""
-
-
-Told = TypeVar("Told", bound=Settings)
+    """Run nothing, list the runs and which have a result."""
 
 
 def run_all(
-    settings: Told,
-    all_runs: Callable[[Told], list[Run]],
-    path: pathlib.Path,
-    said: Callable[[Result], str],
-    write_docs: Callable[[list[Result]], None],
+    settings: Settings,
+    benchmark: str,
+    runs: Iterable[Run],
+    summary: Callable[[Result], str],
+    report: Callable[[list[Result]], None],
+    processes: int = 1,
 ) -> None:
-    """Lists the runs, or does those chosen that have no result at ``path`` yet, and writes the page of what there is.
+    """Lists the runs, or does those chosen that have no result yet and reports what there is.
 
-    With ``settings.steps`` all chosen are done, and their results only ``said``.
+    ``summary`` is the line that is printed of a result; with ``settings.steps`` all chosen are done and only printed.
     """
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read as torch is imported
-    chosen = [run for run in all_runs(settings) if settings.only in run.name]
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"  # read as torch is imported
+    chosen = [run for run in runs if settings.only in run.name]
     if settings.list:
-        done = names(path)
+        done = names(benchmark)
         print("\n".join(f"{'done' if run.name in done else '    '}  {run.name}" for run in chosen))
         return
-    for run in [] if settings.report else chosen:
-        # Read anew, so that several processes can share the work by --only.
-        if settings.steps or run.name not in names(path):
+
+    def do(run: Run) -> None:
+        # The file is read again for each, so that several processes can share the work by --only.
+        if settings.steps or run.name not in names(benchmark):
             result = {"name": run.name, **run.start(settings.steps)}
-            print(said(result), flush=True)
+            print(f"{run.name}: {summary(result)}", flush=True)
             if not settings.steps:
-                keep(path, result)
-    if not settings.steps and (found := read(path)):
-        write_docs(found)
+                keep(benchmark, result)
+
+    with ThreadPoolExecutor(processes) as pool:
+        list(pool.map(do, [] if settings.report else chosen))
+    if not settings.steps and (found := read(benchmark)):
+        report(found)
 
 
-def read(path: pathlib.Path) -> list[Result]:
+def results_file(benchmark: str) -> pathlib.Path:
+    return DOCS / "results" / f"{benchmark}.jsonl"
+
+
+def read(benchmark: str) -> list[Result]:
     """All results there are, in the order they were kept."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    path = results_file(benchmark)
+    return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
 
 
-def names(path: pathlib.Path) -> set[str]:
+def names(benchmark: str) -> set[str]:
     """The runs that have a result."""
-    return {result["name"] for result in read(path)}
+    return {result["name"] for result in read(benchmark)}
 
 
-def keep(path: pathlib.Path, result: Result) -> None:
-    """Appends one line at once, so that a kill leaves the lines before it whole."""
+def keep(benchmark: str, result: Result) -> None:
+    """Appends one line at once, so that a kill leaves the lines before it complete."""
+    path = results_file(benchmark)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(result) + "\n")
+
+
+def by_seed(found: Iterable[Result], prefix: str) -> list[Result]:
+    """The results of all seeds of one kind of run, by seed."""
+    chosen = [result for result in found if result["name"].startswith(prefix + "/")]
+    return sorted(chosen, key=lambda result: int(result["name"].rsplit("/", 1)[1]))
+
+
+# Training
+
+
+def best_returns(run: Any) -> Result:
+    """Of the best checkpoint by periodic evaluation, deterministic."""
+    (final,) = (run.path / "evaluations").glob("best-*-deterministic.json")
+    return {"returns": json.loads(final.read_text())["returns"]}
+
+
+def trained(words: Sequence[str], steps: int = 0, evaluate: Callable[[Any], Result] = best_returns) -> Result:
+    """Runs ``train.py`` with these words: its steps, seconds, curve, and what ``evaluate`` finds of the run."""
+    import configs
+    import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = configs.parse(
+            [
+                *("--evaluation.final-episodes", str(EPISODES), "--checkpoint.every", "0", "--device", "cpu"),
+                *("--tracking.no-tensorboard", "--no-progress", "--runs", folder, "--name", "run"),
+                *words,
+                *(["--total-timesteps", str(steps)] if steps else []),
+            ]
+        ).settings
+        began = time.perf_counter()
+        run = train.train(settings)
+        seconds = time.perf_counter() - began
+        with open(run.path / "evaluations.csv", newline="") as file:
+            curve = [[int(row["step"]), float(row["mean_reward"])] for row in csv.DictReader(file)]
+        return dict(steps=settings.total_timesteps, seconds=seconds, curve=curve, **evaluate(run))
+
+
+def agent_of(words: Sequence[str], algorithm: type | None = None) -> tuple[Any, Any]:
+    """The agent that ``train.py`` with these words would train, of another class if given, and the settings."""
+    import configs
+    import train
+    from agents.runs.construction import ALGORITHMS, make_agent
+    from agents.runs.normalization import normalize
+
+    settings = configs.parse(words).settings
+    env = normalize(train.make_environments(settings, settings.env.n_envs, settings.seed))
+    chosen = dict(vars(settings.algorithm))
+    if algorithm is not None:
+        ALGORITHMS["of the benchmark"] = algorithm
+        chosen["name"] = "of the benchmark"
+    return make_agent(env, chosen, dict(vars(settings.policy)), seed=settings.seed, device="cpu"), settings
+
+
+# Statistics
+
+
+def mean(values: Values) -> Values:
+    result: Values = values.mean(axis=-1)
+    return result
+
+
+def interquartile_mean(values: Values) -> Values:
+    """(..., N) -> (...): the mean without a quarter (rounded down) of the values on each side."""
+    cut = values.shape[-1] // 4
+    return mean(np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut])
+
+
+def interval(returns: Values, statistic: Callable[[Values], Values] = mean) -> tuple[float, float]:
+    """(S, E) -> 95 % bootstrap interval of a statistic of all episodes: seeds are resampled, then episodes of each."""
+    rng = np.random.default_rng(0)
+    n_seeds, n_episodes = returns.shape
+    resampled = []
+    for _ in range(RESAMPLES // 100):
+        seeds = rng.integers(n_seeds, size=(100, n_seeds, 1))
+        episodes = rng.integers(n_episodes, size=(100, n_seeds, n_episodes))
+        resampled.append(statistic(returns[seeds, episodes].reshape(100, -1)))
+    low, high = np.percentile(np.concatenate(resampled), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def curve_interval(curves: Values) -> tuple[Values, Values]:
+    """(S, P) -> (P,), (P,): 95 % bootstrap interval over seeds of the mean at every point."""
+    rng = np.random.default_rng(0)
+    resampled = curves[rng.integers(len(curves), size=(RESAMPLES, len(curves)))].mean(axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    return low, high
+
+
+# Pages and plots
+
+
+def write_page(benchmark: str, text: str, *tables: list[str]) -> None:
+    """docs/NAME.md: the text, with each ``{}`` in it replaced by the lines of a table."""
+    DOCS.mkdir(exist_ok=True)
+    (DOCS / f"{benchmark}.md").write_text(text.format(*("\n".join(lines) for lines in tables)).lstrip("\n"))
+
+
+def table(columns: str, rows: Iterable[Sequence[object]]) -> list[str]:
+    """Markdown; ``columns`` are titles with bars between."""
+    head = [f"| {columns} |", "|---" * (columns.count("|") + 1) + "|"]
+    return [*head, *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
+
+
+def subplots(n_rows: int, n_columns: int, width: float, height: float) -> tuple[Any, Any]:
+    """A figure without a screen, and its axes, (rows, columns)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=(width * n_columns, height * n_rows), squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save_plot(figure: Any, path: pathlib.Path, rect: tuple[float, float, float, float] = (0, 0, 1, 1)) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.tight_layout(rect=rect)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

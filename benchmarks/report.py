@@ -1,44 +1,14 @@
-"""Figures of ``speed.py`` as lines on a terminal, a page and a plot."""
+"""Figures of ``speed.py`` and ``gpu.py`` as lines on a terminal, a page and a plot."""
 
 import json
 import pathlib
-import platform
-import statistics
-import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from measuring import described, ratio
+from records import save_plot, subplots
 
 BASES = ("sb3-contrib", "CleanRL loop", "PufferLib", "rsl_rl", "skrl", "Sample Factory")
 OURS = "RecuRL"
-PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib", "rsl-rl-lib", "skrl", "sample-factory")
-
-
-def environment_of_measurement(threads: int) -> dict[str, str]:
-    """Hardware, versions and the day."""
-    found = {"day": time.strftime("%Y-%m-%d"), "processor": _processor(), "threads": str(threads)}
-    found["python"] = platform.python_version()
-    for package in (*PACKAGES, "pufferlib", "pufferlib-core"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
-
-
-def ratio(result: dict[str, Any], name: str, base: str) -> tuple[float, float, float] | None:
-    """Median, smallest and largest of a contender's speed over another's, turn by turn."""
-    turns = {row["contender"]: row["turns"] for row in result["rows"]}
-    if not turns.get(name) or not turns.get(base):
-        return None
-    ratios = [mine / theirs for mine, theirs in zip(turns[name], turns[base], strict=True)]
-    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def training_ratio(result: dict[str, Any], name: str, base: str) -> float | None:
@@ -46,32 +16,36 @@ def training_ratio(result: dict[str, Any], name: str, base: str) -> float | None
     return rates[name] / rates[base] if name in rates and base in rates else None
 
 
-def print_case(name: str, result: dict[str, Any]) -> None:
+def print_case(name: str, result: dict[str, Any], base: str = "") -> None:
+    """``base``: a contender whose speed all others are divided by; none: ours is divided by each."""
     print(f"\n{name}")
-    print(f"  {'':28}{'steps/s':>9}{'spread':>17}{'collecting':>12}{'training':>11}   ours over it")
+    title = f"over {base}" if base else "ours over it"
+    print(f"  {'':32}{'steps/s':>9}{'range':>19}{'collecting':>12}{'training':>11}   {title}")
     for row in result["rows"]:
+        contender = row["contender"]
         if row["error"]:
-            print(f"  {row['contender']:28}not measured: {row['error']}")
+            print(f"  {contender:32}not measured: {row['error']}")
             continue
-        low, high = row["whole_range"]
-        over = ratio(result, OURS, row["contender"])
-        text = f"{over[0]:.2f}x ({over[1]:.2f} - {over[2]:.2f})" if over and row["contender"] != OURS else ""
-        spread = f"{low:,.0f} - {high:,.0f}"
-        print(
-            f"  {row['contender']:28}{row['whole']:9,.0f}{spread:>17}{row['collecting']:12,.0f}{row['training']:11,.0f}"
-            f"   {text}"
-        )
-    for line in limit_lines(result):
+        over = ratio(result, contender, base) if base else ratio(result, OURS, contender)
+        text = _with_range(over) if over and contender != (base or OURS) else ""
+        spread = "{:,.0f} - {:,.0f}".format(*row["whole_range"])
+        figures = f"{row['whole']:9,.0f}{spread:>19}{row['collecting']:12,.0f}{row['training']:11,.0f}"
+        print(f"  {contender:32}{figures}   {text}")
+    for line in limit_lines(result) if result["limits"] else ():
         print(f"  {line}")
 
 
+def _with_range(over: tuple[float, float, float]) -> str:
+    return "{:.2f}x ({:.2f} - {:.2f})".format(*over)
+
+
 def limit_lines(result: dict[str, Any]) -> list[str]:
-    """Milliseconds of an iteration: ours, and what nothing gets under."""
+    """Milliseconds of an iteration: ours, and what no implementation gets under."""
     limits, rollout = result["limits"], result["rollout"]
     floor = limits["environment"] + limits["acting"]
     lines = [
         f"environment alone: usual {rollout / limits['usual_environment']:,.0f} steps/s, "
-        f"vectorised {rollout / limits['environment']:,.0f} steps/s"
+        f"vectorized {rollout / limits['environment']:,.0f} steps/s"
     ]
     ours = next((row for row in result["rows"] if row["contender"] == OURS and not row["error"]), None)
     if ours is None:
@@ -98,44 +72,42 @@ def write_docs(results: dict[str, Any], order: list[str], kept_file: pathlib.Pat
     plot(ordered, docs / "speed.png")
 
 
+PAGE = """# Speed
+
+{measured}
+
+    python benchmarks/speed.py --write-docs
+
+Figures are environment steps per second, medians over turns; contenders take turns in one process. Every row
+of a table has the same network, environments, rollout, minibatches and epochs, and a learning rate of 0, so
+that all is computed and the episodes stay what they are. *early*: an untrained policy, episodes of about 20
+steps. *late*: episodes of 500 steps, as a trained policy has them (the pole's limits are lifted, so that every
+episode reaches the time limit). *separate*: the critic has an LSTM of its own, sb3-contrib's default;
+*detached*: it reads the actor's without shaping it, sb3-contrib's `shared_lstm`; *shared*: it reads and
+shapes it.
+
+- *sb3-contrib*: `RecurrentPPO` over `DummyVecEnv` and `Monitor`, as its users run it.
+- *sb3-contrib, loop removed*: the same with its loop over time replaced by one fused call, which its buffer
+  allows; a subclass in `benchmarks/contenders.py`.
+- *sb3-contrib, fast env*: sb3-contrib over our vectorized environment, what the environment alone gives.
+- *RecuRL, same env*: ours over sb3-contrib's environment, what the algorithm alone gives.
+- *RecuRL*: ours over our vectorized environment, as its users run it.
+- *CleanRL loop*: the loop of CleanRL's PPO with an LSTM, rewritten in `benchmarks/peers.py`, over
+  gymnasium's `SyncVectorEnv`. The other peers are themselves, see there.
+
+"""
+
+
 def page(results: dict[str, Any]) -> str:
-    measured = next(iter(results.values()))["measured"]
-    versions = ", ".join(
-        f"{name} {text}" for name, text in measured.items() if name not in ("day", "processor", "threads")
-    )
-    lines = [
-        "# Speed",
-        "",
-        f"Measured {measured['day']} on {measured['processor']}, {measured['threads']} thread(s), with {versions}:",
-        "",
-        "    python benchmarks/speed.py --write-docs",
-        "",
-        "Figures are environment steps per second, medians over turns; contenders take turns in one process. Every row",
-        "of a table has the same network, environments, rollout, minibatches and epochs, and a learning rate of 0, so",
-        "that all is computed and the episodes stay what they are. *early*: an untrained policy, episodes of about 20",
-        "steps. *late*: episodes of 500 steps, as a trained policy has them (the pole's limits are lifted, so that any",
-        "policy lives to the time limit). *separate*: the critic has an LSTM of its own, sb3-contrib's default;",
-        "*detached*: it reads the actor's without shaping it, sb3-contrib's `shared_lstm`; *shared*: it reads and",
-        "shapes it.",
-        "",
-        "- *sb3-contrib*: `RecurrentPPO` over `DummyVecEnv` and `Monitor`, as its users run it.",
-        "- *sb3-contrib, loop removed*: the same with its loop over time replaced by one fused call, which its buffer",
-        "  allows; a subclass in `benchmarks/contenders.py`.",
-        "- *sb3-contrib, fast env*: sb3-contrib over our vectorised environment, what the environment alone gives.",
-        "- *RecuRL, same env*: ours over sb3-contrib's environment, what the algorithm alone gives.",
-        "- *RecuRL*: ours over our vectorised environment, as its users run it.",
-        "- *CleanRL loop*: the loop of CleanRL's PPO with an LSTM, written anew in `benchmarks/peers.py`, over",
-        "  gymnasium's `SyncVectorEnv`. The other peers are themselves, see there.",
-        "",
-    ]
-    lines += [*_summary(results), ""]
+    lines = [PAGE.format(measured=described(next(iter(results.values()))["measured"])) + _summary(results)[0]]
+    lines += [*_summary(results)[1:], ""]
     for name, result in results.items():
         lines += _case_table(name, result)
     return "\n".join(lines) + "\n"
 
 
 def _summary(results: dict[str, Any]) -> list[str]:
-    lines = ["| whole run, RecuRL over ... | " + " | ".join(BASES) + " | sb3-contrib, loop removed |"]
+    lines = ["| complete run, RecuRL over ... | " + " | ".join(BASES) + " | sb3-contrib, loop removed |"]
     lines.append("|---|" + "---|" * (len(BASES) + 1))
     for name, result in results.items():
         cells = [ratio(result, OURS, base) for base in (*BASES, "sb3-contrib, loop removed")]
@@ -144,16 +116,16 @@ def _summary(results: dict[str, Any]) -> list[str]:
 
 
 def _case_table(name: str, result: dict[str, Any]) -> list[str]:
-    lines = [f"## {name}", "", "| | whole | spread | collecting | training | RecuRL over it: whole | training |"]
+    lines = [f"## {name}", "", "| | total | range | collecting | training | RecuRL over it: total | training |"]
     lines.append("|---|---|---|---|---|---|---|")
     for row in result["rows"]:
         if row["error"]:
             lines.append(f"| {row['contender']} | not measured: {row['error']} | | | | | |")
             continue
         over, training = ratio(result, OURS, row["contender"]), training_ratio(result, OURS, row["contender"])
-        shown = row["contender"] != OURS and over is not None and training is not None
-        whole_text = f"{over[0]:.2f}x ({over[1]:.2f} - {over[2]:.2f})" if shown and over else ""
-        training_text = f"{training:.2f}x" if shown and training else ""
+        is_peer = row["contender"] != OURS
+        whole_text = _with_range(over) if is_peer and over else ""
+        training_text = f"{training:.2f}x" if is_peer and training else ""
         low, high = row["whole_range"]
         lines.append(
             f"| {row['contender']} | {row['whole']:,.0f} | {low:,.0f} - {high:,.0f} | {row['collecting']:,.0f} "
@@ -164,17 +136,12 @@ def _case_table(name: str, result: dict[str, Any]) -> list[str]:
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     """Steps per second of every contender, one panel for each case in which there was a peer."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     results = {name: result for name, result in results.items() if _has_peer(result)}
     if not results:
         return
     columns = min(len(results), 3)
     n_rows = -(-len(results) // columns)
-    figure, axes = plt.subplots(n_rows, columns, figsize=(6.2 * columns, 2.1 * n_rows), squeeze=False)
+    figure, axes = subplots(n_rows, columns, 6.2, 2.1)
     for axis in axes.flat[len(results) :]:
         axis.axis("off")
     for axis, (name, result) in zip(axes.flat, results.items(), strict=False):
@@ -185,11 +152,8 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
         axis.set(title=name, xlim=(0, max(rates) * 1.2))
         axis.title.set_fontsize(8)
         axis.tick_params(labelsize=7)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("environment steps per second, whole training run", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figure.supxlabel("environment steps per second, complete training run", fontsize=9)
+    save_plot(figure, path)
 
 
 def _has_peer(result: dict[str, Any]) -> bool:

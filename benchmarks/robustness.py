@@ -1,24 +1,20 @@
 """Whether the shared default solves task after task with every seed, judged by the last policy.
 
-    python benchmarks/robustness.py                                   all runs that have no result yet, then the table
-    python benchmarks/robustness.py --tasks tmaze copy --seeds 0 1    those whose name begins so, these seeds
-    python benchmarks/robustness.py --switch lambda-0.9               with one setting changed; see SWITCHES
+    python benchmarks/robustness.py                             all runs that have no result yet, then the table
+    python benchmarks/robustness.py --only tmaze --seeds 2      those whose name contains this, two seeds of each
+    python benchmarks/robustness.py --switch lambda-0.9         with one setting changed; see SWITCHES
     python benchmarks/robustness.py --switch "wide: --policy.memory-kwargs hidden_size=128"
-    python benchmarks/robustness.py --report                          the table of what there is
+    python benchmarks/robustness.py --report                    the table of what there is
 
 A run is ``train.py`` with no settings file: the environment, its arguments and the number of steps alone. When it has
-ended its last policy plays ``EPISODES`` episodes each way, sampled and deterministic. Results are appended to
-docs/results/robustness.jsonl, a line a run, so that what was killed goes on with the next run; deleting a line repeats
-its run. Runs are processes of one thread each, ``--processes`` of them side by side.
+ended its last policy plays 100 episodes each way, sampled and deterministic. Runs are processes of one thread each,
+``--processes`` of them at a time.
 
 The score of a run is 0 at the return without memory and 1 at the best or the published one. A table gives each task,
 and over all of them the interquartile mean with the stratified bootstrap (Agarwal et al. 2021, "Deep Reinforcement
-Learning at the Edge of the Statistical Precipice"): seeds are drawn anew within every task.
-
-Axes: S runs of all tasks, E episodes, R resamples.
+Learning at the Edge of the Statistical Precipice"): seeds are resampled within every task.
 """
 
-import csv
 import importlib.util
 import json
 import os
@@ -27,29 +23,23 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import records
 import tyro
-from numpy.typing import NDArray
-from records import Result
+from records import RESAMPLES, Result, Run, Values, interquartile_mean
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "results" / "robustness.jsonl"
 EPISODES = 100
 POINTS = 20
-RESAMPLES = 10_000
 DEFAULT = "default"
 ESTIMATED, EXACT = "estimated", "known to the environment"
-Values = NDArray[np.float64]
+WAYS = ("sampled", "deterministic")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A task, how long it is trained for, and what a return of it means.
 
@@ -79,18 +69,8 @@ class Task:
 
 def popgym(name: str, steps: int, memoryless: float, best: float, seeds: int = 3) -> Task:
     source = "estimated, but for popgym's GRU at 15M"
-    margin = best - 0.05 * (best - memoryless)
-    return Task(
-        f"popgym-{name}",
-        f"popgym-{name}-v0",
-        steps,
-        memoryless,
-        best,
-        margin,
-        seeds=seeds,
-        needs="popgym",
-        source=source,
-    )
+    solved, id = best - 0.05 * (best - memoryless), f"popgym-{name}"
+    return Task(id, f"{id}-v0", steps, memoryless, best, solved, seeds=seeds, needs="popgym", source=source)
 
 
 def _mask(*indices: int) -> tuple[str, ...]:
@@ -156,54 +136,37 @@ SWITCHES: dict[str, str] = {
     "--algorithm.n-epochs 10 --algorithm.ent-coef 0 --algorithm.normalize-advantage batch "
     "--policy.memory-kwargs forget_bias=1.0",
 }
-"""What is tried in place of the default, by name: words for ``train.py``. `before`: the default that this one followed,
-eight environments and a forget bias of 1 among it."""
+"""What is tried in place of the default, by name: words for ``train.py``. `before`: the earlier default, with
+eight environments and a forget bias of 1."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(records.Settings):
     """Every task of the suite with every seed."""
 
-    tasks: tuple[str, ...] = ()
-    """Tasks whose name begins with one of these; none: all."""
-    seeds: tuple[int, ...] = ()
-    """Seeds; none: each task's own number of them, from 0."""
+    seeds: int = 0
+    """Seeds of every task; 0: each task's own number of them."""
     switch: str = DEFAULT
     """A name in SWITCHES, or `name: words` for one of your own."""
-    steps: float = 1.0
-    """Share of a task's steps, for a trial; its results go under a name of their own."""
     processes: int = 2
-    """Runs side by side."""
-    results: pathlib.Path = RESULTS
-    """File of results."""
-    report: bool = False
-    """Run nothing, print the tables."""
-    list: bool = False
-    """Run nothing, name the runs and say which have a result."""
+    """Runs at a time."""
 
 
 def main(settings: Settings) -> None:
+    runs = all_runs(settings)
+    records.run_all(settings, "robustness", runs, summary, print_tables, processes=settings.processes)
+
+
+def all_runs(settings: Settings) -> list[Run]:
+    """Seed by seed, so that a first seed of everything is there early."""
     switch, words = chosen_switch(settings.switch)
-    if settings.steps != 1.0:
-        switch = f"{switch}@{settings.steps:g}"
-    tasks = [each for each in TASKS if not settings.tasks or each.name.startswith(settings.tasks)]
-    if not tasks:
-        raise SystemExit(
-            f"no task begins with {', '.join(settings.tasks)}; there are {', '.join(t.name for t in TASKS)}"
-        )
-    runs = [(each, seed) for each, seed in seed_by_seed(tasks, settings.seeds) if is_there(each)]
-    done = records.names(settings.results)
-    if settings.list:
-        for task, seed in runs:
-            name = run_name(task, switch, seed)
-            print(f"{'done' if name in done else '    '}  {name}")
-        return
-    if not settings.report:
-        left = [(task, seed) for task, seed in runs if run_name(task, switch, seed) not in done]
-        with ThreadPoolExecutor(settings.processes) as pool:
-            for result in pool.map(lambda each: played(*each, switch, words, settings), left):
-                print(said(result), flush=True)
-    print_tables(records.read(settings.results))
+    tasks = [task for task in TASKS if is_available(task)]
+    return [
+        Run(f"{task.name}/{switch}/{seed}", _run(task, seed, words))
+        for seed in range(settings.seeds or max(task.seeds for task in tasks))
+        for task in tasks
+        if seed < (settings.seeds or task.seeds)
+    ]
 
 
 def chosen_switch(text: str) -> tuple[str, list[str]]:
@@ -214,83 +177,55 @@ def chosen_switch(text: str) -> tuple[str, list[str]]:
     return name, shlex.split(words if colon else SWITCHES[name])
 
 
-def seed_by_seed(tasks: Sequence[Task], seeds: Sequence[int]) -> Iterable[tuple[Task, int]]:
-    """A first seed of everything is there early."""
-    for seed in seeds or range(max(task.seeds for task in tasks)):
-        for task in tasks:
-            if seeds or seed < task.seeds:
-                yield task, seed
-
-
-def is_there(task: Task) -> bool:
-    """Whether the package of a task is installed; where it is not, the task is left out, and that is said."""
+def is_available(task: Task) -> bool:
+    """Whether the package of a task is installed; if not, the task is left out with a message."""
     if task.needs is None or importlib.util.find_spec(task.needs) is not None:
         return True
     print(f"left out: {task.name} needs {task.needs}", file=sys.stderr)
     return False
 
 
-def run_name(task: Task, switch: str, seed: int) -> str:
-    return f"{task.name}/{switch}/{seed}"
+def _run(task: Task, seed: int, words: Sequence[str]) -> Callable[[int], Result]:
+    """Trains and evaluates in a process of its own; a result that failed has its error."""
 
+    def start(steps: int) -> Result:
+        total = steps or task.steps
+        arguments = [*task.arguments(), "--seed", str(seed), "--total-timesteps", str(total)]
+        arguments += ["--threads", "1", "--evaluation.every", str(max(total // POINTS, 1)), *words]
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--work", folder, *arguments]
+            done = subprocess.run(command, env=os.environ, cwd=folder, capture_output=True, text=True, check=False)
+            file = pathlib.Path(folder) / "result.json"
+            outcome = json.loads(file.read_text()) if file.exists() else {"error": done.stderr.strip()[-2000:]}
+        return {"words": " ".join(words), "steps": total, **outcome}
 
-def played(task: Task, seed: int, switch: str, words: Sequence[str], settings: Settings) -> Result:
-    """Trains and plays in a process of its own, and keeps the result; one that failed is kept with its error."""
-    name, total = run_name(task, switch, seed), int(task.steps * settings.steps)
-    arguments = [*task.arguments(), "--seed", str(seed), "--total-timesteps", str(total), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--work", folder, *arguments]
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-        file = pathlib.Path(folder) / "result.json"
-        outcome = json.loads(file.read_text()) if file.exists() else {"error": done.stderr.strip()[-2000:]}
-    result = {"name": name, "words": " ".join(words), "steps": total, **outcome}
-    records.keep(settings.results, result)
-    return result
+    return start
 
 
 def work(folder: str, words: list[str]) -> None:
     """One run in this process: its result as a file in the folder."""
-    sys.path.insert(0, str(ROOT))
-    import configs
+    from measuring import processor
+
+    result = records.trained(["--evaluation.final-episodes", "0", *words], evaluate=returns_both_ways)
+    (pathlib.Path(folder) / "result.json").write_text(json.dumps({**result, "cpu": processor()}))
+
+
+def returns_both_ways(run: Any) -> Result:
+    """Of the last policy."""
     import evaluate
-    import train
 
-    options = [
-        *("--runs", folder, "--name", "run", "--threads", "1", "--device", "cpu", "--no-progress"),
-        *("--checkpoint.every", "0", "--evaluation.final-episodes", "0", "--tracking.no-tensorboard"),
-    ]
-    settings = configs.parse([*options, *words]).settings
-    every = str(max(settings.total_timesteps // POINTS, 1))
-    settings = configs.parse([*options, "--evaluation.every", every, *words]).settings
-    began = time.perf_counter()
-    run = train.train(settings)
-    seconds = time.perf_counter() - began
-    with open(run.path / "evaluations.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    last = {
+    return {
         way: evaluate.evaluate_run(run, "last", episodes=EPISODES, deterministic=way == "deterministic")["returns"]
-        for way in ("sampled", "deterministic")
+        for way in WAYS
     }
-    curve = [[int(row["step"]), float(row["mean_reward"])] for row in rows]
-    result = {"seconds": seconds, "curve": curve, "cpu": _cpu(), **last}
-    (pathlib.Path(folder) / "result.json").write_text(json.dumps(result))
 
 
-def _cpu() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def said(result: Result) -> str:
+def summary(result: Result) -> str:
     if "error" in result:
-        return f"{result['name']}: failed: {result['error'].splitlines()[-1:]}"
-    both = ", ".join(f"{way} {np.mean(result[way]):.3f}" for way in ("sampled", "deterministic"))
+        return f"failed: {result['error'].splitlines()[-1:]}"
+    both = ", ".join(f"{way} {np.mean(result[way]):.3f}" for way in WAYS)
     best = max(value for _, value in result["curve"])
-    return f"{result['name']}: {both}, best on the way {best:.3f}, {result['seconds']:.0f} s"
+    return f"{both}, best on the way {best:.3f}, {result['seconds']:.0f} s"
 
 
 # Statistics
@@ -312,62 +247,43 @@ def is_solved(task: Task, result: Result) -> bool:
     return "error" not in result and lowest(result) >= task.solved
 
 
-def interquartile_mean(values: Values) -> Values:
-    """(..., S) -> (...): the mean of the middle half, a quarter (rounded down) cut off on each side."""
-    cut = values.shape[-1] // 4
-    result: Values = np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
-    return result
-
-
 def stratified_interval(scores: Sequence[Values]) -> tuple[float, float]:
-    """The 95 % interval of the interquartile mean over all runs; scores of each task's seeds, drawn anew within it."""
+    """The 95 % interval of the interquartile mean over all runs; scores of each task's seeds, resampled within it."""
     rng = np.random.default_rng(0)
-    drawn = [of_task[rng.integers(len(of_task), size=(RESAMPLES, len(of_task)))] for of_task in scores]
-    low, high = np.percentile(interquartile_mean(np.concatenate(drawn, axis=1)), [2.5, 97.5])
+    resampled = [of_task[rng.integers(len(of_task), size=(RESAMPLES, len(of_task)))] for of_task in scores]
+    low, high = np.percentile(interquartile_mean(np.concatenate(resampled, axis=1)), [2.5, 97.5])
     return float(low), float(high)
 
 
 def print_tables(found: Sequence[Result]) -> None:
     """A table for every switch, and what each comes to over all tasks."""
-    switches = list(dict.fromkeys(result["name"].split("/")[1] for result in found))
-    for switch in switches:
-        print(f"\n{switch}\n")
-        print("| task | seeds | solved | sampled | deterministic | worst seed | score | goal | steps | s |")
-        print("|---|---|---|---|---|---|---|---|---|---|")
-        everything, solved = [], []
-        for task in TASKS:
-            results = [each for each in found if each["name"].rpartition("/")[0] == f"{task.name}/{switch}"]
-            if not results:
-                continue
-            everything.append(np.array([score(task, each) for each in results]))
-            solved += [is_solved(task, each) for each in results]
-            print(_row(task, results))
-        low, high = stratified_interval(everything)
-        middle = float(interquartile_mean(np.concatenate(everything)))
-        print("\n~ between bounds that are estimated, in part or whole")
+    for switch in dict.fromkeys(result["name"].split("/")[1] for result in found):
+        by_task = {
+            task: [each for each in found if each["name"].startswith(f"{task.name}/{switch}/")] for task in TASKS
+        }
+        by_task = {task: results for task, results in by_task.items() if results}
+        scores = [np.array([score(task, each) for each in results]) for task, results in by_task.items()]
+        solved = [is_solved(task, each) for task, results in by_task.items() for each in results]
+        columns = "task | seeds | solved | sampled | deterministic | worst seed | score | goal | steps | s"
+        lines = records.table(columns, [_row(task, results) for task, results in by_task.items()])
+        low, high = stratified_interval(scores)
+        overall = float(interquartile_mean(np.concatenate(scores)))
+        print(f"\n{switch}\n", *lines, "\n~ between bounds that are estimated, in part or entirely", sep="\n")
         print(
-            f"\n{switch}: interquartile mean {middle:.3f} ({low:.3f} to {high:.3f}), solved {sum(solved)} of "
-            f"{len(solved)} ({np.mean(solved):.0%}), of {len(everything)} tasks"
+            f"\n{switch}: interquartile mean {overall:.3f} ({low:.3f} to {high:.3f}), solved {sum(solved)} of "
+            f"{len(solved)} ({np.mean(solved):.0%}), of {len(by_task)} tasks"
         )
 
 
-def _row(task: Task, results: Sequence[Result]) -> str:
-    whole = [each for each in results if "error" not in each]
-    returns = [f"{np.mean([np.mean(each[way]) for each in whole]):.3f}" if whole else "-" for way in WAYS]
-    worst = f"{min(map(lowest, whole)):.3f}" if len(whole) == len(results) else "failed"
-    seconds = f"{np.median([each['seconds'] for each in whole]):.0f}" if whole else "-"
-    return (
-        f"| {task.name} | {len(results)} | {sum(is_solved(task, each) for each in results)} | {returns[0]} "
-        f"| {returns[1]} | {worst} | {np.mean([score(task, each) for each in results]):.2f}{_mark(task)} "
-        f"| {task.solved:g} | {results[0]['steps']:,} | {seconds} |"
-    )
-
-
-def _mark(task: Task) -> str:
-    return "" if task.source == EXACT else "~"
-
-
-WAYS = ("sampled", "deterministic")
+def _row(task: Task, results: Sequence[Result]) -> list[object]:
+    finished = [each for each in results if "error" not in each]
+    returns = [f"{np.mean([np.mean(each[way]) for each in finished]):.3f}" if finished else "-" for way in WAYS]
+    worst = f"{min(map(lowest, finished)):.3f}" if len(finished) == len(results) else "failed"
+    seconds = f"{np.median([each['seconds'] for each in finished]):.0f}" if finished else "-"
+    mark = "" if task.source == EXACT else "~"
+    mean_score = f"{np.mean([score(task, each) for each in results]):.2f}{mark}"
+    solved, steps = sum(is_solved(task, each) for each in results), f"{results[0]['steps']:,}"
+    return [task.name, len(results), solved, *returns, worst, mean_score, f"{task.solved:g}", steps, seconds]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which cases of several axes are run where a law needs no full product of them."""
+"""Selections of cases of several parameters, for laws that need no full product."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def pairwise(*values: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Cases in which any value of an axis meets any value of any other axis; three axes of 8, 8 and 4 need 64, not 256.
+    """Cases with every pair of values of any two axes; three axes of 8, 8 and 4 need 64, not 256.
 
-    A fault that takes two settings to show (a memory under a critic, a critic with a kind of action) shows here too.
+    A fault that needs two settings (a memory and a critic, a critic and a kind of action) is found.
     Greedy, and the same in every process.
     """
     axes = [list(axis) for axis in values]
@@ -27,7 +27,7 @@ def pairwise(*values: Iterable[Any]) -> list[tuple[Any, ...]]:
 
 
 def each(*values: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """As many cases as the longest axis has values, in which every value of every axis comes up."""
+    """As many cases as the longest axis has values, in which every value of every axis occurs."""
     axes = [list(axis) for axis in values]
     longest = max(len(axis) for axis in axes)
     return [tuple(axis[(k + k // len(axis)) % len(axis)] for axis in axes) for k in range(longest)]

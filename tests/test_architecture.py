@@ -1,4 +1,4 @@
-"""The folders are the architecture: who may import whom, read from the source.
+"""The folders are the architecture: which may import which, read from the source.
 
 Imports inside functions and for type checkers alone count as any other.
 """
@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "envs": {},
     "configs": {},
 }
-"""Packages that a folder may import beside its own: runs are where settings, environments and agents meet, and a
-checkpoint puts around an environment what its agent learned to see beside it."""
+"""Packages that a folder may import besides its own: runs combine settings, environments and agents, and a
+checkpoint wraps an environment as its agent was trained on it."""
 
 
 def sources(package: str) -> list[Path]:
@@ -101,7 +101,7 @@ def test_every_file_has_a_folder_and_every_folder_a_floor(package: str) -> None:
     assert folders == FLOORS[package].keys()
 
 
-def test_agents_have_six_floors_at_most() -> None:
+def test_agents_have_at_most_six_floors() -> None:
     assert len(set(FLOORS["agents"].values())) <= 6
 
 
@@ -135,13 +135,13 @@ def test_folders_do_not_import_in_circles(package: str) -> None:
             visit(folder, ())
 
 
-def test_memories_know_nothing_of_reinforcement_learning() -> None:
+def test_memories_import_no_reinforcement_learning() -> None:
     for path in sources("agents/memory"):
         top_level = {name.split(".")[0] for name in imported(path)}
         assert not top_level & {"gymnasium", "stable_baselines3", "sb3_contrib"}, path.relative_to(ROOT)
 
 
-def test_settings_are_read_without_torch() -> None:
+def test_settings_import_no_torch() -> None:
     slow = {"torch", "stable_baselines3", "sb3_contrib", "gymnasium"}
     for path in sources("configs"):
         top_level = {name.split(".")[0] for name in imported(path, at_import=True)}
@@ -159,7 +159,7 @@ def test_the_sources_were_found() -> None:
     "id", [id for id, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("envs.")]
 )
 def test_entry_points_name_classes_of_these_sources(id: str) -> None:
-    """A name of a module as text: nothing else reads it where another copy is installed, which answers in its place."""
+    """A module named as text would be found in another installed copy of the package, too."""
     spec = gymnasium.spec(id)
     for entry_point in (spec.entry_point, spec.vector_entry_point):
         assert isinstance(entry_point, str)

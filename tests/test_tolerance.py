@@ -1,4 +1,4 @@
-"""Tolerances let rounding pass and errors not."""
+"""Tolerances accept rounding and reject errors."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tests.tolerance import N_TERMS, assert_close, close, near
 
 @pytest.mark.parametrize("n", [1, 16, N_TERMS, 256])
 @pytest.mark.parametrize("magnitude", [1e-6, 1.0, 1e6])
-def test_another_order_of_a_sum_passes(n: int, magnitude: float) -> None:
+def test_another_order_of_a_sum_is_accepted(n: int, magnitude: float) -> None:
     generator = torch.Generator().manual_seed(n)
     terms = magnitude * torch.randn(1000, n, generator=generator)
     forward, backward = torch.zeros(1000), torch.zeros(1000)
@@ -21,7 +21,7 @@ def test_another_order_of_a_sum_passes(n: int, magnitude: float) -> None:
 
 
 @pytest.mark.parametrize("magnitude", [1e-6, 1.0, 1e6])
-def test_an_error_of_a_thousandth_does_not_pass(magnitude: float) -> None:
+def test_an_error_of_a_thousandth_is_rejected(magnitude: float) -> None:
     right = magnitude * torch.linspace(-1, 1, 50)
     assert not close(right * 1.001, right)
     assert not close(right * 1.001, right, terms=600)
@@ -31,7 +31,7 @@ def test_an_error_of_a_thousandth_does_not_pass(magnitude: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "mingru", "lru", "gtrxl", "attention"])
-def test_a_weight_off_by_a_thousandth_is_seen_in_outputs_and_gradients(name: str) -> None:
+def test_a_weight_error_of_a_thousandth_is_rejected_in_outputs_and_gradients(name: str) -> None:
     torch.manual_seed(0)
     memory = make_memory(name, 3, {"hidden_size": 16})
     features, starts = torch.randn(13, 5, 3), torch.rand(13, 5) < 0.2
@@ -50,6 +50,6 @@ def test_a_weight_off_by_a_thousandth_is_seen_in_outputs_and_gradients(name: str
     assert not close(off_gradient, gradient, terms=13 * 5)
 
 
-def test_a_wrong_shape_or_a_nan_does_not_pass() -> None:
+def test_a_wrong_shape_and_a_nan_are_rejected() -> None:
     assert not close(torch.ones(3, 1), torch.ones(3))
     assert not close(torch.tensor([1.0, torch.nan]), torch.ones(2))

@@ -1,4 +1,4 @@
-"""How far two computations of the same numbers may lie apart: the one place where a tolerance comes from.
+"""The difference allowed between two computations of the same numbers: the one source of tolerances.
 
 A number that is a sum of n products, computed in floating point in any order, is off by about eps times the root of n
 times the sum of its terms' magnitudes (Higham and Mary, "A new approach to probabilistic rounding error analysis",
@@ -11,8 +11,8 @@ times the magnitude of the result, and the two roots make n:
 ``n`` is the longest chain of roundings behind a number: the width of the widest layer, or the number of steps whose
 gradients a weight adds up. ``scale`` is the magnitude of the largest number compared, or, where the terms cancel (a
 mean of normalized numbers, a difference of log-probabilities), that of the terms. ``eps`` is that of float32, which
-agents compute in, unless a test says float64. ``SAFETY`` is for both sides being off, and for functions (exp, tanh)
-that are right to a few units in the last place.
+agents compute in, unless a test states float64. ``SAFETY`` is for errors on both sides, and for functions (exp, tanh)
+that are accurate to a few units in the last place.
 
 With n = 64 in float32 that is 3e-5 of the largest number: another order of sums, other vector instructions, another
 number of threads pass; an error of 1e-3 does not (see test_tolerance.py).
@@ -29,7 +29,7 @@ N_TERMS = 64  # no layer of the tests' networks is wider, and few of their weigh
 
 
 def tolerance(expected: Any, terms: int = N_TERMS, scale: float | None = None, dtype: Any = np.float32) -> float:
-    """The largest difference that rounding explains between numbers computed in ``dtype``, however they are kept."""
+    """The largest difference that rounding explains between numbers computed in ``dtype``, however they are stored."""
     if scale is None:
         values = np.abs(_as_array(expected))
         scale = float(values[np.isfinite(values)].max(initial=0.0))

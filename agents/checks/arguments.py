@@ -44,10 +44,12 @@ def check_switch(name: str, value: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises ValueError unless ``value`` is one of the choices."""
+    """Raises ValueError, with the nearest choice, unless ``value`` is one of them."""
     known = list(choices)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in known):
-        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
+        near = difflib.get_close_matches(str(value), [each for each in known if isinstance(each, str)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}{hint}")
 
 
 def check_normalization(name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""A Dict observation: one encoder a key, and what they give side by side.
+"""A Dict observation: one encoder a key, their features concatenated.
 
 Axes: N observations, H features.
 """
@@ -16,7 +16,7 @@ from agents.encoders.vision import cnn_for
 
 
 class CombinedEncoder(BaseFeaturesExtractor):
-    """Stable-Baselines3's ``CombinedExtractor``, weights and names alike, which takes images of every size.
+    """Stable-Baselines3's ``CombinedExtractor``, with the same weights and names, for images of every size.
 
     Images get the CNN that fits them, or none below 8 x 8; all else is flattened.
 
@@ -34,24 +34,20 @@ class CombinedEncoder(BaseFeaturesExtractor):
         check_switch("normalized_image", normalized_image)
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(
-                f'encoder "combined" reads a Dict, one part after the other; got {observation_space}; use "flatten", '
-                "or the encoder of its kind"
+                f'encoder "combined" reads a Dict; got {observation_space}; use "flatten", or the encoder of its kind'
             )
-        sizes: dict[str, int] = {}
-        extractors: dict[str, nn.Module] = {}
         super().__init__(observation_space, features_dim=1)
+        self.extractors = nn.ModuleDict()
+        self._layers = {key: layer_name(key) for key in observation_space.spaces}
+        self._features_dim = 0
         for key, part in observation_space.spaces.items():
             cnn = cnn_for(part) if is_image_space(part, normalized_image=normalized_image) else None
             if cnn is None:
-                sizes[key], extractors[key] = get_flattened_obs_dim(part), nn.Flatten()
+                self.extractors[layer_name(key)] = nn.Flatten()
+                self._features_dim += get_flattened_obs_dim(part)
             else:
-                sizes[key], extractors[key] = (
-                    cnn_output_dim,
-                    cnn(part, cnn_output_dim, normalized_image=normalized_image),
-                )
-        self.extractors = nn.ModuleDict({layer_name(key): extractor for key, extractor in extractors.items()})
-        self._layers = {key: layer_name(key) for key in extractors}
-        self._features_dim = sum(sizes.values())
+                self.extractors[layer_name(key)] = cnn(part, cnn_output_dim, normalized_image=normalized_image)
+                self._features_dim += cnn_output_dim
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of (N, ...) -> (N, H)."""
@@ -75,5 +71,5 @@ def can_name_a_layer(key: str) -> bool:
 
 
 def layer_name(key: str) -> str:
-    """The key, or where it cannot name a layer its characters as hexadecimal numbers, which no two keys share."""
+    """The key, or if it cannot name a layer its characters as hexadecimal numbers, which no two keys share."""
     return key if can_name_a_layer(key) else f"={key.encode().hex()}"

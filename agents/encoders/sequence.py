@@ -1,4 +1,4 @@
-"""A recurrent network over a window of past observations, started anew with every window.
+"""A recurrent network over a window of past observations, which restarts with every window.
 
 Axes: N observations, K steps of a window, H units, D directions.
 """
@@ -10,10 +10,10 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_count
+from agents.checks.arguments import check_choice, check_count
 from agents.encoders.attention import AttentionPooling
 from agents.encoders.recurrence import Recurrence
-from agents.encoders.tokens import TokenReader, Tokens, check_choice, mean
+from agents.encoders.tokens import TokenReader, Tokens, mean
 
 POOLS = ("last", "mean", "attention")
 
@@ -21,19 +21,17 @@ POOLS = ("last", "mean", "attention")
 class SequenceEncoder(BaseFeaturesExtractor):
     """RNN (Elman 1990), LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014) over a window.
 
-    Observations are read as ``agents.encoders.tokens`` says: Box (K, ...) with every step real, or a Dict with a
-    "mask", as the history wrapper with ``mask=True`` gives it. Steps before an episode began are not run through.
+    Observations are read as ``agents.encoders.tokens`` says; padding is not run through.
 
     Args:
-        observation_space: of one observation.
         features_dim: size of the output.
         cell: "gru", "lstm" or "rnn".
         hidden_size: H of each direction.
         num_layers: layers.
         bidirectional: read the window from its end as well (Schuster & Paliwal 1997).
-        pool: "last": each direction's final state; "mean": of all states; "attention": a sum of all, weighed by
-            additive attention of one learned query.
-        mask_key: the key of the mask in a Dict observation; None: every step is real.
+        pool: "last": each direction's final state; "mean": of all states; "attention": of all states, weighted by
+            additive attention with one learned query.
+        mask_key: the key of the mask in a Dict observation; None: every step is valid.
     """
 
     def __init__(
@@ -50,7 +48,7 @@ class SequenceEncoder(BaseFeaturesExtractor):
         check_count("features_dim", features_dim)
         check_choice("pool", pool, POOLS)
         super().__init__(observation_space, features_dim)
-        self.reader = TokenReader("sequence", observation_space, mask_key, "window")
+        self.reader = TokenReader("sequence", observation_space, mask_key)
         self.recurrence = Recurrence(self.reader.token_size, cell, hidden_size, num_layers, bidirectional)
         size = self.recurrence.output_size
         self.pool = pool
@@ -67,6 +65,6 @@ class SequenceEncoder(BaseFeaturesExtractor):
     def _pooled(self, states: Tensor, tokens: Tokens) -> Tensor:
         """(N, K, D * H) -> (N, D * H)."""
         if self.attention is not None:
-            pooled: Tensor = self.attention(states, tokens.real)[0]
+            pooled: Tensor = self.attention(states, tokens.valid)[0]
             return pooled
         return mean(states, tokens.lengths) if self.pool == "mean" else self.recurrence.final(states, tokens.lengths)

@@ -58,17 +58,14 @@ class ImpalaCNN(BaseFeaturesExtractor):
 
 
 def cnn_for(space: spaces.Space[Any]) -> type[NatureCNN] | type[ImpalaCNN] | None:
-    """The network for images of a space, channels first: Stable-Baselines3's where it can, None below 8 x 8."""
+    """The network for images of a space, channels first: Stable-Baselines3's if it can, None below 8 x 8."""
     assert space.shape is not None
     smallest = min(space.shape[1:])
     return NatureCNN if smallest >= SMALLEST_OF_NATURE_CNN else ImpalaCNN if smallest >= SMALLEST else None
 
 
 class Stage(nn.Module):
-    """A convolution, a maximum over neighbours at half the resolution, and two residual blocks.
-
-    (N, channels before, H, W) -> (N, channels after, H / 2, W / 2), halves rounded up.
-    """
+    """A convolution, a maximum over neighbors at half the resolution (rounded up), and two residual blocks."""
 
     def __init__(self, channels_before: int, channels_after: int) -> None:
         super().__init__()
@@ -84,13 +81,9 @@ class Stage(nn.Module):
 
 
 def _residual(channels: int) -> nn.Sequential:
-    """What a residual block adds, of the shape it is given."""
-    return nn.Sequential(
-        nn.ReLU(),  # not in place: its input is added to what comes out
-        nn.Conv2d(channels, channels, kernel_size=3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(channels, channels, kernel_size=3, padding=1),
-    )
+    """What a residual block adds; no activation is in place, since the input is added to the output."""
+    first, second = (nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in range(2))
+    return nn.Sequential(nn.ReLU(), first, nn.ReLU(), second)
 
 
 def _image_shape(space: spaces.Space[Any], normalized_image: bool) -> tuple[int, int, int]:

@@ -5,10 +5,10 @@ import pathlib
 from dataclasses import asdict, replace
 from typing import Any
 
-import endless  # noqa: F401  (registers the environment)
 import growth
 import numpy as np
 import pytest
+from cases import ENDLESS
 from growth import FACTORS, OURS, SMALLEST, THEIRS
 
 import envs
@@ -36,7 +36,7 @@ def test_one_factor_moves_and_the_sizes_fit(factor: growth.Factor) -> None:
 
 @pytest.mark.parametrize("length", [1, 10, 7])
 def test_an_endless_episode_has_exactly_the_length_asked_for(length: int) -> None:
-    env = envs.make("benchmarks/EndlessCartPole-v0", 4, seed=0, env_kwargs={"max_episode_steps": length})
+    env = envs.make(ENDLESS, 4, seed=0, env_kwargs={"max_episode_steps": length})
     env.reset()
     ends: list[list[int]] = [[] for _ in range(4)]
     for step in range(1, 5 * length + 1):
@@ -59,7 +59,7 @@ def test_slopes_are_those_of_straight_lines_on_logarithmic_axes() -> None:
     factor = BY_NAME["hidden"]
     assert growth.steps(factor, rows, "collecting") == [None, (0.0, 0.25), (0.0, 0.0625)]
     assert growth.steps(factor, rows, "training") == [None, (2.0, 1.0), (2.0, 1.0)]
-    # Under eight MiB nothing can be told apart.
+    # Differences under eight MiB are noise.
     assert growth.steps(factor, rows, "memory") == [None, (0.0, 0.25), (1.5, 0.5)]
 
 
@@ -102,7 +102,7 @@ def test_cliffs_and_what_could_not_be_measured_are_named() -> None:
     assert nothing.startswith("No cliff")
 
 
-def test_the_page_shows_slopes_and_cliffs_and_every_contender(tmp_path: pathlib.Path) -> None:
+def test_the_page_has_slopes_cliffs_and_every_contender(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("matplotlib")
     growth.write_docs(RESULTS, tmp_path)
     page = (tmp_path / "growth.md").read_text()
@@ -120,6 +120,6 @@ def test_a_point_is_measured(contender: str) -> None:
     assert all(figure > 0 for figure in figures.values())
 
 
-def test_a_point_that_fails_in_its_process_says_why() -> None:
+def test_a_point_that_fails_is_reported_with_its_reason() -> None:
     with pytest.raises(RuntimeError, match=r"exit code 1: ValueError: n_steps \(16\) must be a multiple"):
         growth.in_own_process(replace(SMALLEST, sequence_length=5), 1, 1)

@@ -1,4 +1,4 @@
-"""The learning benchmark goes on where it was killed, and its statistics are right."""
+"""The benchmarks of learning continue where they were killed, and their statistics are right."""
 
 import json
 import pathlib
@@ -9,7 +9,6 @@ import pytest
 import records
 
 import configs
-from agents.analysis.evaluation import interquartile_mean
 
 
 def a_result(name: str, last: float) -> dict[str, object]:
@@ -23,37 +22,33 @@ def test_names_of_runs_are_unique_and_every_seed_is_there() -> None:
     assert sum(name.startswith("equal/pendulum/sb3-contrib/") for name in names) == 5
 
 
-def test_a_kept_result_is_not_run_again(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_result_is_not_run_again_and_a_trial_is_not_kept(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "DOCS", tmp_path)
+    started, reported = [], []
+
+    def run_all(**settings: int) -> None:
+        def run(name: str) -> records.Run:
+            return records.Run(name, lambda steps: started.append(name) or {"returns": [1.0]})
+
+        runs = [run("tmaze/0"), run("tmaze/1"), run("copy/0")]
+        chosen = records.Settings(only="tmaze", **settings)
+        records.run_all(chosen, "any", runs, str, lambda found: reported.append(len(found)))
+
+    records.keep("any", a_result("tmaze/0", 1.0))
+    for _ in range(2):
+        run_all()
+    assert (started, reported) == (["tmaze/1"], [2, 2])
+    assert [result["name"] for result in records.read("any")] == ["tmaze/0", "tmaze/1"]
+    run_all(steps=10)
+    assert started[1:] == ["tmaze/0", "tmaze/1"]
+    assert len(records.read("any")) == 2
+
+
+def test_the_page_has_a_verdict_of_every_task(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    ran = []
-
-    def runs(settings: learning.Settings) -> list[records.Run]:
-        def start_of(name: str) -> records.Run:
-            def start(steps: int) -> dict[str, object]:
-                ran.append(name)
-                return {key: value for key, value in a_result(name, 1.0).items() if key != "name"}
-
-            return records.Run(name, start)
-
-        return [start_of("task/tmaze/lstm/0"), start_of("task/tmaze/lstm/1")]
-
-    monkeypatch.setattr(learning, "all_runs", runs)
-    monkeypatch.setattr(learning, "DOCS", tmp_path)
-    monkeypatch.setattr(learning, "RESULTS", tmp_path / "results" / "learning.jsonl")
-    records.keep(learning.RESULTS, a_result("task/tmaze/lstm/0", 1.0))
-    learning.main(learning.Settings())
-    assert ran == ["task/tmaze/lstm/1"]
-    assert [result["name"] for result in records.read(learning.RESULTS)] == ["task/tmaze/lstm/0", "task/tmaze/lstm/1"]
-    learning.main(learning.Settings())
-    assert ran == ["task/tmaze/lstm/1"]
-    learning.main(learning.Settings(steps=10))
-    assert len(ran) == 3
-    assert len(records.read(learning.RESULTS)) == 2
-
-
-def test_the_page_says_what_was_reached(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
-    monkeypatch.setattr(learning, "DOCS", tmp_path)
+    monkeypatch.setattr(records, "DOCS", tmp_path)
     found = [
         a_result(f"task/tmaze/{memory}/{seed}", last)
         for memory, last in (("gru", 0.4), ("none", 0.5))
@@ -79,21 +74,27 @@ def test_the_page_says_what_was_reached(tmp_path: pathlib.Path, monkeypatch: pyt
 
 def test_the_interval_covers_the_spread_between_seeds() -> None:
     apart = np.array([[0.0] * 50, [1.0] * 50])
-    assert learning.interval(apart, learning.mean) == (0.0, 1.0)
+    assert records.interval(apart) == (0.0, 1.0)
     alike = np.tile([0.0, 1.0], (2, 500))
-    low, high = learning.interval(alike, learning.mean)
+    low, high = records.interval(alike)
     assert 0.4 < low < 0.5 < high < 0.6
 
 
 def test_the_interval_of_a_curve_is_over_seeds_at_each_point() -> None:
-    low, high = learning.curve_interval(np.array([[0.0, 5.0], [1.0, 5.0]]))
+    low, high = records.curve_interval(np.array([[0.0, 5.0], [1.0, 5.0]]))
     assert low.tolist() == [0.0, 5.0]
     assert high.tolist() == [1.0, 5.0]
 
 
-def test_the_middle_half_is_that_of_evaluation() -> None:
-    values = np.array([9.0, 1.0, 2.0, 100.0, 4.0])
-    assert learning.interquartile_mean(values) == interquartile_mean(values) == 5.0
+def test_the_interquartile_mean_leaves_out_a_quarter_on_each_side() -> None:
+    assert records.interquartile_mean(np.array([9.0, 1.0, 2.0, 100.0, 4.0])) == 5.0
+
+
+def test_a_run_is_trained_and_its_best_checkpoint_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "EPISODES", 2)
+    few = ["--algorithm.n-steps", "16", "--algorithm.batch-size", "32", "--evaluation.every", "64", "--env.n-envs", "2"]
+    result = records.trained(["--config", "tmaze", "--policy.memory", "gru", "--evaluation.episodes", "2", *few], 64)
+    assert (result["steps"], len(result["returns"]), result["curve"][-1][0]) == (64, 2, 64)
 
 
 def test_every_task_has_its_settings_and_they_parse() -> None:

@@ -12,7 +12,8 @@ import sb3_contrib
 import speed
 import torch
 from cases import EPISODE, SB3, Case, Network, all_cases, already_taken, fast_env, usual_env
-from contenders import CONTENDERS, FusedContribPolicy, Stopwatch, build
+from contenders import CONTENDERS, FusedContribPolicy
+from measuring import Stopwatch, ratio
 from peers import CleanrlLoop, puffer_advantage
 
 from tests.tolerance import assert_close
@@ -20,7 +21,7 @@ from tests.tolerance import assert_close
 TINY = Case("tiny", "early", Network(8, "separate", (8,)), SB3, n_envs=2, n_steps=16, batch_size=16, n_epochs=1)
 
 
-def test_every_case_has_whole_minibatches_and_known_contenders() -> None:
+def test_every_case_has_minibatches_of_one_size_and_known_contenders() -> None:
     cases = all_cases()
     assert len({case.name for case in cases}) == len(cases)
     for case in cases:
@@ -29,7 +30,7 @@ def test_every_case_has_whole_minibatches_and_known_contenders() -> None:
 
 
 @pytest.mark.parametrize("task", ["early", "pendulum"])
-def test_the_two_environments_of_a_case_live_the_same(task: str) -> None:
+def test_the_two_environments_of_a_case_give_the_same(task: str) -> None:
     case = replace(TINY, task=task, n_envs=3)
     usual, fast = usual_env(case, seed=5), fast_env(case, seed=5)
     usual.action_space.seed(0)
@@ -89,7 +90,7 @@ def test_the_cleanrl_loops_advantages_stop_at_an_episodes_end() -> None:
     assert advantages[:, 1].tolist() == pytest.approx([1 + rate + rate**2, 1 + rate, 1.0])
 
 
-def test_puffers_advantages_are_generalised_advantages_of_shifted_rewards() -> None:
+def test_puffers_advantages_are_generalized_advantages_of_shifted_rewards() -> None:
     values = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     rewards = torch.tensor([[9.0, 10.0, 20.0, 30.0]])  # of the step before
     terminals = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
@@ -103,11 +104,11 @@ def test_puffers_advantages_are_generalised_advantages_of_shifted_rewards() -> N
 
 def test_a_contender_is_timed_in_parts_that_make_up_the_whole() -> None:
     for name in ("sb3-contrib", "RecuRL"):
-        seconds = build(name, TINY).iterate(2)
+        seconds = CONTENDERS[name](TINY).iterate(2)
         assert 0 < seconds.collecting + seconds.training <= seconds.whole
 
 
-def test_a_stopwatch_adds_up_what_it_is_wound_around() -> None:
+def test_a_stopwatch_adds_up_its_calls() -> None:
     watch = Stopwatch()
     assert watch.timed(lambda x: x + 1)(1) == 2
     once = watch.seconds
@@ -145,12 +146,12 @@ for _row, _turns in zip(RESULT["rows"], ([100.0, 50.0, 100.0], [], [800.0, 400.0
 
 
 def test_ratios_are_taken_within_a_turn() -> None:
-    assert report.ratio(RESULT, "RecuRL", "sb3-contrib") == (8.0, 6.0, 8.0)
-    assert report.ratio(RESULT, "RecuRL", "skrl") is None
+    assert ratio(RESULT, "RecuRL", "sb3-contrib") == (8.0, 6.0, 8.0)
+    assert ratio(RESULT, "RecuRL", "skrl") is None
     assert report.training_ratio(RESULT, "RecuRL", "sb3-contrib") == 6.0
 
 
-def test_the_page_says_ratios_limits_and_what_is_missing(tmp_path: pathlib.Path) -> None:
+def test_the_page_has_ratios_limits_and_missing_peers(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("matplotlib")
     kept = tmp_path / "docs" / "results" / "speed.json"
     report.write_docs({"b": RESULT, "a": RESULT}, ["a", "b"], kept)

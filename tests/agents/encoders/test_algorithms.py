@@ -1,12 +1,8 @@
-"""Encoders serve Stable-Baselines3's algorithms and ours alike.
+"""Encoders serve Stable-Baselines3's algorithms and ours alike."""
 
-Axes: K tokens, F numbers of a token.
-"""
-
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,83 +10,64 @@ from gymnasium import spaces
 from sb3_contrib import QRDQN, MaskablePPO
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 import envs
+import evaluate
+import train
 from agents import RecurrentPPO
 from agents.encoders import ENCODERS
+from envs.wrappers.transforms import wrap
 from tests.agents.probe_envs import policy_arguments
 from tests.pairs import each
 from tests.tolerance import close
 
-from .observations import IMAGE, MASKED, SETS, WINDOWS, WITH_CONTEXT, Case
+from .observations import PAD_GRAPH, SEQ2SEQ, SETS, SETTINGS, WINDOWS, Case, MaskedNoise, Noise
 
 DISCRETE, BOX = spaces.Discrete(3), spaces.Box(-1, 1, (2,))
 IMPALA = Case("impala", {"features_dim": 16})
-SEEN = {
-    "sequence": (Case("sequence", {"hidden_size": 8, "bidirectional": True}), MASKED),
-    "attention": (Case("attention", {"hidden_size": 8, "heads": 2}), MASKED),
-    "attention over a set": (Case("attention", {"hidden_size": 8, "over": "set"}), WITH_CONTEXT),
-    "transformer": (Case("transformer", {"width": 8, "heads": 2}), MASKED["history"]),
-    "impala": (IMPALA, IMAGE),
-}
+GRAPHS = [Case("graph", {"hidden_size": 8, "features_dim": 8, "output": output}) for output in ("graph", "nodes")]
+BY_SETTING = [
+    ("window", Case("sequence", {"hidden_size": 8, "bidirectional": True})),
+    ("window", Case("attention", {"hidden_size": 8, "heads": 2})),
+    ("set", Case("attention", {"hidden_size": 8, "over": "set"})),
+    ("box", Case("transformer", {"width": 8, "heads": 2})),
+    ("image", IMPALA),
+    *(("graph", case) for case in GRAPHS),
+    ("sequence", Case("seq2seq", {"hidden_size": 8, "auxiliary_weight": 1.0})),
+]
+FEW: dict[str, Any] = dict(n_steps=8, batch_size=8, n_epochs=1)
 ALGORITHMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "PPO": (PPO, DISCRETE, dict(n_steps=8, batch_size=8, n_epochs=1)),
+    "PPO": (PPO, DISCRETE, FEW),
     "SAC": (SAC, BOX, dict(buffer_size=50, learning_starts=8, batch_size=4)),
     "QRDQN": (QRDQN, DISCRETE, dict(buffer_size=50, learning_starts=8, batch_size=4)),
-    "MaskablePPO": (MaskablePPO, DISCRETE, dict(n_steps=8, batch_size=8, n_epochs=1)),
+    "MaskablePPO": (MaskablePPO, DISCRETE, FEW),
 }
-
-HISTORY = {"history": {"length": 5, "mask": True}}
-
-
-class Noise(gym.Env[Any, Any]):
-    """Observations drawn from their space, episodes of five steps, action 0 always allowed."""
-
-    def __init__(self, observation_space: Any, action_space: Any) -> None:
-        self.observation_space, self.action_space, self.steps = observation_space, action_space, 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        return self.observation_space.sample(), float(np.sum(action)), self.steps == 5, False, {}
-
-    def action_masks(self) -> Any:
-        return np.array([True, self.steps % 2 == 0, True])
+HISTORY = [{"history": {"length": 5, "mask": True}}]
 
 
-def noise(observation_space: Any, action_space: Any, n_envs: int = 2) -> VecEnv:
-    return DummyVecEnv([lambda: Noise(observation_space, action_space) for _ in range(n_envs)])
+def extractor(case: Case) -> dict[str, Any]:
+    return dict(features_extractor_class=ENCODERS[case.name], features_extractor_kwargs=case.kwargs)
 
 
-@pytest.mark.parametrize(("algorithm", "seen"), each(ALGORITHMS, SEEN))
-def test_an_encoder_serves_the_algorithms_of_stable_baselines3(algorithm: str, seen: str) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(("setting", "case"), BY_SETTING, ids=str)
+def test_an_encoder_serves_the_algorithms_of_stable_baselines3(setting: str, case: Case, algorithm: str) -> None:
     cls, action_space, kwargs = ALGORITHMS[algorithm]
-    case, space = SEEN[seen]
-    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "CnnPolicy" if seen == "impala" else "MlpPolicy"
-    extractor = dict(features_extractor_class=ENCODERS[case.name], features_extractor_kwargs=case.kwargs)
-    model = cls(
-        policy,
-        noise(space, action_space),
-        policy_kwargs=dict(net_arch=[8], **extractor),
-        seed=0,
-        device="cpu",
-        **kwargs,
-    )
+    space, observe, wrappers = SETTINGS[setting]
+    env = wrap(MaskedNoise(space, action_space, observe), list(wrappers))
+    is_dict = isinstance(env.observation_space, spaces.Dict)
+    policy = "MultiInputPolicy" if is_dict else "CnnPolicy" if setting == "image" else "MlpPolicy"
+    policy_kwargs = dict(net_arch=[8], **extractor(case))
+    model = cls(policy, env, policy_kwargs=policy_kwargs, seed=0, device="cpu", **kwargs)
     before = [parameter.detach().clone() for parameter in model.policy.parameters()]
     model.learn(24)
     after = list(model.policy.parameters())
     assert all(parameter.isfinite().all() for parameter in after)
     assert any(not torch.equal(new, old) for new, old in zip(after, before, strict=True))
-    observation = space.sample()
+    observation, _ = env.reset(seed=1)
     action, _ = model.predict(observation, deterministic=True)
-    assert action_space.contains(action if action.shape else int(action))
+    assert action_space.contains(action if algorithm == "SAC" else int(action))
 
 
 class Watched(RecurrentPPO):
@@ -110,36 +87,58 @@ class Watched(RecurrentPPO):
         super().train()
 
 
-def watched(case: Case, env: VecEnv, memory: str) -> Watched:
-    extractor = dict(features_extractor_class=ENCODERS[case.name], features_extractor_kwargs=case.kwargs)
-    return Watched(
-        "RecurrentPolicy",
-        env,
-        n_steps=16,
-        batch_size=16,
-        sequence_length=8,
-        n_epochs=1,
-        learning_rate=1e-2,
-        seed=0,
-        device="cpu",
-        policy_kwargs=policy_arguments(memory, **extractor),
-    )
-
-
-@pytest.mark.parametrize(("case", "memory"), each([*WINDOWS, *SETS, IMPALA], ["none", "lstm"]), ids=str)
-def test_the_first_ratio_is_one_over_an_encoder(case: Case, memory: str) -> None:
-    if case.name == "impala":
-        env: VecEnv = noise(IMAGE, DISCRETE)
-    else:
-        env = envs.make("CartPoleNoVel-v1", 2, seed=0, wrappers=[HISTORY])
-    model = watched(case, env, memory)
+def check_first_ratio(env: Any, memory: str, policy: str = "RecurrentPolicy", **policy_kwargs: Any) -> Watched:
+    """Over a few updates of a policy that moves: two environments, two sequences each a rollout."""
+    settings: dict[str, Any] = dict(n_steps=16, batch_size=16, sequence_length=8, n_epochs=1, learning_rate=1e-2)
+    policy_kwargs = policy_arguments(memory, **policy_kwargs)
+    model = Watched(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings)
+    before = [parameter.detach().clone() for parameter in model.policy.features_extractor.parameters()]
     model.learn(96)
     assert model.n_checked == 96
+    after = model.policy.features_extractor.parameters()
+    moved = [not torch.equal(old, new) for old, new in zip(before, after, strict=True)]
+    assert not moved or np.mean(moved) > 0.8
+    return model
+
+
+def noise(setting: str, action_space: spaces.Space[Any] | None = None) -> VecEnv:
+    space, observe, wrappers = SETTINGS[setting]
+    return envs.make(lambda: Noise(space, action_space, observe), 2, wrappers=list(wrappers), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("case", "memory"), each([*WINDOWS, *SETS, IMPALA, *GRAPHS, *SEQ2SEQ], ["none", "lstm"]), ids=str
+)
+def test_the_first_ratio_is_one_over_an_encoder(case: Case, memory: str) -> None:
+    settings = {"impala": "image", "graph": "graph"}
+    if case.name in settings:
+        env = noise(settings[case.name])
+    else:
+        env = envs.make("CartPoleNoVel-v1", 2, seed=0, wrappers=HISTORY)
+    check_first_ratio(env, memory, **extractor(case))
+
+
+@pytest.mark.parametrize("memory", ["none", "lstm"])
+def test_the_first_ratio_is_one_over_sequences_of_varying_length(memory: str) -> None:
+    case = Case("seq2seq", {"hidden_size": 8, "bidirectional": True, "predict": "reconstruct"})
+    check_first_ratio(noise("sequence"), memory, **extractor(case))
+
+
+@pytest.mark.parametrize("critic_memory", ["shared", "detached", "separate", "none"])
+def test_the_first_ratio_is_one_for_actions_about_nodes(critic_memory: str) -> None:
+    env = envs.make(
+        lambda: Noise(SETTINGS["graph"].space, spaces.Discrete(5), SETTINGS["graph"].observe),
+        2,
+        wrappers=list(PAD_GRAPH),
+        seed=0,
+    )
+    sizes = {"features_extractor_kwargs": {"hidden_size": 8, "features_dim": 8}}
+    check_first_ratio(env, "lstm", "NodeActionPolicy", critic_memory=critic_memory, **sizes)
 
 
 @pytest.mark.parametrize(("side", "name"), [(36, "nature_cnn"), (35, "impala"), (8, "impala"), (7, "flatten")])
 def test_images_of_every_size_have_an_encoder_by_default(side: int, name: str) -> None:
-    env = noise(spaces.Box(0, 255, (40, side, 3), np.uint8), DISCRETE)
+    env = Noise(spaces.Box(0, 255, (40, side, 3), np.uint8))
     model = RecurrentPPO("RecurrentPolicy", env, n_steps=4, batch_size=4, n_epochs=1, device="cpu")
     assert type(model.policy.features_extractor) is ENCODERS[name]
     model.learn(8)
@@ -147,45 +146,68 @@ def test_images_of_every_size_have_an_encoder_by_default(side: int, name: str) -
 
 @pytest.mark.parametrize("memory", ["none", "lstm"])
 def test_a_dict_has_an_encoder_for_images_of_every_size(memory: str) -> None:
-    sides = {"large": 36, "small": 35, "tiny": 7}
-    images = {name: spaces.Box(0, 255, (side, 40, 3), np.uint8) for name, side in sides.items()}
-    env = noise(spaces.Dict(**images, speed=spaces.Box(-1, 1, (2, 2))), DISCRETE)
-    model = watched(Case("combined", {"cnn_output_dim": 5}), env, memory)
+    images = {
+        name: spaces.Box(0, 255, (side, 40, 3), np.uint8) for name, side in dict(large=36, small=35, tiny=7).items()
+    }
+    env = envs.make(lambda: Noise(spaces.Dict(**images, speed=spaces.Box(-1, 1, (2, 2)))), 2, seed=0)
+    model = check_first_ratio(env, memory, **extractor(Case("combined", {"cnn_output_dim": 5})))
     of = model.policy.features_extractor.extractors
     assert [type(of[name]).__name__ for name in ("large", "small", "tiny")] == ["NatureCNN", "ImpalaCNN", "Flatten"]
     assert model.policy.features_extractor.features_dim == 5 + 5 + 7 * 40 * 3 + 4
-    model.learn(32)
-    assert model.n_checked == 32
 
 
 def test_a_dict_of_large_images_is_encoded_as_stable_baselines3_does() -> None:
     space = spaces.Dict(seen=spaces.Box(0, 255, (3, 36, 40), np.uint8), speed=spaces.Box(-1, 1, (2,)))
-    given = {"seen": torch.rand(4, 3, 36, 40), "speed": torch.randn(4, 2)}
-    ours, theirs = (cls(space).requires_grad_(False) for cls in seeded(ENCODERS["combined"], CombinedExtractor))
-    assert torch.equal(ours(given), theirs(given))
+    observations = {"seen": torch.rand(4, 3, 36, 40), "speed": torch.randn(4, 2)}
+    encoders = []
+    for cls in (ENCODERS["combined"], CombinedExtractor):
+        torch.manual_seed(0)
+        encoders.append(cls(space).requires_grad_(False))
+    ours, theirs = encoders
+    assert torch.equal(ours(observations), theirs(observations))
     assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
-def seeded(*classes: Any) -> Iterator[Any]:
-    """Each class, with the source of chance as it was for the first."""
-    for cls in classes:
-        torch.manual_seed(0)
-        yield cls
-
-
 @pytest.mark.parametrize("backend", ["vector", "serial"])
-def test_a_young_episode_is_read_like_a_short_window(backend: str) -> None:
-    """What lies before an episode's start does not reach its features: they are those of the real part alone."""
-    env = envs.make("CartPoleNoVel-v1", 2, seed=0, wrappers=[HISTORY], backend=backend)
+def test_a_window_at_an_episodes_start_is_encoded_like_a_short_one(backend: str) -> None:
+    env = envs.make("CartPoleNoVel-v1", 2, seed=0, wrappers=HISTORY, backend=backend)
     torch.manual_seed(0)
     encoder: Any = ENCODERS["sequence"](env.observation_space)
     observations = env.reset()
-    for n_real in (1, 2, 3):
-        assert observations["mask"].sum(axis=1).tolist() == [n_real] * 2
+    for n_valid in (1, 2, 3):
+        assert observations["mask"].sum(axis=1).tolist() == [n_valid] * 2
         given = {key: torch.as_tensor(part).float() for key, part in observations.items()}
-        short = {"history": given["history"][:, -n_real:], "mask": given["mask"][:, -n_real:]}
-        states = encoder.recurrence(short["history"], None)
-        expected = encoder.projection(encoder.recurrence.final(states, None))
-        assert close(encoder(given), expected)
+        lengths = torch.full((2,), n_valid)
+        states = encoder.recurrence(given["history"][:, -n_valid:], lengths)
+        assert close(encoder(given), encoder.projection(encoder.recurrence.final(states, lengths)))
         observations, *_ = env.step(np.zeros(2, dtype=np.int64))
     env.close()
+
+
+TINY = [
+    *("--env.id", "RepeatPrevious-v0", "--env.n-envs", "2", "--algorithm.n-steps", "16", "--algorithm.batch-size"),
+    *("16", "--algorithm.n-epochs", "1", "--policy.memory", "none", "--evaluation.every", "0"),
+    *("--evaluation.final-episodes", "0", "--total-timesteps", "32", "--no-progress", "--tracking.no-tensorboard"),
+]
+
+
+@pytest.mark.parametrize("backend", ["vector", "serial"])
+def test_a_run_with_an_encoder_is_trained_and_evaluated(
+    backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    window = ["--env.wrappers", "{history: {length: 4, mask: true}}", "--env.backend", backend]
+    encoder = ["--policy.encoder", "transformer", "--policy.encoder-kwargs", "width=8", "heads=2", "causal=true"]
+    run = ["--runs", str(tmp_path), "--name", "run"]
+    assert train.main([*TINY, *window, *encoder, *run]) == 0, capsys.readouterr().err
+    assert evaluate.main([str(tmp_path / "run"), "--episodes", "1"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoder", ["sequence", "attention", "transformer", "seq2seq"])
+def test_a_run_without_a_window_says_how_to_get_one(
+    encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*TINY, "--policy.encoder", encoder, "--runs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "reads a window" in error
+    assert "--env.wrappers" in error
+    assert "Traceback" not in error

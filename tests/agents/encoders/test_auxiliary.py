@@ -1,4 +1,4 @@
-"""Losses that a part of a policy brings along are found, wherever it stands."""
+"""Auxiliary losses of any module of a policy are found, added to the loss and logged."""
 
 import copy
 from typing import Any
@@ -9,17 +9,22 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-import envs
 from agents import RecurrentA2C, RecurrentPPO
-from agents.encoders.auxiliary import HasAuxiliaryLosses, auxiliary_losses
+from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from tests.tolerance import close
+
+from .observations import Noise
 
 BOX = spaces.Box(-1, 1, (3,))
 
 
+def auxiliary_losses(module: nn.Module) -> dict[str, Tensor]:
+    return AuxiliaryTerms(module).losses()
+
+
 class Reconstructing(BaseFeaturesExtractor):
-    """Two features from which the observation can be told."""
+    """Features from which the observation can be reconstructed."""
 
     def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 2, weight: float = 0.5) -> None:
         super().__init__(observation_space, features_dim)
@@ -54,12 +59,7 @@ def evaluated(of: RecurrentActorCriticPolicy, observations: Tensor) -> None:
     )
 
 
-def test_an_encoder_with_losses_follows_the_protocol() -> None:
-    assert isinstance(Reconstructing(BOX), HasAuxiliaryLosses)
-    assert not isinstance(nn.Linear(1, 1), HasAuxiliaryLosses)
-
-
-def test_the_losses_of_a_policys_encoder_are_those_of_its_last_pass_in_training() -> None:
+def test_auxiliary_losses_are_those_of_the_last_pass_in_training() -> None:
     learner, observations = policy(), torch.randn(4, 2, 3)
     assert auxiliary_losses(learner) == {}
     learner.set_training_mode(True)
@@ -75,18 +75,13 @@ def test_the_losses_of_a_policys_encoder_are_those_of_its_last_pass_in_training(
     assert encoder.down.weight.grad is not None
     assert auxiliary_losses(learner) == {}
     copy.deepcopy(learner)
-
-
-def test_acting_leaves_no_losses() -> None:
-    learner, observations = policy(), torch.randn(4, 2, 3)
-    learner.set_training_mode(True)
     evaluated(learner, observations)
     learner.set_training_mode(False)
     evaluated(learner, observations)
     assert auxiliary_losses(learner) == {}
 
 
-def test_the_losses_of_two_encoders_are_added_up() -> None:
+def test_losses_of_the_same_name_are_added_up() -> None:
     learner, observations = policy(share_features_extractor=False, critic_memory="separate"), torch.randn(4, 2, 3)
     learner.set_training_mode(True)
     evaluated(learner, observations)
@@ -98,7 +93,7 @@ def test_the_losses_of_two_encoders_are_added_up() -> None:
     assert close(auxiliary_losses(learner)["reconstruction_loss"], apart[0] + apart[1])
 
 
-def test_a_module_answers_for_those_inside_it() -> None:
+def test_a_module_with_losses_hides_those_of_modules_inside_it() -> None:
     inner = Reconstructing(BOX)
     inner(torch.randn(2, 3))
 
@@ -123,33 +118,20 @@ def test_a_loss_that_is_no_scalar_is_refused() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [RecurrentPPO, RecurrentA2C])
-def test_an_algorithm_minimises_the_losses_with_its_own_and_logs_them(algorithm: Any) -> None:
-    def last_loss(weight: float) -> dict[str, float]:
-        env = envs.make("CartPoleNoVel-v1", 4, env_kwargs=dict(remove_velocities=False))
-        chosen = dict(features_extractor_class=Measured, features_extractor_kwargs=dict(weight=weight))
-        model = algorithm(
-            "RecurrentPolicy", env, n_steps=16, learning_rate=1e-2, seed=0, policy_kwargs=dict(memory="gru", **chosen)
-        )
-        model.learn(64 * 24)
-        logged: dict[str, float] = model.logger.name_to_value
-        return logged
-
-    heavy, weightless = last_loss(10.0), last_loss(0.0)
-    assert weightless["train/reconstruction_loss"] == 0.0
-    assert heavy["train/measured_error"] < 0.5 * weightless["train/measured_error"]
-
-
-class Measured(Reconstructing):
-    """Says how well it reconstructs whatever the loss weighs, for CartPole's four numbers."""
-
-    def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 2, weight: float = 0.5) -> None:
-        super().__init__(observation_space, features_dim, weight)
-        self.down, self.up = nn.Linear(4, 3), nn.Linear(3, 4)
-        self._features_dim = 3
-
-    def forward(self, observations: Tensor) -> Tensor:
-        features = super().forward(observations)
-        if self.training:
-            error = (self.up(features) - observations).square().mean()
-            self._losses["measured_error"] = error.detach()
-        return features
+@pytest.mark.parametrize("weight", [0.5, 0.0])
+def test_an_algorithm_minimizes_and_logs_the_losses(algorithm: Any, weight: float) -> None:
+    """The decoder of the observation has a gradient of the auxiliary loss alone."""
+    extractor = dict(features_extractor_class=Reconstructing, features_extractor_kwargs=dict(weight=weight))
+    model = algorithm(
+        "RecurrentPolicy",
+        Noise(BOX),
+        n_steps=16,
+        learning_rate=1e-2,
+        seed=0,
+        policy_kwargs=dict(memory="gru", **extractor),
+    )
+    decoder = model.policy.features_extractor.up.weight
+    before = decoder.detach().clone()
+    model.learn(32)
+    logged = model.logger.name_to_value["train/reconstruction_loss"]
+    assert (logged > 0) == (not torch.equal(decoder, before)) == (weight > 0)
