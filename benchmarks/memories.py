@@ -378,6 +378,7 @@ COLOURS = {
     "mingru": "#64b5cd",
     "lru": "#55a868",
     "gtrxl": "#8172b3",
+    "deltanet": "#da8bc3",
     "attention": "#dd8452",
     STACK: "#555555",
     "none": "#b0b6be",
