@@ -172,7 +172,7 @@ class PolicySettings:
     """The network: encoder, memory, heads."""
 
     memory: str = "lstm"
-    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, deltanet, gtrxl, attention, or `module:Class`."""
+    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, deltanet, gtrxl, attention, `module:Class`."""
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"
