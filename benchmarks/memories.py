@@ -342,6 +342,7 @@ COLORS = {
     "mingru": "#64b5cd",
     "lru": "#55a868",
     "gtrxl": "#8172b3",
+    "deltanet": "#da8bc3",
     "attention": "#dd8452",
     STACK: "#555555",
     "none": "#b0b6be",

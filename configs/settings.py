@@ -22,6 +22,7 @@ MEMORIES: dict[str, tuple[str, ...]] = {
     "gru": (*_CELL, "chrono_horizon"),
     "mingru": (*_LAYERS, "chrono_horizon"),
     "lru": (*_LAYERS, "state_size", "r_min", "r_max", "max_phase"),
+    "deltanet": (*_LAYERS, "heads", "chrono_horizon"),
     "gtrxl": (*_LAYERS, "heads", "window", "feedforward_size", "gate_bias"),
     "attention": (*_LAYERS, "cell", "window", "score"),
 }
@@ -171,7 +172,7 @@ class PolicySettings:
     """The network: encoder, memory, heads."""
 
     memory: str = "lstm"
-    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, gtrxl, attention, or `module:Class`."""
+    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, deltanet, gtrxl, attention, `module:Class`."""
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"

@@ -13,6 +13,7 @@ from typing import Any
 
 from agents.memory.attention import AttentionMemory
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
+from agents.memory.delta import GatedDeltaNet
 from agents.memory.linear import LRU, MinGRU
 from agents.memory.recurrent import GRU, LSTM, RNN
 from agents.memory.transformer import GTrXL
@@ -25,6 +26,7 @@ __all__ = [
     "RNN",
     "AttentionMemory",
     "GTrXL",
+    "GatedDeltaNet",
     "Memory",
     "MinGRU",
     "NoMemory",
@@ -42,6 +44,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "gru": GRU,
     "mingru": MinGRU,
     "lru": LRU,
+    "deltanet": GatedDeltaNet,
     "gtrxl": GTrXL,
     "attention": AttentionMemory,
     "none": NoMemory,
