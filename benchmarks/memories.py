@@ -16,6 +16,7 @@ the next; deleting a line repeats its run. Two kinds of runs:
 Axes: S seeds, E episodes.
 """
 
+import dataclasses
 import inspect
 import pathlib
 import statistics
@@ -172,9 +173,7 @@ def _cost_run(learner: str) -> Callable[[int], dict[str, Any]]:
         from stable_baselines3.common.callbacks import BaseCallback
 
         import configs
-        import train
-        from agents.runs.construction import make_agent
-        from agents.runs.normalization import normalize
+        from agents.runs.construction import make_agent, make_environments
 
         class Clock(BaseCallback):
             def __init__(self) -> None:
@@ -192,10 +191,8 @@ def _cost_run(learner: str) -> Callable[[int], dict[str, Any]]:
 
         (task,) = (task for task in TASKS if task.name == COST)
         settings = configs.parse(words(task, task.levels[1], learner, seed=0)).settings
-        env = normalize(train.make_environments(settings, settings.env.n_envs, settings.seed))
-        agent = make_agent(
-            env, vars(settings.algorithm).copy(), vars(settings.policy).copy(), seed=settings.seed, device="cpu"
-        )
+        env = make_environments(settings, settings.env.n_envs, settings.seed)
+        agent = make_agent(dataclasses.replace(settings, device="cpu"), env)
         rollout = settings.env.n_envs * settings.algorithm.n_steps
         clock = Clock()
         agent.learn(steps or 8 * rollout, clock)

@@ -120,10 +120,9 @@ def _states_run(task: Task, way: str, seed: int) -> Callable[[int], dict[str, An
         import torch
 
         import configs
-        import train
         from agents import RecurrentPPO
-        from agents.runs.construction import ALGORITHMS, make_agent
-        from agents.runs.normalization import normalize
+        from agents.runs.construction import ALGORITHMS, make_agent, make_environments
+        from configs.settings import changed
 
         class Measured(RecurrentPPO):
             """Compares the states that learning starts from with exact ones, and leaves learning as it is."""
@@ -157,9 +156,9 @@ def _states_run(task: Task, way: str, seed: int) -> Callable[[int], dict[str, An
         ALGORITHMS["measured"] = Measured
         torch.set_num_threads(1)
         settings = configs.parse(words(task, way, seed)).settings
-        env = normalize(train.make_environments(settings, settings.env.n_envs, settings.seed))
-        algorithm = {**vars(settings.algorithm), "name": "measured"}
-        agent: Any = make_agent(env, algorithm, vars(settings.policy).copy(), seed=settings.seed, device="cpu")
+        settings = changed(settings, {"algorithm.name": "measured", "device": "cpu"})
+        env = make_environments(settings, settings.env.n_envs, settings.seed)
+        agent: Any = make_agent(settings, env)
         agent.learn(steps or MEASURED_STEPS)
         env.close()
         distance, ratio, kl = zip(*agent.figures, strict=True)

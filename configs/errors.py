@@ -12,10 +12,12 @@
 """
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class CommandError(Exception):
@@ -113,6 +115,22 @@ def printable(text: str) -> str:
 def say(text: object = "", *, error: bool = False) -> None:
     """Prints a line in which something may stand that is not ours: a path, a name, a setting."""
     print(printable(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def command_words(name: str) -> list[str]:
+    """What starts ``train`` or ``evaluate`` where the user is: a console command, or this Python and the script."""
+    started = Path(sys.argv[0])
+    if started.name.startswith("recurl-"):
+        installed = f"recurl-{name}"
+        return [installed if shutil.which(installed) else str(started.with_name(installed))]
+    python = "python" if shutil.which("python") == sys.executable else _from_here(Path(sys.executable))
+    script = Path(__file__).parents[1] / f"{name}.py"
+    return [python, _from_here(script)] if script.exists() else [python, "-m", f"recurl.scripts.{name}"]
+
+
+def _from_here(path: Path) -> str:
+    """Relative where it lies below the folder that the user is in; links, such as a virtual environment's, stay."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:

@@ -5,10 +5,13 @@ a mistake are answered at once; a test keeps the names and defaults written here
 """
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from configs.errors import SettingsError
 
@@ -289,6 +292,42 @@ class Settings:
             raise SettingsError("\n".join(f"{key} {message}" for key, message in found))
 
 
+class Declared(NamedTuple):
+    """A setting's type and range."""
+
+    type: Any
+    limit: Range | None
+
+
+def _declared(group: type[Any], prefix: str = "") -> Iterator[tuple[str, Declared]]:
+    for name, hint in get_type_hints(group, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _declared(cast(type[Any], hint), f"{prefix}{name}.")
+        else:
+            kind, limit = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+            yield f"{prefix}{name}", Declared(kind, limit)
+
+
+SETTINGS: dict[str, Declared] = dict(_declared(Settings))
+"""Every setting by its dotted key: algorithm.gamma."""
+
+
+def values(settings: Settings) -> dict[str, Any]:
+    """The value of every setting by its dotted key."""
+    return {key: attrgetter(key)(settings) for key in SETTINGS}
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The settings with other values, by dotted key."""
+    groups: dict[str, dict[str, Any]] = {"": {}}
+    for key, value in changes.items():
+        group, _, name = key.rpartition(".")
+        groups.setdefault(group, {})[name] = value
+    own = groups.pop("")
+    replaced = {group: dataclasses.replace(getattr(settings, group), **each) for group, each in groups.items()}
+    return dataclasses.replace(settings, **replaced, **own)
+
+
 def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
     chosen, wanted = settings.env.wrappers, settings.env.previous_action_reward
@@ -298,10 +337,11 @@ def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     return (*chosen, {PREVIOUS: {"start": True}}) if wanted else chosen
 
 
-def problems(settings: Settings) -> list[tuple[str, str]]:
-    """(dotted key, what is wrong with it) for every setting that cannot be used."""
-    return [*_out_of_range(settings, ""), *_unusable_together(settings)]
-
+PPO_ONLY = (
+    *("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl"),
+    *("refresh_states", "burn_in"),
+)
+"""Settings of the algorithm that a2c has not."""
 
 MAY_DIFFER = (
     *("total_timesteps", "device", "threads", "progress", "evaluation", "checkpoint", "tracking"),
@@ -310,66 +350,38 @@ MAY_DIFFER = (
 """Settings, or groups of them, that a run can be resumed with others of: they do not decide what it has learned."""
 
 
-def check_resumable(recorded: Settings, asked: Settings) -> None:
+def check_resumable(recorded: Settings, requested: Settings) -> None:
     """Raises :class:`SettingsError` that names every setting a run cannot be resumed with, and both its values."""
+    before, now = values(recorded), values(requested)
     found = [
-        f"{key} is {_said(asked_for)}, but the run was made with {_said(was)}"
-        for key, was, asked_for in _differences(recorded, asked, "")
-        if not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+        f"{key} is {_shown(now[key])}, but the run was made with {_shown(before[key])}"
+        for key in SETTINGS
+        if now[key] != before[key] and key not in MAY_DIFFER and key.partition(".")[0] not in MAY_DIFFER
     ]
     if found:
         may = ", ".join(MAY_DIFFER)
         raise SettingsError("\n".join([*found, f"leave it out, or start a new run; what may differ is {may}"]))
 
 
-def _differences(one: Any, other: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    for each in dataclasses.fields(one):
-        key, before, after = f"{prefix}{each.name}", getattr(one, each.name), getattr(other, each.name)
-        if dataclasses.is_dataclass(before):
-            yield from _differences(before, after, f"{key}.")
-        elif before != after:
-            yield key, before, after
+def problems(settings: Settings) -> list[tuple[str, str]]:
+    """(dotted key, what is wrong with it) for every setting that cannot be used."""
+    return [
+        *_out_of_range(settings),
+        *_unusable_algorithm(settings.algorithm),
+        *_unusable_policy(settings.policy),
+        *_unusable_environment(settings.env),
+        *_unusable_name(settings.name),
+    ]
 
 
-def field_type(owner: type[Any], name: str) -> Any:
-    """The type of a field without its range."""
-    return get_type_hints(owner)[name]
-
-
-def _out_of_range(group: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(type(group), include_extras=True)
-    for name in (each.name for each in dataclasses.fields(group)):
-        value = getattr(group, name)
-        if dataclasses.is_dataclass(value):
-            yield from _out_of_range(value, f"{prefix}{name}.")
-            continue
-        ranges = get_args(hints[name])[1:] if get_origin(hints[name]) is Annotated else ()
-        for limit in ranges:
-            if value is not None and not limit.holds(value):
-                yield f"{prefix}{name}", f"must be {limit.words}, got {_said(value)}"
-        choices = _choices(get_type_hints(type(group))[name])
+def _out_of_range(settings: Settings) -> Iterator[tuple[str, str]]:
+    for key, value in values(settings).items():
+        kind, limit = SETTINGS[key]
+        if limit is not None and value is not None and not limit.holds(value):
+            yield key, f"must be {limit.words}, got {_shown(value)}"
+        choices = _choices(kind)
         if choices and value not in choices:
-            yield f"{prefix}{name}", f"must be one of {', '.join(map(str, choices))}; got {value!r}"
-
-
-def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
-    yield from _unusable_algorithm(settings.algorithm)
-    policy = settings.policy
-    yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
-    if policy.encoder is not None:
-        yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
-    yield from _unusable_actions(policy)
-    if not settings.env.id.strip():
-        yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
-    if settings.env.workers is not None and settings.env.backend != "subprocess":
-        yield "env.workers", f"go with env.backend subprocess, not with {settings.env.backend}; leave them out"
-    if settings.env.timeout is not None and settings.env.backend != "subprocess":
-        yield "env.timeout", f"goes with env.backend subprocess, not with {settings.env.backend}; leave it out"
-    for wrapper in settings.env.wrappers:
-        yield from _unusable_wrapper(wrapper)
-    name = settings.name
-    if name is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
-        yield "name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"
+            yield key, f"must be one of {', '.join(map(str, choices))}; got {value!r}"
 
 
 def _unusable_algorithm(algorithm: AlgorithmSettings) -> Iterator[tuple[str, str]]:
@@ -383,14 +395,18 @@ def _unusable_algorithm(algorithm: AlgorithmSettings) -> Iterator[tuple[str, str
         yield "algorithm.burn_in", f"must be at most sequence_length ({longest}), got {algorithm.burn_in}"
     if algorithm.name == "a2c":
         for name in PPO_ONLY:
-            if getattr(algorithm, name) != getattr(AlgorithmSettings(), name):
+            if getattr(algorithm, name) != getattr(AlgorithmSettings, name):
                 yield f"algorithm.{name}", "is a setting of ppo; a2c has none, leave it out"
 
 
-PPO_ONLY = (
-    *("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl"),
-    *("refresh_states", "burn_in"),
-)
+def _unusable_policy(policy: PolicySettings) -> Iterator[tuple[str, str]]:
+    yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
+    if policy.encoder is not None:
+        yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
+    if policy.actions == "flat" and policy.first_node:
+        yield "policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"
+    if policy.actions == "nodes" and policy.encoder in ENCODERS and policy.encoder != "graph":
+        yield "policy.actions", f"nodes are those of encoder graph, not of {policy.encoder}; use that, or actions flat"
 
 
 def _unknown_choice(
@@ -408,30 +424,31 @@ def _unknown_choice(
             yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
 
 
-def _unusable_actions(policy: PolicySettings) -> Iterator[tuple[str, str]]:
-    if policy.actions == "flat" and policy.first_node:
-        yield "policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"
-    if policy.actions == "nodes" and policy.encoder in ENCODERS and policy.encoder != "graph":
-        yield "policy.actions", f"nodes are those of encoder graph, not of {policy.encoder}; use that, or actions flat"
+def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]:
+    if not env.id.strip():
+        yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
+    for name in ("workers", "timeout"):
+        if getattr(env, name) is not None and env.backend != "subprocess":
+            yield f"env.{name}", f"goes with env.backend subprocess, not with {env.backend}; leave it out"
+    for wrapper in env.wrappers:
+        name: Any
+        name, kwargs = next(iter(wrapper.items())) if isinstance(wrapper, dict) and len(wrapper) == 1 else (wrapper, {})
+        if not isinstance(name, str) or not isinstance(kwargs, dict | None):
+            yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
+        elif name not in WRAPPERS and not _is_class(name):
+            hint = did_you_mean(name, WRAPPERS)
+            yield "env.wrappers", f"must hold {', '.join(WRAPPERS)} or module:Class; got {name!r}{hint}"
+
+
+def _unusable_name(name: str | None) -> Iterator[tuple[str, str]]:
+    if name is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
+        yield "name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"
 
 
 def did_you_mean(name: str, known: tuple[str, ...]) -> str:
     """``; did you mean 'lstm'?`` where a known name is near, else nothing."""
-    import difflib
-
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _unusable_wrapper(wrapper: Any) -> Iterator[tuple[str, str]]:
-    name, kwargs = wrapper, None
-    if isinstance(wrapper, dict) and len(wrapper) == 1:
-        ((name, kwargs),) = wrapper.items()
-    if not isinstance(name, str) or not (kwargs is None or isinstance(kwargs, dict)):
-        yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
-    elif name not in WRAPPERS and not _is_class(name):
-        hint = did_you_mean(name, WRAPPERS)
-        yield "env.wrappers", f"must hold {', '.join(WRAPPERS)} or module:Class; got {name!r}{hint}"
 
 
 def _is_class(name: str) -> bool:
@@ -441,14 +458,11 @@ def _is_class(name: str) -> bool:
 
 def _choices(declared: Any) -> tuple[Any, ...]:
     """The values of a Literal, None, or true and false, among them where it may be that; none for any other type."""
-    if get_origin(declared) is Literal:
-        return get_args(declared)
-    *others, last = get_args(declared) or (None,)
-    if len(others) != 1 or get_origin(others[0]) is not Literal:
-        return ()
-    further: dict[Any, tuple[Any, ...]] = {type(None): (None,), bool: (True, False)}
-    return (*get_args(others[0]), *further.get(last, ()))
+    kinds = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
+    named = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    further = {type(None): (None,), bool: (True, False)}
+    return (*named, *(choice for kind in kinds for choice in further.get(kind, ()))) if named else ()
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

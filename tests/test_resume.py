@@ -308,7 +308,7 @@ def test_other_kernels_than_before_are_told(
 
 
 def test_two_processes_never_train_in_one_directory(finished: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    with finished.held():
+    with finished.locked():
         assert train.main(["--resume", str(finished.path)]) == 2
     assert "another process is training" in capsys.readouterr().err
 

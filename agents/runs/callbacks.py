@@ -26,9 +26,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.analysis.evaluation import BothWays, evaluate_both_ways
 from agents.checkpoint import Captured, CheckpointError
-from agents.checks.text import printable
-from agents.runs.directory import RunDirectory
+from agents.runs.directory import RunDirectory, rows_until
 from agents.runs.resuming import capture
+from configs import EvaluationSettings, printable
 
 Result = TypeVar("Result")
 
@@ -67,8 +67,8 @@ class BetweenUpdates(BaseCallback):
 class Interruption(BetweenUpdates):
     """Lets Ctrl-C and SIGTERM end training on a whole update.
 
-    The first signal asks for it; a second one, or ``grace`` seconds, ends at once what is being done. What may not be
-    left half done is run by :meth:`protected`, and in it what may take long by :meth:`breakable`.
+    The first signal requests it; a second one, or ``grace`` seconds, ends at once what is being done. What must be
+    completed is run by :meth:`protected`, and in it what may take long by :meth:`breakable`.
     """
 
     def __init__(self, grace: float = 10.0) -> None:
@@ -78,7 +78,7 @@ class Interruption(BetweenUpdates):
         self._listens = self._timed = False
         self._before: dict[int, Any] = {}
         self.saved: str | None = None
-        """Where the agent is that a run can go on from, to be said with the end."""
+        """Where the agent is that a run can go on from, for the message of the end."""
 
     def act(self) -> None:
         if self._received is not None:
@@ -156,10 +156,10 @@ class Interruption(BetweenUpdates):
             raise self._interrupted()
 
     def _is_protected(self, frame: FrameType | None) -> bool:
-        """Whether the innermost of the two methods that is under way is ``protected``.
+        """Whether the innermost of the two methods on the stack is ``protected``.
 
-        Asked of the stack, since a flag would be set an instruction too late or too early: an exception that comes
-        while ``breakable`` is on the stack is one that its caller can catch.
+        A flag would be set an instruction too late or too early: what is raised while ``breakable`` is on the stack its
+        caller can catch.
         """
         while frame is not None:
             if frame.f_code in (Interruption.protected.__code__, Interruption.breakable.__code__):
@@ -194,9 +194,9 @@ class FiniteWeights(BetweenUpdates):
     def act(self) -> None:
         for name, parameter in self.model.policy.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise FloatingPointError(self._told(name))
+                raise FloatingPointError(self._reason(name))
 
-    def _told(self, name: str) -> str:
+    def _reason(self, name: str) -> str:
         after = f"after {self.model.num_timesteps} steps"
         for which, parameter in self.model.policy.named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
@@ -212,14 +212,10 @@ class FiniteWeights(BetweenUpdates):
 
 
 class Checkpoints(BetweenUpdates):
-    """Saves the agent every so many steps and keeps the latest few.
+    """Saves the agent every so many steps (0: only the last) and keeps the latest few.
 
     The agent is copied before every rollout, so that what is saved is always one that stood between two updates, where
     it can be resumed exactly, whatever interrupts a rollout or an update and in whatever state that leaves it.
-
-    Args:
-        every: environment steps; 0 for only the last.
-        keep: how many.
     """
 
     def __init__(self, run: RunDirectory, every: int, keep: int) -> None:
@@ -261,7 +257,7 @@ class Checkpoints(BetweenUpdates):
         self.save()
 
     def capture(self) -> None:
-        """Remembers the agent as it is now, between two updates."""
+        """Copies the agent as it is now, between two updates."""
         model: Any = self.model
         self._captured = model.num_timesteps, capture(model)
 
@@ -269,42 +265,33 @@ class Checkpoints(BetweenUpdates):
 class PeriodicEvaluation(BetweenUpdates):
     """Evaluates the agent every so many steps on environments of its own, and keeps the best one as best.zip.
 
-    Half of the episodes are played with sampled actions and half with the most probable ones; the best agent is that
-    of the higher return by the way that ``deterministic`` says. Seeds come from the run's seed and the step alone, so
-    that an evaluation depends on nothing that ran before it.
+    Half of the episodes are played with sampled actions and half with deterministic ones; the best agent is that of the
+    higher return by the way that the settings name. Seeds come from the run's seed and the step alone, so that an
+    evaluation depends on nothing that ran before it.
 
     Args:
-        env: environments of the evaluation's own.
-        every: environment steps; 0 for never.
-        stop_at_return: a mean return at which training has done what it was for; None for none.
-        max_steps: an episode is cut there; None for never.
-        report: is told a line about each.
-        episodes: in all, of both ways to act.
+        report: gets a line about each.
     """
 
     def __init__(
         self,
         run: RunDirectory,
         env: VecEnv,
+        settings: EvaluationSettings,
         *,
-        every: int,
-        episodes: int,
-        deterministic: bool,
         seed: int,
-        stop_at_return: float | None = None,
-        max_steps: int | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
-        self._run, self._env = run, env
-        self._every, self._episodes, self._deterministic, self._seed = every, episodes, deterministic, seed
-        self._stop_at_return, self._max_steps, self._report = stop_at_return, max_steps, report
-        self._next, self._last, self._best = every, -1, -math.inf
+        self._run, self._env, self._settings = run, env, settings
+        self._seed, self._report = seed, report
+        self._every = self._next = settings.every
+        self._last, self._best = -1, -math.inf
 
     def _on_training_start(self) -> None:
         """Goes on after the evaluations that the run has had."""
         step = self.model.num_timesteps
-        before = self._run.evaluations_until(step)
+        before = rows_until(self._run.evaluations, step)[1]
         self._last = max((int(row["step"]) for row in before), default=-1)
         self._next = _after(max(self._last, 0), self._every) if self._every else 0
         known = [float(row["mean_reward"]) for row in before] if self._run.best.is_file() else []
@@ -326,10 +313,10 @@ class PeriodicEvaluation(BetweenUpdates):
         both = evaluate_both_ways(
             model,
             self._env,
-            self._episodes,
-            deterministic=self._deterministic,
+            self._settings.episodes,
+            deterministic=self._settings.deterministic,
             seed=seed,
-            max_steps=self._max_steps,
+            max_steps=self._settings.max_steps,
         )
         result = both.told
         # Of equals the later one: it has seen more.
@@ -341,14 +328,15 @@ class PeriodicEvaluation(BetweenUpdates):
         self._record(both, step)
         best = ", the best" if is_best else ""
         n_cut = result.cut + both.other.cut
-        cut = f" ({n_cut} cut after {self._max_steps:,} steps)" if n_cut else ""
+        cut = f" ({n_cut} cut after {self._settings.max_steps:,} steps)" if n_cut else ""
         differ = ", which differ" if both.differ else ""
         self._report(
             f"step {step:,}: mean return {both.deterministic.mean:.2f} deterministic, {both.sampled.mean:.2f} sampled"
             f"{differ}, over {result.episodes + both.other.episodes} episodes{cut}{best}"
         )
-        if self._stop_at_return is not None and result.mean >= self._stop_at_return:
-            raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({self._stop_at_return})")
+        goal = self._settings.stop_at_return
+        if goal is not None and result.mean >= goal:
+            raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({goal})")
 
     def _record(self, both: BothWays, step: int) -> None:
         result = both.told
@@ -391,8 +379,8 @@ class ProgressDisplay(BetweenUpdates):
             self._console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
-    def standing(self) -> Iterator[None]:
-        """The bar stands inside."""
+    def displayed(self) -> Iterator[None]:
+        """The bar is on the terminal inside."""
         if not (self._shown and self._console.is_terminal):
             yield
             return
@@ -410,7 +398,7 @@ class ProgressDisplay(BetweenUpdates):
     def _on_training_start(self) -> None:
         self._started = self._last_line = time.monotonic()
         self._first = self.model.num_timesteps
-        # The last rollout is a whole one.
+        # The last rollout is a full one.
         rollout = self.model.n_envs * getattr(self.model, "n_steps", 1)
         self._total = self._first + math.ceil((self._total - self._first) / rollout) * rollout
 

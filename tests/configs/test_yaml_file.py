@@ -83,7 +83,7 @@ def test_off_is_a_mode_and_not_false(file: Path) -> None:
         ("seed: 1\nalgoritm:\n  gamma: 1", 2, ["unknown setting algoritm", "did you mean 'algorithm'"]),
         ("env:\n  id: A\n  n_env: 3", 3, ["unknown setting env.n_env", "did you mean 'n_envs'"]),
         ("env:\n  xyzzy: 3", 2, ["unknown setting env.xyzzy", "n_envs"]),
-        ("seed: 1\nname: a\nseed: 2", 3, ["seed is set twice"]),
+        ("seed: 1\nname: a\nseed: 2", 3, ["'seed' is set twice"]),
         ("env:\n  kwargs:\n    a: 1\n    a: 2", 4, ["'a' is set twice"]),
         ("total_timesteps: 1.5", 1, ["total_timesteps must be a whole number, got 1.5"]),
         ("total_timesteps: many", 1, ["total_timesteps must be a whole number, got 'many'"]),

@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from agents.runs.callbacks import (
     TrainingFinished,
 )
 from agents.runs.directory import RunDirectory
-from agents.runs.training import Schedule, learn
+from agents.runs.training import learn
+from configs import EvaluationSettings, Settings, TrackingSettings
 from envs import make
 
 
@@ -42,9 +44,11 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path)
 
 
-def evaluation(run: RunDirectory, **settings: Any) -> PeriodicEvaluation:
-    chosen: dict[str, Any] = dict(every=64, episodes=2, deterministic=True, seed=0, report=lambda line: None)
-    return PeriodicEvaluation(run, make("CartPoleNoVel-v1", 2), **{**chosen, **settings})
+def evaluation(
+    run: RunDirectory, report: Callable[[str], None] = lambda line: None, **settings: Any
+) -> PeriodicEvaluation:
+    chosen = EvaluationSettings(**{"every": 64, "episodes": 2, **settings})
+    return PeriodicEvaluation(run, make("CartPoleNoVel-v1", 2), chosen, seed=0, report=report)
 
 
 def test_checkpoints_are_saved_on_whole_updates_and_the_latest_kept(agent: RecurrentPPO, run: RunDirectory) -> None:
@@ -183,7 +187,7 @@ def display(total: int, *, terminal: bool, seconds: float = 0.0) -> tuple[Progre
 
 def test_without_a_terminal_there_are_plain_lines_with_rate_time_left_and_return(agent: RecurrentPPO) -> None:
     progress, text = display(320, terminal=False)
-    with progress.standing():
+    with progress.displayed():
         agent.learn(320, progress)
     lines = text.getvalue().splitlines()
     assert re.fullmatch(r"160 of 320 steps, [\d,]+ a second, \d+:\d\d:\d\d left, return \d+\.\d\d", lines[5])
@@ -192,7 +196,7 @@ def test_without_a_terminal_there_are_plain_lines_with_rate_time_left_and_return
 
 def test_on_a_terminal_there_is_a_bar(agent: RecurrentPPO) -> None:
     progress, text = display(320, terminal=True)
-    with progress.standing():
+    with progress.displayed():
         agent.learn(320, progress)
         progress.report("something happened")
     assert "320 of 320 steps" in text.getvalue()
@@ -202,7 +206,7 @@ def test_on_a_terminal_there_is_a_bar(agent: RecurrentPPO) -> None:
 def test_a_narrow_terminal_shows_every_figure_and_no_bar(agent: RecurrentPPO) -> None:
     progress, text = display(320, terminal=True)
     progress._console.width = 50
-    with progress.standing():
+    with progress.displayed():
         agent.learn(320, progress)
     seen = set(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).split())
     assert {"320", "steps", "second", "left", "return"} <= seen
@@ -225,7 +229,7 @@ def test_the_total_is_that_of_whole_rollouts(agent: RecurrentPPO) -> None:
 
 def test_progress_can_be_silent(agent: RecurrentPPO, capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressDisplay(64, shown=False)
-    with progress.standing():
+    with progress.displayed():
         agent.learn(64, progress)
         progress.report("nothing")
     assert capsys.readouterr() == ("", "")
@@ -238,20 +242,13 @@ def test_no_callback_of_a_run_needs_a_step(run: RunDirectory) -> None:
 
 
 def test_the_figures_of_the_last_update_are_written(agent: RecurrentPPO, run: RunDirectory) -> None:
-    schedule = Schedule(
+    settings = Settings(
         total_timesteps=64,
-        seed=0,
-        evaluate_every=0,
-        evaluation_episodes=1,
-        deterministic=True,
-        stop_at_return=None,
-        longest_episode=None,
-        checkpoint_every=0,
-        checkpoints_kept=1,
-        log_interval=1,
+        evaluation=EvaluationSettings(every=0),
+        tracking=TrackingSettings(tensorboard=False),
         progress=False,
     )
-    learn(agent, make("CartPoleNoVel-v1", 1), run, schedule, tensorboard=False)
+    learn(agent, make("CartPoleNoVel-v1", 1), run, settings)
     header, *rows = run.metrics.read_text().splitlines()
     updates = [row.split(",")[header.split(",").index("train/n_updates")] for row in rows]
     assert updates == ["", "1", "2"]

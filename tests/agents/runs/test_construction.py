@@ -13,18 +13,23 @@ from torch import nn
 from agents import RecurrentA2C, RecurrentPPO
 from agents.memory import GRU
 from agents.policy.nodes import NodeActionPolicy
-from agents.runs.construction import ACTIVATIONS, ALGORITHMS, PPO_ONLY, encoder_class, make_agent, own_classes
-from agents.runs.normalization import normalize
-from configs import AlgorithmSettings, PolicySettings
-from configs.settings import PPO_ONLY as PPO_ONLY_SETTINGS
-from configs.settings import field_type
+from agents.runs.construction import (
+    ACTIVATIONS,
+    ALGORITHMS,
+    POLICIES,
+    encoder_class,
+    make_agent,
+    normalize,
+    own_classes,
+)
+from configs import AlgorithmSettings, EnvironmentSettings, PolicySettings, Settings
+from configs.settings import SETTINGS
 from envs import make
 from envs.vector.vectorize import SerialVecEnv
 
 
 def made(algorithm: AlgorithmSettings, policy: PolicySettings) -> Any:
-    env = make("CartPoleNoVel-v1", 2)
-    return make_agent(env, asdict(algorithm), asdict(policy), seed=0, device="cpu")
+    return make_agent(Settings(algorithm=algorithm, policy=policy, device="cpu"), make("CartPoleNoVel-v1", 2))
 
 
 def test_every_setting_reaches_the_agent() -> None:
@@ -92,9 +97,7 @@ def test_the_network_is_the_one_described() -> None:
 
 def test_actions_about_nodes_begin_at_the_node_named() -> None:
     policy = PolicySettings(actions="nodes", first_node=1, kwargs={"action_mask": "action_mask"})
-    agent: Any = make_agent(
-        make("GraphSearch-v0", 2), asdict(AlgorithmSettings()), asdict(policy), seed=0, device="cpu"
-    )
+    agent: Any = make_agent(Settings(policy=policy, device="cpu"), make("GraphSearch-v0", 2))
     assert isinstance(agent.policy, NodeActionPolicy)
     assert agent.policy.first_node == 1
 
@@ -105,16 +108,19 @@ def test_without_sizes_of_its_own_the_critic_has_the_actors() -> None:
 
 
 def test_names_here_are_those_of_the_settings() -> None:
-    assert set(ACTIVATIONS) == set(field_type(PolicySettings, "activation").__args__)
-    assert set(ALGORITHMS) == set(field_type(AlgorithmSettings, "name").__args__)
-    assert PPO_ONLY | {"clip_range_schedule"} == set(PPO_ONLY_SETTINGS)
+    for key, known in (
+        ("policy.activation", ACTIVATIONS),
+        ("algorithm.name", ALGORITHMS),
+        ("policy.actions", POLICIES),
+    ):
+        assert set(known) == set(SETTINGS[key].type.__args__)
 
 
 def test_classes_of_ones_own_are_named_for_loading() -> None:
     policy = replace(PolicySettings(), memory="agents.memory:GRU", encoder="agents.encoders:FlattenExtractor")
-    own = own_classes(asdict(policy))
+    own = own_classes(policy)
     assert own == {"memory": "agents.memory:GRU", "features_extractor_class": encoder_class("flatten")}
-    assert own_classes(asdict(PolicySettings())) == {}
+    assert own_classes(PolicySettings()) == {}
 
 
 @pytest.mark.parametrize("name", ["resnet", "no.such.module:Net", "json:Nothing"])
@@ -157,7 +163,7 @@ PICTURE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
 @pytest.mark.parametrize("rewards", [True, False])
 def test_only_measurements_are_normalised(space: spaces.Space[Any], keys: list[str], rewards: bool) -> None:
     env = SerialVecEnv([lambda: Seen(space)])
-    wrapped = normalize(env, rewards=rewards)
+    wrapped = normalize(env, EnvironmentSettings(normalize_rewards=rewards))
     if not keys and not rewards:
         assert wrapped is env
         return

@@ -107,11 +107,11 @@ def test_versions_name_python_and_the_packages_that_decide_results() -> None:
     assert isinstance(found["command"], list)
 
 
-def test_a_process_number_that_another_has_now_is_no_run_in_training(run: RunDirectory) -> None:
-    run.write_versions()
-    assert run.state(100) == "training"  # this process
-    made = json.loads((run.path / "versions.json").read_text())
-    (run.path / "versions.json").write_text(json.dumps({**made, "process_started": "1 of another start"}))
+def test_a_run_is_in_training_while_its_directory_is_locked(run: RunDirectory) -> None:
+    with run.locked():
+        assert run.state(100) == "training"
+        with pytest.raises(RunError, match="another process is training"), run.locked():
+            pass
     assert run.state(100) == "stopped"
 
 
@@ -131,7 +131,7 @@ def test_a_table_that_is_no_text_is_refused_with_its_line_and_left_as_it_is(run:
 
 
 def test_a_directory_that_is_another_now_is_told(run: RunDirectory) -> None:
-    with run.held():
+    with run.locked():
         run.check_there()
         run.path.rename(run.path.with_name("elsewhere"))
         with pytest.raises(FileNotFoundError, match="was removed or moved away"):
