@@ -16,7 +16,6 @@ import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
-from agents.runs.threads import available_cpus
 from configs import EnvironmentFault, EnvironmentSettings, PolicySettings, Settings, reported_as
 from configs.settings import PPO_ONLY
 
@@ -39,9 +38,6 @@ def make_environments(
 ) -> VecEnv:
     """The task as the settings describe it, before normalization."""
     task, is_rendered = settings.env, render_mode is not None
-    workers = task.workers
-    if task.backend == "subprocess" and workers is None:
-        workers = available_cpus()  # within a container's share of the processors
     with reported_as(EnvironmentFault, f"environment {task.id}"):
         return envs.make(
             task.id,
@@ -51,7 +47,7 @@ def make_environments(
             wrappers=configs.wrappers(settings),
             backend="serial" if is_rendered else task.backend,
             render_mode=render_mode,
-            workers=None if is_rendered else workers,
+            workers=None if is_rendered else task.workers,
             timeout=None if is_rendered else task.timeout,
             max_restarts=task.max_restarts,
             resumable=resumable,
