@@ -354,7 +354,7 @@ def recorded_rows(directory: Path) -> tuple[int, int]:
 
     count, until = 0, -1
     for file in directory.glob("wandb/*run-*/run-*.wandb"):
-        for data in _whole_records(file.read_bytes()):
+        for data in complete_records(file.read_bytes()):
             try:
                 record = Record.FromString(data)
                 row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
@@ -365,8 +365,8 @@ def recorded_rows(directory: Path) -> tuple[int, int]:
     return count, until
 
 
-def _whole_records(content: bytes) -> Iterator[bytes]:
-    """The records of a file of Weights & Biases that were written to their ends.
+def complete_records(content: bytes) -> Iterator[bytes]:
+    """The records of a file of Weights & Biases, up to one that is torn.
 
     The format is that of LevelDB's log, after a header of 7 bytes: blocks of 32 KiB that hold parts, each with a
     checksum, a length and a kind (1 whole, 2 first, 3 middle, 4 last).
