@@ -56,21 +56,11 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     file, run = _argument("--config", arguments), _argument("--resume", arguments)
     if file is not None and run is not None:
         raise SettingsError("--resume goes on under the settings of the run: leave --config out, or start a new run")
-    if run is not None:
-        path: Path | None = settings_of_run(run)
-    else:
-        path = None if file is None else find_config(file)
+    path = settings_of_run(run) if run is not None else find_config(file) if file is not None else None
     written, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
-    baseline = _with_what_fits(
-        written, memory=_argument("--policy.memory", arguments), encoder=_argument("--policy.encoder", arguments)
-    )
-    command = tyro.cli(
-        Command,
-        prog="train.py",
-        args=arguments,
-        default=Command(baseline),
-        registry=_WORDS,
-    )
+    memory, encoder = _argument("--policy.memory", arguments), _argument("--policy.encoder", arguments)
+    baseline = _with_what_fits(written, memory, encoder)
+    command = tyro.cli(Command, prog="train.py", args=arguments, default=Command(baseline), registry=_WORDS)
     settings = _with_words_added(command.settings, baseline)
     check(settings, sources, written)
     if command.resume is not None and command.seeds > 1:
@@ -89,11 +79,10 @@ def find_config(file: str) -> Path:
     path = Path(file)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
-    ours = sorted(Path(__file__).parent.glob("*.yaml"))
-    for each in ours:
-        if each.stem == file:
-            return each
-    raise SettingsError(f"no settings file {file}; by name there are {', '.join(each.stem for each in ours)}")
+    ours = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+    if file not in ours:
+        raise SettingsError(f"no settings file {file}; by name there are {', '.join(ours)}")
+    return ours[file]
 
 
 def settings_of_run(run: str) -> Path:

@@ -1,4 +1,4 @@
-"""What becomes of the memory while it learns, and where the time goes: logged beside Stable-Baselines3's metrics.
+"""What becomes of the memory while it learns, and where the time goes: logged with Stable-Baselines3's metrics.
 
 Axes: B environments, L steps of a training sequence, S sequences of a sample, F features, H units.
 
@@ -6,7 +6,7 @@ Axes: B environments, L steps of a training sequence, S sequences of a sample, F
                                              with respect to what went into the memory so many steps before; mean over
                                              the sequences whose episode reaches that far back
     memory/state_norm                        root mean square of what is carried, at a rollout's end; not for a gated
-                                             transformer, whose slots are normalised
+                                             transformer, whose slots are normalized
     memory/output_norm                       the same of what comes out of the memory
     memory/output_saturated                  share of its outputs beyond 0.9, where they lie within 1 by construction
     memory/ratio_drift_1, ..., _4            mean |log pi_new - log pi_old| after an update, in the four quarters of a
@@ -192,43 +192,37 @@ def _plain(memory: Memory) -> Memory:
     return memory.memory if isinstance(memory, Passing) else memory
 
 
-class Phases:
+class UpdateEnds(BetweenUpdates):
+    """Goes before all other callbacks: notes when an update has ended."""
+
+    at = 0.0
+
+    def act(self) -> None:
+        self.at = time.perf_counter()
+
+
+class Phases(BetweenUpdates):
     """Logs the shares of collecting and training under ``time/``, each the mean since the last row of metrics.
 
-    ``first`` goes before all other callbacks and ``last`` after them, so that what these do counts for neither.
+    Goes after all other callbacks, so that what these do between ``update_ends`` and this counts for neither.
     """
 
-    def __init__(self) -> None:
-        self.first, self.last = _First(self), _Last(self)
-        self.collected_at: float | None = None
-        self.collecting_since = self.training = 0.0
-
-
-class _First(BetweenUpdates):
-    def __init__(self, phases: Phases) -> None:
+    def __init__(self, update_ends: UpdateEnds) -> None:
         super().__init__()
-        self._phases = phases
+        self._update_ends = update_ends
+        self._collected_at: float | None = None
+        self._collecting_since = 0.0
 
     def _on_training_start(self) -> None:
-        self._phases.collected_at = None
+        self._collected_at = None
 
     def act(self) -> None:
-        if self._phases.collected_at is not None:
-            self._phases.training = time.perf_counter() - self._phases.collected_at
-
-
-class _Last(BetweenUpdates):
-    def __init__(self, phases: Phases) -> None:
-        super().__init__()
-        self._phases = phases
-
-    def act(self) -> None:
-        self._phases.collecting_since = time.perf_counter()
+        self._collecting_since = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
-        phases, now = self._phases, time.perf_counter()
-        if phases.collected_at is not None:  # the first rollout follows no update
-            whole = max(now - phases.collected_at, 1e-9)
-            self.logger.record_mean("time/collecting", (now - phases.collecting_since) / whole)
-            self.logger.record_mean("time/training", phases.training / whole)
-        phases.collected_at = now
+        now, before = time.perf_counter(), self._collected_at
+        if before is not None:  # the first rollout follows no update
+            total = max(now - before, 1e-9)
+            self.logger.record_mean("time/collecting", (now - self._collecting_since) / total)
+            self.logger.record_mean("time/training", (self._update_ends.at - before) / total)
+        self._collected_at = now

@@ -54,8 +54,7 @@ def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequenc
         typed: the command line.
     """
     settings.check()
-    with reported_as(SettingsError, "--resume", RunError):
-        run = RunDirectory.open(path)
+    run = RunDirectory(path)
     recorded = configs.read(run.settings)
     configs.check_resumable(recorded, settings)
     configs.check_trusted(run.path, recorded, trusted, typed)

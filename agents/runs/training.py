@@ -21,7 +21,7 @@ from agents.runs.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
-from agents.runs.diagnostics import MemoryDiagnostics, Phases
+from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import restore_pending
 from agents.runs.tracking import make_logger, wandb_arguments
@@ -75,10 +75,10 @@ class _Training:
         evaluation = PeriodicEvaluation(
             run, evaluation_env, settings.evaluation, seed=settings.seed, report=self._progress.report
         )
-        phases = Phases()
+        update_ends = UpdateEnds()
         diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
-        self._callbacks: list[BaseCallback] = [phases.first, *diagnostics, FiniteWeights(), interruption]
-        self._callbacks += [self._progress, evaluation, self._checkpoints, phases.last]
+        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, FiniteWeights(), interruption]
+        self._callbacks += [self._progress, evaluation, self._checkpoints, Phases(update_ends)]
 
     def run_through(self, trained: Callable[[], None]) -> None:
         breakable = self._interruption.breakable

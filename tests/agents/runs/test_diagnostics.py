@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents import RecurrentA2C, RecurrentPPO
 from agents.algorithms.on_policy import needs_steps
 from agents.memory import MEMORIES
-from agents.runs.diagnostics import MemoryDiagnostics, Phases, carried, draw, figures
+from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds, carried, draw, figures
 from tests.agents.analysis.echo import DelayLine, echo
 from tests.agents.probe_envs import clocks, small_ppo
 
@@ -146,8 +146,8 @@ def test_what_is_carried_holds_no_counts_windows_or_masks(memory: str) -> None:
 
 
 def test_shares_of_time_are_shares() -> None:
-    phases = Phases()
-    callbacks = [phases.first, MemoryDiagnostics(every=1), phases.last]
+    update_ends = UpdateEnds()
+    callbacks = [update_ends, MemoryDiagnostics(every=1), Phases(update_ends)]
     assert not needs_steps(CallbackList(callbacks))
     rows = logged(small_ppo(clocks(), "gru"), callbacks)
     assert "time/training" not in rows[0]  # no update yet
