@@ -75,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
 
 
 def find_config(file: str) -> Path:
-    """The file itself, or the one of that name beside this module. Raises :class:`SettingsError`."""
+    """The file itself, or the one of that name in this folder. Raises :class:`SettingsError`."""
     path = Path(file)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path

@@ -68,16 +68,16 @@ def environment_blamed(what: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        said = f"sys.exit({error.code!r}) was called in the middle of the work{_place(error)}"
+        message = f"sys.exit({error.code!r}) was called in the middle of the work{_place(error)}"
         kind = EnvironmentFault if _is_of_environment(error) else CommandError
-        raise kind(f"{what}: {said}" if kind is EnvironmentFault else said) from error
+        raise kind(f"{what}: {message}" if kind is EnvironmentFault else message) from error
     except Exception as error:
-        # EnvError tells environment and step itself; this package does not know its class.
-        is_told = type(error).__name__ == "EnvError"
-        if not is_told and not _is_of_environment(error):
+        # EnvError names environment and step itself; this package does not know its class.
+        names_itself = type(error).__name__ == "EnvError"
+        if not names_itself and not _is_of_environment(error):
             raise
-        said = str(error) if is_told else describe(error)
-        raise EnvironmentFault(f"{what}: {said}{_place(error.__cause__ if is_told else error)}") from error
+        message = str(error) if names_itself else describe(error)
+        raise EnvironmentFault(f"{what}: {message}{_place(error.__cause__ if names_itself else error)}") from error
 
 
 def _is_of_environment(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ def plan(settings: Settings, seeds: int = 1) -> str:
 def _update(settings: Settings, rollout: int) -> str:
     algorithm = settings.algorithm
     if algorithm.name == "a2c":
-        return "one gradient step each, on the whole rollout"
+        return "one gradient step each, on the full rollout"
     minibatches = max(1, -(-rollout // algorithm.batch_size))
     return (
         f"{algorithm.n_epochs} epochs of {minibatches} minibatches, {algorithm.n_epochs * minibatches} gradient steps"

@@ -94,7 +94,7 @@ class EnvironmentSettings:
     """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, pad_graph,
     pad_sequence, or `module:Class`; with arguments `{name: {argument: value}}`."""
     previous_action_reward: bool | None = None
-    """Whether the agent sees its last action, the last reward and whether an episode starts beside the observation,
+    """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
     backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
     """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
@@ -104,16 +104,16 @@ class EnvironmentSettings:
     timeout: Annotated[float | None, POSITIVE] = None
     """Seconds a step may take before its worker counts as lost (subprocess); None: any."""
     max_restarts: Annotated[int, AT_LEAST_0] = 3
-    """How often in all an environment that raises, or a worker that dies or does not answer in time, is started anew,
-    its episode cut, before that ends the run (serial, subprocess)."""
+    """How often in all an environment that raises, or a worker that dies or does not answer in time, is restarted,
+    its episode truncated, before that ends the run (serial, subprocess)."""
     normalize_observations: bool = True
     """Scale observations to mean 0 and variance 1 as they come in (images and discrete parts are left alone)."""
     normalize_rewards: bool = True
     """Divide rewards by the standard deviation of the running return. Reported returns are the true ones."""
     clip_observations: Annotated[float, POSITIVE] = 10.0
-    """Largest magnitude of a normalised observation."""
+    """Largest magnitude of a normalized observation."""
     clip_rewards: Annotated[float, POSITIVE] = 10.0
-    """Largest magnitude of a normalised reward."""
+    """Largest magnitude of a normalized reward."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class AlgorithmSettings:
     """How the agent learns."""
 
     name: Literal["ppo", "a2c"] = "ppo"
-    """ppo: clipped updates over several epochs. a2c: one update on the whole rollout."""
+    """ppo: clipped updates over several epochs. a2c: one update on the full rollout."""
     learning_rate: Annotated[float, POSITIVE] = 1e-3
     """Step size of the optimizer, at the start."""
     learning_rate_schedule: Schedule = "linear"
@@ -129,11 +129,11 @@ class AlgorithmSettings:
     n_steps: Annotated[int, AT_LEAST_1] = 256
     """Steps collected from each environment between two updates."""
     batch_size: Annotated[int, AT_LEAST_1] = 1024
-    """Steps in a minibatch, made of whole sequences (ppo)."""
+    """Steps in a minibatch, made of complete sequences (ppo)."""
     n_epochs: Annotated[int, AT_LEAST_1] = 5
     """Passes over a rollout (ppo)."""
     sequence_length: Annotated[int | None, AT_LEAST_1] = None
-    """Steps through which gradients flow back; a divisor of n_steps. None: the whole rollout, or batch_size where that
+    """Steps through which gradients flow back; a divisor of n_steps. None: the full rollout, or batch_size where that
     is shorter."""
     gamma: Annotated[float, FRACTION] = 0.99
     """Discount of a reward one step later."""
@@ -155,7 +155,7 @@ class AlgorithmSettings:
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
     use_sde: bool = False
-    """Generalised state-dependent exploration, for continuous actions."""
+    """Generalized state-dependent exploration, for continuous actions."""
     sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
     """Steps between two draws of its noise; -1: once a rollout."""
     target_kl: Annotated[float | None, POSITIVE] = None
@@ -164,7 +164,7 @@ class AlgorithmSettings:
     """Precision of encoder, memory and hidden layers: bfloat16, for large networks on a GPU; None: float32. Recurrent
     cells, last layers, losses and weights are float32 in any case."""
     refresh_states: bool = False
-    """Between epochs, compute the states that sequences start from anew with the present weights (ppo)."""
+    """Between epochs, recompute the states that sequences start from with the current weights (ppo)."""
     burn_in: Annotated[int, AT_LEAST_0] = 0
     """Steps before a sequence that warm the state it starts from; at most sequence_length (ppo)."""
 
@@ -207,15 +207,15 @@ class EvaluationSettings:
     every: Annotated[int, AT_LEAST_0] = 20_000
     """Environment steps between two evaluations; 0: never."""
     episodes: Annotated[int, AT_LEAST_1] = 40
-    """Episodes each time, half of them with sampled actions and half with the most probable ones."""
+    """Episodes each time, half of them with sampled actions and half with deterministic ones."""
     final_episodes: Annotated[int, AT_LEAST_0] = 100
     """Episodes of each evaluation after training, of the best agent and of the last one, both ways; 0: none."""
     n_envs: Annotated[int | None, AT_LEAST_1] = None
     """Environments evaluated side by side, at most the number of episodes; None: as many as in training."""
     deterministic: bool = True
-    """Choose the best agent by its return with the most probable actions, instead of sampled ones, and act so."""
+    """Choose the best agent by its return with deterministic actions, instead of sampled ones, and act so."""
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
-    """Steps after which an episode is cut; None: never. Without a time limit of its own an episode need not end."""
+    """Steps after which an episode is truncated; None: never. Without a time limit an episode need not end."""
     stop_at_return: Annotated[float | None, FINITE] = None
     """End training when an evaluation's mean return reaches this; None: train to the end."""
 
@@ -430,9 +430,10 @@ def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]
     for name in ("workers", "timeout"):
         if getattr(env, name) is not None and env.backend != "subprocess":
             yield f"env.{name}", f"goes with env.backend subprocess, not with {env.backend}; leave it out"
-    for wrapper in env.wrappers:
-        name: Any
-        name, kwargs = next(iter(wrapper.items())) if isinstance(wrapper, dict) and len(wrapper) == 1 else (wrapper, {})
+    chosen: tuple[Any, ...] = env.wrappers
+    for wrapper in chosen:
+        is_pair = isinstance(wrapper, dict) and len(wrapper) == 1
+        name, kwargs = next(iter(wrapper.items())) if is_pair else (wrapper, {})
         if not isinstance(name, str) or not isinstance(kwargs, dict | None):
             yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
         elif name not in WRAPPERS and not _is_class(name):

@@ -3,7 +3,7 @@
 A run's directory is data, but its settings may name modules of the user's own (``env.id: module:id``, wrappers,
 memory and encoder as ``module:Class``), and importing one runs it. Runs that were made here are known by a signature
 in their directory: made with a key of this user, over the names of the modules and the directory that they were
-imported from. Everybody else's are asked for, by name, with ``--trust``. A run's own directory is never searched.
+imported from. Everybody else's must be named with ``--trust``. A run's own directory is never searched.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ def _inside(run: Path, module: str) -> str | None:
     path: Any = None
     inside = run.resolve()
     for part in module.split("."):
-        # By its last name alone: with the whole one a namespace package would have to be imported first.
+        # By its last name alone: with the full one a namespace package would have to be imported first.
         spec: ModuleSpec | None = PathFinder.find_spec(part, path) if part else None
         if spec is None:
             return None

@@ -232,14 +232,6 @@ def test_what_cannot_be_filmed_is_trained_all_the_same(runs: Path, capsys: pytes
     assert list(runs.glob("*/videos/*")) == []
 
 
-@pytest.fixture
-def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
 @pytest.mark.slow
 def test_the_main_job_balances_the_pole(runs: Path) -> None:
     assert train.main(["--config", "cartpole_novel", "--runs", str(runs)]) == 0

@@ -1,6 +1,6 @@
 """What happens between two updates of a training run: stopping, checking, showing, saving, evaluating.
 
-All of these act where a rollout is about to start, that is on a whole update and never in the middle of one, and none
+All of these act where a rollout is about to start, that is between updates and never in the middle of one, and none
 does anything at a step.
 """
 
@@ -38,7 +38,7 @@ class TrainingFinished(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether on a whole update."""
+    """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether after a complete update."""
 
     def __init__(self, signal_number: int, *, between_updates: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -65,7 +65,7 @@ class BetweenUpdates(BaseCallback):
 
 
 class Interruption(BetweenUpdates):
-    """Lets Ctrl-C and SIGTERM end training on a whole update.
+    """Lets Ctrl-C and SIGTERM end training after a complete update.
 
     The first signal requests it; a second one, or ``grace`` seconds, ends at once what is being done. What must be
     completed is run by :meth:`protected`, and in it what may take long by :meth:`breakable`.
@@ -327,12 +327,12 @@ class PeriodicEvaluation(BetweenUpdates):
             self.model.save(self._run.best)
         self._record(both, step)
         best = ", the best" if is_best else ""
-        n_cut = result.cut + both.other.cut
-        cut = f" ({n_cut} cut after {self._settings.max_steps:,} steps)" if n_cut else ""
+        n_truncated = result.cut + both.other.cut
+        truncated = f" ({n_truncated} truncated after {self._settings.max_steps:,} steps)" if n_truncated else ""
         differ = ", which differ" if both.differ else ""
         self._report(
             f"step {step:,}: mean return {both.deterministic.mean:.2f} deterministic, {both.sampled.mean:.2f} sampled"
-            f"{differ}, over {result.episodes + both.other.episodes} episodes{cut}{best}"
+            f"{differ}, over {result.episodes + both.other.episodes} episodes{truncated}{best}"
         )
         goal = self._settings.stop_at_return
         if goal is not None and result.mean >= goal:

@@ -14,8 +14,8 @@ Axes: B environments, L steps of a training sequence, S sequences of a sample, F
     time/collecting, time/training           shares of the time; the rest went into evaluation, saving and logging
 
 Sampled: one small minibatch every few updates, drawn by a generator of its own, so that a run with and one without
-diagnostics are the same run, bit for bit. What share of a minibatch is padding is not logged: sequences are cut here
-and not padded, so it is zero by construction.
+diagnostics are the same run, bit for bit. What share of a minibatch is padding is not logged: sequences are split
+here and not padded, so it is zero by construction.
 """
 
 import math
@@ -48,7 +48,7 @@ class MemoryDiagnostics(BetweenUpdates):
     Args:
         every: updates between two samples, the first update being sampled; None: as many as keep the steps of samples
             under 0.5 % of those that updates pass through.
-        steps: of a sample, made of whole sequences, at least one.
+        steps: of a sample, made of complete sequences, at least one.
     """
 
     def __init__(self, every: int | None = None, steps: int = STEPS) -> None:
@@ -97,12 +97,12 @@ class Sample(NamedTuple):
     actions: Tensor
     old_log_probs: Tensor
     episode_starts: Tensor
-    real: Tensor
+    valid: Tensor
     state: State
 
 
 def draw(buffer: SequenceRolloutBuffer, steps: int, rng: np.random.Generator) -> Sample:
-    """Whole sequences of one stretch of time, as many as hold ``steps`` steps; the buffer's own order is left alone."""
+    """Complete sequences of one stretch of time, as many as hold ``steps`` steps; the buffer's order stays."""
     length = buffer.sequence_length
     stretch = int(rng.integers(buffer.buffer_size // length))
     n_sequences = min(buffer.n_envs, max(1, steps // length))
@@ -139,7 +139,7 @@ def figures(policy: RecurrentActorCriticPolicy, sample: Sample) -> dict[str, flo
 
 
 def carried(memory: Memory, state: State) -> State:
-    """What of the policy's state the actor's memory computes anew at every step: no masks, no counts, no windows."""
+    """What of the policy's state the actor's memory recomputes at every step: no masks, no counts, no windows."""
     memory = _plain(memory)
     if isinstance(memory, Recurrent):
         return state[: memory.carried_parts]
@@ -165,16 +165,16 @@ def _gradient_by_lag(gradient: Tensor, sample: Sample) -> dict[str, float]:
     """(L, S, F) -> the norm at lags 0, 1, 2, 4, ..., as far as an episode in the sample reaches back."""
     norms = gradient.float().norm(dim=-1).flip(0).cpu()
     episode = sample.episode_starts.cpu().cumsum(0)
-    reaches = (episode == episode[-1]).flip(0) & sample.real.cpu()[-1]
+    reaches = (episode == episode[-1]).flip(0) & sample.valid.cpu()[-1]
     lags = [0, *(2**i for i in range(len(norms).bit_length()) if 2**i < len(norms))]
     return {f"gradient_lag_{lag}": float(norms[lag][reaches[lag]].mean()) for lag in lags if reaches[lag].any()}
 
 
 def _drift_by_position(log_probs: Tensor, sample: Sample) -> dict[str, float]:
     """(L, S) -> the mean |log ratio| in each quarter of the sequences."""
-    drift, real = (log_probs - sample.old_log_probs).abs().cpu(), sample.real.cpu()
+    drift, valid = (log_probs - sample.old_log_probs).abs().cpu(), sample.valid.cpu()
     n_parts = min(QUARTERS, len(drift))
-    parts = zip(drift.tensor_split(n_parts), real.tensor_split(n_parts), strict=True)
+    parts = zip(drift.tensor_split(n_parts), valid.tensor_split(n_parts), strict=True)
     return {f"ratio_drift_{i + 1}": float(part[taken].mean()) for i, (part, taken) in enumerate(parts) if taken.any()}
 
 

@@ -5,7 +5,7 @@
     versions.json        Python, packages, commit, machine, command
     metrics.csv          a row per update
     tensorboard/         the same as TensorBoard events
-    wandb/               the same as Weights & Biases files, when asked for
+    wandb/               the same as Weights & Biases files, on request
     checkpoints/         step_000000102400.zip, ...: the latest few, and the last
     best.zip             the agent with the best periodic evaluation
     resumed.csv          when it was resumed, and from which step; only where it was
@@ -148,8 +148,9 @@ class RunDirectory:
 
     def last_step(self) -> int:
         """The latest environment step that left a trace: a row of metrics, an evaluation, a checkpoint."""
-        saved = [step for step, _ in self.checkpoints()[-1:]]
-        return max([*saved, _last_step_of(self.metrics), _last_step_of(self.evaluations)])
+        saved = [step for step, _ in self.checkpoints()]
+        logged = [int(row["step"]) for path in (self.metrics, self.evaluations) for row in _rows(path)]
+        return max([*saved, *logged], default=0)
 
     def state(self, total_timesteps: int, stop_at_return: float | None = None) -> State:
         """Whether training reached its end, goes on, or was stopped; ``stop_at_return`` is an earlier end."""
@@ -162,11 +163,8 @@ class RunDirectory:
 
     def best_return(self) -> float | None:
         """The highest mean return of a periodic evaluation, None before the first."""
-        try:
-            rows = rows_until(self.evaluations)[1]
-        except RunError:
-            return None
-        return max((mean for row in rows if (mean := _finite(row.get("mean_reward"))) is not None), default=None)
+        means = (_finite(row.get("mean_reward")) for row in _rows(self.evaluations))
+        return max((mean for mean in means if mean is not None), default=None)
 
     def versions(self) -> dict[str, Any]:
         """What the run was made with; empty where that was not written or cannot be read."""
@@ -363,16 +361,12 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         writer.writerow(row)
 
 
-def _last_step_of(path: Path) -> int:
-    """The step in a CSV file's last complete line, 0 where there is none. Reads no more than the file's end."""
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, none of one that cannot be read."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 2**16))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return 0
-    step = _finite(lines[-1].split(b",")[0].decode("ascii", "replace")) if lines else None
-    return int(step or 0)
+        return rows_until(path)[1]
+    except (RunError, OSError):
+        return []
 
 
 def _finite(text: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Going on with a run as if it had never stopped: what beside the agent is saved, and how all of it is brought back.
+"""Going on with a run as if it had never stopped: what is saved with the agent, and how it is restored.
 
 A checkpoint is the agent between two updates, with three attributes more: where its environments stand, the figures
 that wait for the next row of metrics, and what it was computed with, on which the last bits of sums depend.
@@ -63,13 +63,13 @@ def resume(
     custom_objects: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
 ) -> Resumed | None:
-    """The agent of a run's last whole checkpoint, its environments where they stood; None where there is none.
+    """The agent of a run's last readable checkpoint, its environments where they stood; None where there is none.
 
     Args:
-        env: made anew as they were, before normalisation.
+        env: made as they were, before normalization.
         seed: of the new episodes where the old ones cannot be brought back.
         custom_objects: see ``agents.checkpoint.load_algorithm``.
-        report: is told of every checkpoint that is passed over.
+        report: gets a line about every checkpoint that is passed over.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them can be read.
@@ -109,7 +109,7 @@ def _snapshot(env: Any) -> Any:
 
 
 def _base(env: Any) -> Any:
-    """The outermost environments that can be brought back, below what normalises them; None where there are none."""
+    """The outermost environments that can be brought back, below what normalizes them; None where there are none."""
     while env is not None and not hasattr(type(env), "snapshot"):
         env = vars(env).get("venv")
     return env

@@ -102,7 +102,7 @@ class CsvWriter(KVWriter):
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         if os.fstat(self._file.fileno()).st_nlink == 0 or not self._path.exists():
-            raise FileNotFoundError(f"{self._path} was removed while the run went on; what it held is lost")
+            raise FileNotFoundError(f"{self._path} was removed while the run went on; its rows are lost")
         row = {"step": step, **_numbers(key_values, key_excluded, "csv")}
         new = [name for name in row if name not in self._columns]
         if new:
@@ -278,10 +278,9 @@ class WandbWriter(KVWriter):
         import wandb
 
         wait = self._timeout
-        options: dict[str, Any] = dict(init_timeout=wait, finish_timeout=wait, finish_timeout_raises=True)
-        # finish_timeout is recent; without it finish() waits for an upload however long that takes.
-        known = {name: value for name, value in options.items() if name in wandb.Settings.model_fields}
-        settings = wandb.Settings(silent=True, console="off", **known)
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=wait, finish_timeout=wait, finish_timeout_raises=True
+        )
         run = wandb.init(mode=self.mode, settings=settings, **arguments)
         self._files = Path(run.dir).parent
         for name in ("global_step", "row"):
@@ -320,7 +319,7 @@ class WandbWriter(KVWriter):
         sent = _within(self._timeout, lambda: self._log_model(model, alias), default=None)
         if sent is None:
             self._unsent.append(f"{model.name} was not sent")
-        elif self.mode == "online":  # where another is to come after it, not beside it
+        elif self.mode == "online":  # where another is to come after it, not at the same time
             _within(self._timeout, sent.wait, default=None)
 
     def _log_model(self, model: Path, alias: str) -> Any:
@@ -369,7 +368,7 @@ def complete_records(content: bytes) -> Iterator[bytes]:
     """The records of a file of Weights & Biases, up to one that is torn.
 
     The format is that of LevelDB's log, after a header of 7 bytes: blocks of 32 KiB that hold parts, each with a
-    checksum, a length and a kind (1 whole, 2 first, 3 middle, 4 last).
+    checksum, a length and a kind (1 complete, 2 first, 3 middle, 4 last).
     """
     at, record = 7, b""
     while at + 7 <= len(content):
@@ -438,10 +437,7 @@ def _has_key() -> bool:
         return True
     import wandb
 
-    try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # wandb before 0.31 has no such argument
-        return bool(wandb.api.api_key)
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def _server() -> str:

@@ -147,7 +147,7 @@ class _Training:
         try:
             saved = self._checkpoints.save()
         except (CheckpointError, OSError) as trouble:
-            if not isinstance(error, OSError):  # where nothing can be written, that has been said
+            if not isinstance(error, OSError):  # where nothing can be written, that has been reported
                 say(f"the agent as it was before could not be saved: {trouble}", error=True)
             return None
         if saved:

@@ -90,35 +90,23 @@ def test_a_run_that_goes_on_keeps_what_came_before_and_drops_what_comes_again(tm
     assert [(each.step, each.value) for each in read] == [(10, 10.0), (20, 20.0), (30, 50.0), (40, 60.0)]
 
 
-def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:
-    make_logger(RunDirectory(tmp_path), tensorboard=False).close()
+def test_what_cannot_be_written_is_one_sentence_and_nothing_is_written_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    logger = make_logger(run, tensorboard=False)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-@pytest.fixture
-def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither a key nor settings of the machine's user."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    run.metrics.unlink()
+    logger.record("a", 1)
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv was removed while the run went on"):
+        logger.dump(1)
+    run.tensorboard.write_text("in the way")
+    with pytest.raises(OSError, match=r"TensorBoard cannot write to .*tensorboard"):
+        make_logger(run)
 
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
     """Takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = []
-
-        def take() -> None:
-            while True:
-                try:
-                    taken.append(server.accept())
-                except OSError:
-                    return
-
-        threading.Thread(target=take, daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
@@ -129,18 +117,14 @@ class Server(BaseHTTPRequestHandler):
         self.answer(200)
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
-        if "upsertBucket" not in asked.get("query", ""):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        if "upsertBucket" not in request.get("query", ""):
             self.answer(200)
             return
-        named, project = asked["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
+        named, project = request["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
         bucket = {"id": "b", "name": named["name"], "displayName": named["displayName"], "project": project}
         self.answer(200, {"upsertBucket": {"bucket": {**bucket, "config": "{}"}, "inserted": True}})
-        self.started()
-
-    def started(self) -> None:
-        """Gone as soon as a run has started."""
-        threading.Thread(target=self.server.shutdown).start()
+        threading.Thread(target=self.server.shutdown).start()  # gone as soon as a run has started
         self.server.server_close()
 
     def answer(self, status: int, data: dict[str, Any] | None = None) -> None:
@@ -310,19 +294,6 @@ def test_after_kills_nothing_is_lost_and_nothing_is_sent_twice(tmp_path: Path, r
     assert [(each.step, each.value) for each in read] == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
 
 
-def test_a_metrics_file_that_is_removed_is_told_and_not_written_on(tmp_path: Path) -> None:
-    writer = CsvWriter(tmp_path / "metrics.csv")
-    (tmp_path / "metrics.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"metrics\.csv was removed while the run went on"):
-        writer.write({"a": 1}, {}, 1)
-
-
-def test_tensorboard_that_cannot_be_written_is_one_sentence_and_the_rest_is_closed(tmp_path: Path) -> None:
-    (tmp_path / "tensorboard").write_text("in the way")
-    with pytest.raises(OSError, match=r"TensorBoard cannot write to .*tensorboard"):
-        make_logger(RunDirectory(tmp_path))
-
-
 def test_the_agent_of_a_sweep_decides_the_id_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
     assert run_id(tmp_path) == "sweep123"
@@ -345,7 +316,7 @@ def test_runs_share_a_group_where_only_the_seed_differs() -> None:
 
 
 @pytest.mark.usefixtures("no_account")
-def test_without_a_key_nobody_is_asked(
+def test_without_a_key_no_server_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
