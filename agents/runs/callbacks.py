@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
@@ -192,23 +192,25 @@ class FiniteWeights(BetweenUpdates):
     """Ends training where a weight is no longer finite, before anything is saved."""
 
     def act(self) -> None:
-        for name, parameter in self.model.policy.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise FloatingPointError(self._reason(name))
-
-    def _reason(self, name: str) -> str:
+        parameters = dict(self.model.policy.named_parameters())
+        name = self._first_not_finite(parameters)
+        if name is None:
+            return
         after = f"after {self.model.num_timesteps} steps"
-        for which, parameter in self.model.policy.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                return (
-                    f"the gradient of {which} is not finite in the update {after}, and so are the weights {name}: an "
-                    "observation or reward was far too large, a layer of the network has no gradient there, or the "
-                    "learning rate is too high"
-                )
-        return (
-            f"the weights {name} are not finite {after}: an observation or reward was not finite or far too large, or "
-            "the learning rate is too high"
+        which = self._first_not_finite({key: each.grad for key, each in parameters.items() if each.grad is not None})
+        if which is None:
+            raise FloatingPointError(
+                f"the weights {name} are not finite {after}: an observation or reward was not finite or far too large, "
+                "or the learning rate is too high"
+            )
+        raise FloatingPointError(
+            f"the gradient of {which} is not finite in the update {after}, and so are the weights {name}: an "
+            "observation or reward was far too large, a layer of the network has no gradient there, or the learning "
+            "rate is too high"
         )
+
+    def _first_not_finite(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
+        return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 class Checkpoints(BetweenUpdates):
@@ -223,7 +225,7 @@ class Checkpoints(BetweenUpdates):
         self._run, self._every, self._keep = run, every, keep
         self._next = every
         self._captured: tuple[int, Captured] | None = None
-        self._saved: tuple[int, str] | None = None
+        self._saved_at: int | None = None
 
     def _on_training_start(self) -> None:
         self._next = _after(self.model.num_timesteps, self._every) if self._every else 0
@@ -241,13 +243,13 @@ class Checkpoints(BetweenUpdates):
             return None
         step, agent = self._captured
         self._run.check_there()
-        if self._saved is None or self._saved[0] != step:
-            path = self._run.checkpoint(step)
+        path = self._run.checkpoint(step)
+        if self._saved_at != step:
             path.parent.mkdir(exist_ok=True)
             agent.save(path)
-            self._saved = (step, str(path))
+            self._saved_at = step
             self._run.drop_checkpoints(self._keep)
-        return self._saved[1]
+        return str(path)
 
     def _on_training_end(self) -> None:
         # The last update's figures come after the last rollout's, and before the file that says they were written.
@@ -385,13 +387,10 @@ class ProgressDisplay(BetweenUpdates):
             yield
             return
         narrow = self._console.width < 70  # what there is to read comes first, on two lines
-        texts = [
-            TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=not narrow)) for name in self._figures()
-        ]
-        columns: list[ProgressColumn] = [*([] if narrow else [BarColumn()]), *texts]
+        text = TextColumn("{task.description}", table_column=Column(no_wrap=not narrow))
         # Drawn only between updates: a thread of its own would take time from them.
-        with Progress(*columns, console=self._console, auto_refresh=False) as self._bar:
-            self._bar.add_task("", total=self._total, **self._figures())
+        with Progress(*([] if narrow else [BarColumn()]), text, console=self._console, auto_refresh=False) as self._bar:
+            self._bar.add_task(self._text(), total=self._total)
             yield
         self._bar = None
 
@@ -405,26 +404,21 @@ class ProgressDisplay(BetweenUpdates):
     def act(self) -> None:
         now = time.monotonic()
         if self._bar is not None:
-            done = self.model.num_timesteps
-            self._bar.update(self._bar.task_ids[0], total=self._total, completed=done, refresh=True, **self._figures())
+            done, task = self.model.num_timesteps, self._bar.task_ids[0]
+            self._bar.update(task, description=self._text(), total=self._total, completed=done, refresh=True)
         elif self._shown and now - self._last_line >= self._seconds:
             self._last_line = now
-            self.report(", ".join(self._figures().values()))
+            self.report(self._text())
 
-    def _figures(self) -> dict[str, Any]:
-        """What a bar and a line say, before training too."""
+    def _text(self) -> str:
         if self._first is None:
-            return dict(steps=f"0 of {self._total:,} steps", rate="- a second", left="- left", last="return -")
+            return f"0 of {self._total:,} steps, - a second, - left, return -"
         done = self.model.num_timesteps
         rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
-        left = f"{timedelta(seconds=round(max(0, self._total - done) / rate))}" if rate else "-"
+        left = timedelta(seconds=round(max(0, self._total - done) / rate)) if rate else "-"
         recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        return dict(
-            steps=f"{done:,} of {self._total:,} steps",
-            rate=f"{rate:,.0f} a second",
-            left=f"{left} left",
-            last=f"return {safe_mean(recent):.2f}" if recent else "return -",
-        )
+        last = f"{safe_mean(recent):.2f}" if recent else "-"
+        return f"{done:,} of {self._total:,} steps, {rate:,.0f} a second, {left} left, return {last}"
 
 
 def _after(step: int, every: int) -> int:

@@ -3,7 +3,6 @@
 import importlib
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -52,11 +51,6 @@ def make_environments(
             max_restarts=task.max_restarts,
             resumable=resumable,
         )
-
-
-def is_registered(env_id: str) -> bool:
-    """Whether Gymnasium knows an id without importing what may register it."""
-    return env_id in gymnasium.registry
 
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:

@@ -4,9 +4,11 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import gymnasium
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -16,12 +18,14 @@ from agents.analysis.report import Record, Scored, grouped, print_whole, table
 from agents.checkpoint import CheckpointError
 from agents.kernels.plan import missing
 from agents.runs.callbacks import Interruption
-from agents.runs.construction import ALGORITHMS, is_registered, make_agent, make_environments, own_classes
+from agents.runs.construction import ALGORITHMS, make_agent, make_environments, own_classes
 from agents.runs.directory import RunDirectory, RunError, run_name
 from agents.runs.resuming import resume as resume_agent
 from agents.runs.threads import choose_threads
-from agents.runs.training import learn
+from agents.runs.training import Training
 from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
+
+note = partial(configs.say, error=True)
 
 
 class Afterwards(NamedTuple):
@@ -63,7 +67,7 @@ def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequenc
 
 def preview(settings: Settings) -> None:
     """Builds environments and agent, and prints how it would be computed."""
-    if not is_registered(settings.env.id):
+    if settings.env.id not in gymnasium.registry:  # without importing what may register it
         configs.say(f"note: no environment is registered as {settings.env.id} yet; its package must do that")
         return
     with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
@@ -114,11 +118,11 @@ def _print_seeds(runs: Sequence[RunDirectory]) -> None:
 
 def _new_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
+    name = run_name(settings.env.id, settings.policy.memory, settings.seed)
     with reported_as(SettingsError, "runs", RunError, OSError):
         if settings.name is not None:
             run = RunDirectory.create(settings.runs, settings.name)
         else:
-            name = run_name(settings.env.id, settings.policy.memory, settings.seed)
             run = RunDirectory.create_unique(settings.runs, name)
         run.write_settings(configs.dump(settings))
         configs.sign(run.path, settings)
@@ -164,15 +168,9 @@ def _train_in(
         if settings.threads is None:
             settings = _with_measured_threads(settings, agent)
         run.write_settings(configs.dump(settings))
-        learn(
-            agent,
-            evaluation_env,
-            run,
-            settings,
-            resumed=resumed is not None,
-            trained=lambda: _film(run, settings, afterwards),
-            interruption=interruption,
-        )
+        goes_on = resumed is not None
+        training = Training(agent, evaluation_env, run, settings, resumed=goes_on, interruption=interruption)
+        training.run(trained=lambda: _film(run, settings, afterwards))
 
 
 def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
@@ -185,7 +183,7 @@ def _resumed_agent(
 ) -> RecurrentOnPolicyAlgorithm | None:
     """The agent of a run's last checkpoint, and its environments where they stood; None where none was saved yet."""
     with reported_as(CheckpointFault, "resuming", CheckpointError):
-        found = resume_agent(
+        agent = resume_agent(
             run,
             ALGORITHMS[settings.algorithm.name],
             env,
@@ -193,18 +191,14 @@ def _resumed_agent(
             device=settings.device,
             # The settings say how large a rollout is: what the agent's file says of it is not believed.
             custom_objects={**own_classes(settings.policy), "n_steps": settings.algorithm.n_steps},
-            report=_note,
+            report=note,
         )
-    if found is None:
-        _note(f"{run.path} has no checkpoint yet: training starts from its beginning")
+    if agent is None:
+        note(f"{run.path} has no checkpoint yet: training starts from its beginning")
         run.forget_after(-1)
         return None
-    agent: RecurrentOnPolicyAlgorithm = found.agent
-    for note in found.notes:
-        _note(f"not exactly as without the interruption: {note}")
-    _note(f"resuming from {found.file}, of {agent.num_timesteps:,} steps")
     if change := change_of_schedules(recorded, settings, agent.num_timesteps):
-        _note(change)
+        note(change)
     run.note_resume(agent.num_timesteps)
     return agent
 
@@ -250,7 +244,7 @@ def _film(run: RunDirectory, settings: Settings, afterwards: Afterwards) -> None
     try:
         afterwards.film(run, run.videos / "best.mp4")
     except CommandError as error:
-        _note(f"no video: {error}")
+        note(f"no video: {error}")
 
 
 @contextmanager
@@ -264,7 +258,3 @@ def _closing(env: VecEnv) -> Iterator[VecEnv]:
         raise
     with reported_as(EnvironmentFault, "closing"):
         env.close()
-
-
-def _note(line: str) -> None:
-    configs.say(line, error=True)

@@ -6,8 +6,7 @@ that wait for the next row of metrics, and what it was computed with, on which t
 
 import platform
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,15 +22,6 @@ Algorithm = TypeVar("Algorithm", bound=RecurrentOnPolicyAlgorithm)
 
 ENVIRONMENTS, FIGURES, COMPUTING = OF_A_RUN
 DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-class Resumed(NamedTuple):
-    """An agent that goes on."""
-
-    agent: Any
-    file: Path
-    notes: list[str]
-    """What is not as it would have been without the interruption, for the user."""
 
 
 def capture(model: RecurrentOnPolicyAlgorithm) -> Captured:
@@ -62,14 +52,15 @@ def resume(
     device: str = "auto",
     custom_objects: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = print,
-) -> Resumed | None:
+) -> Algorithm | None:
     """The agent of a run's last readable checkpoint, its environments where they stood; None where there is none.
 
     Args:
         env: made as they were, before normalization.
         seed: of the new episodes where the old ones cannot be brought back.
         custom_objects: see ``agents.checkpoint.load_algorithm``.
-        report: gets a line about every checkpoint that is passed over.
+        report: gets a line about every checkpoint that is passed over, about the one that is taken, and about what is
+            not as it would have been without the interruption.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them can be read.
@@ -84,13 +75,16 @@ def resume(
         except CheckpointError as error:
             report(f"passing over a checkpoint: {error}")
             continue
-        notes = _changed(saved, agent)
+        changes = _changed(saved, agent)
         with undisturbed():
             trouble = _restored(agent)
         if trouble is not None:
             _start_new_episodes(agent, seed)
-            notes.append(f"{trouble}: new episodes begin, and all else goes on")
-        return Resumed(agent, file, notes)
+            changes.append(f"{trouble}: new episodes begin, and all else goes on")
+        for change in changes:
+            report(f"not exactly as without the interruption: {change}")
+        report(f"resuming from {file}, of {agent.num_timesteps:,} steps")
+        return agent
     if there:
         raise CheckpointError(f"none of the {len(there)} checkpoints of {run.path} can be read; start a new run")
     return None

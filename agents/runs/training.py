@@ -28,36 +28,15 @@ from agents.runs.tracking import make_logger, wandb_arguments
 from configs import Settings, say
 
 
-def learn(
-    agent: RecurrentOnPolicyAlgorithm,
-    evaluation_env: VecEnv,
-    run: RunDirectory,
-    settings: Settings,
-    *,
-    resumed: bool = False,
-    trained: Callable[[], None] = lambda: None,
-    interruption: Interruption | None = None,
-) -> None:
-    """Trains the agent and leaves in the run's directory what there is to keep.
+class Training:
+    """Trains an agent and leaves in its run's directory what there is to keep.
+
+    All of it is protected from a second signal but what is ``breakable``.
 
     Args:
         resumed: the agent comes from a checkpoint of this run, and goes on from there.
-        trained: is called at the end of training, before the metrics are closed: what it adds to the run's directory
-            is sent along.
         interruption: that of a caller who listens to signals around this already.
-
-    Raises:
-        Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
-        FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
     """
-    interruption = interruption or Interruption()
-    training = _Training(agent, evaluation_env, run, settings, resumed, interruption)
-    with interruption.listening():
-        interruption.protected(lambda: training.run_through(trained))
-
-
-class _Training:
-    """One agent in one run's directory. All of it is protected from a second signal but what is ``breakable``."""
 
     def __init__(
         self,
@@ -65,11 +44,12 @@ class _Training:
         evaluation_env: VecEnv,
         run: RunDirectory,
         settings: Settings,
-        resumed: bool,
-        interruption: Interruption,
+        *,
+        resumed: bool = False,
+        interruption: Interruption | None = None,
     ) -> None:
         self._agent, self._run, self._settings, self._resumed = agent, run, settings, resumed
-        self._interruption = interruption
+        self._interruption = interruption or Interruption()
         self._checkpoints = Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
         self._progress = ProgressDisplay(settings.total_timesteps, shown=settings.progress)
         evaluation = PeriodicEvaluation(
@@ -77,10 +57,24 @@ class _Training:
         )
         update_ends = UpdateEnds()
         diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
-        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, FiniteWeights(), interruption]
+        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, FiniteWeights(), self._interruption]
         self._callbacks += [self._progress, evaluation, self._checkpoints, Phases(update_ends)]
 
-    def run_through(self, trained: Callable[[], None]) -> None:
+    def run(self, trained: Callable[[], None] = lambda: None) -> None:
+        """Trains from here to the end.
+
+        Args:
+            trained: is called at the end of training, before the metrics are closed: what it adds to the run's
+                directory is sent along.
+
+        Raises:
+            Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
+            FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
+        """
+        with self._interruption.listening():
+            self._interruption.protected(lambda: self._run_through(trained))
+
+    def _run_through(self, trained: Callable[[], None]) -> None:
         breakable = self._interruption.breakable
         logger = breakable(self._start)
         try:
