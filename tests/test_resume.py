@@ -20,7 +20,7 @@ from agents.checkpoint import normalizer_state, read_parameters
 from agents.checkpoint.container import read_archive
 from agents.kernels.binding import BUILDS
 from agents.runs.directory import RunDirectory
-from agents.runs.launch import change_of_schedules
+from agents.runs.resuming import change_of_schedules
 from configs import AlgorithmSettings, Settings
 from tests.runs import OWN, in_a_child, rows_of, started
 from tests.runs import TINY as UPDATES

@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +17,12 @@ from agents.analysis.report import Record, Scored, grouped, print_whole, table
 from agents.checkpoint import CheckpointError
 from agents.kernels.plan import missing
 from agents.runs.callbacks import Interruption
-from agents.runs.construction import ALGORITHMS, make_agent, make_environments, own_classes
+from agents.runs.construction import make_agent, make_environments
 from agents.runs.directory import RunDirectory, RunError, run_name
-from agents.runs.resuming import resume as resume_agent
+from agents.runs.resuming import resume_agent
 from agents.runs.threads import choose_threads
 from agents.runs.training import Training
 from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
-
-note = partial(configs.say, error=True)
 
 
 class Afterwards(NamedTuple):
@@ -154,15 +151,16 @@ def _train_in(
     n_evaluated = min(evaluation.n_envs or settings.env.n_envs, evaluation.episodes)
     with (
         reported_as(SettingsError, "runs", RunError),
-        run.locked(),
         reported_as(CheckpointFault, "saving", CheckpointError, OSError),
+        run.locked(),
         interruption.listening(),
         _closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
         _closing(make_environments(settings, n_evaluated)) as evaluation_env,
         reported_as(NotFinite, "training", FloatingPointError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
-        resumed = None if recorded is None else _resumed_agent(run, recorded, settings, env)
+        with reported_as(CheckpointFault, "resuming", CheckpointError):
+            resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
         agent = resumed or _new_agent(settings, env)
         run.write_plan(_print_plan(agent))
         if settings.threads is None:
@@ -176,45 +174,6 @@ def _train_in(
 def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
     with reported_as(SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError):
         return make_agent(settings, env)
-
-
-def _resumed_agent(
-    run: RunDirectory, recorded: Settings, settings: Settings, env: VecEnv
-) -> RecurrentOnPolicyAlgorithm | None:
-    """The agent of a run's last checkpoint, and its environments where they stood; None where none was saved yet."""
-    with reported_as(CheckpointFault, "resuming", CheckpointError):
-        agent = resume_agent(
-            run,
-            ALGORITHMS[settings.algorithm.name],
-            env,
-            seed=settings.seed,
-            device=settings.device,
-            # The settings say how large a rollout is: what the agent's file says of it is not believed.
-            custom_objects={**own_classes(settings.policy), "n_steps": settings.algorithm.n_steps},
-            report=note,
-        )
-    if agent is None:
-        note(f"{run.path} has no checkpoint yet: training starts from its beginning")
-        run.forget_after(-1)
-        return None
-    if change := change_of_schedules(recorded, settings, agent.num_timesteps):
-        note(change)
-    run.note_resume(agent.num_timesteps)
-    return agent
-
-
-def change_of_schedules(recorded: Settings, settings: Settings, step: int) -> str | None:
-    """What becomes of a schedule that falls to 0 where a run goes on to another number of steps; None: nothing."""
-    before, now = recorded.total_timesteps, settings.total_timesteps
-    changes = []
-    for name in ("learning_rate", "clip_range"):
-        start, schedule = (getattr(settings.algorithm, key) for key in (name, f"{name}_schedule"))
-        if schedule == "linear" and before != now:
-            was, becomes = (start * max(0.0, 1 - step / total) for total in (before, now))
-            changes.append(f"{name} goes on at {becomes:.3g} instead of {was:.3g}")
-    if not changes:
-        return None
-    return f"total_timesteps is {now:,} and was {before:,}, where linear schedules end: {', '.join(changes)}"
 
 
 def _print_plan(agent: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
@@ -244,7 +203,7 @@ def _film(run: RunDirectory, settings: Settings, afterwards: Afterwards) -> None
     try:
         afterwards.film(run, run.videos / "best.mp4")
     except CommandError as error:
-        note(f"no video: {error}")
+        configs.say(f"no video: {error}", error=True)
 
 
 @contextmanager
