@@ -298,7 +298,7 @@ def killed(root: Path, words: list[str], kills: int, wait: Callable[[Any, RunDir
         process.join()
         assert process.exitcode == -signal.SIGKILL  # it was at work
         if run.path.exists() and not run.settings.exists():
-            run.path.rmdir()  # killed before it was a run: nothing is in it
+            shutil.rmtree(run.path)  # killed before it was a run
     return run
 
 
@@ -307,7 +307,15 @@ def assert_kills_at_any_moment_change_nothing(root: Path, kills: int, longest: f
     moments, words = random.Random(0), [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.keep", "2"]
     words += ["--algorithm.learning-rate-schedule", "constant"]  # a falling one would know how long the run is
     endless = [*words, "--total-timesteps", "1e9"]
-    run = killed(root, endless, kills, lambda process, _: process.join(timeout=moments.uniform(0.0, longest)))
+    earlier: list[Any] = []
+
+    def wait(process: Any, run: RunDirectory) -> None:
+        while earlier and not run.settings.exists():  # only the first kill may come before the run is one
+            time.sleep(0.005)
+        earlier.append(process)
+        process.join(timeout=moments.uniform(0.0, longest))
+
+    run = killed(root, endless, kills, wait)
     end = ["--total-timesteps", str(max([step for step, _ in run.checkpoints()], default=0) + 64)]
     assert train.main(["--resume", str(run.path), *end]) == 0
     assert_equal_runs(trained(root, [*words, *end]), run, int(end[1]))

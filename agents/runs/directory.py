@@ -32,6 +32,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -392,6 +393,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
+@cache  # of what is running
 def _commit() -> str | None:
     """The commit this source is at, marked where files were changed since; None where it is no repository."""
     source = Path(__file__).resolve().parents[2]

@@ -96,6 +96,8 @@ def test_versions_name_python_and_the_packages_that_decide_results() -> None:
     assert found["python"].count(".") == 2
     assert {"torch", "numpy", "gymnasium"} <= {name.lower() for name in found["packages"]}
     assert isinstance(found["command"], list)
+    is_repository = (Path(__file__).parents[3] / ".git").exists()
+    assert (found["commit"] is not None) == is_repository
 
 
 def test_a_run_is_in_training_while_its_directory_is_locked(run: RunDirectory) -> None:
