@@ -105,8 +105,8 @@ def test_another_encoder_keeps_those_of_the_files_arguments_that_it_takes() -> N
         (["--policy.encoder=flatten"], {}),
         (["--policy.encoder", "None"], {}),
     ):
-        assert policy(*words).encoder_kwargs == kept
-        assert (policy(*words).actions, policy(*words).first_node) == ("flat", 0)
+        found = policy(*words)
+        assert (found.encoder_kwargs, found.actions, found.first_node) == (kept, "flat", 0)
     own = policy("--policy.encoder", "mine:Graphs")
     assert (own.encoder_kwargs, own.actions) == ({"features_dim": 64, "hidden_size": 32, "rounds": 1}, "nodes")
     added = policy("--policy.encoder", "transformer", "--policy.encoder-kwargs", "width=8")
