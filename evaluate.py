@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import configs
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
-from train import make_environments
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -55,7 +54,7 @@ def command(argv: Sequence[str] | None) -> None:
 
     with reported_as(CheckpointFault, "run", RunError):
         runs = [RunDirectory.open(path) for path in asked.run]
-    typed = ["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]
+    typed = [*configs.command_words("evaluate"), *(sys.argv[1:] if argv is None else argv)]
     for run in runs:
         configs.check_trusted(run.path, configs.read(run.settings), asked.trust, typed)
     how = {name: getattr(asked, name) for name in ("episodes", "n_envs", "deterministic", "seed", "device")}
@@ -193,6 +192,7 @@ def evaluate_run(
     from rich.console import Console
 
     from agents.analysis.evaluation import evaluate
+    from agents.runs.construction import make_environments
 
     settings = configs.read(run.settings)
     player, file = load(run, settings, checkpoint, deterministic, device)
@@ -326,6 +326,7 @@ def recorded_episode(
     """An episode as a page shows it."""
     from agents.analysis.recording import record, units
     from agents.analysis.report.data import MOST_STEPS, episode
+    from agents.runs.construction import make_environments
 
     player, file = load(run, settings, checkpoint, deterministic, "cpu")
     with (
@@ -393,6 +394,7 @@ def record_run(
 ) -> None:
     """Records an episode of one of a run's agents."""
     from agents.analysis.video import VideoError, record
+    from agents.runs.construction import make_environments
 
     settings = configs.read(run.settings)
     player, _ = load(run, settings, checkpoint, deterministic, "cpu")
@@ -485,6 +487,8 @@ def looked_at(
     run: RunDirectory, asked: argparse.Namespace, n_envs: int
 ) -> Iterator[tuple[Player, VecEnv, Settings, Path]]:
     """The agent and environments of its own, with faults told as they are in an evaluation."""
+    from agents.runs.construction import make_environments
+
     settings = configs.read(run.settings)
     player, file = load(run, settings, asked.checkpoint, asked.deterministic, asked.device)
     with (
@@ -524,7 +528,7 @@ def load(
         deterministic = settings.evaluation.deterministic
     with reported_as(CheckpointFault, "checkpoint", RunError, CheckpointError, OSError, ValueError):
         file = run.find(checkpoint)
-        own = own_classes(asdict(settings.policy))
+        own = own_classes(settings.policy)
         return Player.load(file, device=device, deterministic=deterministic, custom_objects=own), file
 
 

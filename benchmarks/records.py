@@ -151,17 +151,14 @@ def trained(words: Sequence[str], steps: int = 0, evaluate: Callable[[Any], Resu
 def agent_of(words: Sequence[str], algorithm: type | None = None) -> tuple[Any, Any]:
     """The agent that ``train.py`` with these words would train, of another class if given, and the settings."""
     import configs
-    import train
-    from agents.runs.construction import ALGORITHMS, make_agent
-    from agents.runs.normalization import normalize
+    from agents.runs.construction import ALGORITHMS, make_agent, make_environments
+    from configs.settings import changed
 
-    settings = configs.parse(words).settings
-    env = normalize(train.make_environments(settings, settings.env.n_envs, settings.seed))
-    chosen = dict(vars(settings.algorithm))
+    settings = changed(configs.parse(words).settings, {"device": "cpu"})
     if algorithm is not None:
         ALGORITHMS["of the benchmark"] = algorithm
-        chosen["name"] = "of the benchmark"
-    return make_agent(env, chosen, dict(vars(settings.policy)), seed=settings.seed, device="cpu"), settings
+        settings = changed(settings, {"algorithm.name": "of the benchmark"})
+    return make_agent(settings, make_environments(settings, settings.env.n_envs, settings.seed)), settings
 
 
 # Statistics

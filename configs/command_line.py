@@ -1,18 +1,18 @@
 """The command line of ``train.py``: defaults, then a settings file, then what is typed, each overriding the last."""
 
-import dataclasses
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from configs.errors import SettingsError
-from configs.settings import ENCODERS, MEMORIES, PolicySettings, Settings, field_type
+from configs.settings import ENCODERS, MEMORIES, SETTINGS, PolicySettings, Settings, changed, values
 from configs.yaml_file import Sources, check, convert, parse_scalar, read_unchecked
 
 
@@ -56,45 +56,33 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     file, run = _argument("--config", arguments), _argument("--resume", arguments)
     if file is not None and run is not None:
         raise SettingsError("--resume goes on under the settings of the run: leave --config out, or start a new run")
-    if run is not None:
-        path: Path | None = settings_of_run(run)
-    else:
-        path = None if file is None else find_config(file)
+    path = settings_of_run(run) if run is not None else find_config(file) if file is not None else None
     written, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
-    baseline = _with_what_fits(
-        written, memory=_argument("--policy.memory", arguments), encoder=_argument("--policy.encoder", arguments)
-    )
-    command = tyro.cli(
-        Command,
-        prog="train.py",
-        args=arguments,
-        default=Command(baseline),
-        registry=_WORDS,
-    )
+    memory, encoder = _argument("--policy.memory", arguments), _argument("--policy.encoder", arguments)
+    baseline = _with_what_fits(written, memory, encoder)
+    command = tyro.cli(Command, prog="train.py", args=arguments, default=Command(baseline), registry=_WORDS)
     settings = _with_words_added(command.settings, baseline)
     check(settings, sources, written)
-    check_seeds(command.seeds, settings.seed)
-    return dataclasses.replace(command, settings=settings)
-
-
-def check_seeds(seeds: int, first: int) -> None:
-    """Raises :class:`SettingsError` where there are not so many seeds from the first on."""
-    if seeds < 1:
-        raise SettingsError(f"--seeds must be at least 1, got {seeds}")
-    if first + seeds > 2**31:
-        raise SettingsError(f"--seeds {seeds} from seed {first} on go beyond 2147483647; begin with a lower --seed")
+    if command.resume is not None and command.seeds > 1:
+        raise SettingsError("--resume goes on with one run; --seeds starts several: give one of the two")
+    if command.seeds < 1:
+        raise SettingsError(f"--seeds must be at least 1, got {command.seeds}")
+    if settings.seed + command.seeds > 2**31:
+        raise SettingsError(
+            f"--seeds {command.seeds} from seed {settings.seed} on go beyond 2147483647; begin with a lower --seed"
+        )
+    return replace(command, settings=settings)
 
 
 def find_config(file: str) -> Path:
-    """The file itself, or the one of that name beside this module. Raises :class:`SettingsError`."""
+    """The file itself, or the one of that name in this folder. Raises :class:`SettingsError`."""
     path = Path(file)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
-    ours = sorted(Path(__file__).parent.glob("*.yaml"))
-    for each in ours:
-        if each.stem == file:
-            return each
-    raise SettingsError(f"no settings file {file}; by name there are {', '.join(each.stem for each in ours)}")
+    ours = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+    if file not in ours:
+        raise SettingsError(f"no settings file {file}; by name there are {', '.join(ours)}")
+    return ours[file]
 
 
 def settings_of_run(run: str) -> Path:
@@ -122,7 +110,8 @@ def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
 
     What starts runs of a sweep gives every parameter an option of its own.
     """
-    options = tuple(f"--{name}." for name in _mappings(Settings))
+    mappings = [key for key, declared in SETTINGS.items() if get_origin(declared.type) is dict]
+    options = [f"--{key.replace('_', '-')}." for key in mappings]
     kept: list[str] = []
     entries: dict[str, list[str]] = {}
     words = iter(arguments)
@@ -143,16 +132,6 @@ def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _mappings(owner: type[Any], prefix: str = "") -> Iterator[str]:
-    """The options that take name=value."""
-    for each in dataclasses.fields(owner):
-        name, declared = f"{prefix}{each.name.replace('_', '-')}", field_type(owner, each.name)
-        if dataclasses.is_dataclass(declared):
-            yield from _mappings(cast(type[Any], declared), f"{name}.")
-        elif get_origin(declared) is dict:
-            yield name
-
-
 def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) -> Settings:
     """Where another memory or encoder is typed than the file's, what of the file goes on that the new one takes.
 
@@ -161,14 +140,14 @@ def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) 
     policy = written.policy
     changes: dict[str, Any] = {}
     if memory is not None and memory != policy.memory:
-        changes["memory_kwargs"] = _taken(policy.memory_kwargs, MEMORIES.get(memory))
+        changes["policy.memory_kwargs"] = _taken(policy.memory_kwargs, MEMORIES.get(memory))
     if encoder is not None and encoder != (policy.encoder or "None"):
         known = {"None": (), **ENCODERS}
         taken = _taken(policy.encoder_kwargs, known.get(encoder))
-        changes["encoder_kwargs"] = {name: value for name, value in taken.items() if not isinstance(value, str)}
+        changes["policy.encoder_kwargs"] = {name: each for name, each in taken.items() if not isinstance(each, str)}
         if encoder in known.keys() - {"graph"}:
-            changes |= {"actions": PolicySettings.actions, "first_node": PolicySettings.first_node}
-    return dataclasses.replace(written, policy=dataclasses.replace(policy, **changes))
+            changes |= {"policy.actions": PolicySettings.actions, "policy.first_node": PolicySettings.first_node}
+    return changed(written, changes)
 
 
 def _taken(kwargs: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
@@ -176,56 +155,29 @@ def _taken(kwargs: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, 
     return {name: value for name, value in kwargs.items() if names is None or name in names}
 
 
-def _with_words_added(typed: Any, baseline: Any) -> Any:
+def _with_words_added(typed: Settings, baseline: Settings) -> Settings:
     """What was typed, with the words of every mapping added to the one below; no words at all empty it."""
-    changes = {}
-    for each in dataclasses.fields(typed):
-        value, below = getattr(typed, each.name), getattr(baseline, each.name)
-        if dataclasses.is_dataclass(value):
-            changes[each.name] = _with_words_added(value, below)
-        elif isinstance(value, Added):
-            changes[each.name] = {**below, **value} if value else {}
-        elif isinstance(value, dict):
-            changes[each.name] = below
-    return dataclasses.replace(typed, **changes)
+    below = values(baseline)
+    added = {key: value for key, value in values(typed).items() if isinstance(value, Added)}
+    return changed(typed, {key: {**below[key], **value} if value else {} for key, value in added.items()})
 
 
 _WORDS = ConstructorRegistry()
 
 
 @_WORDS.primitive_rule
-def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-    """1e5 and 100_000 are whole numbers too."""
-    if info.type is not int:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=lambda words: convert(parse_scalar(words[0]), int),
-        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-@_WORDS.primitive_rule
 def _number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
-    """As in a settings file, .inf and 1_000 among them."""
-    if info.type is not float:
+    """As in a settings file: 1e5 and 100_000 are whole numbers too, .inf is a number, and so is inf."""
+    kind = info.type
+    if kind not in (int, float):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="FLOAT",
-        instance_from_str=lambda words: _float_of_word(words[0]),
-        is_instance=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: convert(math.inf if words[0] == "inf" else parse_scalar(words[0]), kind),
+        is_instance=lambda value: isinstance(value, (int, kind)) and not isinstance(value, bool),
         str_from_instance=lambda value: [str(value)],
     )
-
-
-def _float_of_word(word: str) -> float:
-    try:
-        return float(word)  # inf, 1e5
-    except ValueError:
-        return cast(float, convert(parse_scalar(word), float))
 
 
 @_WORDS.primitive_rule

@@ -12,10 +12,12 @@
 """
 
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class CommandError(Exception):
@@ -66,16 +68,16 @@ def environment_blamed(what: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        said = f"sys.exit({error.code!r}) was called in the middle of the work{_place(error)}"
+        message = f"sys.exit({error.code!r}) was called in the middle of the work{_place(error)}"
         kind = EnvironmentFault if _is_of_environment(error) else CommandError
-        raise kind(f"{what}: {said}" if kind is EnvironmentFault else said) from error
+        raise kind(f"{what}: {message}" if kind is EnvironmentFault else message) from error
     except Exception as error:
-        # EnvError tells environment and step itself; this package does not know its class.
-        is_told = type(error).__name__ == "EnvError"
-        if not is_told and not _is_of_environment(error):
+        # EnvError names environment and step itself; this package does not know its class.
+        names_itself = type(error).__name__ == "EnvError"
+        if not names_itself and not _is_of_environment(error):
             raise
-        said = str(error) if is_told else describe(error)
-        raise EnvironmentFault(f"{what}: {said}{_place(error.__cause__ if is_told else error)}") from error
+        message = str(error) if names_itself else describe(error)
+        raise EnvironmentFault(f"{what}: {message}{_place(error.__cause__ if names_itself else error)}") from error
 
 
 def _is_of_environment(error: BaseException) -> bool:
@@ -113,6 +115,22 @@ def printable(text: str) -> str:
 def say(text: object = "", *, error: bool = False) -> None:
     """Prints a line in which something may stand that is not ours: a path, a name, a setting."""
     print(printable(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def command_words(name: str) -> list[str]:
+    """What starts ``train`` or ``evaluate`` where the user is: a console command, or this Python and the script."""
+    started = Path(sys.argv[0])
+    if started.name.startswith("recurl-"):
+        installed = f"recurl-{name}"
+        return [installed if shutil.which(installed) else str(started.with_name(installed))]
+    python = "python" if shutil.which("python") == sys.executable else _from_here(Path(sys.executable))
+    script = Path(__file__).parents[1] / f"{name}.py"
+    return [python, _from_here(script)] if script.exists() else [python, "-m", f"recurl.scripts.{name}"]
+
+
+def _from_here(path: Path) -> str:
+    """Relative where it lies below the folder that the user is in; links, such as a virtual environment's, stay."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from configs.settings import Settings
 from configs.yaml_file import dump
 
 
-def plan(settings: Settings) -> str:
+def plan(settings: Settings, seeds: int = 1) -> str:
     """The resolved settings and what follows from them."""
     algorithm, env = settings.algorithm, settings.env
     rollout = env.n_envs * algorithm.n_steps
@@ -20,13 +20,15 @@ def plan(settings: Settings) -> str:
         f"checkpoints   {_times(steps, settings.checkpoint.every)}, {settings.checkpoint.keep} kept",
         f"directory     {settings.runs}/{settings.name or '<environment>-<memory>-<seed>-<time>'}",
     ]
+    if seeds > 1:
+        lines.append(f"seeds         {settings.seed} to {settings.seed + seeds - 1}, one run each")
     return "\n".join(lines)
 
 
 def _update(settings: Settings, rollout: int) -> str:
     algorithm = settings.algorithm
     if algorithm.name == "a2c":
-        return "one gradient step each, on the whole rollout"
+        return "one gradient step each, on the full rollout"
     minibatches = max(1, -(-rollout // algorithm.batch_size))
     return (
         f"{algorithm.n_epochs} epochs of {minibatches} minibatches, {algorithm.n_epochs * minibatches} gradient steps"

@@ -5,10 +5,13 @@ a mistake are answered at once; a test keeps the names and defaults written here
 """
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from operator import attrgetter
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from configs.errors import SettingsError
 
@@ -92,7 +95,7 @@ class EnvironmentSettings:
     """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, pad_graph,
     pad_sequence, or `module:Class`; with arguments `{name: {argument: value}}`."""
     previous_action_reward: bool | None = None
-    """Whether the agent sees its last action, the last reward and whether an episode starts beside the observation,
+    """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
     backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
     """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
@@ -102,16 +105,16 @@ class EnvironmentSettings:
     timeout: Annotated[float | None, POSITIVE] = None
     """Seconds a step may take before its worker counts as lost (subprocess); None: any."""
     max_restarts: Annotated[int, AT_LEAST_0] = 3
-    """How often in all an environment that raises, or a worker that dies or does not answer in time, is started anew,
-    its episode cut, before that ends the run (serial, subprocess)."""
+    """How often in all an environment that raises, or a worker that dies or does not answer in time, is restarted,
+    its episode truncated, before that ends the run (serial, subprocess)."""
     normalize_observations: bool = True
     """Scale observations to mean 0 and variance 1 as they come in (images and discrete parts are left alone)."""
     normalize_rewards: bool = True
     """Divide rewards by the standard deviation of the running return. Reported returns are the true ones."""
     clip_observations: Annotated[float, POSITIVE] = 10.0
-    """Largest magnitude of a normalised observation."""
+    """Largest magnitude of a normalized observation."""
     clip_rewards: Annotated[float, POSITIVE] = 10.0
-    """Largest magnitude of a normalised reward."""
+    """Largest magnitude of a normalized reward."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class AlgorithmSettings:
     """How the agent learns."""
 
     name: Literal["ppo", "a2c"] = "ppo"
-    """ppo: clipped updates over several epochs. a2c: one update on the whole rollout."""
+    """ppo: clipped updates over several epochs. a2c: one update on the full rollout."""
     learning_rate: Annotated[float, POSITIVE] = 1e-3
     """Step size of the optimizer, at the start."""
     learning_rate_schedule: Schedule = "linear"
@@ -127,11 +130,11 @@ class AlgorithmSettings:
     n_steps: Annotated[int, AT_LEAST_1] = 256
     """Steps collected from each environment between two updates."""
     batch_size: Annotated[int, AT_LEAST_1] = 1024
-    """Steps in a minibatch, made of whole sequences (ppo)."""
+    """Steps in a minibatch, made of complete sequences (ppo)."""
     n_epochs: Annotated[int, AT_LEAST_1] = 5
     """Passes over a rollout (ppo)."""
     sequence_length: Annotated[int | None, AT_LEAST_1] = None
-    """Steps through which gradients flow back; a divisor of n_steps. None: the whole rollout, or batch_size where that
+    """Steps through which gradients flow back; a divisor of n_steps. None: the full rollout, or batch_size where that
     is shorter."""
     gamma: Annotated[float, FRACTION] = 0.99
     """Discount of a reward one step later."""
@@ -153,7 +156,7 @@ class AlgorithmSettings:
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
     use_sde: bool = False
-    """Generalised state-dependent exploration, for continuous actions."""
+    """Generalized state-dependent exploration, for continuous actions."""
     sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
     """Steps between two draws of its noise; -1: once a rollout."""
     target_kl: Annotated[float | None, POSITIVE] = None
@@ -162,7 +165,7 @@ class AlgorithmSettings:
     """Precision of encoder, memory and hidden layers: bfloat16, for large networks on a GPU; None: float32. Recurrent
     cells, last layers, losses and weights are float32 in any case."""
     refresh_states: bool = False
-    """Between epochs, compute the states that sequences start from anew with the present weights (ppo)."""
+    """Between epochs, recompute the states that sequences start from with the current weights (ppo)."""
     burn_in: Annotated[int, AT_LEAST_0] = 0
     """Steps before a sequence that warm the state it starts from; at most sequence_length (ppo)."""
 
@@ -205,15 +208,15 @@ class EvaluationSettings:
     every: Annotated[int, AT_LEAST_0] = 20_000
     """Environment steps between two evaluations; 0: never."""
     episodes: Annotated[int, AT_LEAST_1] = 40
-    """Episodes each time, half of them with sampled actions and half with the most probable ones."""
+    """Episodes each time, half of them with sampled actions and half with deterministic ones."""
     final_episodes: Annotated[int, AT_LEAST_0] = 100
     """Episodes of each evaluation after training, of the best agent and of the last one, both ways; 0: none."""
     n_envs: Annotated[int | None, AT_LEAST_1] = None
     """Environments evaluated side by side, at most the number of episodes; None: as many as in training."""
     deterministic: bool = True
-    """Choose the best agent by its return with the most probable actions, instead of sampled ones, and act so."""
+    """Choose the best agent by its return with deterministic actions, instead of sampled ones, and act so."""
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
-    """Steps after which an episode is cut; None: never. Without a time limit of its own an episode need not end."""
+    """Steps after which an episode is truncated; None: never. Without a time limit an episode need not end."""
     stop_at_return: Annotated[float | None, FINITE] = None
     """End training when an evaluation's mean return reaches this; None: train to the end."""
 
@@ -290,6 +293,42 @@ class Settings:
             raise SettingsError("\n".join(f"{key} {message}" for key, message in found))
 
 
+class Declared(NamedTuple):
+    """A setting's type and range."""
+
+    type: Any
+    limit: Range | None
+
+
+def _declared(group: type[Any], prefix: str = "") -> Iterator[tuple[str, Declared]]:
+    for name, hint in get_type_hints(group, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _declared(cast(type[Any], hint), f"{prefix}{name}.")
+        else:
+            kind, limit = get_args(hint) if get_origin(hint) is Annotated else (hint, None)
+            yield f"{prefix}{name}", Declared(kind, limit)
+
+
+SETTINGS: dict[str, Declared] = dict(_declared(Settings))
+"""Every setting by its dotted key: algorithm.gamma."""
+
+
+def values(settings: Settings) -> dict[str, Any]:
+    """The value of every setting by its dotted key."""
+    return {key: attrgetter(key)(settings) for key in SETTINGS}
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The settings with other values, by dotted key."""
+    groups: dict[str, dict[str, Any]] = {"": {}}
+    for key, value in changes.items():
+        group, _, name = key.rpartition(".")
+        groups.setdefault(group, {})[name] = value
+    own = groups.pop("")
+    replaced = {group: dataclasses.replace(getattr(settings, group), **each) for group, each in groups.items()}
+    return dataclasses.replace(settings, **replaced, **own)
+
+
 def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
     chosen, wanted = settings.env.wrappers, settings.env.previous_action_reward
@@ -299,10 +338,11 @@ def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     return (*chosen, {PREVIOUS: {"start": True}}) if wanted else chosen
 
 
-def problems(settings: Settings) -> list[tuple[str, str]]:
-    """(dotted key, what is wrong with it) for every setting that cannot be used."""
-    return [*_out_of_range(settings, ""), *_unusable_together(settings)]
-
+PPO_ONLY = (
+    *("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl"),
+    *("refresh_states", "burn_in"),
+)
+"""Settings of the algorithm that a2c has not."""
 
 MAY_DIFFER = (
     *("total_timesteps", "device", "threads", "progress", "evaluation", "checkpoint", "tracking"),
@@ -311,66 +351,38 @@ MAY_DIFFER = (
 """Settings, or groups of them, that a run can be resumed with others of: they do not decide what it has learned."""
 
 
-def check_resumable(recorded: Settings, asked: Settings) -> None:
+def check_resumable(recorded: Settings, requested: Settings) -> None:
     """Raises :class:`SettingsError` that names every setting a run cannot be resumed with, and both its values."""
+    before, now = values(recorded), values(requested)
     found = [
-        f"{key} is {_said(asked_for)}, but the run was made with {_said(was)}"
-        for key, was, asked_for in _differences(recorded, asked, "")
-        if not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+        f"{key} is {_shown(now[key])}, but the run was made with {_shown(before[key])}"
+        for key in SETTINGS
+        if now[key] != before[key] and key not in MAY_DIFFER and key.partition(".")[0] not in MAY_DIFFER
     ]
     if found:
         may = ", ".join(MAY_DIFFER)
         raise SettingsError("\n".join([*found, f"leave it out, or start a new run; what may differ is {may}"]))
 
 
-def _differences(one: Any, other: Any, prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    for each in dataclasses.fields(one):
-        key, before, after = f"{prefix}{each.name}", getattr(one, each.name), getattr(other, each.name)
-        if dataclasses.is_dataclass(before):
-            yield from _differences(before, after, f"{key}.")
-        elif before != after:
-            yield key, before, after
+def problems(settings: Settings) -> list[tuple[str, str]]:
+    """(dotted key, what is wrong with it) for every setting that cannot be used."""
+    return [
+        *_out_of_range(settings),
+        *_unusable_algorithm(settings.algorithm),
+        *_unusable_policy(settings.policy),
+        *_unusable_environment(settings.env),
+        *_unusable_name(settings.name),
+    ]
 
 
-def field_type(owner: type[Any], name: str) -> Any:
-    """The type of a field without its range."""
-    return get_type_hints(owner)[name]
-
-
-def _out_of_range(group: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(type(group), include_extras=True)
-    for name in (each.name for each in dataclasses.fields(group)):
-        value = getattr(group, name)
-        if dataclasses.is_dataclass(value):
-            yield from _out_of_range(value, f"{prefix}{name}.")
-            continue
-        ranges = get_args(hints[name])[1:] if get_origin(hints[name]) is Annotated else ()
-        for limit in ranges:
-            if value is not None and not limit.holds(value):
-                yield f"{prefix}{name}", f"must be {limit.words}, got {_said(value)}"
-        choices = _choices(get_type_hints(type(group))[name])
+def _out_of_range(settings: Settings) -> Iterator[tuple[str, str]]:
+    for key, value in values(settings).items():
+        kind, limit = SETTINGS[key]
+        if limit is not None and value is not None and not limit.holds(value):
+            yield key, f"must be {limit.words}, got {_shown(value)}"
+        choices = _choices(kind)
         if choices and value not in choices:
-            yield f"{prefix}{name}", f"must be one of {', '.join(map(str, choices))}; got {value!r}"
-
-
-def _unusable_together(settings: Settings) -> Iterator[tuple[str, str]]:
-    yield from _unusable_algorithm(settings.algorithm)
-    policy = settings.policy
-    yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
-    if policy.encoder is not None:
-        yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
-    yield from _unusable_actions(policy)
-    if not settings.env.id.strip():
-        yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
-    if settings.env.workers is not None and settings.env.backend != "subprocess":
-        yield "env.workers", f"go with env.backend subprocess, not with {settings.env.backend}; leave them out"
-    if settings.env.timeout is not None and settings.env.backend != "subprocess":
-        yield "env.timeout", f"goes with env.backend subprocess, not with {settings.env.backend}; leave it out"
-    for wrapper in settings.env.wrappers:
-        yield from _unusable_wrapper(wrapper)
-    name = settings.name
-    if name is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
-        yield "name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"
+            yield key, f"must be one of {', '.join(map(str, choices))}; got {value!r}"
 
 
 def _unusable_algorithm(algorithm: AlgorithmSettings) -> Iterator[tuple[str, str]]:
@@ -384,14 +396,18 @@ def _unusable_algorithm(algorithm: AlgorithmSettings) -> Iterator[tuple[str, str
         yield "algorithm.burn_in", f"must be at most sequence_length ({longest}), got {algorithm.burn_in}"
     if algorithm.name == "a2c":
         for name in PPO_ONLY:
-            if getattr(algorithm, name) != getattr(AlgorithmSettings(), name):
+            if getattr(algorithm, name) != getattr(AlgorithmSettings, name):
                 yield f"algorithm.{name}", "is a setting of ppo; a2c has none, leave it out"
 
 
-PPO_ONLY = (
-    *("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl"),
-    *("refresh_states", "burn_in"),
-)
+def _unusable_policy(policy: PolicySettings) -> Iterator[tuple[str, str]]:
+    yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
+    if policy.encoder is not None:
+        yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
+    if policy.actions == "flat" and policy.first_node:
+        yield "policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"
+    if policy.actions == "nodes" and policy.encoder in ENCODERS and policy.encoder != "graph":
+        yield "policy.actions", f"nodes are those of encoder graph, not of {policy.encoder}; use that, or actions flat"
 
 
 def _unknown_choice(
@@ -409,30 +425,32 @@ def _unknown_choice(
             yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
 
 
-def _unusable_actions(policy: PolicySettings) -> Iterator[tuple[str, str]]:
-    if policy.actions == "flat" and policy.first_node:
-        yield "policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"
-    if policy.actions == "nodes" and policy.encoder in ENCODERS and policy.encoder != "graph":
-        yield "policy.actions", f"nodes are those of encoder graph, not of {policy.encoder}; use that, or actions flat"
+def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]:
+    if not env.id.strip():
+        yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
+    for name in ("workers", "timeout"):
+        if getattr(env, name) is not None and env.backend != "subprocess":
+            yield f"env.{name}", f"goes with env.backend subprocess, not with {env.backend}; leave it out"
+    chosen: tuple[Any, ...] = env.wrappers
+    for wrapper in chosen:
+        is_pair = isinstance(wrapper, dict) and len(wrapper) == 1
+        name, kwargs = next(iter(wrapper.items())) if is_pair else (wrapper, {})
+        if not isinstance(name, str) or not isinstance(kwargs, dict | None):
+            yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
+        elif name not in WRAPPERS and not _is_class(name):
+            hint = did_you_mean(name, WRAPPERS)
+            yield "env.wrappers", f"must hold {', '.join(WRAPPERS)} or module:Class; got {name!r}{hint}"
+
+
+def _unusable_name(name: str | None) -> Iterator[tuple[str, str]]:
+    if name is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
+        yield "name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"
 
 
 def did_you_mean(name: str, known: tuple[str, ...]) -> str:
     """``; did you mean 'lstm'?`` where a known name is near, else nothing."""
-    import difflib
-
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _unusable_wrapper(wrapper: Any) -> Iterator[tuple[str, str]]:
-    name, kwargs = wrapper, None
-    if isinstance(wrapper, dict) and len(wrapper) == 1:
-        ((name, kwargs),) = wrapper.items()
-    if not isinstance(name, str) or not (kwargs is None or isinstance(kwargs, dict)):
-        yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
-    elif name not in WRAPPERS and not _is_class(name):
-        hint = did_you_mean(name, WRAPPERS)
-        yield "env.wrappers", f"must hold {', '.join(WRAPPERS)} or module:Class; got {name!r}{hint}"
 
 
 def _is_class(name: str) -> bool:
@@ -442,14 +460,11 @@ def _is_class(name: str) -> bool:
 
 def _choices(declared: Any) -> tuple[Any, ...]:
     """The values of a Literal, None, or true and false, among them where it may be that; none for any other type."""
-    if get_origin(declared) is Literal:
-        return get_args(declared)
-    *others, last = get_args(declared) or (None,)
-    if len(others) != 1 or get_origin(others[0]) is not Literal:
-        return ()
-    further: dict[Any, tuple[Any, ...]] = {type(None): (None,), bool: (True, False)}
-    return (*get_args(others[0]), *further.get(last, ()))
+    kinds = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
+    named = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    further = {type(None): (None,), bool: (True, False)}
+    return (*named, *(choice for kind in kinds for choice in further.get(kind, ()))) if named else ()
 
 
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

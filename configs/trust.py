@@ -3,7 +3,7 @@
 A run's directory is data, but its settings may name modules of the user's own (``env.id: module:id``, wrappers,
 memory and encoder as ``module:Class``), and importing one runs it. Runs that were made here are known by a signature
 in their directory: made with a key of this user, over the names of the modules and the directory that they were
-imported from. Everybody else's are asked for, by name, with ``--trust``. A run's own directory is never searched.
+imported from. Everybody else's must be named with ``--trust``. A run's own directory is never searched.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -28,7 +28,12 @@ LARGEST_SIGNATURE = 2**16  # bytes
 
 def modules_named(settings: Settings) -> tuple[str, ...]:
     """The modules that a run's settings have imported, each once."""
-    return tuple(sorted({module for module in _modules(settings) if module}))
+    policy = settings.policy
+    names: list[Any] = [policy.memory, policy.encoder, policy.kwargs.get("memory")]  # the last one as it is
+    for wrapper in settings.env.wrappers:
+        names += list(wrapper) if isinstance(wrapper, dict) else [wrapper]
+    modules = {name.partition(":")[0] for name in names if isinstance(name, str) and ":" in name}
+    return tuple(sorted((modules | {settings.env.id.rpartition(":")[0]}) - {""}))
 
 
 def check_trusted(run: Path, settings: Settings, trusted: Sequence[str], command: Sequence[str]) -> None:
@@ -47,17 +52,15 @@ def check_trusted(run: Path, settings: Settings, trusted: Sequence[str], command
     for module in modules:
         if (place := _inside(run, module)) is not None:
             raise SettingsError(f"{run}: its settings import {module}, which lies in the run itself ({place}); refused")
-    asked = [module for module in modules if module not in trusted]
-    if not asked:
-        if modules and not _is_signed(run, modules):
-            sign(run, settings)
+    if not modules or _is_signed(run, modules):
         return
-    if _is_signed(run, modules):
-        return
-    raise SettingsError(
-        f"{run}: its settings import {', '.join(asked)}, which would run that code, and this run is not known as one "
-        f"that you made here. If you trust it: {shlex.join([*command, '--trust', *modules])}"
-    )
+    unknown = [module for module in modules if module not in trusted]
+    if unknown:
+        raise SettingsError(
+            f"{run}: its settings import {', '.join(unknown)}, which would run that code, and this run is not known as "
+            f"one that you made here. If you trust it: {shlex.join([*command, '--trust', *modules])}"
+        )
+    sign(run, settings)
 
 
 def sign(run: Path, settings: Settings) -> None:
@@ -68,18 +71,6 @@ def sign(run: Path, settings: Settings) -> None:
     with suppress(OSError):
         content = {"modules": modules, "signature": _signature(_key(make=True), modules)}
         (run / SIGNATURE).write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def _modules(settings: Settings) -> Iterator[str]:
-    yield settings.env.id.rpartition(":")[0]
-    policy = settings.policy
-    names: list[Any] = [policy.memory, policy.encoder]
-    names += [policy.kwargs.get("memory")]  # passed on as it is, in place of the other
-    for wrapper in settings.env.wrappers:
-        names += list(wrapper) if isinstance(wrapper, dict) else [wrapper]
-    for name in names:
-        module, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
-        yield module if colon else ""
 
 
 def leave_import_path(run: Path) -> None:
@@ -93,7 +84,7 @@ def _inside(run: Path, module: str) -> str | None:
     path: Any = None
     inside = run.resolve()
     for part in module.split("."):
-        # By its last name alone: with the whole one a namespace package would have to be imported first.
+        # By its last name alone: with the full one a namespace package would have to be imported first.
         spec: ModuleSpec | None = PathFinder.find_spec(part, path) if part else None
         if spec is None:
             return None

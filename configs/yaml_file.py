@@ -4,18 +4,18 @@ Strict means: safe types only, every unknown or repeated key and every value of 
 file, line and key. Scalars follow YAML 1.2's core schema, so that ``1e-3`` is a number and ``off`` a word.
 """
 
-import dataclasses
 import os
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
 from configs.errors import SettingsError
-from configs.settings import BEFORE, Settings, did_you_mean, field_type, problems
+from configs.settings import BEFORE, SETTINGS, Settings, changed, did_you_mean, problems, values
 
 LARGEST = 2**20  # characters of a settings file
 MOST_VALUES = 10_000  # in it, with every alias written out
@@ -33,39 +33,46 @@ def read(path: str | os.PathLike[str]) -> Settings:
 
 def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
     """The settings of a file before their ranges are checked, since the command line may still change them."""
+    file = os.fspath(path)
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            text = file.read(LARGEST + 1)
+        with Path(path).open(encoding="utf-8") as stream:
+            text = stream.read(LARGEST + 1)
     except FileNotFoundError:
-        raise SettingsError(f"no settings file {os.fspath(path)}") from None
+        raise SettingsError(f"no settings file {file}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read settings file {os.fspath(path)}: {error}") from error
+        raise SettingsError(f"cannot read settings file {file}: {error}") from error
     if len(text) > LARGEST:
-        raise SettingsError(f"{os.fspath(path)} has more than {LARGEST} characters, so it is no settings file")
-    reader = _Reader(os.fspath(path))
-    settings = reader.settings(text)
-    unsaid = set(_keys(Settings)) - reader.sources.keys()
-    if reader.sources and unsaid <= BEFORE.keys():
-        for key in unsaid:
-            settings = _with(settings, key.split("."), BEFORE[key])
-    return settings, reader.sources
+        raise SettingsError(f"{file} has more than {LARGEST} characters, so it is no settings file")
+    try:
+        found, lines = _parsed(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise SettingsError(f"{file}{line}: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file}: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{file}: nested too deeply") from None
+    unsaid = SETTINGS.keys() - found.keys()
+    if found and unsaid <= BEFORE.keys():
+        found |= {key: BEFORE[key] for key in unsaid}
+    return changed(Settings(), found), {key: f"{file}:{line}" for key, line in lines.items()}
 
 
 def check(settings: Settings, sources: Mapping[str, str], baseline: Settings | None = None) -> None:
     """Raises :class:`SettingsError` naming what cannot be used, and file and line of what still is as ``baseline``."""
-
-    def place(key: str) -> str:
-        unchanged = baseline is None or _get(settings, key) == _get(baseline, key)
-        return f"{sources[key]}: " if unchanged and key in sources else ""
-
-    found = problems(settings)
+    now, before = values(settings), values(baseline or settings)
+    found = []
+    for key, message in problems(settings):
+        place = f"{sources[key]}: " if key in sources and now[key] == before[key] else ""
+        found.append(f"{place}{key} {message}")
     if found:
-        raise SettingsError("\n".join(f"{place(key)}{key} {message}" for key, message in found))
+        raise SettingsError("\n".join(found))
 
 
 def dump(settings: Settings) -> str:
     """The YAML from which :func:`read` gives the same settings."""
-    text: str = yaml.dump(_plain(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(asdict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 
@@ -77,14 +84,21 @@ def parse_scalar(text: str) -> Any:
         raise ValueError(f"{text!r} is not YAML: {getattr(error, 'problem', error)}") from None
 
 
+_SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a text"),
+}
+
+
 def convert(value: Any, declared: Any) -> Any:
     """``value`` as the type ``declared``; raises ValueError that says what was expected and what came."""
     origin, arguments = get_origin(declared), get_args(declared)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        declared, *others = (each for each in arguments if each is not type(None))
-        return value if bool in others and isinstance(value, bool) else convert(value, declared)
+        if type(value) in arguments:  # None, true and false
+            return value
+        return convert(value, arguments[0])
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             hint = did_you_mean(value, arguments) if isinstance(value, str) else ""
@@ -95,52 +109,18 @@ def convert(value: Any, declared: Any) -> Any:
             raise ValueError(f"must be a list, got {_shown(value)}")
         return tuple(convert(each, arguments[0]) for each in value)
     if origin is dict:
-        return _convert_mapping(value)
+        value = {} if value is None else value  # "kwargs:" with nothing after it
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ValueError(f"must map names to values, got {_shown(value)}")
+        return value
     if declared is object:
         return value
-    return _SCALARS[declared](value)
-
-
-def _convert_mapping(value: Any) -> dict[str, Any]:
-    if value is None:  # "kwargs:" with nothing after it
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"must map names to values, got {_shown(value)}")
-    return value
-
-
-def _convert_int(value: Any) -> int:
-    if isinstance(value, float) and value.is_integer():  # 1e5
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"must be a whole number, got {_shown(value)}")
-    return value
-
-
-def _convert_float(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"must be a number, got {_shown(value)}")
-    return float(value)
-
-
-def _convert_bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"must be true or false, got {_shown(value)}")
-    return value
-
-
-def _convert_str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"must be a text, got {_shown(value)}; put it in quotes if it is meant as one")
-    return value
-
-
-_SCALARS: dict[Any, Callable[[Any], Any]] = {
-    int: _convert_int,
-    float: _convert_float,
-    bool: _convert_bool,
-    str: _convert_str,
-}
+    kinds, words = _SCALARS[declared]
+    is_exact = isinstance(value, kinds) or (declared is int and isinstance(value, float) and value.is_integer())  # 1e5
+    if not is_exact or (isinstance(value, bool) and declared is not bool):
+        hint = "; put it in quotes if it is meant as one" if declared is str else ""
+        raise ValueError(f"must be {words}, got {_shown(value)}{hint}")
+    return declared(value)
 
 
 def _shown(value: Any) -> str:
@@ -150,21 +130,29 @@ def _shown(value: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe types, the scalars of YAML 1.2, no repeated keys, and no more values than settings have."""
 
-    def get_single_node(self) -> Any:
-        node = super().get_single_node()
-        if node is not None:
-            _check_size(node)
-        return node
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sizes: dict[int, int] = {}
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a name was expected here", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=True)
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Counts the values with every alias written out: ten lines of aliases of aliases stand for a billion."""
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if node is None:
+            return None
+        if is_alias:
+            if id(node) not in self._sizes:  # an alias of what it stands in
+                raise _error("a recursive alias", node)
+            return node
+        if isinstance(node, yaml.MappingNode):
+            _check_names(node)
+            children = [child for entry in node.value for child in entry]
+        else:
+            children = node.value if isinstance(node, yaml.SequenceNode) else []
+        size = self._sizes[id(node)] = 1 + sum(self._sizes[id(child)] for child in children)
+        if size > MOST_VALUES:
+            raise _error(f"more than {MOST_VALUES} values with every alias written out", node)
+        return node
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         return int(node.value, base=0 if node.value[:2] in ("0x", "0o") else 10)
@@ -173,29 +161,28 @@ class _Loader(yaml.SafeLoader):
         return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def _check_size(node: yaml.Node) -> None:
-    """Counts the values with every alias written out: ten lines of aliases of aliases stand for a billion."""
-    sizes: dict[int, int] = {}
-    open_nodes: set[int] = set()
+def _check_names(node: yaml.MappingNode) -> None:
+    seen = set()
+    for name, _ in node.value:
+        if not isinstance(name, yaml.ScalarNode):
+            raise _error("a name was expected here", name)
+        if name.value in seen:
+            raise _error(f"{name.value!r} is set twice", name)
+        seen.add(name.value)
 
-    def size_of(node: yaml.Node) -> int:
-        if id(node) in open_nodes:
-            raise yaml.constructor.ConstructorError(None, None, "a recursive alias", node.start_mark)
-        if id(node) not in sizes:
-            open_nodes.add(id(node))
-            children = node.value if isinstance(node, yaml.CollectionNode) else []
-            flat = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
-            sizes[id(node)] = 1 + sum(map(size_of, flat))
-            open_nodes.discard(id(node))
-        return sizes[id(node)]
 
-    if size_of(node) > MOST_VALUES:
-        message = f"more than {MOST_VALUES} values with every alias written out"
-        raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
+def _error(message: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=message, problem_mark=node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what :class:`_Loader` would not read as a string; short sequences and empty mappings on one line."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_sequence_on_one_line(self, data: Sequence[Any]) -> yaml.SequenceNode:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
 
 # YAML 1.2's core schema, and 1_000_000. PyYAML's own follows 1.1: 1e5 a string, off false, 1:30 ninety.
@@ -214,95 +201,36 @@ for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
-_Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
-_Dumper.add_representer(
-    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-)
+for _sequence in (list, tuple):
+    _Dumper.add_representer(_sequence, _Dumper.represent_sequence_on_one_line)
 
 
-class _Reader:
-    """Walks the nodes of one file, which know their lines, along the fields of the dataclasses."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-        self.sources: Sources = {}
-
-    def settings(self, text: str) -> Settings:
+def _parsed(text: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Values and lines of a file's settings by dotted key. Raises MarkedYAMLError."""
+    loader = _Loader(text)
+    root = loader.get_single_node()
+    found: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    for key, node in _entries(root, "") if root is not None else ():
         try:
-            self._loader = _Loader(text)
-            node = self._loader.get_single_node()
-            if node is None:  # an empty file: all defaults
-                return Settings()
-            settings: Settings = self._group(node, Settings, "")
-            return settings
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            line = f":{mark.line + 1}" if mark else ""
-            raise SettingsError(f"{self._file}{line}: {error.problem or error.context}") from None
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{self._file}: {error}") from None
-        except RecursionError:
-            raise SettingsError(f"{self._file}: nested too deeply") from None
-
-    def _group(self, node: yaml.Node, group: type[Any], prefix: str) -> Any:
-        if not isinstance(node, yaml.MappingNode):
-            raise self._error(node, f"{prefix.rstrip('.') or 'the file'} must hold settings, one `name: value` a line")
-        names = tuple(each.name for each in dataclasses.fields(group))
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            name = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise self._error(key_node, "a name was expected here")
-            if name not in names:
-                hint = did_you_mean(name, names) or f"; known are {', '.join(names)}"
-                raise self._error(key_node, f"unknown setting {prefix}{name}{hint}")
-            if name in values:
-                raise self._error(key_node, f"{prefix}{name} is set twice")
-            values[name] = self._value(value_node, group, name, prefix)
-        return group(**values)
-
-    def _value(self, node: yaml.Node, group: type[Any], name: str, prefix: str) -> Any:
-        declared, key = field_type(group, name), f"{prefix}{name}"
-        if isinstance(declared, type) and dataclasses.is_dataclass(declared):
-            # "env:" with nothing after it leaves the group's defaults.
-            empty = isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")
-            return declared() if empty else self._group(node, declared, f"{key}.")
-        self.sources[key] = f"{self._file}:{node.start_mark.line + 1}"
-        try:
-            return convert(self._loader.construct_object(node, deep=True), declared)
+            found[key] = convert(loader.construct_object(node, deep=True), SETTINGS[key].type)
         except ValueError as error:
-            raise self._error(node, f"{key} {error}") from None
-
-    def _error(self, node: yaml.Node, message: str) -> SettingsError:
-        return SettingsError(f"{self._file}:{node.start_mark.line + 1}: {message}")
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses to dicts and tuples to lists, all the way down."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+            raise _error(f"{key} {error}", node) from None
+        lines[key] = node.start_mark.line + 1
+    return found, lines
 
 
-def _keys(group: type[Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all settings."""
-    for each in dataclasses.fields(group):
-        declared = field_type(group, each.name)
-        if isinstance(declared, type) and dataclasses.is_dataclass(declared):
-            yield from _keys(declared, f"{prefix}{each.name}.")
-        else:
-            yield f"{prefix}{each.name}"
-
-
-def _with(settings: Any, path: list[str], value: Any) -> Any:
-    name, *rest = path
-    inner = _with(getattr(settings, name), rest, value) if rest else value
-    return dataclasses.replace(settings, **{name: inner})
-
-
-def _get(settings: Any, key: str) -> Any:
-    for name in key.split("."):
-        settings = getattr(settings, name)
-    return settings
+def _entries(node: yaml.Node, prefix: str) -> Iterator[tuple[str, yaml.Node]]:
+    """(dotted key, value) of every setting below a group; a group with nothing after it keeps its defaults."""
+    if not isinstance(node, yaml.MappingNode):
+        raise _error(f"{prefix.rstrip('.') or 'the file'} must hold settings, one `name: value` a line", node)
+    names = tuple(dict.fromkeys(k.removeprefix(prefix).partition(".")[0] for k in SETTINGS if k.startswith(prefix)))
+    for name, value in node.value:
+        key = f"{prefix}{name.value}"
+        if name.value not in names:
+            hint = did_you_mean(name.value, names) or f"; known are {', '.join(names)}"
+            raise _error(f"unknown setting {key}{hint}", name)
+        if key in SETTINGS:
+            yield key, value
+        elif not value.tag.endswith(":null"):
+            yield from _entries(value, f"{key}.")

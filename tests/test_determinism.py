@@ -9,7 +9,8 @@ import torch
 import envs
 from agents import RecurrentPPO
 from agents.memory import MEMORIES
-from agents.runs.normalization import normalize
+from agents.runs.construction import normalize
+from configs import EnvironmentSettings
 
 SMALL: dict[str, dict[str, Any]] = {
     "none": {},
@@ -20,7 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def learned(memory: str) -> dict[str, torch.Tensor]:
     """Two updates on 2 environments of 16 steps."""
-    env = normalize(envs.make("CartPoleNoVel-v1", 2, wrappers=["flicker"]))
+    env = normalize(envs.make("CartPoleNoVel-v1", 2, wrappers=["flicker"]), EnvironmentSettings())
     policy = {"memory": memory, "memory_kwargs": SMALL.get(memory, {"hidden_size": 8}), "net_arch": [8]}
     agent = RecurrentPPO(
         "RecurrentPolicy", env, n_steps=16, batch_size=16, n_epochs=2, policy_kwargs=policy, seed=7, device="cpu"

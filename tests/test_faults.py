@@ -1,17 +1,12 @@
-"""Bad input and faults: what is lost is little, what is left is whole, and the message says what to do."""
+"""Bad input and faults: what is lost is little, what is left is complete, and the message says what to do."""
 
-import csv
-import multiprocessing
 import multiprocessing.connection
-import os
 import resource
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -19,73 +14,11 @@ import torch
 import envs
 import evaluate
 import train
-from agents.checkpoint import read_parameters
 from agents.runs.directory import RunDirectory
 from envs.vector.errors import EnvError
+from tests.runs import OWN, PPO, QUIET, TINY, in_a_child, rows_of, weights
 
-# Updates of 32 steps, and no checkpoint but at the end.
-TINY = [
-    *("--env.n-envs", "2", "--algorithm.n-steps", "16", "--policy.memory-kwargs", "hidden_size=4"),
-    *("--algorithm.batch-size", "16", "--algorithm.n-epochs", "1", "--threads", "1"),
-    *("--checkpoint.every", "0", "--total-timesteps", "128", "--no-progress", "--tracking.no-tensorboard"),
-    *("--evaluation.every", "0", "--evaluation.final-episodes", "0"),
-]
-
-MODULE = '''
-import os, time
-import gymnasium, numpy as np
-
-class Frail(gymnasium.Env):
-    """Observation (episode's seed modulo 1000, step). Fails where and how it is told, once for each file it finds."""
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gymnasium.spaces.Discrete(2)
-    metadata = {"render_modes": ["rgb_array"]}
-
-    def __init__(self, fault="none", at=5, folder="", number=0, render_mode=None):
-        self.fault, self.at, self.folder, self.render_mode = fault, at, folder, render_mode
-        self.steps = 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.seed, self.t = (seed or 0) % 1000, 0
-        return np.array([self.seed, 0], np.float32), {}
-
-    def is_time(self):
-        if self.steps != self.at or not self.folder:
-            return self.steps == self.at
-        for name in sorted(os.listdir(self.folder)):
-            try:
-                os.unlink(os.path.join(self.folder, name))
-                return True
-            except FileNotFoundError:  # another environment has just failed instead
-                pass
-        return False
-
-    def step(self, action):
-        self.steps += 1
-        self.t += 1
-        observation, reward = np.array([self.seed, self.t], np.float32), 1.0
-        if self.is_time():
-            if self.fault == "raise":
-                raise ZeroDivisionError("the wheel came off")
-            if self.fault == "die":
-                os._exit(7)
-            if self.fault == "hang":
-                time.sleep(600)
-            if self.fault == "reward":
-                reward = float("-inf")
-            if self.fault == "observation":
-                observation[1] = float("inf")
-        return observation, reward, self.t == 10, False, {}
-
-    def render(self):
-        import pygame
-        pygame.display.init()
-        pygame.display.set_mode((4, 4))
-        return np.zeros((4, 4, 3), np.uint8)
-
-gymnasium.register("Frail-v0", entry_point=Frail)
-'''
+FRAIL = f"{OWN}Frail-v0"
 
 # Of its own, since it imports torch: no worker of an environment's has to.
 STEEP = '''
@@ -116,19 +49,34 @@ class SteepExtractor(FlattenExtractor):
 
 
 @pytest.fixture
-def frail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    (tmp_path / "frailty.py").write_text(MODULE)
-    (tmp_path / "steep.py").write_text(STEEP)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(gymnasium.registry, "Frail-v0", raising=False)
-    for module in ("frailty", "steep"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    return [*TINY, "--runs", str(tmp_path / "runs"), "--name", "mine", "--env.id", "frailty:Frail-v0"]
+def words(tmp_path: Path) -> list[str]:
+    """No checkpoint but at the end."""
+    place = ["--runs", str(tmp_path / "runs"), "--name", "mine", "--env.id", FRAIL]
+    return [*TINY, *PPO, *QUIET, "--checkpoint.every", "0", *place]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "runs" / "mine")
+
+
+@pytest.fixture
+def once(tmp_path: Path) -> str:
+    """A folder that stands for one fault."""
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "first").touch()
+    return str(tmp_path / "faults")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def saved_steps(run: RunDirectory) -> list[int]:
+    """All of whose checkpoints are finite."""
+    assert all(part.isfinite().all() for _, path in run.checkpoints() for part in weights(path).values())
+    return [step for step, _ in run.checkpoints()]
 
 
 # Numbers that are not finite
@@ -137,28 +85,33 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.mark.parametrize("fault", ["observation", "reward"])
 @pytest.mark.parametrize("backend", ["serial", "subprocess"])
 def test_numbers_that_are_not_finite_stop_the_run_and_the_agent_before_them_is_saved(
-    fault: str, backend: str, frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
+    fault: str, backend: str, words: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--env.no-normalize-observations", "--env.no-normalize-rewards", "--env.backend", backend]
-    assert train.main([*frail, *words, "--env.kwargs", f"fault={fault}", "at=39"]) == 4
-    told = capsys.readouterr().err
+    words += ["--env.no-normalize-observations", "--env.no-normalize-rewards", "--env.backend", backend]
+    assert train.main([*words, "--env.kwargs", f"fault={fault}", "at=39"]) == 4
+    errors = capsys.readouterr().err
     # Step 39 is number 6, from 0, of the third rollout; what it shows is the next one's observation.
-    assert f"the {fault} of environment 0 at step {6 + (fault == 'observation')} of the rollout" in told
-    assert "ended at time step 96" in told
-    assert [step for step, _ in run.checkpoints()] == [64]
-    assert f"saved the agent as it was before: {run.checkpoint(64)}" in told
-    assert all(part.isfinite().all() for part in read_parameters(run.checkpoint(64))["policy"].values())
+    assert f"the {fault} of environment 0 at step {6 + (fault == 'observation')} of the rollout" in errors
+    assert "ended at time step 96" in errors
+    assert saved_steps(run) == [64]
+    assert f"saved the agent as it was before: {run.checkpoint(64)}" in errors
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_the_weights_before_it_are_saved(
-    frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    run: RunDirectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (tmp_path / "steep.py").write_text(STEEP)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "steep", raising=False)
     # Two minibatches an update: the fifth gradient is the first of the third update, after 96 steps.
-    assert train.main([*frail, "--policy.encoder", "steep:SteepExtractor"]) == 4
-    told = capsys.readouterr().err
-    assert "the gradient of features_extractor.scale is not finite in the update after 96 steps" in told
-    assert [step for step, _ in run.checkpoints()] == [64]
-    assert all(part.isfinite().all() for part in read_parameters(run.checkpoint(64))["policy"].values())
+    assert train.main([*words, "--policy.encoder", "steep:SteepExtractor"]) == 4
+    errors = capsys.readouterr().err
+    assert "the gradient of features_extractor.scale is not finite in the update after 96 steps" in errors
+    assert saved_steps(run) == [64]
 
 
 # Environments
@@ -167,17 +120,12 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_the_weights_before_it_a
 @pytest.mark.parametrize(
     ("backend", "fault"), [("serial", "raise"), ("subprocess", "raise"), ("subprocess", "die"), ("subprocess", "hang")]
 )
-def test_an_environment_that_fails_is_started_anew_and_its_episode_cut(
-    backend: Any, fault: str, frail: list[str], tmp_path: Path
-) -> None:
-    faults = tmp_path / "faults"
-    faults.mkdir()
-    (faults / "first").touch()
+def test_an_environment_that_fails_is_restarted_and_its_episode_truncated(backend: Any, fault: str, once: str) -> None:
     venv: Any = envs.make(
-        "frailty:Frail-v0",
+        FRAIL,
         2,
         seed=3,
-        env_kwargs={"fault": fault, "at": 5, "folder": str(faults)},
+        env_kwargs={"fault": fault, "at": 5, "once": once},
         backend=backend,
         workers=2 if backend == "subprocess" else None,
         max_restarts=1,
@@ -193,7 +141,7 @@ def test_an_environment_that_fails_is_started_anew_and_its_episode_cut(
         if fault == "hang":  # the other has answered before the time for the one that never will begins to run
             multiprocessing.connection.wait(venv._connections)
             venv._timeout = 0.05
-        with pytest.warns(RuntimeWarning, match=r"it was made anew and its episode cut \(1 of at most 1 times\)"):
+        with pytest.warns(RuntimeWarning, match=r"\(1 of at most 1 times\)"):
             following, rewards, dones, infos = venv.step_wait()
         if fault == "hang":
             venv._timeout = None
@@ -219,15 +167,10 @@ def test_an_environment_that_fails_is_started_anew_and_its_episode_cut(
 
 
 @pytest.mark.parametrize(("backend", "fault"), [("serial", "raise"), ("subprocess", "raise"), ("subprocess", "die")])
-def test_after_a_set_number_of_times_it_is_given_up(backend: Any, fault: str, frail: list[str]) -> None:
-    venv = envs.make(
-        "frailty:Frail-v0",
-        1,
-        env_kwargs={"fault": fault, "at": 2},
-        backend=backend,
-        workers=1 if backend == "subprocess" else None,
-        max_restarts=2,
-    )
+def test_after_a_set_number_of_times_it_is_given_up(backend: Any, fault: str) -> None:
+    workers = 1 if backend == "subprocess" else None
+    kwargs = {"fault": fault, "at": 2}
+    venv = envs.make(FRAIL, 1, env_kwargs=kwargs, backend=backend, workers=workers, max_restarts=2)
     venv.reset()
     steps = 0
 
@@ -241,199 +184,149 @@ def test_after_a_set_number_of_times_it_is_given_up(backend: Any, fault: str, fr
         warnings.simplefilter("always")
         with pytest.raises(EnvError, match="the wheel came off" if fault == "raise" else "died in step 6"):
             step_to_the_end()
-    assert len(warned) == 2
-    assert steps == 5
+    assert (len(warned), steps) == (2, 5)
     venv.close()
 
 
-@pytest.mark.parametrize("backend", ["serial", "subprocess"])
-def test_a_run_outlives_an_environment_that_fails_and_says_so(
-    backend: str, frail: list[str], run: RunDirectory, tmp_path: Path
+@pytest.mark.parametrize(("backend", "fault"), [("serial", "raise"), ("subprocess", "die")])
+def test_a_run_outlives_an_environment_that_fails_and_warns(
+    backend: str, fault: str, words: list[str], run: RunDirectory, once: str
 ) -> None:
-    faults = tmp_path / "faults"
-    faults.mkdir()
-    (faults / "first").touch()
-    words = [*frail, "--env.backend", backend, "--env.kwargs", f"folder={faults}"]
-    with pytest.warns(RuntimeWarning, match="made anew"):
-        assert train.main([*words, "fault=raise" if backend == "serial" else "fault=die", "at=20"]) == 0
-    assert [step for step, _ in run.checkpoints()] == [128]
-
-
-def test_a_run_whose_environment_keeps_failing_is_given_up_and_its_agent_saved(
-    frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [*frail, "--env.n-envs", "1", "--env.max-restarts", "1", "--env.kwargs", "fault=raise", "at=20"]
-    with pytest.warns(RuntimeWarning, match="made anew"):
-        assert train.main(words) == 3
-    told = capsys.readouterr().err
-    assert "the wheel came off" in told
-    assert f"saved the agent as it was before: {run.checkpoint(32)}" in told
+    words += ["--env.backend", backend, "--env.kwargs", f"once={once}", f"fault={fault}", "at=20"]
+    with pytest.warns(RuntimeWarning, match="1 of at most 3 times"):
+        assert train.main(words) == 0
+    assert saved_steps(run) == [128]
 
 
 @pytest.mark.parametrize(
-    ("backend", "how"),
-    [("serial", "sys.exit(0)"), ("subprocess", "sys.exit(0)"), ("serial", "raise KeyboardInterrupt")],
+    ("backend", "fault", "message"),
+    [
+        ("serial", "raise", "own_environments.py"),
+        ("subprocess", "raise", "own_environments.py"),
+        ("serial", "exit", "it called sys.exit(0)"),
+        ("subprocess", "exit", "it called sys.exit(0)"),
+        ("serial", "interrupt", "KeyboardInterrupt"),
+    ],
 )
-def test_an_environment_that_would_end_the_process_is_a_fault_and_the_agent_is_saved(
-    backend: str, how: str, frail: list[str], run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_environment_that_keeps_failing_or_would_end_the_process_is_a_fault_and_the_agent_is_saved(
+    backend: str, fault: str, message: str, words: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = tmp_path / "frailty.py"
-    module.write_text(module.read_text().replace('raise ZeroDivisionError("the wheel came off")', f"import sys; {how}"))
-    words = [*frail, "--env.backend", backend, "--env.max-restarts", "0", "--env.kwargs", "fault=raise", "at=20"]
+    words += ["--env.backend", backend, "--env.max-restarts", "0", "--env.kwargs", f"fault={fault}", "at=20"]
     assert train.main(words) == 3
-    told = capsys.readouterr().err
-    assert ("KeyboardInterrupt" if "Keyboard" in how else "it called sys.exit(0)") in told
-    assert f"saved the agent as it was before: {run.checkpoint(32)}" in told
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert f"environment {FRAIL}: " in errors
+    assert ("the wheel came off" in errors) == (fault == "raise")
+    assert f"saved the agent as it was before: {run.checkpoint(32)}" in errors
+    assert backend == "subprocess" or "Traceback" not in errors
 
 
 def test_an_environment_that_fails_once_in_an_evaluation_does_not_end_the_run(
-    frail: list[str], run: RunDirectory, tmp_path: Path
+    words: list[str], run: RunDirectory, once: str
 ) -> None:
-    faults = tmp_path / "faults"
-    faults.mkdir()
-    (faults / "first").touch()
-    words = [*frail, "--evaluation.every", "64", "--evaluation.episodes", "6", "--env.n-envs", "1"]
+    words += ["--evaluation.every", "64", "--evaluation.episodes", "6", "--env.n-envs", "1"]
     # The first evaluation, after 64 steps of training, comes to its 45th: in the middle of the second sampled episode.
-    words += ["--env.kwargs", f"folder={faults}", "fault=raise", "at=45"]
-    with pytest.warns(RuntimeWarning, match="made anew"):
+    words += ["--env.kwargs", f"once={once}", "fault=raise", "at=45"]
+    with pytest.warns(RuntimeWarning, match="1 of at most 3 times"):
         assert train.main(words) == 0
-    with (run.path / "evaluations.csv").open(newline="") as file:
-        rows = [*csv.DictReader(file)]
     figures = ("episodes", "mean_ep_length", "deterministic_mean_reward", "sampled_mean_reward")
-    assert {tuple(row[name] for name in figures) for row in rows} == {("3", "10.0", "10.0", "10.0")}
+    found = {tuple(row[name] for name in figures) for row in rows_of(run.evaluations)}
+    assert found == {("3", "10.0", "10.0", "10.0")}
+
+
+def test_a_worker_that_does_not_answer_in_time_ends_the_run_where_that_is_set(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words += ["--env.backend", "subprocess", "--env.timeout", "2", "--env.max-restarts", "0"]
+    assert train.main([*words, "--env.kwargs", "fault=hang", "at=20"]) == 3
+    assert "did not answer within 2 seconds" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a timeout goes with the backend 'subprocess'"):
+        envs.make("CartPoleNoVel-v1", 1, timeout=1.0)
 
 
 # Disks and files
 
 
 def test_a_run_directory_that_is_removed_ends_the_run_with_one_sentence(
-    frail: list[str], run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = tmp_path / "frailty.py"
-    gone = f"import shutil; shutil.rmtree({str(run.path)!r})"
-    module.write_text(module.read_text().replace('raise ZeroDivisionError("the wheel came off")', gone))
-    words = [*frail, "--tracking.tensorboard", "--evaluation.every", "32", "--evaluation.episodes", "1"]
-    assert train.main([*words, "--env.n-envs", "1", "--env.kwargs", "fault=raise", "at=40"]) == 5
-    told = capsys.readouterr().err
-    assert "error: saving: " in told
-    assert "was removed" in told
-    assert "Traceback" not in told
-    assert "saved the agent" not in told
+    words += ["--tracking.tensorboard", "--evaluation.every", "32", "--evaluation.episodes", "1", "--env.n-envs", "1"]
+    assert train.main([*words, "--env.kwargs", "fault=remove", f"marks={run.path}", "at=40"]) == 5
+    errors = capsys.readouterr().err
+    assert "error: saving: " in errors
+    assert "was removed" in errors
+    assert "Traceback" not in errors
+    assert "saved the agent" not in errors
     assert not run.path.exists()
 
 
-def test_a_table_that_is_no_text_is_told_before_a_run_goes_on(
-    frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def going_on(words: list[str], run: RunDirectory) -> list[str]:
+    """The command that goes on with a run that is finished."""
+    assert train.main(words) == 0
+    return ["--resume", str(run.path), "--total-timesteps", "256"]
+
+
+def test_a_table_that_is_no_text_is_reported_before_a_run_goes_on(
+    going_on: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(frail) == 0
     with run.metrics.open("ab") as file:
         file.write(b"\xff\n")
-    assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 2
-    told = capsys.readouterr().err
-    assert "metrics.csv is not UTF-8" in told
-    assert "Traceback" not in told
+    assert train.main(going_on) == 2
+    errors = capsys.readouterr().err
+    assert "metrics.csv is not UTF-8" in errors
+    assert "Traceback" not in errors
 
 
-def in_a_child(act: Callable[[], int]) -> tuple[int, str]:
-    """In a process forked from this one, what it does to itself stays there: its exit code, and what it said."""
-    reading, writing = os.pipe()
-
-    def live() -> None:
-        os.dup2(writing, 2)
-        with open(2, "w", closefd=False) as sys.stderr:
-            code = act()
-        os._exit(code)
-
-    process = multiprocessing.get_context("fork").Process(target=live)
-    process.start()
-    os.close(writing)
-    with open(reading) as said:
-        text = said.read()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode, text
-
-
-def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before_whole(frail: list[str], run: RunDirectory) -> None:
-    assert train.main(frail) == 0
+@pytest.mark.parametrize("room", [None, 64])
+def test_a_disk_that_is_full_is_reported_without_a_traceback_and_leaves_the_checkpoint_before(
+    room: int | None, going_on: list[str], run: RunDirectory
+) -> None:
+    """Full when the next checkpoint is half written, or when the next row of metrics comes."""
     before = run.checkpoint(128).read_bytes()
 
     def go_on_with_little_room() -> int:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, resource.RLIM_INFINITY))
-        return train.main(["--resume", str(run.path), "--total-timesteps", "256"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room or len(before) // 2, resource.RLIM_INFINITY))
+        return train.main(going_on)
 
-    code, told = in_a_child(go_on_with_little_room)
+    code, errors = in_a_child(go_on_with_little_room)
     assert code == 5
-    assert "could not be written" in told
-    assert "Traceback" not in told
-    assert [step for step, _ in run.checkpoints()] == [128]
+    assert "error: saving: " in errors
+    assert room or "could not be written" in errors
+    assert "Traceback" not in errors
+    assert saved_steps(run) == [128]
     assert run.checkpoint(128).read_bytes() == before
-    assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 0
-    assert [step for step, _ in run.checkpoints()] == [128, 256]
+    assert train.main(going_on) == 0
+    assert saved_steps(run) == [128, 256]
 
 
-def test_a_disk_that_does_not_even_take_a_row_is_told_without_a_traceback(frail: list[str], run: RunDirectory) -> None:
-    assert train.main(frail) == 0
-
-    def go_on_without_room() -> int:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
-        return train.main(["--resume", str(run.path), "--total-timesteps", "256"])
-
-    code, told = in_a_child(go_on_without_room)
-    assert code == 5
-    assert "error: saving: " in told
-    assert "Traceback" not in told
-    assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 0
-
-
-def test_a_place_for_checkpoints_that_cannot_be_used_is_told(
-    frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
+def test_a_place_for_checkpoints_that_cannot_be_used_is_reported(
+    going_on: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(frail) == 0
     run.checkpoint(128).unlink()
     (run.path / "checkpoints").rmdir()
     (run.path / "checkpoints").write_text("in the way")
-    assert train.main(["--resume", str(run.path)]) == 5
+    assert train.main(going_on) == 5
     assert str(run.path / "checkpoints") in capsys.readouterr().err
 
 
-def test_other_spaces_at_evaluation_are_told(
-    frail: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
+def test_other_spaces_at_evaluation_are_reported(
+    words: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(frail) == 0
+    assert train.main(words) == 0
     text = run.settings.read_text()
     for id in ("TMaze-v0", "CartPole-v1"):  # other actions; other observations
-        run.settings.write_text(text.replace("frailty:Frail-v0", id))
+        run.settings.write_text(text.replace(FRAIL, id))
         assert evaluate.main([str(run.path), "--episodes", "1"]) == 5
         assert f"does not fit {id}" in capsys.readouterr().err
 
 
-def test_pictures_without_a_display_are_told(
-    frail: list[str], run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_pictures_without_a_display_are_reported(
+    words: list[str], run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pygame").display.quit()
-    assert train.main(frail) == 0
+    assert train.main(words) == 0
     monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
     monkeypatch.delenv("DISPLAY", raising=False)
     assert evaluate.main([str(run.path), "--episodes", "1", "--video", str(run.path / "episode.mp4")]) == 3
-    assert "rendering frailty:Frail-v0" in capsys.readouterr().err
-
-
-def test_a_worker_that_does_not_answer_in_time_ends_the_run_where_that_is_set(
-    frail: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [*frail, "--env.backend", "subprocess", "--env.timeout", "2", "--env.max-restarts", "0"]
-    assert train.main([*words, "--env.kwargs", "fault=hang", "at=20"]) == 3
-    assert "did not answer within 2 seconds" in capsys.readouterr().err
-
-
-def test_a_timeout_needs_workers(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--env.timeout", "2", "--dry-run"]) == 2
-    assert "env.timeout goes with env.backend subprocess" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="a timeout goes with the backend 'subprocess'"):
-        envs.make("CartPoleNoVel-v1", 1, timeout=1.0)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+    assert f"rendering {FRAIL}" in capsys.readouterr().err

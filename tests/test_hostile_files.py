@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import resource
+import shlex
 import shutil
 import sys
 import time
@@ -38,6 +39,7 @@ from agents.checks.text import printable
 from agents.deploy.contrib import import_contrib
 from agents.deploy.player import Player
 from agents.memory import MEMORIES
+from configs import command_words
 from configs import printable as printable_of_scripts
 from tests.agents.probe_envs import clocks, small_ppo
 
@@ -477,7 +479,8 @@ def test_a_run_of_ones_own_is_known_and_anothers_is_asked_for_once(
         capsys.readouterr()
         assert evaluate.main(["runs/run", "--episodes", "1"]) == 2
         told = capsys.readouterr().err
-        assert "If you trust it: python evaluate.py runs/run --episodes 1 --trust module_of_mine" in told
+        command = shlex.join(command_words("evaluate"))
+        assert f"If you trust it: {command} runs/run --episodes 1 --trust module_of_mine" in told
         assert evaluate.main(["runs/run", "--episodes", "1", "--trust", "something_else"]) == 2
         assert evaluate.main(["runs/run", "--episodes", "1", "--trust", "module_of_mine"]) == 0
         assert evaluate.main(["runs/run", "--episodes", "1"]) == 0

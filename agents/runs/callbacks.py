@@ -1,6 +1,6 @@
 """What happens between two updates of a training run: stopping, checking, showing, saving, evaluating.
 
-All of these act where a rollout is about to start, that is on a whole update and never in the middle of one, and none
+All of these act where a rollout is about to start, that is between updates and never in the middle of one, and none
 does anything at a step.
 """
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
@@ -26,9 +26,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.analysis.evaluation import BothWays, evaluate_both_ways
 from agents.checkpoint import Captured, CheckpointError
-from agents.checks.text import printable
-from agents.runs.directory import RunDirectory
+from agents.runs.directory import RunDirectory, rows_until
 from agents.runs.resuming import capture
+from configs import EvaluationSettings, printable
 
 Result = TypeVar("Result")
 
@@ -38,7 +38,7 @@ class TrainingFinished(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether on a whole update."""
+    """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether after a complete update."""
 
     def __init__(self, signal_number: int, *, between_updates: bool = False) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
@@ -65,10 +65,10 @@ class BetweenUpdates(BaseCallback):
 
 
 class Interruption(BetweenUpdates):
-    """Lets Ctrl-C and SIGTERM end training on a whole update.
+    """Lets Ctrl-C and SIGTERM end training after a complete update.
 
-    The first signal asks for it; a second one, or ``grace`` seconds, ends at once what is being done. What may not be
-    left half done is run by :meth:`protected`, and in it what may take long by :meth:`breakable`.
+    The first signal requests it; a second one, or ``grace`` seconds, ends at once what is being done. What must be
+    completed is run by :meth:`protected`, and in it what may take long by :meth:`breakable`.
     """
 
     def __init__(self, grace: float = 10.0) -> None:
@@ -78,7 +78,7 @@ class Interruption(BetweenUpdates):
         self._listens = self._timed = False
         self._before: dict[int, Any] = {}
         self.saved: str | None = None
-        """Where the agent is that a run can go on from, to be said with the end."""
+        """Where the agent is that a run can go on from, for the message of the end."""
 
     def act(self) -> None:
         if self._received is not None:
@@ -156,10 +156,10 @@ class Interruption(BetweenUpdates):
             raise self._interrupted()
 
     def _is_protected(self, frame: FrameType | None) -> bool:
-        """Whether the innermost of the two methods that is under way is ``protected``.
+        """Whether the innermost of the two methods on the stack is ``protected``.
 
-        Asked of the stack, since a flag would be set an instruction too late or too early: an exception that comes
-        while ``breakable`` is on the stack is one that its caller can catch.
+        A flag would be set an instruction too late or too early: what is raised while ``breakable`` is on the stack its
+        caller can catch.
         """
         while frame is not None:
             if frame.f_code in (Interruption.protected.__code__, Interruption.breakable.__code__):
@@ -192,34 +192,32 @@ class FiniteWeights(BetweenUpdates):
     """Ends training where a weight is no longer finite, before anything is saved."""
 
     def act(self) -> None:
-        for name, parameter in self.model.policy.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise FloatingPointError(self._told(name))
-
-    def _told(self, name: str) -> str:
+        parameters = dict(self.model.policy.named_parameters())
+        name = self._first_not_finite(parameters)
+        if name is None:
+            return
         after = f"after {self.model.num_timesteps} steps"
-        for which, parameter in self.model.policy.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                return (
-                    f"the gradient of {which} is not finite in the update {after}, and so are the weights {name}: an "
-                    "observation or reward was far too large, a layer of the network has no gradient there, or the "
-                    "learning rate is too high"
-                )
-        return (
-            f"the weights {name} are not finite {after}: an observation or reward was not finite or far too large, or "
-            "the learning rate is too high"
+        which = self._first_not_finite({key: each.grad for key, each in parameters.items() if each.grad is not None})
+        if which is None:
+            raise FloatingPointError(
+                f"the weights {name} are not finite {after}: an observation or reward was not finite or far too large, "
+                "or the learning rate is too high"
+            )
+        raise FloatingPointError(
+            f"the gradient of {which} is not finite in the update {after}, and so are the weights {name}: an "
+            "observation or reward was far too large, a layer of the network has no gradient there, or the learning "
+            "rate is too high"
         )
+
+    def _first_not_finite(self, tensors: Mapping[str, torch.Tensor]) -> str | None:
+        return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 class Checkpoints(BetweenUpdates):
-    """Saves the agent every so many steps and keeps the latest few.
+    """Saves the agent every so many steps (0: only the last) and keeps the latest few.
 
     The agent is copied before every rollout, so that what is saved is always one that stood between two updates, where
     it can be resumed exactly, whatever interrupts a rollout or an update and in whatever state that leaves it.
-
-    Args:
-        every: environment steps; 0 for only the last.
-        keep: how many.
     """
 
     def __init__(self, run: RunDirectory, every: int, keep: int) -> None:
@@ -227,7 +225,7 @@ class Checkpoints(BetweenUpdates):
         self._run, self._every, self._keep = run, every, keep
         self._next = every
         self._captured: tuple[int, Captured] | None = None
-        self._saved: tuple[int, str] | None = None
+        self._saved_at: int | None = None
 
     def _on_training_start(self) -> None:
         self._next = _after(self.model.num_timesteps, self._every) if self._every else 0
@@ -245,13 +243,13 @@ class Checkpoints(BetweenUpdates):
             return None
         step, agent = self._captured
         self._run.check_there()
-        if self._saved is None or self._saved[0] != step:
-            path = self._run.checkpoint(step)
+        path = self._run.checkpoint(step)
+        if self._saved_at != step:
             path.parent.mkdir(exist_ok=True)
             agent.save(path)
-            self._saved = (step, str(path))
+            self._saved_at = step
             self._run.drop_checkpoints(self._keep)
-        return self._saved[1]
+        return str(path)
 
     def _on_training_end(self) -> None:
         # The last update's figures come after the last rollout's, and before the file that says they were written.
@@ -261,7 +259,7 @@ class Checkpoints(BetweenUpdates):
         self.save()
 
     def capture(self) -> None:
-        """Remembers the agent as it is now, between two updates."""
+        """Copies the agent as it is now, between two updates."""
         model: Any = self.model
         self._captured = model.num_timesteps, capture(model)
 
@@ -269,42 +267,33 @@ class Checkpoints(BetweenUpdates):
 class PeriodicEvaluation(BetweenUpdates):
     """Evaluates the agent every so many steps on environments of its own, and keeps the best one as best.zip.
 
-    Half of the episodes are played with sampled actions and half with the most probable ones; the best agent is that
-    of the higher return by the way that ``deterministic`` says. Seeds come from the run's seed and the step alone, so
-    that an evaluation depends on nothing that ran before it.
+    Half of the episodes are played with sampled actions and half with deterministic ones; the best agent is that of the
+    higher return by the way that the settings name. Seeds come from the run's seed and the step alone, so that an
+    evaluation depends on nothing that ran before it.
 
     Args:
-        env: environments of the evaluation's own.
-        every: environment steps; 0 for never.
-        stop_at_return: a mean return at which training has done what it was for; None for none.
-        max_steps: an episode is cut there; None for never.
-        report: is told a line about each.
-        episodes: in all, of both ways to act.
+        report: gets a line about each.
     """
 
     def __init__(
         self,
         run: RunDirectory,
         env: VecEnv,
+        settings: EvaluationSettings,
         *,
-        every: int,
-        episodes: int,
-        deterministic: bool,
         seed: int,
-        stop_at_return: float | None = None,
-        max_steps: int | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
-        self._run, self._env = run, env
-        self._every, self._episodes, self._deterministic, self._seed = every, episodes, deterministic, seed
-        self._stop_at_return, self._max_steps, self._report = stop_at_return, max_steps, report
-        self._next, self._last, self._best = every, -1, -math.inf
+        self._run, self._env, self._settings = run, env, settings
+        self._seed, self._report = seed, report
+        self._every = self._next = settings.every
+        self._last, self._best = -1, -math.inf
 
     def _on_training_start(self) -> None:
         """Goes on after the evaluations that the run has had."""
         step = self.model.num_timesteps
-        before = self._run.evaluations_until(step)
+        before = rows_until(self._run.evaluations, step)[1]
         self._last = max((int(row["step"]) for row in before), default=-1)
         self._next = _after(max(self._last, 0), self._every) if self._every else 0
         known = [float(row["mean_reward"]) for row in before] if self._run.best.is_file() else []
@@ -326,10 +315,10 @@ class PeriodicEvaluation(BetweenUpdates):
         both = evaluate_both_ways(
             model,
             self._env,
-            self._episodes,
-            deterministic=self._deterministic,
+            self._settings.episodes,
+            deterministic=self._settings.deterministic,
             seed=seed,
-            max_steps=self._max_steps,
+            max_steps=self._settings.max_steps,
         )
         result = both.told
         # Of equals the later one: it has seen more.
@@ -340,15 +329,16 @@ class PeriodicEvaluation(BetweenUpdates):
             self.model.save(self._run.best)
         self._record(both, step)
         best = ", the best" if is_best else ""
-        n_cut = result.cut + both.other.cut
-        cut = f" ({n_cut} cut after {self._max_steps:,} steps)" if n_cut else ""
+        n_truncated = result.cut + both.other.cut
+        truncated = f" ({n_truncated} truncated after {self._settings.max_steps:,} steps)" if n_truncated else ""
         differ = ", which differ" if both.differ else ""
         self._report(
             f"step {step:,}: mean return {both.deterministic.mean:.2f} deterministic, {both.sampled.mean:.2f} sampled"
-            f"{differ}, over {result.episodes + both.other.episodes} episodes{cut}{best}"
+            f"{differ}, over {result.episodes + both.other.episodes} episodes{truncated}{best}"
         )
-        if self._stop_at_return is not None and result.mean >= self._stop_at_return:
-            raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({self._stop_at_return})")
+        goal = self._settings.stop_at_return
+        if goal is not None and result.mean >= goal:
+            raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({goal})")
 
     def _record(self, both: BothWays, step: int) -> None:
         result = both.told
@@ -391,52 +381,44 @@ class ProgressDisplay(BetweenUpdates):
             self._console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
-    def standing(self) -> Iterator[None]:
-        """The bar stands inside."""
+    def displayed(self) -> Iterator[None]:
+        """The bar is on the terminal inside."""
         if not (self._shown and self._console.is_terminal):
             yield
             return
         narrow = self._console.width < 70  # what there is to read comes first, on two lines
-        texts = [
-            TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=not narrow)) for name in self._figures()
-        ]
-        columns: list[ProgressColumn] = [*([] if narrow else [BarColumn()]), *texts]
+        text = TextColumn("{task.description}", table_column=Column(no_wrap=not narrow))
         # Drawn only between updates: a thread of its own would take time from them.
-        with Progress(*columns, console=self._console, auto_refresh=False) as self._bar:
-            self._bar.add_task("", total=self._total, **self._figures())
+        with Progress(*([] if narrow else [BarColumn()]), text, console=self._console, auto_refresh=False) as self._bar:
+            self._bar.add_task(self._text(), total=self._total)
             yield
         self._bar = None
 
     def _on_training_start(self) -> None:
         self._started = self._last_line = time.monotonic()
         self._first = self.model.num_timesteps
-        # The last rollout is a whole one.
+        # The last rollout is a full one.
         rollout = self.model.n_envs * getattr(self.model, "n_steps", 1)
         self._total = self._first + math.ceil((self._total - self._first) / rollout) * rollout
 
     def act(self) -> None:
         now = time.monotonic()
         if self._bar is not None:
-            done = self.model.num_timesteps
-            self._bar.update(self._bar.task_ids[0], total=self._total, completed=done, refresh=True, **self._figures())
+            done, task = self.model.num_timesteps, self._bar.task_ids[0]
+            self._bar.update(task, description=self._text(), total=self._total, completed=done, refresh=True)
         elif self._shown and now - self._last_line >= self._seconds:
             self._last_line = now
-            self.report(", ".join(self._figures().values()))
+            self.report(self._text())
 
-    def _figures(self) -> dict[str, Any]:
-        """What a bar and a line say, before training too."""
+    def _text(self) -> str:
         if self._first is None:
-            return dict(steps=f"0 of {self._total:,} steps", rate="- a second", left="- left", last="return -")
+            return f"0 of {self._total:,} steps, - a second, - left, return -"
         done = self.model.num_timesteps
         rate = (done - self._first) / max(time.monotonic() - self._started, 1e-9)
-        left = f"{timedelta(seconds=round(max(0, self._total - done) / rate))}" if rate else "-"
+        left = timedelta(seconds=round(max(0, self._total - done) / rate)) if rate else "-"
         recent = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        return dict(
-            steps=f"{done:,} of {self._total:,} steps",
-            rate=f"{rate:,.0f} a second",
-            left=f"{left} left",
-            last=f"return {safe_mean(recent):.2f}" if recent else "return -",
-        )
+        last = f"{safe_mean(recent):.2f}" if recent else "-"
+        return f"{done:,} of {self._total:,} steps, {rate:,.0f} a second, {left} left, return {last}"
 
 
 def _after(step: int, every: int) -> int:

@@ -1,16 +1,22 @@
-"""From settings in plain values to an agent."""
+"""From settings to environments, and to an agent that learns in them."""
 
 import importlib
-from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
+import configs
+import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
+from configs import EnvironmentFault, EnvironmentSettings, PolicySettings, Settings, reported_as
+from configs.settings import PPO_ONLY
 
 ALGORITHMS: dict[str, type[RecurrentPPO] | type[RecurrentA2C]] = {"ppo": RecurrentPPO, "a2c": RecurrentA2C}
 
@@ -25,23 +31,35 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy"}  # by what actions are about
 
-PPO_ONLY = {"batch_size", "n_epochs", "clip_range", "clip_range_vf", "target_kl", "refresh_states", "burn_in"}
+
+def make_environments(
+    settings: Settings, n_envs: int, seed: int | None = None, render_mode: str | None = None, *, resumable: bool = False
+) -> VecEnv:
+    """The task as the settings describe it, before normalization."""
+    task, is_rendered = settings.env, render_mode is not None
+    with reported_as(EnvironmentFault, f"environment {task.id}"):
+        return envs.make(
+            task.id,
+            n_envs,
+            seed=seed,
+            env_kwargs=task.kwargs,
+            wrappers=configs.wrappers(settings),
+            backend="serial" if is_rendered else task.backend,
+            render_mode=render_mode,
+            workers=None if is_rendered else task.workers,
+            timeout=None if is_rendered else task.timeout,
+            max_restarts=task.max_restarts,
+            resumable=resumable,
+        )
 
 
-def make_agent(
-    env: VecEnv, algorithm: Mapping[str, Any], policy: Mapping[str, Any], *, seed: int, device: str
-) -> RecurrentPPO | RecurrentA2C:
-    """An agent that learns in ``env``.
-
-    Args:
-        algorithm: its ``name`` and arguments; ``learning_rate_schedule`` and ``clip_range_schedule`` are "constant" or
-            "linear" (falling to 0).
-        policy: see :func:`policy_arguments`.
+def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
+    """A new agent that learns in ``env``, normalized.
 
     Raises:
         ValueError, TypeError, NotImplementedError: a setting cannot be used with another, or with the spaces.
     """
-    arguments = dict(algorithm)
+    arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")
     for scheduled in ("learning_rate", "clip_range"):
         if arguments.pop(f"{scheduled}_schedule") == "linear":
@@ -50,39 +68,42 @@ def make_agent(
         arguments = {key: value for key, value in arguments.items() if key not in PPO_ONLY}
     chosen: Any = ALGORITHMS[name]
     agent: RecurrentPPO | RecurrentA2C = chosen(
-        POLICIES[policy["actions"]], env, policy_kwargs=policy_arguments(policy), seed=seed, device=device, **arguments
+        POLICIES[settings.policy.actions],
+        normalize(env, settings.env, settings.algorithm.gamma),
+        policy_kwargs=policy_arguments(settings.policy),
+        seed=settings.seed,
+        device=settings.device,
+        **arguments,
     )
     return agent
 
 
-def policy_arguments(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """Names to what they name: ``policy_kwargs`` of the general policy.
-
-    Args:
-        policy: ``memory``, ``memory_kwargs``, ``critic_memory``, ``encoder``, ``encoder_kwargs``, ``net_arch``,
-            ``critic_net_arch``, ``activation``, ``log_std_init``, ``actions`` and for those about nodes ``first_node``,
-            and further ``kwargs`` as they are.
-    """
-    arguments: dict[str, Any] = {key: policy[key] for key in ("memory", "critic_memory", "log_std_init")}
-    arguments["memory_kwargs"] = dict(policy["memory_kwargs"])
-    arguments["activation_fn"] = ACTIVATIONS[policy["activation"]]
-    if policy["encoder"] is not None:
-        arguments["features_extractor_class"] = encoder_class(policy["encoder"])
-    if policy["actions"] == "nodes":
-        arguments["first_node"] = policy["first_node"]
-    if policy["encoder_kwargs"]:
-        arguments["features_extractor_kwargs"] = dict(policy["encoder_kwargs"])
-    if policy["net_arch"] is not None:
-        critic = policy["net_arch"] if policy["critic_net_arch"] is None else policy["critic_net_arch"]
-        arguments["net_arch"] = {"pi": list(policy["net_arch"]), "vf": list(critic)}
-    return {**arguments, **policy["kwargs"]}
+def policy_arguments(policy: PolicySettings) -> dict[str, Any]:
+    """``policy_kwargs`` of the general policy, with what names stand for in their place."""
+    arguments: dict[str, Any] = {
+        "memory": policy.memory,
+        "memory_kwargs": dict(policy.memory_kwargs),
+        "critic_memory": policy.critic_memory,
+        "log_std_init": policy.log_std_init,
+        "activation_fn": ACTIVATIONS[policy.activation],
+    }
+    if policy.encoder is not None:
+        arguments["features_extractor_class"] = encoder_class(policy.encoder)
+    if policy.encoder_kwargs:
+        arguments["features_extractor_kwargs"] = dict(policy.encoder_kwargs)
+    if policy.actions == "nodes":
+        arguments["first_node"] = policy.first_node
+    if policy.net_arch is not None:
+        critic = policy.net_arch if policy.critic_net_arch is None else policy.critic_net_arch
+        arguments["net_arch"] = {"pi": list(policy.net_arch), "vf": list(critic)}
+    return {**arguments, **policy.kwargs}
 
 
-def own_classes(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a policy is the user's own and so must be handed to ``load``, which imports nothing for a file."""
-    own = {"memory": policy["memory"]} if ":" in policy["memory"] else {}
-    if policy["encoder"] is not None and ":" in policy["encoder"]:
-        own["features_extractor_class"] = encoder_class(policy["encoder"])
+def own_classes(policy: PolicySettings) -> dict[str, Any]:
+    """What of a policy is the user's own and so must be given to ``load``, which imports nothing for a file."""
+    own: dict[str, Any] = {"memory": policy.memory} if ":" in policy.memory else {}
+    if policy.encoder is not None and ":" in policy.encoder:
+        own["features_extractor_class"] = encoder_class(policy.encoder)
     return own
 
 
@@ -98,3 +119,30 @@ def encoder_class(name: str) -> type[Any]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"encoder {name!r} cannot be imported ({error})") from error
     return found
+
+
+def normalize(env: VecEnv, task: EnvironmentSettings, gamma: float = 0.99) -> VecEnv:
+    """``env`` in a ``VecNormalize`` over the parts of its observations for which a mean makes sense, and rewards.
+
+    Images are scaled by the policy and discrete parts are categories: both are left alone. Where nothing is left to
+    normalize the environment comes back as it is.
+    """
+    space = env.observation_space
+    is_dict = isinstance(space, spaces.Dict)
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    keys = [key for key, part in parts.items() if task.normalize_observations and _is_measurement(part)]
+    if not keys and not task.normalize_rewards:
+        return env
+    return VecNormalize(
+        env,
+        norm_obs=bool(keys),
+        norm_reward=task.normalize_rewards,
+        clip_obs=task.clip_observations,
+        clip_reward=task.clip_rewards,
+        gamma=gamma,
+        norm_obs_keys=keys if is_dict and keys else None,
+    )
+
+
+def _is_measurement(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and not is_image_space(space)

@@ -1,4 +1,4 @@
-"""What becomes of the memory while it learns, and where the time goes: logged beside Stable-Baselines3's metrics.
+"""What becomes of the memory while it learns, and where the time goes: logged with Stable-Baselines3's metrics.
 
 Axes: B environments, L steps of a training sequence, S sequences of a sample, F features, H units.
 
@@ -6,7 +6,7 @@ Axes: B environments, L steps of a training sequence, S sequences of a sample, F
                                              with respect to what went into the memory so many steps before; mean over
                                              the sequences whose episode reaches that far back
     memory/state_norm                        root mean square of what is carried, at a rollout's end; not for a gated
-                                             transformer, whose slots are normalised
+                                             transformer, whose slots are normalized
     memory/output_norm                       the same of what comes out of the memory
     memory/output_saturated                  share of its outputs beyond 0.9, where they lie within 1 by construction
     memory/ratio_drift_1, ..., _4            mean |log pi_new - log pi_old| after an update, in the four quarters of a
@@ -14,8 +14,8 @@ Axes: B environments, L steps of a training sequence, S sequences of a sample, F
     time/collecting, time/training           shares of the time; the rest went into evaluation, saving and logging
 
 Sampled: one small minibatch every few updates, drawn by a generator of its own, so that a run with and one without
-diagnostics are the same run, bit for bit. What share of a minibatch is padding is not logged: sequences are cut here
-and not padded, so it is zero by construction.
+diagnostics are the same run, bit for bit. What share of a minibatch is padding is not logged: sequences are split
+here and not padded, so it is zero by construction.
 """
 
 import math
@@ -48,7 +48,7 @@ class MemoryDiagnostics(BetweenUpdates):
     Args:
         every: updates between two samples, the first update being sampled; None: as many as keep the steps of samples
             under 0.5 % of those that updates pass through.
-        steps: of a sample, made of whole sequences, at least one.
+        steps: of a sample, made of complete sequences, at least one.
     """
 
     def __init__(self, every: int | None = None, steps: int = STEPS) -> None:
@@ -97,12 +97,12 @@ class Sample(NamedTuple):
     actions: Tensor
     old_log_probs: Tensor
     episode_starts: Tensor
-    real: Tensor
+    valid: Tensor
     state: State
 
 
 def draw(buffer: SequenceRolloutBuffer, steps: int, rng: np.random.Generator) -> Sample:
-    """Whole sequences of one stretch of time, as many as hold ``steps`` steps; the buffer's own order is left alone."""
+    """Complete sequences of one stretch of time, as many as hold ``steps`` steps; the buffer's order stays."""
     length = buffer.sequence_length
     stretch = int(rng.integers(buffer.buffer_size // length))
     n_sequences = min(buffer.n_envs, max(1, steps // length))
@@ -139,7 +139,7 @@ def figures(policy: RecurrentActorCriticPolicy, sample: Sample) -> dict[str, flo
 
 
 def carried(memory: Memory, state: State) -> State:
-    """What of the policy's state the actor's memory computes anew at every step: no masks, no counts, no windows."""
+    """What of the policy's state the actor's memory recomputes at every step: no masks, no counts, no windows."""
     memory = _plain(memory)
     if isinstance(memory, Recurrent):
         return state[: memory.carried_parts]
@@ -165,16 +165,16 @@ def _gradient_by_lag(gradient: Tensor, sample: Sample) -> dict[str, float]:
     """(L, S, F) -> the norm at lags 0, 1, 2, 4, ..., as far as an episode in the sample reaches back."""
     norms = gradient.float().norm(dim=-1).flip(0).cpu()
     episode = sample.episode_starts.cpu().cumsum(0)
-    reaches = (episode == episode[-1]).flip(0) & sample.real.cpu()[-1]
+    reaches = (episode == episode[-1]).flip(0) & sample.valid.cpu()[-1]
     lags = [0, *(2**i for i in range(len(norms).bit_length()) if 2**i < len(norms))]
     return {f"gradient_lag_{lag}": float(norms[lag][reaches[lag]].mean()) for lag in lags if reaches[lag].any()}
 
 
 def _drift_by_position(log_probs: Tensor, sample: Sample) -> dict[str, float]:
     """(L, S) -> the mean |log ratio| in each quarter of the sequences."""
-    drift, real = (log_probs - sample.old_log_probs).abs().cpu(), sample.real.cpu()
+    drift, valid = (log_probs - sample.old_log_probs).abs().cpu(), sample.valid.cpu()
     n_parts = min(QUARTERS, len(drift))
-    parts = zip(drift.tensor_split(n_parts), real.tensor_split(n_parts), strict=True)
+    parts = zip(drift.tensor_split(n_parts), valid.tensor_split(n_parts), strict=True)
     return {f"ratio_drift_{i + 1}": float(part[taken].mean()) for i, (part, taken) in enumerate(parts) if taken.any()}
 
 
@@ -192,43 +192,37 @@ def _plain(memory: Memory) -> Memory:
     return memory.memory if isinstance(memory, Passing) else memory
 
 
-class Phases:
+class UpdateEnds(BetweenUpdates):
+    """Goes before all other callbacks: notes when an update has ended."""
+
+    at = 0.0
+
+    def act(self) -> None:
+        self.at = time.perf_counter()
+
+
+class Phases(BetweenUpdates):
     """Logs the shares of collecting and training under ``time/``, each the mean since the last row of metrics.
 
-    ``first`` goes before all other callbacks and ``last`` after them, so that what these do counts for neither.
+    Goes after all other callbacks, so that what these do between ``update_ends`` and this counts for neither.
     """
 
-    def __init__(self) -> None:
-        self.first, self.last = _First(self), _Last(self)
-        self.collected_at: float | None = None
-        self.collecting_since = self.training = 0.0
-
-
-class _First(BetweenUpdates):
-    def __init__(self, phases: Phases) -> None:
+    def __init__(self, update_ends: UpdateEnds) -> None:
         super().__init__()
-        self._phases = phases
+        self._update_ends = update_ends
+        self._collected_at: float | None = None
+        self._collecting_since = 0.0
 
     def _on_training_start(self) -> None:
-        self._phases.collected_at = None
+        self._collected_at = None
 
     def act(self) -> None:
-        if self._phases.collected_at is not None:
-            self._phases.training = time.perf_counter() - self._phases.collected_at
-
-
-class _Last(BetweenUpdates):
-    def __init__(self, phases: Phases) -> None:
-        super().__init__()
-        self._phases = phases
-
-    def act(self) -> None:
-        self._phases.collecting_since = time.perf_counter()
+        self._collecting_since = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
-        phases, now = self._phases, time.perf_counter()
-        if phases.collected_at is not None:  # the first rollout follows no update
-            whole = max(now - phases.collected_at, 1e-9)
-            self.logger.record_mean("time/collecting", (now - phases.collecting_since) / whole)
-            self.logger.record_mean("time/training", phases.training / whole)
-        phases.collected_at = now
+        now, before = time.perf_counter(), self._collected_at
+        if before is not None:  # the first rollout follows no update
+            total = max(now - before, 1e-9)
+            self.logger.record_mean("time/collecting", (now - self._collecting_since) / total)
+            self.logger.record_mean("time/training", (self._update_ends.at - before) / total)
+        self._collected_at = now

@@ -1,13 +1,12 @@
-"""Going on with a run as if it had never stopped: what beside the agent is saved, and how all of it is brought back.
+"""Going on with a run as if it had never stopped: what is saved with the agent, and how it is restored.
 
 A checkpoint is the agent between two updates, with three attributes more: where its environments stand, the figures
 that wait for the next row of metrics, and what it was computed with, on which the last bits of sums depend.
 """
 
 import platform
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +16,14 @@ from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint.agent import OF_A_RUN, Captured, SavedAgent, capture_algorithm, undisturbed
 from agents.checkpoint.container import CheckpointError
 from agents.kernels.binding import BUILDS, VERSIONS
+from agents.runs.construction import ALGORITHMS, own_classes
 from agents.runs.directory import RunDirectory
-
-Algorithm = TypeVar("Algorithm", bound=RecurrentOnPolicyAlgorithm)
+from configs import Settings, say
 
 ENVIRONMENTS, FIGURES, COMPUTING = OF_A_RUN
 DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
-
-class Resumed(NamedTuple):
-    """An agent that goes on."""
-
-    agent: Any
-    file: Path
-    notes: list[str]
-    """What is not as it would have been without the interruption, for the user."""
+note = partial(say, error=True)
 
 
 def capture(model: RecurrentOnPolicyAlgorithm) -> Captured:
@@ -53,47 +45,64 @@ def computing(model: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
     }
 
 
-def resume(
-    run: RunDirectory,
-    algorithm: type[Algorithm],
-    env: VecEnv,
-    *,
-    seed: int,
-    device: str = "auto",
-    custom_objects: Mapping[str, Any] | None = None,
-    report: Callable[[str], None] = print,
-) -> Resumed | None:
-    """The agent of a run's last whole checkpoint, its environments where they stood; None where there is none.
+def resume_agent(
+    run: RunDirectory, recorded: Settings, settings: Settings, env: VecEnv
+) -> RecurrentOnPolicyAlgorithm | None:
+    """The agent of a run's last readable checkpoint, its environments where they stood; None where none was saved yet.
+
+    Whatever is not as it would have been without the interruption is printed, a line each.
 
     Args:
-        env: made anew as they were, before normalisation.
-        seed: of the new episodes where the old ones cannot be brought back.
-        custom_objects: see ``agents.checkpoint.load_algorithm``.
-        report: is told of every checkpoint that is passed over.
+        recorded: the settings that the run had before.
+        env: made as they were, before normalization.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them can be read.
     """
-    there = [path for _, path in reversed(run.checkpoints())]
-    for file in there:
+    # The settings say how large a rollout is: what the agent's file says of it is not believed.
+    custom_objects = {**own_classes(settings.policy), "n_steps": settings.algorithm.n_steps}
+    files = [path for _, path in reversed(run.checkpoints())]
+    for file in files:
         try:
             saved = SavedAgent(file, custom_objects)
-            agent = algorithm.load(
-                file, env=env, device=device, custom_objects=dict(custom_objects or {}), force_reset=False
+            agent: RecurrentOnPolicyAlgorithm = ALGORITHMS[settings.algorithm.name].load(
+                file, env=env, device=settings.device, custom_objects=custom_objects, force_reset=False
             )
         except CheckpointError as error:
-            report(f"passing over a checkpoint: {error}")
+            note(f"passing over a checkpoint: {error}")
             continue
-        notes = _changed(saved, agent)
+        changes = _changed(saved, agent)
         with undisturbed():
             trouble = _restored(agent)
         if trouble is not None:
-            _start_new_episodes(agent, seed)
-            notes.append(f"{trouble}: new episodes begin, and all else goes on")
-        return Resumed(agent, file, notes)
-    if there:
-        raise CheckpointError(f"none of the {len(there)} checkpoints of {run.path} can be read; start a new run")
+            _start_new_episodes(agent, settings.seed)
+            changes.append(f"{trouble}: new episodes begin, and all else goes on")
+        for change in changes:
+            note(f"not exactly as without the interruption: {change}")
+        note(f"resuming from {file}, of {agent.num_timesteps:,} steps")
+        if schedules := change_of_schedules(recorded, settings, agent.num_timesteps):
+            note(schedules)
+        run.note_resume(agent.num_timesteps)
+        return agent
+    if files:
+        raise CheckpointError(f"none of the {len(files)} checkpoints of {run.path} can be read; start a new run")
+    note(f"{run.path} has no checkpoint yet: training starts from its beginning")
+    run.forget_after(-1)
     return None
+
+
+def change_of_schedules(recorded: Settings, settings: Settings, step: int) -> str | None:
+    """What becomes of a schedule that falls to 0 where a run goes on to another number of steps; None: nothing."""
+    before, now = recorded.total_timesteps, settings.total_timesteps
+    changes = []
+    for name in ("learning_rate", "clip_range"):
+        start, schedule = (getattr(settings.algorithm, key) for key in (name, f"{name}_schedule"))
+        if schedule == "linear" and before != now:
+            was, becomes = (start * max(0.0, 1 - step / total) for total in (before, now))
+            changes.append(f"{name} goes on at {becomes:.3g} instead of {was:.3g}")
+    if not changes:
+        return None
+    return f"total_timesteps is {now:,} and was {before:,}, where linear schedules end: {', '.join(changes)}"
 
 
 def restore_pending(model: RecurrentOnPolicyAlgorithm) -> None:
@@ -109,7 +118,7 @@ def _snapshot(env: Any) -> Any:
 
 
 def _base(env: Any) -> Any:
-    """The outermost environments that can be brought back, below what normalises them; None where there are none."""
+    """The outermost environments that can be brought back, below what normalizes them; None where there are none."""
     while env is not None and not hasattr(type(env), "snapshot"):
         env = vars(env).get("venv")
     return env

@@ -4,9 +4,8 @@
     torch.set_num_threads(choose_threads(model).threads)
 
 Small networks are fastest on one thread, hundreds of units or images on several, and where other processes compute on
-the same cores several threads wait for one another: only a measurement knows. Sums are taken in another order on
-another number of threads, so numbers may differ in their last bits: a run is repeated exactly with the number it ran
-with, which ``train.py`` writes into the settings of its run.
+the same cores several threads wait for one another: only a measurement knows. On another number of threads sums are
+taken in another order, and numbers may differ in their last bits.
 
 Axes: L steps of a sequence, S sequences of a minibatch.
 """
@@ -14,27 +13,26 @@ Axes: L steps of a sequence, S sequences of a minibatch.
 import copy
 import math
 import os
-import random
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.checkpoint.agent import undisturbed
 from agents.rollout.buffer import number_of_minibatches
+from envs.vector.cpus import available_cpus
 
 WORTHWHILE = 1.15
 """How many times faster more threads must be to be taken: a core that gains less serves another process better."""
 
-_TURNS = 2  # of each number of threads, in turn
+_TURNS = 2  # of each number of threads, alternating
 _PASSES = 3  # timed in a turn, after one that is not: starting threads takes time once
 _STARTING_THREADS = 0.02  # seconds
 
@@ -74,7 +72,7 @@ def choose_threads(
     if most == 1 or agent.device.type != "cpu":
         return ThreadChoice(1, {})
     numbers = [2**power for power in range(most.bit_length()) if 2**power < most] + [most]
-    with _untouched(agent):
+    with undisturbed(), _restored(agent):
         torch.set_num_threads(1)
         try:
             one_pass = _affordable_pass(agent, seconds / (2 * (len(numbers) - 1) * _TURNS * (_PASSES + 1)))
@@ -91,53 +89,8 @@ def choose_threads(
 
 def _most_threads() -> int:
     """The CPUs there are; fewer where OMP_NUM_THREADS says so (of a list, the first number counts)."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(available_cpus(), int(asked)) if asked.isdigit() and int(asked) > 0 else available_cpus()
-
-
-def available_cpus() -> int:
-    """CPUs this process may use: those it is bound to, or as many as a container's quota of their time makes up."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(bound, cpu_quota())))
-
-
-def cpu_quota(root: Path = Path("/")) -> float:
-    """CPUs' worth of time that this process's control groups, versions 1 and 2, give it; infinite without a quota.
-
-    Args:
-        root: the folder that holds ``proc`` and ``sys``.
-    """
-    quotas = [math.inf]
-    for line in _words(root / "proc/self/cgroup", "\n"):
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            mount, read = root / "sys/fs/cgroup", _quota_of_version_2
-        elif "cpu" in controllers.split(","):
-            mount, read = root / "sys/fs/cgroup/cpu", _quota_of_version_1
-        else:
-            continue
-        # A quota holds for all groups below. In a container the path may be the host's, and the mount alone be there.
-        group = mount / path.lstrip("/")
-        quotas += [read(folder) for folder in (group, *group.parents) if folder.is_relative_to(mount)]
-    return min(quotas)
-
-
-def _quota_of_version_2(folder: Path) -> float:
-    quota, period, *_ = [*_words(folder / "cpu.max"), "max", "100000"]
-    return math.inf if quota == "max" else int(quota) / int(period)
-
-
-def _quota_of_version_1(folder: Path) -> float:
-    quota, *_ = [*_words(folder / "cpu.cfs_quota_us"), "-1"]
-    period, *_ = [*_words(folder / "cpu.cfs_period_us"), "100000"]
-    return math.inf if int(quota) <= 0 else int(quota) / int(period)
-
-
-def _words(file: Path, separator: str | None = None) -> list[str]:
-    try:
-        return file.read_text().strip().split(separator) if file.is_file() else []
-    except OSError:
-        return []
+    requested = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(available_cpus(), int(requested)) if requested.isdigit() and int(requested) > 0 else available_cpus()
 
 
 def _climb(numbers: list[int], times: Callable[[int, float], list[float]]) -> ThreadChoice:
@@ -177,7 +130,7 @@ def _time(one_pass: Callable[[], None], threads: int, patience: float) -> list[f
 
 
 def _affordable_pass(agent: RecurrentOnPolicyAlgorithm, seconds: float) -> Callable[[], None]:
-    """A pass that takes no longer than ``seconds`` or so: of a whole minibatch, or of a part of its steps."""
+    """A pass that takes no longer than ``seconds`` or so: of a full minibatch, or of a part of its steps."""
     length, n_sequences = minibatch_shape(agent)
     tried = min(length, 8)
     one_pass = _pass_through(agent, tried, n_sequences)
@@ -197,18 +150,16 @@ def minibatch_shape(agent: RecurrentOnPolicyAlgorithm) -> tuple[int, int]:
 
 def _pass_through(agent: RecurrentOnPolicyAlgorithm, length: int, n_sequences: int) -> Callable[[], None]:
     """The policy's learning pass over an invented minibatch (L, S), gradients included and thrown away."""
-    policy = agent.policy
-    space = policy.observation_space
-    sample = copy.deepcopy(space)  # sampling moves a space's random state
+    policy, shape = agent.policy, (length, n_sequences)
+    sample = copy.deepcopy(policy.observation_space)  # sampling moves a space's random state
     sample.seed(0)
-    observations = _repeated(sample.sample(), space, (length, n_sequences))
+    observations = _repeated(sample.sample(), sample, shape)
     if policy.action_mask is not None:
         observations[policy.action_mask].fill_(1)
-    actions = torch.zeros((length, n_sequences, *policy.head.shape), dtype=policy.head.dtype)
+    actions = torch.zeros((*shape, *policy.head.shape), dtype=policy.head.dtype)
     state = policy.initial_state(n_sequences)
     # Episodes of a hundred steps that end at different times.
-    counts = torch.arange(length)[:, None] + torch.arange(n_sequences) * 100 // n_sequences
-    starts = counts % 100 == 0
+    starts = (torch.arange(length)[:, None] + torch.arange(n_sequences) * 100 // n_sequences) % 100 == 0
     learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
 
     def run() -> None:
@@ -229,18 +180,14 @@ def _repeated(sample: Any, space: spaces.Space[Any], shape: tuple[int, int]) -> 
 
 
 @contextmanager
-def _untouched(agent: RecurrentOnPolicyAlgorithm) -> Iterator[None]:
-    """Puts back the number of threads, random states, and what a network counts as it is run (batch statistics)."""
+def _restored(agent: RecurrentOnPolicyAlgorithm) -> Iterator[None]:
+    """Puts back the number of threads, and what a network counts as it is run (batch statistics)."""
     threads = torch.get_num_threads()
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    states: list[tuple[Tensor, Tensor]] = [(buffer, buffer.clone()) for buffer in agent.policy.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-            with torch.no_grad():
-                for buffer, kept in states:
-                    buffer.copy_(kept)
+    states = [(buffer, buffer.clone()) for buffer in agent.policy.buffers()]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            for buffer, kept in states:
+                buffer.copy_(kept)

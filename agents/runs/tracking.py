@@ -1,8 +1,8 @@
-"""Where metrics go: a CSV file always, TensorBoard and Weights & Biases beside it, under Stable-Baselines3's names.
+"""Where metrics go: a CSV file always, TensorBoard and Weights & Biases on request, under Stable-Baselines3's names.
 
-The CSV file is flushed line by line, so that it is whole whatever ends the process. Weights & Biases never blocks a
-run for longer than its timeout and never ends one: where it cannot be reached the run is recorded offline, and where it
-fails later the run goes on, recorded on disk, and is uploaded by hand.
+The CSV file is flushed line by line. Weights & Biases never blocks a run for longer than its timeout and never ends
+one: where it cannot be reached the run is recorded offline, and where it fails later the run goes on, recorded on disk,
+and is uploaded by hand.
 
 metrics.csv is the record. Where a process is killed, Weights & Biases lacks what was under way to it: a run that goes
 on sends that again, out of the file, and nothing twice.
@@ -23,8 +23,8 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
-from functools import partial
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,10 +32,11 @@ import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
-from agents.checks.text import printable
-from agents.runs.directory import RunDirectory, rows_until
+from agents.analysis.report.groups import INCIDENTAL
+from agents.runs.directory import RunDirectory, csv_text, rows_until, write_atomically
+from configs import Settings, say
 
-Mode = Literal["off", "offline", "online"]
+Mode = Literal["offline", "online"]
 Answer = TypeVar("Answer")
 
 
@@ -61,6 +62,22 @@ def make_logger(
     return RunLogger(str(run.path), writers)
 
 
+def wandb_arguments(settings: Settings) -> dict[str, Any] | None:
+    """What :class:`WandbWriter` takes; None where it is off."""
+    tracking = settings.tracking
+    if tracking.wandb == "off":
+        return None
+    return {
+        "mode": tracking.wandb,
+        "project": tracking.wandb_project,
+        "entity": tracking.wandb_entity,
+        "group": tracking.wandb_group or settings.group,
+        "tags": tracking.wandb_tags,
+        "timeout": tracking.wandb_timeout,
+        "config": asdict(settings),
+    }
+
+
 class RunLogger(Logger):
     """Stable-Baselines3's, that closes all its writers whatever one of them says."""
 
@@ -79,42 +96,31 @@ class CsvWriter(KVWriter):
 
     def __init__(self, path: Path, resumed_at: int | None = None) -> None:
         self._path = path
-        self._columns: list[str] = []
         kept = [] if resumed_at is None else rows_until(path, resumed_at)[1]
-        if kept:
-            self._columns = list(kept[0])
-            self._rewrite([list(row.values()) for row in kept])
-        else:
-            self._file = path.open("w", newline="", encoding="utf-8")
+        self._columns: list[str] = list(kept[0]) if kept else []
+        self._rewrite([list(row.values()) for row in kept])
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         if os.fstat(self._file.fileno()).st_nlink == 0 or not self._path.exists():
-            raise FileNotFoundError(f"{self._path} was removed while the run went on; what it held is lost")
+            raise FileNotFoundError(f"{self._path} was removed while the run went on; its rows are lost")
         row = {"step": step, **_numbers(key_values, key_excluded, "csv")}
         new = [name for name in row if name not in self._columns]
         if new:
-            self._add_columns(new)
+            self._file.close()
+            with self._path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.reader(file))[1:]
+            self._columns += new
+            self._rewrite(rows)
         csv.writer(self._file).writerow([row.get(name, "") for name in self._columns])
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
-    def _add_columns(self, names: list[str]) -> None:
-        """Rewrites what there is under a longer header, beside the file and then in its place."""
-        self._file.close()
-        with self._path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
-        self._columns += names
-        self._rewrite(rows)
-
     def _rewrite(self, rows: list[list[str]]) -> None:
-        beside = self._path.with_suffix(".tmp")
-        with beside.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(self._columns)
-            writer.writerows([*row, *[""] * (len(self._columns) - len(row))] for row in rows)
-        beside.replace(self._path)
+        """Puts what there is under a header that may be longer than it was."""
+        rows = [[*row, *[""] * (len(self._columns) - len(row))] for row in rows]
+        write_atomically(self._path, csv_text([self._columns, *rows] if self._columns else []))
         self._file = self._path.open("a", newline="", encoding="utf-8")
 
 
@@ -124,7 +130,7 @@ class TensorBoardWriter(TensorBoardOutputFormat):
     def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
         self._folder = folder
         is_new = not any(folder.glob("*")) if folder.is_dir() else True
-        with self._told():
+        with self._named():
             super().__init__(str(folder))
             if not is_new:
                 # Tells readers to forget what earlier files say of later steps; of a run from its beginning, all.
@@ -133,15 +139,15 @@ class TensorBoardWriter(TensorBoardOutputFormat):
                 events.add_event(restart, 0 if resumed_at is None else resumed_at + 1)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        with self._told():
+        with self._named():
             super().write(key_values, key_excluded, step)
 
     def close(self) -> None:
-        with self._told():
+        with self._named():
             super().close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _named(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -151,11 +157,11 @@ class TensorBoardWriter(TensorBoardOutputFormat):
 class WandbWriter(KVWriter):
     """Logs straight to Weights & Biases, with the environment step as the axis of every metric.
 
-    A directory is one run there: its id lies in ``wandb_id.txt``, and a writer on the same directory goes on with it.
-    At the end go up what lies in the directory by then: the models, as one artifact whose versions ``best`` and
-    ``latest`` are each laid out as a run's directory (``evaluate.py`` takes them), ``videos/`` and the pictures of
-    ``insight/``; and figures to compare runs by: ``best_return``, ``mean_return`` and ``last_return`` of the periodic
-    evaluations (of the training episodes where there was none), ``steps`` and ``steps_per_second``.
+    A directory is one run there, with the id in ``wandb_id.txt``. At the end go up what lies in the directory: the
+    models, as one artifact whose versions ``best`` and ``latest`` are laid out as a run's directory (``evaluate.py``
+    takes them), ``videos/`` and the pictures of ``insight/``; and figures to compare runs by: ``best_return``,
+    ``mean_return`` and ``last_return`` of the evaluations (of the training episodes where there was none), ``steps``
+    and ``steps_per_second``.
 
     Args:
         directory: of the run; the files go to ``directory/wandb``.
@@ -199,7 +205,7 @@ class WandbWriter(KVWriter):
             tags=list(tags),
             config=dict(config),
         )
-        self._run: Any = self._started(arguments, timeout)
+        self._run: Any = self._started(arguments)
         self._there, self._there_until = self._already_there()
         for kept in rows_until(directory / "metrics.csv")[1]:
             step = int(kept.pop("step"))
@@ -223,15 +229,13 @@ class WandbWriter(KVWriter):
                 self._publish()
             with self._noted():
                 self._run.finish(exit_code=exit_code)
+        self._run = None
         reasons = "; ".join(self._unsent) or _last_line(warned.getvalue())
         if reasons and self.mode == "online":
-            _say(
-                f"not everything was sent ({reasons}); what was logged is in {self._files}, upload it with "
-                f"`wandb sync --include-online {self._files}`"
-            )
+            upload = f"what was logged is in {self._files}, upload it with `wandb sync --include-online {self._files}`"
+            _say(f"not everything was sent ({reasons}); {upload}")
         elif reasons:
             _say(f"not everything was recorded ({reasons})")
-        self._run = None
 
     def _log(self, row: dict[str, Any]) -> None:
         """Sends a row, unless it is there already."""
@@ -255,33 +259,29 @@ class WandbWriter(KVWriter):
         last = self._run.summary.get("row"), self._run.summary.get("global_step")
         return (0, -1) if None in last else (int(last[0]) + 1, int(last[1]))
 
-    def _started(self, arguments: dict[str, Any], timeout: float) -> Any:
-        try:
-            return self._start(arguments, timeout)
-        except Exception as error:
-            if self.mode == "offline":
-                return self._give_up(error)
-            _say(f"could not go online ({_last_line(str(error))}); recording offline")
-        self.mode = "offline"
-        try:
-            import wandb
+    def _started(self, arguments: dict[str, Any]) -> Any:
+        import wandb
 
+        if self.mode == "online":
+            try:
+                return self._start(arguments)
+            except Exception as error:
+                _say(f"could not go online ({_last_line(str(error))}); recording offline")
+            self.mode = "offline"
             wandb.teardown()  # what has failed goes on holding the run's id
-            return self._start(arguments, timeout)
+        try:
+            return self._start(arguments)
         except Exception as error:
             return self._give_up(error)
 
-    def _start(self, arguments: dict[str, Any], timeout: float) -> Any:
+    def _start(self, arguments: dict[str, Any]) -> Any:
         import wandb
 
-        known = set(getattr(wandb.Settings, "model_fields", ()))
-        # finish_timeout is recent; without it finish() waits for an upload however long that takes.
-        options: dict[str, Any] = dict(
-            init_timeout=timeout, finish_timeout=timeout, finish_timeout_raises=True, silent=True, console="off"
+        wait = self._timeout
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=wait, finish_timeout=wait, finish_timeout_raises=True
         )
-        settings = wandb.Settings(**{name: value for name, value in options.items() if name in known})
-        mode: Any = self.mode
-        run = wandb.init(mode=mode, settings=settings, **arguments)
+        run = wandb.init(mode=self.mode, settings=settings, **arguments)
         self._files = Path(run.dir).parent
         for name in ("global_step", "row"):
             run.define_metric(name, hidden=True)
@@ -316,10 +316,10 @@ class WandbWriter(KVWriter):
             self._run.log({"global_step": self._run.summary.get("global_step", 0), name: kind(str(path), **options)})
 
     def _send_model(self, model: Path, alias: str) -> None:
-        sent = _within(self._timeout, partial(self._log_model, model, alias), default=None)
+        sent = _within(self._timeout, lambda: self._log_model(model, alias), default=None)
         if sent is None:
             self._unsent.append(f"{model.name} was not sent")
-        elif self.mode == "online":  # where another is to come after it, not beside it
+        elif self.mode == "online":  # where another is to come after it, not at the same time
             _within(self._timeout, sent.wait, default=None)
 
     def _log_model(self, model: Path, alias: str) -> Any:
@@ -353,7 +353,7 @@ def recorded_rows(directory: Path) -> tuple[int, int]:
 
     count, until = 0, -1
     for file in directory.glob("wandb/*run-*/run-*.wandb"):
-        for data in _whole_records(file.read_bytes()):
+        for data in complete_records(file.read_bytes()):
             try:
                 record = Record.FromString(data)
                 row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
@@ -364,11 +364,11 @@ def recorded_rows(directory: Path) -> tuple[int, int]:
     return count, until
 
 
-def _whole_records(content: bytes) -> Iterator[bytes]:
-    """The records of a file of Weights & Biases that were written to their ends.
+def complete_records(content: bytes) -> Iterator[bytes]:
+    """The records of a file of Weights & Biases, up to one that is torn.
 
     The format is that of LevelDB's log, after a header of 7 bytes: blocks of 32 KiB that hold parts, each with a
-    checksum, a length and a kind (1 whole, 2 first, 3 middle, 4 last).
+    checksum, a length and a kind (1 complete, 2 first, 3 middle, 4 last).
     """
     at, record = 7, b""
     while at + 7 <= len(content):
@@ -389,16 +389,14 @@ def _whole_records(content: bytes) -> Iterator[bytes]:
 class Returns:
     """What there is to compare runs by: of evaluations, and where there is none of the episodes of training."""
 
-    NAMES = ("eval/mean_reward", "rollout/ep_rew_mean")
-
     def __init__(self) -> None:
-        self._seen: dict[str, list[float]] = {name: [] for name in self.NAMES}
+        self._seen: dict[str, list[float]] = {"eval/mean_reward": [], "rollout/ep_rew_mean": []}
 
     def add(self, row: Mapping[str, Any]) -> None:
         for name, seen in self._seen.items():
             value = row.get(name)
             if isinstance(value, int | float) and math.isfinite(value):
-                seen.append(float(row[name]))
+                seen.append(float(value))
 
     def summary(self) -> dict[str, float]:
         """The best, the mean and the last; empty where there is no return yet."""
@@ -421,8 +419,7 @@ def seed_group(config: Mapping[str, Any]) -> str | None:
     """A name shared by the runs whose settings differ in nothing but the seed and what does not shape the agent."""
     if "seed" not in config:
         return None
-    apart = {"seed", "name", "runs", "device", "threads", "progress", "tracking", "checkpoint"}
-    shared = {name: value for name, value in config.items() if name not in apart}
+    shared = {name: value for name, value in config.items() if name not in INCIDENTAL}
     digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode()).hexdigest()[:6]
     task, memory = config.get("env", {}).get("id"), config.get("policy", {}).get("memory")
     return "-".join(str(part) for part in (task, memory, digest) if part)
@@ -440,10 +437,7 @@ def _has_key() -> bool:
         return True
     import wandb
 
-    try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # wandb before 0.31 has no such argument
-        return bool(wandb.api.api_key)
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def _server() -> str:
@@ -451,31 +445,31 @@ def _server() -> str:
 
 
 def _server_answers(timeout: float) -> bool:
-    return _within(timeout, lambda: _answers(_server(), timeout), default=False)
-
-
-def _answers(server: str, timeout: float) -> bool:
     """Whether anything comes back: a connection alone may be to a proxy or firewall that swallows the rest."""
-    try:
-        urllib.request.urlopen(server, timeout=timeout).close()
-    except urllib.error.HTTPError:  # an answer too
+
+    def answers() -> bool:
+        try:
+            urllib.request.urlopen(_server(), timeout=timeout).close()
+        except urllib.error.HTTPError:  # an answer too
+            return True
+        except (OSError, ValueError, http.client.HTTPException):
+            return False
         return True
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-    return True
+
+    return _within(timeout, answers, default=False)
 
 
-def _within(seconds: float, question: Callable[[], Answer], default: Answer) -> Answer:
-    """The answer, or the default where it fails or takes longer: looking up a name knows no timeout of its own."""
+def _within(seconds: float, call: Callable[[], Answer], default: Answer) -> Answer:
+    """What the call returns, or the default where it fails or takes longer: DNS knows no timeout of its own."""
     answers = [default]
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            answers.append(question())
+            answers.append(call())
         except Exception as error:
             warnings.warn(f"Weights & Biases: {error}", stacklevel=2)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     return answers[-1]
@@ -484,10 +478,8 @@ def _within(seconds: float, question: Callable[[], Answer], default: Answer) -> 
 def _value(text: str) -> int | float | str:
     """What a row of metrics.csv says, as it was logged."""
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
     return text
 
 
@@ -496,7 +488,7 @@ def _last_line(text: str) -> str:
 
 
 def _say(message: str) -> None:
-    print(printable(f"Weights & Biases: {message}"), file=sys.stderr)
+    say(f"Weights & Biases: {message}", error=True)
 
 
 def _numbers(key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], writer: str) -> dict[str, Any]:

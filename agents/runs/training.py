@@ -1,11 +1,10 @@
-"""A training run from its agent to the files it leaves: callbacks, metrics, signals, the last checkpoint."""
+"""Learning in a run's directory: callbacks, metrics, signals, the last checkpoint.
 
-import sys
-from collections.abc import Callable, Mapping
+Everything of a step is on file before the checkpoint of that step, so what comes after it is what to forget.
+"""
+
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
@@ -13,7 +12,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import CheckpointError
-from agents.checks.text import printable
 from agents.runs.callbacks import (
     Checkpoints,
     FiniteWeights,
@@ -23,149 +21,129 @@ from agents.runs.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
-from agents.runs.diagnostics import MemoryDiagnostics, Phases
+from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import restore_pending
-from agents.runs.tracking import make_logger
+from agents.runs.tracking import make_logger, wandb_arguments
+from configs import Settings, say
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What happens in a run, and when. Counts are environment steps; an ``every`` of 0 is never."""
+class Training:
+    """Trains an agent and leaves in its run's directory what there is to keep.
 
-    total_timesteps: int
-    seed: int
-    evaluate_every: int
-    evaluation_episodes: int
-    deterministic: bool
-    stop_at_return: float | None
-    longest_episode: int | None
-    checkpoint_every: int
-    checkpoints_kept: int
-    log_interval: int
-    progress: bool
-    memory_diagnostics: bool = True
-
-
-def learn(
-    agent: RecurrentOnPolicyAlgorithm,
-    evaluation_env: VecEnv,
-    run: RunDirectory,
-    schedule: Schedule,
-    *,
-    tensorboard: bool = True,
-    wandb: Mapping[str, Any] | None = None,
-    resumed: bool = False,
-    trained: Callable[[], None] = lambda: None,
-    interruption: Interruption | None = None,
-) -> None:
-    """Trains the agent and leaves in the run's directory what there is to keep.
-
-    Everything of a step is on file before the checkpoint of that step, so what comes after it is what to forget.
+    All of it is protected from a second signal but what is ``breakable``.
 
     Args:
         resumed: the agent comes from a checkpoint of this run, and goes on from there.
-        wandb: arguments of :class:`agents.runs.tracking.WandbWriter`, None for none.
-        trained: is called where training has come to its end, before the metrics are closed: what it adds to the
-            run's directory is sent along.
         interruption: that of a caller who listens to signals around this already.
-
-    Raises:
-        Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
-        FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
     """
-    listener = interruption or Interruption()
-    checkpoints = Checkpoints(run, schedule.checkpoint_every, schedule.checkpoints_kept)
-    progress = ProgressDisplay(schedule.total_timesteps, shown=schedule.progress)
-    evaluation = _periodic_evaluation(run, evaluation_env, schedule, progress.report)
-    phases = Phases()
-    callbacks: list[BaseCallback] = [phases.first, *([MemoryDiagnostics()] if schedule.memory_diagnostics else [])]
-    callbacks += [FiniteWeights(), listener, progress, evaluation, checkpoints, phases.last]
 
-    def start() -> Logger:
-        step = agent.num_timesteps if resumed else None
+    def __init__(
+        self,
+        agent: RecurrentOnPolicyAlgorithm,
+        evaluation_env: VecEnv,
+        run: RunDirectory,
+        settings: Settings,
+        *,
+        resumed: bool = False,
+        interruption: Interruption | None = None,
+    ) -> None:
+        self._agent, self._run, self._settings, self._resumed = agent, run, settings, resumed
+        self._interruption = interruption or Interruption()
+        self._checkpoints = Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
+        self._progress = ProgressDisplay(settings.total_timesteps, shown=settings.progress)
+        evaluation = PeriodicEvaluation(
+            run, evaluation_env, settings.evaluation, seed=settings.seed, report=self._progress.report
+        )
+        update_ends = UpdateEnds()
+        diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
+        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, FiniteWeights(), self._interruption]
+        self._callbacks += [self._progress, evaluation, self._checkpoints, Phases(update_ends)]
+
+    def run(self, trained: Callable[[], None] = lambda: None) -> None:
+        """Trains from here to the end.
+
+        Args:
+            trained: is called at the end of training, before the metrics are closed: what it adds to the run's
+                directory is sent along.
+
+        Raises:
+            Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
+            FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
+        """
+        with self._interruption.listening():
+            self._interruption.protected(lambda: self._run_through(trained))
+
+    def _run_through(self, trained: Callable[[], None]) -> None:
+        breakable = self._interruption.breakable
+        logger = breakable(self._start)
+        try:
+            self._train_and_save()
+            breakable(trained)
+        except BaseException:
+            with suppress(OSError):  # says no more
+                breakable(logger.close)
+            raise
+        breakable(logger.close)
+
+    def _start(self) -> Logger:
+        step = self._agent.num_timesteps if self._resumed else None
         if step is not None:
-            run.forget_after(step)
-        logger = make_logger(run, tensorboard=tensorboard, wandb=wandb, resumed_at=step)
-        agent.set_logger(logger)
-        if resumed:
-            restore_pending(agent)
+            self._run.forget_after(step)
+        tracking = self._settings.tracking
+        logger = make_logger(
+            self._run, tensorboard=tracking.tensorboard, wandb=wandb_arguments(self._settings), resumed_at=step
+        )
+        self._agent.set_logger(logger)
+        if self._resumed:
+            restore_pending(self._agent)
         return logger
 
-    def train_and_save() -> None:
+    def _train_and_save(self) -> None:
+        interruption = self._interruption
         try:
-            with progress.standing():
-                listener.breakable(partial(_learn, agent, schedule, callbacks, resumed))
+            with self._progress.displayed():
+                interruption.breakable(self._learn)
         except TrainingFinished as reason:
-            progress.report(str(reason))
-            checkpoints.on_training_end()
+            self._progress.report(str(reason))
+            self._checkpoints.on_training_end()
         except Interrupted as interrupted:
             if interrupted.between_updates:
-                checkpoints.capture()
-            listener.saved = checkpoints.save()
-            listener.check()
+                self._checkpoints.capture()
+            interruption.saved = self._checkpoints.save()
+            interruption.check()
         except CheckpointError:
             raise
         except BaseException as error:  # sys.exit() too
-            listener.saved = _save_what_was_before(checkpoints, error)
+            interruption.saved = self._save_what_was_before(error)
             if isinstance(error, KeyboardInterrupt):
                 # Ctrl-C comes as Interrupted: something that was called has raised this of itself.
                 raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from error
             raise
-        listener.saved = checkpoints.save()
-        listener.check()
+        interruption.saved = self._checkpoints.save()
+        interruption.check()
 
-    def whole() -> None:
-        logger = listener.breakable(start)
+    def _learn(self) -> None:
+        agent, settings = self._agent, self._settings
+        left = settings.total_timesteps - (agent.num_timesteps if self._resumed else 0)
+        if left > 0:
+            log_interval = settings.tracking.log_interval
+            agent.learn(left, self._callbacks, log_interval=log_interval, reset_num_timesteps=not self._resumed)
+            return
+        # It was ended between its last update and what comes after.
+        ending = CallbackList(self._callbacks)
+        ending.init_callback(agent)
+        ending.on_training_start({}, {})
+        ending.on_training_end()
+
+    def _save_what_was_before(self, error: BaseException) -> str | None:
+        """Where training has failed; a fault in saving is reported, and does not take that one's place."""
         try:
-            train_and_save()
-            listener.breakable(trained)
-        except BaseException:
-            with suppress(OSError):  # says no more
-                listener.breakable(logger.close)
-            raise
-        listener.breakable(logger.close)
-
-    with listener.listening():
-        listener.protected(whole)
-
-
-def _save_what_was_before(checkpoints: Checkpoints, error: BaseException) -> str | None:
-    """Where training has failed; a fault in saving is told, and does not take that one's place."""
-    try:
-        saved = checkpoints.save()
-    except (CheckpointError, OSError) as trouble:
-        if not isinstance(error, OSError):  # where nothing can be written, that has been said
-            print(printable(f"the agent as it was before could not be saved: {trouble}"), file=sys.stderr)
-        return None
-    if saved:
-        print(printable(f"saved the agent as it was before: {saved}"), file=sys.stderr)
-    return saved
-
-
-def _periodic_evaluation(
-    run: RunDirectory, env: VecEnv, schedule: Schedule, report: Callable[[str], None]
-) -> PeriodicEvaluation:
-    return PeriodicEvaluation(
-        run,
-        env,
-        every=schedule.evaluate_every,
-        episodes=schedule.evaluation_episodes,
-        deterministic=schedule.deterministic,
-        seed=schedule.seed,
-        stop_at_return=schedule.stop_at_return,
-        max_steps=schedule.longest_episode,
-        report=report,
-    )
-
-
-def _learn(agent: RecurrentOnPolicyAlgorithm, schedule: Schedule, callbacks: list[BaseCallback], resumed: bool) -> None:
-    left = schedule.total_timesteps - (agent.num_timesteps if resumed else 0)
-    if left > 0:
-        agent.learn(left, callbacks, log_interval=schedule.log_interval, reset_num_timesteps=not resumed)
-        return
-    # It was ended between its last update and what comes after.
-    ending = CallbackList(callbacks)
-    ending.init_callback(agent)
-    ending.on_training_start({}, {})
-    ending.on_training_end()
+            saved = self._checkpoints.save()
+        except (CheckpointError, OSError) as trouble:
+            if not isinstance(error, OSError):  # where nothing can be written, that has been reported
+                say(f"the agent as it was before could not be saved: {trouble}", error=True)
+            return None
+        if saved:
+            say(f"saved the agent as it was before: {saved}", error=True)
+        return saved

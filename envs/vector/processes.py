@@ -33,6 +33,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from envs.tasks.observations import allocate, copied, leaves, take, write
 from envs.vector import worker
+from envs.vector.cpus import available_cpus
 from envs.vector.episodes import Episodes, note_ends, warn_of_restarts
 from envs.vector.errors import EnvError
 from envs.vector.group import Maker
@@ -88,7 +89,7 @@ class SubprocessVecEnv(VecEnv):
         num_envs = len(makers)
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, or None for one a CPU, not {workers}")
-        workers = min(num_envs, _cpus() if workers is None else workers)
+        workers = min(num_envs, available_cpus() if workers is None else workers)
         self._timeout = timeout
         self._max_restarts, self.restarts = max_restarts, 0
         self._steps = 0
@@ -498,11 +499,6 @@ def _end_all() -> None:
 
 def _left(deadline: float, most: float) -> float:
     return min(most, max(0.0, deadline - time.monotonic()))
-
-
-def _cpus() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cause(process: Any) -> str:

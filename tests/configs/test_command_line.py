@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from configs import PolicySettings, Settings, SettingsError, read
 from configs.command_line import find_config, parse
 from configs.settings import ENCODERS, MEMORIES
@@ -49,6 +50,8 @@ def test_the_command_line_beats_the_file_and_the_file_the_defaults(file: str) ->
 def test_numbers_may_have_exponents() -> None:
     settings = parse(["--total-timesteps", "1e5", "--algorithm.learning-rate", "1e-3", "--env.n-envs", "1_0"]).settings
     assert (settings.total_timesteps, settings.algorithm.learning_rate, settings.env.n_envs) == (100_000, 0.001, 10)
+    for word in (".inf", "inf"):
+        assert parse(["--algorithm.max-grad-norm", word]).settings.algorithm.max_grad_norm == float("inf")
 
 
 def test_words_of_a_mapping_are_added_to_those_of_the_file(file: str) -> None:
@@ -76,13 +79,12 @@ def test_one_word_of_a_mapping_can_be_an_option_of_its_own(file: str, words: lis
     assert (settings.env.kwargs, settings.seed) == ({"length": 50, "active": False}, 3)
 
 
-def test_a_dash_in_such_an_option_stands_for_an_underscore(file: str) -> None:
-    settings = parse(["--policy.memory_kwargs.hidden-size=8", "--policy.memory-kwargs.num_layers", "2"]).settings
+def test_dashes_underscores_layers_wrappers_and_none_are_words() -> None:
+    words = ["--policy.memory_kwargs.hidden-size=8", "--policy.memory-kwargs.num_layers", "2"]
+    words += ["--policy.net-arch", "32", "16", "--policy.critic-net-arch", "None"]
+    settings = parse([*words, "--env.wrappers", "delay", "{flicker: {probability: 0.5}}"]).settings
     assert settings.policy.memory_kwargs == {"hidden_size": 8, "num_layers": 2}
-
-
-def test_wrappers_are_typed_as_in_a_file() -> None:
-    settings = parse(["--env.wrappers", "delay", "{flicker: {probability: 0.5}}"]).settings
+    assert (settings.policy.net_arch, settings.policy.critic_net_arch) == ((32, 16), None)
     assert settings.env.wrappers == ("delay", {"flicker": {"probability": 0.5}})
 
 
@@ -103,8 +105,8 @@ def test_another_encoder_keeps_those_of_the_files_arguments_that_it_takes() -> N
         (["--policy.encoder=flatten"], {}),
         (["--policy.encoder", "None"], {}),
     ):
-        assert policy(*words).encoder_kwargs == kept
-        assert (policy(*words).actions, policy(*words).first_node) == ("flat", 0)
+        found = policy(*words)
+        assert (found.encoder_kwargs, found.actions, found.first_node) == (kept, "flat", 0)
     own = policy("--policy.encoder", "mine:Graphs")
     assert (own.encoder_kwargs, own.actions) == ({"features_dim": 64, "hidden_size": 32, "rounds": 1}, "nodes")
     added = policy("--policy.encoder", "transformer", "--policy.encoder-kwargs", "width=8")
@@ -123,11 +125,6 @@ def test_any_memory_and_any_encoder_can_be_named_over_any_settings_file(
 def test_a_typed_argument_that_the_memory_does_not_take_is_an_error(file: str) -> None:
     with pytest.raises(SettingsError, match="'forget_bias', which gru does not take"):
         parse(["--config", file, "--policy.memory", "gru", "--policy.memory-kwargs", "forget_bias=1"])
-
-
-def test_layers_are_words_and_none_is_a_word() -> None:
-    settings = parse(["--policy.net-arch", "32", "16", "--policy.critic-net-arch", "None"]).settings
-    assert (settings.policy.net_arch, settings.policy.critic_net_arch) == ((32, 16), None)
 
 
 def test_a_mistake_in_the_file_names_its_line_unless_the_command_line_mends_it(file: str) -> None:
@@ -169,57 +166,25 @@ def test_files_that_come_with_the_package_are_found_by_name() -> None:
         find_config("cartpole_nov")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_settings_file_that_comes_with_the_package_can_be_read(path: Path) -> None:
-    read(path)
-
-
-def test_a_printed_configuration_reads_back_to_the_same_settings(file: str, tmp_path: Path) -> None:
-    words = [
-        "--config",
-        file,
-        "--algorithm.clip-range-vf",
-        "0.3",
-        "--env.wrappers",
-        "{noise: {scale: 1e-2}}",
-        "--name",
-        "1",
-    ]
-    printed = subprocess.run(
-        [sys.executable, ROOT / "train.py", *words, "--print-config"], capture_output=True, text=True, check=True
-    ).stdout
-    (tmp_path / "printed.yaml").write_text(printed)
+def test_a_printed_configuration_reads_back_to_the_same_settings(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", file, "--algorithm.clip-range-vf", "0.3", "--env.wrappers", "{noise: {scale: 1e-2}}"]
+    words += ["--name", "1"]
+    assert train.main([*words, "--print-config"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
     assert read(tmp_path / "printed.yaml") == parse(words).settings
 
 
 LIGHT = """
 import sys
 import train
-code = train.main({words!r})
-heavy = {{"torch", "stable_baselines3", "sb3_contrib", "wandb", "agents", {more}}} & sys.modules.keys()
-print("HEAVY", sorted(heavy), "CODE", code)
+codes = [train.main(words) for words in (["--help"], ["--algorithm.gamma", "9.9"], ["--print-config"])]
+heavy = {"torch", "stable_baselines3", "sb3_contrib", "wandb", "agents", "numpy", "gymnasium"} & sys.modules.keys()
+print("HEAVY", sorted(heavy), "CODES", codes)
 """
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "more"),
-    [
-        (["--help"], 0, '"numpy", "gymnasium"'),
-        (["--algorithm.gamma", "9.9"], 2, '"numpy", "gymnasium"'),
-    ],
-    ids=["help", "mistake"],
-)
-def test_questions_about_settings_are_answered_without_torch(words: list[str], code: int, more: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT.format(words=words, more=more)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    )
-    assert f"HEAVY [] CODE {code}" in done.stdout
-
-
-@pytest.mark.parametrize("word", [".inf", "inf"])
-def test_no_limit_is_written_as_the_help_has_it(word: str) -> None:
-    assert parse(["--algorithm.max-grad-norm", word]).settings.algorithm.max_grad_norm == float("inf")
+def test_questions_about_settings_are_answered_without_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "HEAVY [] CODES [0, 2, 0]" in done.stdout

@@ -1,14 +1,12 @@
 """Settings files are read strictly, and what is written reads back."""
 
-import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from configs import EnvironmentSettings, Settings, SettingsError, dump, parse, read
-from configs.settings import AlgorithmSettings, PolicySettings, TrackingSettings
+from configs.settings import AlgorithmSettings, PolicySettings, TrackingSettings, values
 
 
 @pytest.fixture
@@ -48,32 +46,20 @@ def test_what_is_dumped_reads_back_the_same(file: Path, settings: Settings) -> N
     assert written(file, dump(settings)) == settings
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("1e5", 100_000), ("100_000", 100_000), ("1.0e+5", 100_000), ("010", 10), ("0x10", 16)],
-)
-def test_whole_numbers_may_be_written_as_people_write_them(file: Path, text: str, number: int) -> None:
-    settings = written(file, f"total_timesteps: {text}")
-    assert settings.total_timesteps == number
-    assert type(settings.total_timesteps) is int
-
-
-@pytest.mark.parametrize(
-    ("text", "number"), [("1e-3", 0.001), ("1", 1.0), (".5", 0.5), ("5E-4", 0.0005), ("1.e-2", 0.01)]
-)
-def test_numbers_may_be_written_with_an_exponent(file: Path, text: str, number: float) -> None:
-    settings = written(file, f"algorithm:\n  learning_rate: {text}")
-    assert settings.algorithm.learning_rate == number
-    assert type(settings.algorithm.learning_rate) is float
+def test_numbers_may_be_written_as_people_write_them(file: Path) -> None:
+    whole = {"1e5": 100_000, "100_000": 100_000, "1.0e+5": 100_000, "010": 10, "0x10": 16}
+    for text, number in whole.items():
+        steps = written(file, f"total_timesteps: {text}").total_timesteps
+        assert (steps, type(steps)) == (number, int)
+    for text, rate in {"1e-3": 0.001, "1": 1.0, ".5": 0.5, "5E-4": 0.0005, "1.e-2": 0.01}.items():
+        found = written(file, f"algorithm:\n  learning_rate: {text}").algorithm.learning_rate
+        assert (found, type(found)) == (rate, float)
 
 
 def test_free_values_follow_yaml_1_2(file: Path) -> None:
     text = "env:\n  kwargs: {a: 1e5, b: off, c: 1:30, d: 2024-01-01, e: -.inf, f: yes, g: true, h: ~, i: '1'}"
     expected = dict(a=1e5, b="off", c="1:30", d="2024-01-01", e=-math.inf, f="yes", g=True, h=None, i="1")
     assert written(file, text).env.kwargs == expected
-
-
-def test_off_is_a_mode_and_not_false(file: Path) -> None:
     assert written(file, "tracking:\n  wandb: off").tracking.wandb == "off"
 
 
@@ -83,7 +69,7 @@ def test_off_is_a_mode_and_not_false(file: Path) -> None:
         ("seed: 1\nalgoritm:\n  gamma: 1", 2, ["unknown setting algoritm", "did you mean 'algorithm'"]),
         ("env:\n  id: A\n  n_env: 3", 3, ["unknown setting env.n_env", "did you mean 'n_envs'"]),
         ("env:\n  xyzzy: 3", 2, ["unknown setting env.xyzzy", "n_envs"]),
-        ("seed: 1\nname: a\nseed: 2", 3, ["seed is set twice"]),
+        ("seed: 1\nname: a\nseed: 2", 3, ["'seed' is set twice"]),
         ("env:\n  kwargs:\n    a: 1\n    a: 2", 4, ["'a' is set twice"]),
         ("total_timesteps: 1.5", 1, ["total_timesteps must be a whole number, got 1.5"]),
         ("total_timesteps: many", 1, ["total_timesteps must be a whole number, got 'many'"]),
@@ -129,43 +115,26 @@ def test_aliases_of_aliases_are_counted_before_they_are_written_out(file: Path) 
     assert settings.env.kwargs == {"a": [1, 2], "b": [1, 2], "c": [[1, 2], [1, 2]]}
 
 
-@pytest.mark.parametrize("text", ["# " + "x" * 2**20, "env:\n  kwargs: {a: " + "[" * 5000 + "]" * 5000 + "}"])
+@pytest.mark.parametrize("text", ["# " + "x" * 2**20, "env:\n  kwargs: {a: " + "[" * 1000 + "]" * 1000 + "}"])
 def test_a_file_that_is_too_long_or_too_deep_is_no_settings_file(file: Path, text: str) -> None:
     with pytest.raises(SettingsError, match=r"more than 1048576 characters|nested too deeply"):
         written(file, text)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"name: \x00"])
-def test_a_file_that_is_no_text_is_an_error(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
-    with pytest.raises(SettingsError, match=r"settings\.yaml"):
-        read(file)
-
-
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+def test_what_is_no_text_or_no_file_is_an_error(file: Path, tmp_path: Path) -> None:
+    for content in (b"\xff\xfe\x00", b"name: \x00"):
+        file.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"settings\.yaml"):
+            read(file)
     with pytest.raises(SettingsError, match=r"no settings file .*nothing\.yaml"):
         read(tmp_path / "nothing.yaml")
-
-
-def test_a_directory_in_place_of_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot read settings file"):
         read(tmp_path)
 
 
-def every_leaf(group: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for each in dataclasses.fields(group):
-        value = getattr(group, each.name)
-        keys += every_leaf(value, f"{prefix}{each.name}.") if dataclasses.is_dataclass(value) else [prefix + each.name]
-    return keys
-
-
 def test_every_setting_refuses_a_mapping_or_a_text_where_it_has_another_type(file: Path) -> None:
-    for key in every_leaf(Settings()):
+    for key, value in values(Settings()).items():
         *groups, name = key.split(".")
-        value: Any = Settings()
-        for part in key.split("."):
-            value = getattr(value, part)
         wrong = "{a: {b: c}}" if not isinstance(value, dict) else "[1]"
         text = "".join(f"{'  ' * depth}{group}:\n" for depth, group in enumerate(groups))
         with pytest.raises(SettingsError, match=f"{name} must be|{name} must map"):

@@ -24,7 +24,7 @@ from agents.checks.text import printable
 Values = NDArray[np.float64]
 
 # What names, places or shows a run and does not decide what it learns.
-_INCIDENTAL = ("seed", "name", "group", "runs", "threads", "progress", "device", "tracking", "checkpoint")
+INCIDENTAL = ("seed", "name", "group", "runs", "threads", "progress", "device", "tracking", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -220,11 +220,11 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def _identity(settings: Mapping[str, Any]) -> str:
-    return json.dumps({key: value for key, value in settings.items() if key not in _INCIDENTAL}, sort_keys=True)
+    return json.dumps({key: value for key, value in settings.items() if key not in INCIDENTAL}, sort_keys=True)
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    deciding = [{key: value for key, value in each.items() if key not in _INCIDENTAL} for each in settings]
+    deciding = [{key: value for key, value in each.items() if key not in INCIDENTAL} for each in settings]
     flat = [{key: value for key, value in flattened(each) if value != {}} for each in deciding]
     keys = dict.fromkeys(key for each in flat for key in each)
     values = {key: [each.get(key) for each in flat] for key in keys}

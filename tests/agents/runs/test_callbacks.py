@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from agents.runs.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
-from agents.runs.directory import RunDirectory
-from agents.runs.training import Schedule, learn
+from agents.runs.directory import RunDirectory, csv_text
+from agents.runs.training import Training
+from configs import EvaluationSettings, Settings, TrackingSettings
 from envs import make
+from tests.runs import rows_of
 
 
 @pytest.fixture
@@ -42,9 +45,11 @@ def run(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path)
 
 
-def evaluation(run: RunDirectory, **settings: Any) -> PeriodicEvaluation:
-    chosen: dict[str, Any] = dict(every=64, episodes=2, deterministic=True, seed=0, report=lambda line: None)
-    return PeriodicEvaluation(run, make("CartPoleNoVel-v1", 2), **{**chosen, **settings})
+def evaluation(
+    run: RunDirectory, report: Callable[[str], None] = lambda line: None, **settings: Any
+) -> PeriodicEvaluation:
+    chosen = EvaluationSettings(**{"every": 64, "episodes": 2, **settings})
+    return PeriodicEvaluation(run, make("CartPoleNoVel-v1", 2), chosen, seed=0, report=report)
 
 
 def test_checkpoints_are_saved_on_whole_updates_and_the_latest_kept(agent: RecurrentPPO, run: RunDirectory) -> None:
@@ -53,13 +58,9 @@ def test_checkpoints_are_saved_on_whole_updates_and_the_latest_kept(agent: Recur
     assert [step for step, _ in run.checkpoints()] == [160, 224, 256]
 
 
-def test_without_an_interval_only_the_last_is_saved(agent: RecurrentPPO, run: RunDirectory) -> None:
+def test_without_an_interval_only_the_last_is_saved_and_it_is_the_agent(agent: RecurrentPPO, run: RunDirectory) -> None:
     agent.learn(96, Checkpoints(run, every=0, keep=3))
     assert [step for step, _ in run.checkpoints()] == [96]
-
-
-def test_a_checkpoint_holds_the_agent_as_it_was(agent: RecurrentPPO, run: RunDirectory) -> None:
-    agent.learn(96, Checkpoints(run, every=0, keep=1))
     again = RecurrentPPO.load(run.checkpoint(96), device="cpu")
     for name, weights in agent.policy.state_dict().items():
         assert torch.equal(weights, again.policy.state_dict()[name])
@@ -69,22 +70,19 @@ def test_evaluations_come_at_their_steps_and_after_the_last_update(agent: Recurr
     lines: list[str] = []
     agent.learn(160, evaluation(run, report=lines.append))
     assert [line.split(":")[0] for line in lines] == ["step 64", "step 128", "step 160"]
-    rows = (run.path / "evaluations.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["step", "64", "128", "160"]
+    assert [row["step"] for row in rows_of(run.evaluations)] == ["64", "128", "160"]
     assert run.best.is_file()
 
 
 def test_the_best_is_kept_and_a_worse_one_is_not(agent: RecurrentPPO, run: RunDirectory) -> None:
     agent.learn(32, evaluation(run, every=32))
-    best, table = run.best.read_bytes(), run.path / "evaluations.csv"
-    header, row = table.read_text().splitlines()
-    place = header.split(",").index("mean_reward")
-    table.write_text("\n".join([header, ",".join("1e9" if i == place else w for i, w in enumerate(row.split(",")))]))
+    best, (row,) = run.best.read_bytes(), rows_of(run.evaluations)
+    run.evaluations.write_text(csv_text([row.keys(), {**row, "mean_reward": "1e9"}.values()]))
     agent.learn(32, evaluation(run, every=32), reset_num_timesteps=False)
     assert run.best.read_bytes() == best
 
 
-def test_training_ends_where_the_return_asked_for_is_reached(agent: RecurrentPPO, run: RunDirectory) -> None:
+def test_training_ends_where_the_requested_return_is_reached(agent: RecurrentPPO, run: RunDirectory) -> None:
     with pytest.raises(TrainingFinished, match="reaches stop_at_return"):
         agent.learn(10_000, evaluation(run, stop_at_return=1.0))
     assert agent.num_timesteps == 64
@@ -144,13 +142,6 @@ def test_what_is_protected_ends_before_a_second_signal_counts_and_what_can_be_br
     assert (done, caught.value.exit_code) == (["saved", "went on"], 143)
 
 
-def test_a_timer_of_somebody_elses_is_left_alone_where_no_signal_comes() -> None:
-    before = signal.getsignal(signal.SIGALRM)
-    with Interruption().listening():
-        assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getsignal(signal.SIGALRM) is before
-
-
 def test_what_fails_after_a_signal_is_the_interruption() -> None:
     def fail() -> None:
         with Interruption().listening():
@@ -161,8 +152,8 @@ def test_what_fails_after_a_signal_is_the_interruption() -> None:
         fail()
 
 
-def test_outside_the_main_thread_signals_are_left_alone() -> None:
-    before = signal.getsignal(signal.SIGINT)
+def test_signals_outside_the_main_thread_and_the_timer_of_others_are_left_alone() -> None:
+    before, timer = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
 
     def listen() -> None:
         with Interruption().listening():
@@ -173,6 +164,9 @@ def test_outside_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+    with Interruption().listening():
+        assert signal.getsignal(signal.SIGALRM) is timer
+    assert signal.getsignal(signal.SIGALRM) is timer
 
 
 def display(total: int, *, terminal: bool, seconds: float = 0.0) -> tuple[ProgressDisplay, io.StringIO]:
@@ -183,7 +177,7 @@ def display(total: int, *, terminal: bool, seconds: float = 0.0) -> tuple[Progre
 
 def test_without_a_terminal_there_are_plain_lines_with_rate_time_left_and_return(agent: RecurrentPPO) -> None:
     progress, text = display(320, terminal=False)
-    with progress.standing():
+    with progress.displayed():
         agent.learn(320, progress)
     lines = text.getvalue().splitlines()
     assert re.fullmatch(r"160 of 320 steps, [\d,]+ a second, \d+:\d\d:\d\d left, return \d+\.\d\d", lines[5])
@@ -192,7 +186,7 @@ def test_without_a_terminal_there_are_plain_lines_with_rate_time_left_and_return
 
 def test_on_a_terminal_there_is_a_bar(agent: RecurrentPPO) -> None:
     progress, text = display(320, terminal=True)
-    with progress.standing():
+    with progress.displayed():
         agent.learn(320, progress)
         progress.report("something happened")
     assert "320 of 320 steps" in text.getvalue()
@@ -202,30 +196,25 @@ def test_on_a_terminal_there_is_a_bar(agent: RecurrentPPO) -> None:
 def test_a_narrow_terminal_shows_every_figure_and_no_bar(agent: RecurrentPPO) -> None:
     progress, text = display(320, terminal=True)
     progress._console.width = 50
-    with progress.standing():
+    with progress.displayed():
         agent.learn(320, progress)
-    seen = set(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).split())
+    seen = set(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).replace(",", "").split())
     assert {"320", "steps", "second", "left", "return"} <= seen
     assert not any("…" in word or "━" in word for word in seen)
 
 
-def test_a_run_that_goes_on_counts_its_own_steps_alone_for_the_rate(agent: RecurrentPPO) -> None:
+def test_a_run_that_goes_on_counts_its_own_steps_alone_for_the_rate_and_full_rollouts(agent: RecurrentPPO) -> None:
     progress, text = display(96, terminal=False)
     agent.num_timesteps = 32
     agent.learn(40, progress, reset_num_timesteps=False)
-    assert (progress._first, progress._total) == (32, 96)
-    assert text.getvalue().startswith("32 of 96 steps, 0 a second, - left")
-
-
-def test_the_total_is_that_of_whole_rollouts(agent: RecurrentPPO) -> None:
-    progress, text = display(100, terminal=False)
-    agent.learn(100, progress)
-    assert text.getvalue().splitlines()[-1].startswith("128 of 128 steps, ")
+    first, *_, last = text.getvalue().splitlines()
+    assert first.startswith("32 of 96 steps, 0 a second, - left")
+    assert last.startswith("96 of 96 steps, ")
 
 
 def test_progress_can_be_silent(agent: RecurrentPPO, capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressDisplay(64, shown=False)
-    with progress.standing():
+    with progress.displayed():
         agent.learn(64, progress)
         progress.report("nothing")
     assert capsys.readouterr() == ("", "")
@@ -238,20 +227,11 @@ def test_no_callback_of_a_run_needs_a_step(run: RunDirectory) -> None:
 
 
 def test_the_figures_of_the_last_update_are_written(agent: RecurrentPPO, run: RunDirectory) -> None:
-    schedule = Schedule(
+    settings = Settings(
         total_timesteps=64,
-        seed=0,
-        evaluate_every=0,
-        evaluation_episodes=1,
-        deterministic=True,
-        stop_at_return=None,
-        longest_episode=None,
-        checkpoint_every=0,
-        checkpoints_kept=1,
-        log_interval=1,
+        evaluation=EvaluationSettings(every=0),
+        tracking=TrackingSettings(tensorboard=False),
         progress=False,
     )
-    learn(agent, make("CartPoleNoVel-v1", 1), run, schedule, tensorboard=False)
-    header, *rows = run.metrics.read_text().splitlines()
-    updates = [row.split(",")[header.split(",").index("train/n_updates")] for row in rows]
-    assert updates == ["", "1", "2"]
+    Training(agent, make("CartPoleNoVel-v1", 1), run, settings).run()
+    assert [row["train/n_updates"] for row in rows_of(run.metrics)] == ["", "1", "2"]

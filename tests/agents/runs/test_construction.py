@@ -1,9 +1,8 @@
-"""Settings in plain values become the agent they describe, and only what can be normalised is."""
+"""Settings in plain values become the agent they describe, and only what can be normalized is."""
 
 from dataclasses import asdict, replace
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -13,41 +12,36 @@ from torch import nn
 from agents import RecurrentA2C, RecurrentPPO
 from agents.memory import GRU
 from agents.policy.nodes import NodeActionPolicy
-from agents.runs.construction import ACTIVATIONS, ALGORITHMS, PPO_ONLY, encoder_class, make_agent, own_classes
-from agents.runs.normalization import normalize
-from configs import AlgorithmSettings, PolicySettings
-from configs.settings import PPO_ONLY as PPO_ONLY_SETTINGS
-from configs.settings import field_type
+from agents.runs.construction import (
+    ACTIVATIONS,
+    ALGORITHMS,
+    POLICIES,
+    encoder_class,
+    make_agent,
+    normalize,
+    own_classes,
+)
+from configs import AlgorithmSettings, EnvironmentSettings, PolicySettings, Settings
+from configs.settings import SETTINGS
 from envs import make
 from envs.vector.vectorize import SerialVecEnv
+from tests.own_environments import SPACES, Shown
 
 
 def made(algorithm: AlgorithmSettings, policy: PolicySettings) -> Any:
-    env = make("CartPoleNoVel-v1", 2)
-    return make_agent(env, asdict(algorithm), asdict(policy), seed=0, device="cpu")
+    return make_agent(Settings(algorithm=algorithm, policy=policy, device="cpu"), make("CartPoleNoVel-v1", 2))
+
+
+def sizes(layers: Any) -> list[int]:
+    return [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def test_every_setting_reaches_the_agent() -> None:
-    algorithm = AlgorithmSettings(
-        learning_rate=1e-2,
-        learning_rate_schedule="constant",
-        n_steps=32,
-        batch_size=16,
-        n_epochs=3,
-        sequence_length=8,
-        gamma=0.7,
-        gae_lambda=0.6,
-        clip_range=0.3,
-        clip_range_vf=0.4,
-        normalize_advantage=False,
-        ent_coef=0.1,
-        vf_coef=0.2,
-        max_grad_norm=0.9,
-        target_kl=0.05,
-        autocast="bfloat16",
-        refresh_states=True,
-        burn_in=5,
-    )
+    shape: dict[str, Any] = dict(n_steps=32, batch_size=16, n_epochs=3, sequence_length=8, burn_in=5)
+    rates = dict(learning_rate=1e-2, gamma=0.7, gae_lambda=0.6, clip_range=0.3, clip_range_vf=0.4, target_kl=0.05)
+    weights = dict(ent_coef=0.1, vf_coef=0.2, max_grad_norm=0.9)
+    others: dict[str, Any] = dict(autocast="bfloat16", refresh_states=True, normalize_advantage=False)
+    algorithm = AlgorithmSettings(learning_rate_schedule="constant", **shape, **rates, **weights, **others)
     agent = made(algorithm, PolicySettings())
     assert isinstance(agent, RecurrentPPO)
     for name, value in asdict(algorithm).items():
@@ -84,57 +78,39 @@ def test_the_network_is_the_one_described() -> None:
     assert isinstance(network.memory_actor, GRU)
     assert isinstance(network.memory_critic, GRU)
     assert network.memory_actor.output_size == 7
-    assert [layer.out_features for layer in network.mlp_extractor.policy_net if isinstance(layer, nn.Linear)] == [5]
-    assert [layer.out_features for layer in network.mlp_extractor.value_net if isinstance(layer, nn.Linear)] == [6, 6]
+    assert [sizes(net) for net in (network.mlp_extractor.policy_net, network.mlp_extractor.value_net)] == [[5], [6, 6]]
     assert network.activation_fn is nn.ReLU
     assert not network.ortho_init
+    assert sizes(made(AlgorithmSettings(), replace(policy, critic_net_arch=None)).policy.mlp_extractor.value_net) == [5]
 
 
 def test_actions_about_nodes_begin_at_the_node_named() -> None:
     policy = PolicySettings(actions="nodes", first_node=1, kwargs={"action_mask": "action_mask"})
-    agent: Any = make_agent(
-        make("GraphSearch-v0", 2), asdict(AlgorithmSettings()), asdict(policy), seed=0, device="cpu"
-    )
+    agent: Any = make_agent(Settings(policy=policy, device="cpu"), make("GraphSearch-v0", 2))
     assert isinstance(agent.policy, NodeActionPolicy)
     assert agent.policy.first_node == 1
 
 
-def test_without_sizes_of_its_own_the_critic_has_the_actors() -> None:
-    network = made(AlgorithmSettings(), PolicySettings(net_arch=(5, 4))).policy
-    assert [layer.out_features for layer in network.mlp_extractor.value_net if isinstance(layer, nn.Linear)] == [5, 4]
-
-
 def test_names_here_are_those_of_the_settings() -> None:
-    assert set(ACTIVATIONS) == set(field_type(PolicySettings, "activation").__args__)
-    assert set(ALGORITHMS) == set(field_type(AlgorithmSettings, "name").__args__)
-    assert PPO_ONLY | {"clip_range_schedule"} == set(PPO_ONLY_SETTINGS)
+    for key, known in (
+        ("policy.activation", ACTIVATIONS),
+        ("algorithm.name", ALGORITHMS),
+        ("policy.actions", POLICIES),
+    ):
+        assert set(known) == set(SETTINGS[key].type.__args__)
 
 
 def test_classes_of_ones_own_are_named_for_loading() -> None:
     policy = replace(PolicySettings(), memory="agents.memory:GRU", encoder="agents.encoders:FlattenExtractor")
-    own = own_classes(asdict(policy))
+    own = own_classes(policy)
     assert own == {"memory": "agents.memory:GRU", "features_extractor_class": encoder_class("flatten")}
-    assert own_classes(asdict(PolicySettings())) == {}
+    assert own_classes(PolicySettings()) == {}
 
 
 @pytest.mark.parametrize("name", ["resnet", "no.such.module:Net", "json:Nothing"])
 def test_an_encoder_that_is_not_there_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         encoder_class(name)
-
-
-class Seen(gymnasium.Env[Any, Any]):
-    """Shows one observation of a space, again and again."""
-
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        self.observation_space, self.action_space = space, spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return self.observation_space.sample(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return self.observation_space.sample(), 1.0, False, False, {}
 
 
 NUMBERS = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -155,9 +131,10 @@ PICTURE = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     ids=["numbers", "picture", "choice", "bits", "counts", "mixed", "pictures"],
 )
 @pytest.mark.parametrize("rewards", [True, False])
-def test_only_measurements_are_normalised(space: spaces.Space[Any], keys: list[str], rewards: bool) -> None:
-    env = SerialVecEnv([lambda: Seen(space)])
-    wrapped = normalize(env, rewards=rewards)
+def test_only_measurements_are_normalized(space: spaces.Space[Any], keys: list[str], rewards: bool) -> None:
+    SPACES["test"] = space
+    env = SerialVecEnv([lambda: Shown("test", "choice")])
+    wrapped = normalize(env, EnvironmentSettings(normalize_rewards=rewards))
     if not keys and not rewards:
         assert wrapped is env
         return

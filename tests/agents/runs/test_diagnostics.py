@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents import RecurrentA2C, RecurrentPPO
 from agents.algorithms.on_policy import needs_steps
 from agents.memory import MEMORIES
-from agents.runs.diagnostics import MemoryDiagnostics, Phases, carried, draw, figures
+from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds, carried, draw, figures
 from tests.agents.analysis.echo import DelayLine, echo
 from tests.agents.probe_envs import clocks, small_ppo
 
@@ -48,7 +48,7 @@ def test_a_run_with_diagnostics_is_the_run_without(memory: str) -> None:
         assert torch.equal(part, weights[1][name]), name
 
 
-@pytest.mark.parametrize("memory", [name for name in MEMORIES if name != "none"])
+@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
 def test_every_memory_has_its_figures(memory: str, cls: type[Any]) -> None:
     rows = logged(small_ppo(clocks(), memory, cls=cls), MemoryDiagnostics(every=1), 48)
@@ -59,13 +59,8 @@ def test_every_memory_has_its_figures(memory: str, cls: type[Any]) -> None:
         expected.add("state_norm")
     if memory in ("rnn", "lstm", "gru", "attention"):
         expected.add("output_saturated")
-    assert names == expected
+    assert names == (set() if memory == "none" else expected)
     assert all(np.isfinite(value) and value >= 0 for row in rows for name, value in row.items() if "memory/" in name)
-
-
-def test_an_agent_without_memory_has_none_of_them() -> None:
-    rows = logged(small_ppo(clocks(), "none"), MemoryDiagnostics(every=1))
-    assert not [name for row in rows for name in row if name.startswith("memory/")]
 
 
 def collected(model: Any) -> Any:
@@ -113,7 +108,7 @@ def test_lags_beyond_an_episodes_start_are_not_counted() -> None:
     assert [name for name in found if name.startswith("gradient_lag_")] == [f"gradient_lag_{lag}" for lag in (0, 1, 2)]
 
 
-def test_a_sample_is_whole_sequences_with_the_state_before_them() -> None:
+def test_a_sample_is_complete_sequences_with_the_state_before_them() -> None:
     model = collected(small_ppo(clocks(), "lstm"))
     buffer = model.rollout_buffer
     sample = draw(buffer, 8, np.random.default_rng(0))
@@ -129,11 +124,14 @@ def test_a_sample_is_whole_sequences_with_the_state_before_them() -> None:
     assert torch.equal(sample.observations[:, 0], buffer.observations[4 * stretch : 4 * stretch + 4, env])
 
 
-def test_samples_are_rare_enough_to_cost_little() -> None:
+def test_samples_are_rare_enough_to_cost_little_and_numbers_out_of_range_are_refused() -> None:
     # 3 environments x 8 steps x 2 epochs = 48 steps passed an update, 12 of a sample: 12 / 50 updates x 48 = 0.5 %.
     model = small_ppo(clocks(), "gru")
     assert MemoryDiagnostics()._interval(model) == 50
     assert MemoryDiagnostics(every=3)._interval(model) == 3
+    for wrong in (dict(every=0), dict(steps=0)):
+        with pytest.raises(ValueError, match="at least 1"):
+            MemoryDiagnostics(**wrong)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -146,8 +144,8 @@ def test_what_is_carried_holds_no_counts_windows_or_masks(memory: str) -> None:
 
 
 def test_shares_of_time_are_shares() -> None:
-    phases = Phases()
-    callbacks = [phases.first, MemoryDiagnostics(every=1), phases.last]
+    update_ends = UpdateEnds()
+    callbacks = [update_ends, MemoryDiagnostics(every=1), Phases(update_ends)]
     assert not needs_steps(CallbackList(callbacks))
     rows = logged(small_ppo(clocks(), "gru"), callbacks)
     assert "time/training" not in rows[0]  # no update yet
@@ -155,9 +153,3 @@ def test_shares_of_time_are_shares() -> None:
         collecting, training = row["time/collecting"], row["time/training"]
         assert min(collecting, training) > 0
         assert collecting + training <= 1
-
-
-@pytest.mark.parametrize("wrong", [dict(every=0), dict(steps=0)])
-def test_numbers_out_of_range_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        MemoryDiagnostics(**wrong)

@@ -31,12 +31,9 @@ def test_runs_that_start_at_once_get_directories_of_their_own(tmp_path: Path) ->
     assert {run.path.name for run in runs} == {"same", *(f"same-{i}" for i in range(2, 25))}
 
 
-def test_a_run_that_exists_is_refused(run: RunDirectory, tmp_path: Path) -> None:
+def test_a_run_that_exists_and_a_place_where_none_can_be_made_are_refused(run: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(RunExists, match="exists and a run is never overwritten"):
         RunDirectory.create(tmp_path / "runs", "a")
-
-
-def test_a_place_where_no_directory_can_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for make in (RunDirectory.create, RunDirectory.create_unique):
         with pytest.raises(RunError, match="cannot make the run's directory"):
@@ -64,24 +61,18 @@ def test_checkpoints_are_found_by_name_step_and_path(run: RunDirectory, tmp_path
     assert run.find("900") == run.checkpoint(900)
     assert run.find("checkpoints/step_000000000900.zip") == run.checkpoint(900)
     assert run.find(str(run.best)) == run.best
+    run.best.unlink()
+    assert run.find("best") == run.checkpoint(1000)
 
 
-def test_without_a_best_the_last_is_taken_for_it(run: RunDirectory) -> None:
-    with_files(run, "checkpoints/step_000000000900.zip")
-    assert run.find("best") == run.checkpoint(900)
-
-
-@pytest.mark.parametrize("asked", ["800", "better", "", "nowhere.zip"])
-def test_a_checkpoint_that_is_missing_is_told_what_there_is(run: RunDirectory, asked: str) -> None:
+def test_the_error_for_a_missing_checkpoint_lists_what_there_is(run: RunDirectory) -> None:
+    for name in ("best", "last", "3"):
+        with pytest.raises(RunError, match="holds no saved agent"):
+            run.find(name)
     with_files(run, "checkpoints/step_000000000900.zip", "best.zip")
-    with pytest.raises(RunError, match=re.escape(f"has no checkpoint {asked!r}; there are best, last, 900")):
-        run.find(asked)
-
-
-@pytest.mark.parametrize("asked", ["best", "last", "3"])
-def test_a_run_that_saved_nothing_says_so(run: RunDirectory, asked: str) -> None:
-    with pytest.raises(RunError, match="holds no saved agent"):
-        run.find(asked)
+    for name in ("800", "better", "", "nowhere.zip"):
+        with pytest.raises(RunError, match=re.escape(f"has no checkpoint {name!r}; there are best, last, 900")):
+            run.find(name)
 
 
 def test_the_latest_checkpoints_are_kept_and_strange_files_left_alone(run: RunDirectory) -> None:
@@ -105,13 +96,15 @@ def test_versions_name_python_and_the_packages_that_decide_results() -> None:
     assert found["python"].count(".") == 2
     assert {"torch", "numpy", "gymnasium"} <= {name.lower() for name in found["packages"]}
     assert isinstance(found["command"], list)
+    is_repository = (Path(__file__).parents[3] / ".git").exists()
+    assert (found["commit"] is not None) == is_repository
 
 
-def test_a_process_number_that_another_has_now_is_no_run_in_training(run: RunDirectory) -> None:
-    run.write_versions()
-    assert run.state(100) == "training"  # this process
-    made = json.loads((run.path / "versions.json").read_text())
-    (run.path / "versions.json").write_text(json.dumps({**made, "process_started": "1 of another start"}))
+def test_a_run_is_in_training_while_its_directory_is_locked(run: RunDirectory) -> None:
+    with run.locked():
+        assert run.state(100) == "training"
+        with pytest.raises(RunError, match="another process is training"), run.locked():
+            pass
     assert run.state(100) == "stopped"
 
 
@@ -130,8 +123,8 @@ def test_a_table_that_is_no_text_is_refused_with_its_line_and_left_as_it_is(run:
     assert (run.path / file).read_bytes() == content
 
 
-def test_a_directory_that_is_another_now_is_told(run: RunDirectory) -> None:
-    with run.held():
+def test_a_directory_that_is_another_now_is_reported(run: RunDirectory) -> None:
+    with run.locked():
         run.check_there()
         run.path.rename(run.path.with_name("elsewhere"))
         with pytest.raises(FileNotFoundError, match="was removed or moved away"):

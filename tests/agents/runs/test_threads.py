@@ -1,8 +1,6 @@
 """The number of threads is measured without a trace, and taken only where it is worth it."""
 
-import os
 import random
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from agents import RecurrentA2C, RecurrentPPO
-from agents.runs.threads import _climb, _pass_through, _time, available_cpus, choose_threads, cpu_quota, minibatch_shape
+from agents.runs.threads import _climb, _pass_through, _time, choose_threads, minibatch_shape
 from tests.agents.probe_envs import ACTION_SPACES
 
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
@@ -42,21 +40,13 @@ def agent(
     n_envs: int = 4,
     n_steps: int = 16,
     batch_size: int = 32,
-    policy: str = "RecurrentPolicy",
     use_sde: bool = False,
     **policy_kwargs: Any,
 ) -> RecurrentPPO:
     env = DummyVecEnv([lambda: Still(observations, actions) for _ in range(n_envs)])
-    return RecurrentPPO(
-        policy,
-        env,
-        n_steps=n_steps,
-        batch_size=batch_size,
-        use_sde=use_sde,
-        seed=0,
-        device="cpu",
-        policy_kwargs={"memory": "lstm", "memory_kwargs": {"hidden_size": 4}, **policy_kwargs},
-    )
+    sizes: dict[str, Any] = dict(n_steps=n_steps, batch_size=batch_size, use_sde=use_sde, seed=0, device="cpu")
+    policy = {"memory": "lstm", "memory_kwargs": {"hidden_size": 4}, **policy_kwargs}
+    return RecurrentPPO("RecurrentPolicy", env, policy_kwargs=policy, **sizes)
 
 
 class Counts(BaseFeaturesExtractor):
@@ -102,15 +92,14 @@ def test_measuring_leaves_no_trace(extractor: Any) -> None:
 
 
 @pytest.mark.parametrize("actions", ACTION_SPACES)
-@pytest.mark.parametrize("observations", ["numbers", "choice"])
-def test_a_pass_is_made_up_for_every_kind_of_action(observations: str, actions: str) -> None:
-    model = agent(OBSERVATIONS[observations], ACTION_SPACES[actions], use_sde="gsde" in actions)
-    _pass_through(model, 3, 2)()
+def test_a_pass_is_made_up_for_every_kind_of_action(actions: str) -> None:
+    for observations in ("numbers", "choice"):
+        _pass_through(agent(OBSERVATIONS[observations], ACTION_SPACES[actions], use_sde="gsde" in actions), 3, 2)()
 
 
-@pytest.mark.parametrize(("observations", "kwargs"), [("picture", {}), ("mixed", {"action_mask": "mask"})])
-def test_a_pass_is_made_up_for_pictures_and_masked_actions(observations: str, kwargs: dict[str, Any]) -> None:
-    _pass_through(agent(OBSERVATIONS[observations], **kwargs), 3, 2)()
+def test_a_pass_is_made_up_for_pictures_and_masked_actions() -> None:
+    _pass_through(agent(OBSERVATIONS["picture"]), 3, 2)()
+    _pass_through(agent(OBSERVATIONS["mixed"], action_mask="mask"), 3, 2)()
 
 
 def test_a_network_that_cannot_take_made_up_data_trains_on_one_thread_with_a_warning() -> None:
@@ -144,71 +133,26 @@ def test_more_threads_are_taken_as_long_as_they_are_clearly_faster(
     choice = _climb([1, 2, 4], lambda n, patience: [9.9, milliseconds[n] / 1e3, 1e-9])
     assert choice.threads == chosen
     assert list(choice.milliseconds) == tried
-    assert [round(choice.milliseconds[n]) for n in tried] == [milliseconds[n] for n in tried]
-
-
-def test_one_odd_pass_decides_nothing() -> None:
-    times = {1: [0.1, 0.1, 0.1], 2: [0.0001, 0.1, 0.1]}
-    assert _climb([1, 2], lambda n, patience: times[n]).threads == 1
+    assert [round(choice.milliseconds[n]) for n in tried] == [milliseconds[n] for n in tried]  # odd passes do not count
 
 
 def test_threads_that_wait_for_one_another_are_given_up_at_once() -> None:
-    asked: list[tuple[int, float]] = []
+    calls: list[tuple[int, float]] = []
 
     def times(n: int, patience: float) -> list[float]:
-        asked.append((n, patience))
+        calls.append((n, patience))
         return {1: [0.01, 0.01, 0.01], 2: [5.0]}[n]
 
     assert _climb([1, 2, 4], times).threads == 1
-    assert asked == [(1, np.inf), (2, pytest.approx(0.09))]
-
-
-def test_a_pass_that_outlasts_the_patience_is_the_last() -> None:
+    assert calls == [(1, np.inf), (2, pytest.approx(0.09))]
     passes: list[int] = []
     before = torch.get_num_threads()
     assert len(_time(lambda: passes.append(1), before, 0.0)) == len(passes) == 1
     assert len(_time(lambda: passes.append(1), before, np.inf)) == len(passes) - 2
 
 
-@pytest.mark.parametrize(
-    ("n_envs", "n_steps", "batch_size", "shape"),
-    [(4, 16, 32, (16, 2)), (4, 16, 64, (16, 4)), (4, 16, 8, (8, 1)), (3, 16, 32, (16, 2))],
-)
-def test_the_made_up_minibatch_has_the_size_of_a_real_one(
-    n_envs: int, n_steps: int, batch_size: int, shape: tuple[int, int]
-) -> None:
-    assert minibatch_shape(agent(n_envs=n_envs, n_steps=n_steps, batch_size=batch_size)) == shape
-
-
-def test_a_whole_rollout_is_one_minibatch_of_a2c() -> None:
+@pytest.mark.filterwarnings("ignore:a rollout of 48 steps")
+def test_the_made_up_minibatch_has_the_size_of_a_real_one() -> None:
+    for n_envs, batch_size, shape in ((4, 32, (16, 2)), (4, 64, (16, 4)), (4, 8, (8, 1)), (3, 32, (16, 2))):
+        assert minibatch_shape(agent(n_envs=n_envs, batch_size=batch_size)) == shape
     assert minibatch_shape(RecurrentA2C("MlpLstmPolicy", "CartPole-v1", n_steps=7, device="cpu")) == (7, 1)
-
-
-def test_the_cpus_of_this_process_are_counted() -> None:
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert bound is not None
-    assert 1 <= available_cpus() <= bound
-
-
-VERSION_2 = {"proc/self/cgroup": "0::/a/b\n"}
-CPU = "sys/fs/cgroup/cpu"
-VERSION_1 = {"proc/self/cgroup": "3:memory:/\n2:cpu,cpuacct:/docker/x\n1:name=systemd:/\n"}
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({}, np.inf),
-        ({**VERSION_2, "sys/fs/cgroup/a/b/cpu.max": "max 100000\n"}, np.inf),
-        ({**VERSION_2, "sys/fs/cgroup/a/b/cpu.max": "250000 100000\n"}, 2.5),
-        ({**VERSION_2, "sys/fs/cgroup/a/cpu.max": "150000 50000", "sys/fs/cgroup/a/b/cpu.max": "400000 100000"}, 3.0),
-        # In a container: the path of the host, of which the mount shows only what belongs to the container.
-        ({**VERSION_1, f"{CPU}/cpu.cfs_quota_us": "50000\n", f"{CPU}/cpu.cfs_period_us": "100000\n"}, 0.5),
-        ({**VERSION_1, f"{CPU}/docker/x/cpu.cfs_quota_us": "-1\n"}, np.inf),
-    ],
-)
-def test_a_containers_quota_is_read(files: dict[str, str], quota: float, tmp_path: Path) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert cpu_quota(tmp_path) == quota

@@ -1,15 +1,12 @@
 """Metrics reach their files whole, and Weights & Biases can neither block nor end a run."""
 
 import base64
-import csv
 import hashlib
 import json
 import math
 import os
+import signal
 import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,29 +19,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import wandb
-from stable_baselines3.common.logger import Image, Logger
+from stable_baselines3.common.logger import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from agents.runs.directory import RunDirectory
-from agents.runs.tracking import CsvWriter, WandbWriter, make_logger, run_id, seed_group
+from agents.runs.tracking import CsvWriter, WandbWriter, complete_records, make_logger, run_id, seed_group
+from tests.runs import rows_of, started
 
 
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_every_row_is_on_disk_once_it_is_written(tmp_path: Path) -> None:
-    writer = CsvWriter(tmp_path / "metrics.csv")
-    for step in range(3):
-        writer.write({"a": step * 10}, {}, step)
-        assert rows_of(tmp_path / "metrics.csv")[-1] == {"step": str(step), "a": str(step * 10)}
-
-
-def test_metrics_that_turn_up_later_get_a_column_and_earlier_rows_stay(tmp_path: Path) -> None:
+def test_every_row_is_on_disk_at_once_and_metrics_that_turn_up_later_get_a_column(tmp_path: Path) -> None:
     writer = CsvWriter(tmp_path / "metrics.csv")
     writer.write({"a": 1.5}, {}, 1)
+    assert rows_of(tmp_path / "metrics.csv") == [{"step": "1", "a": "1.5"}]
     writer.write({"b": 'x,\n"y'}, {}, 2)
     writer.write({"a": np.float32(2.5), "c": np.array([7])}, {}, 3)
     writer.close()
@@ -61,20 +48,6 @@ def test_what_is_no_number_or_is_excluded_stays_out(tmp_path: Path) -> None:
     picture = Image(np.zeros((2, 2, 3)), "HWC")
     writer.write({"a": 1, "b": picture, "c": 3, "d": math.nan}, {"c": ("csv",), "a": ("tensorboard",)}, 0)
     assert rows_of(tmp_path / "metrics.csv") == [{"step": "0", "a": "1", "d": "nan"}]
-
-
-def test_the_logger_writes_the_same_to_csv_and_tensorboard_at_the_environments_steps(tmp_path: Path) -> None:
-    logger = make_logger(RunDirectory(tmp_path))
-    assert isinstance(logger, Logger)
-    for step in (1024, 2048):
-        logger.record("rollout/ep_rew_mean", float(step))
-        logger.dump(step)
-    logger.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    read = EventAccumulator(str(events)).Reload().Scalars("rollout/ep_rew_mean")
-    assert [(each.step, each.value) for each in read] == [(1024, 1024.0), (2048, 2048.0)]
-    rows = rows_of(tmp_path / "metrics.csv")
-    assert [(row["step"], row["rollout/ep_rew_mean"]) for row in rows] == [("1024", "1024.0"), ("2048", "2048.0")]
 
 
 def test_a_run_that_goes_on_keeps_what_came_before_and_drops_what_comes_again(tmp_path: Path) -> None:
@@ -97,35 +70,23 @@ def test_a_run_that_goes_on_keeps_what_came_before_and_drops_what_comes_again(tm
     assert [(each.step, each.value) for each in read] == [(10, 10.0), (20, 20.0), (30, 50.0), (40, 60.0)]
 
 
-def test_tensorboard_can_be_left_out(tmp_path: Path) -> None:
-    make_logger(RunDirectory(tmp_path), tensorboard=False).close()
+def test_what_cannot_be_written_is_one_sentence_and_nothing_is_written_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    logger = make_logger(run, tensorboard=False)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-@pytest.fixture
-def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither a key nor settings of the machine's user."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    run.metrics.unlink()
+    logger.record("a", 1)
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv was removed while the run went on"):
+        logger.dump(1)
+    run.tensorboard.write_text("in the way")
+    with pytest.raises(OSError, match=r"TensorBoard cannot write to .*tensorboard"):
+        make_logger(run)
 
 
 @pytest.fixture
 def silent_server() -> Iterator[str]:
     """Takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = []
-
-        def take() -> None:
-            while True:
-                try:
-                    taken.append(server.accept())
-                except OSError:
-                    return
-
-        threading.Thread(target=take, daemon=True).start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
@@ -136,18 +97,14 @@ class Server(BaseHTTPRequestHandler):
         self.answer(200)
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
-        if "upsertBucket" not in asked.get("query", ""):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        if "upsertBucket" not in request.get("query", ""):
             self.answer(200)
             return
-        named, project = asked["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
+        named, project = request["variables"], {"id": "p", "name": "p", "entity": {"id": "e", "name": "somebody"}}
         bucket = {"id": "b", "name": named["name"], "displayName": named["displayName"], "project": project}
         self.answer(200, {"upsertBucket": {"bucket": {**bucket, "config": "{}"}, "inserted": True}})
-        self.started()
-
-    def started(self) -> None:
-        """Gone as soon as a run has started."""
-        threading.Thread(target=self.server.shutdown).start()
+        threading.Thread(target=self.server.shutdown).start()  # gone as soon as a run has started
         self.server.server_close()
 
     def answer(self, status: int, data: dict[str, Any] | None = None) -> None:
@@ -181,18 +138,14 @@ def serving(kind: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 class Recorded:
-    """What is in the file that a run leaves, whole once the service behind it has written the end.
-
-    The format is that of LevelDB's log, after a header of 7 bytes: blocks of 32 KiB that hold parts, each with a
-    checksum, a length and a kind (1 whole, 2 first, 3 middle, 4 last); a record is a protocol buffer of wandb's.
-    """
+    """What is in the file that a run leaves, complete once the service behind it has written the end."""
 
     def __init__(self, directory: Path, mode: str = "offline-run") -> None:
         (file,) = directory.glob(f"wandb/{mode}-*/run-*.wandb")
-        self.records = list(self._read(file.read_bytes()))
+        self.records = list(self._read(file))
         while not any(record.WhichOneof("record_type") == "exit" for record in self.records):
             time.sleep(0.1)
-            self.records = list(self._read(file.read_bytes()))
+            self.records = list(self._read(file))
 
     def all(self, kind: str) -> list[Any]:
         return [getattr(record, kind) for record in self.records if record.WhichOneof("record_type") == kind]
@@ -208,7 +161,7 @@ class Recorded:
     @classmethod
     def rows_in(cls, file: Path) -> list[dict[str, Any]]:
         """Of a file that may have been cut short."""
-        return [cls._row(record.history) for record in cls._read(file.read_bytes()) if record.HasField("history")]
+        return [cls._row(record.history) for record in cls._read(file) if record.HasField("history")]
 
     @staticmethod
     def _row(history: Any) -> dict[str, Any]:
@@ -224,19 +177,8 @@ class Recorded:
         return [(row["global_step"], row[name]) for row in self.rows if name in row]
 
     @staticmethod
-    def _read(content: bytes) -> Iterator[Any]:
-        at, record = 7, b""
-        while at + 7 <= len(content):
-            left_in_block = 32768 - at % 32768
-            if left_in_block < 7:
-                at += left_in_block
-                continue
-            _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-            record += content[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):
-                yield Record.FromString(record)
-                record = b""
+    def _read(file: Path) -> Iterator[Any]:
+        return map(Record.FromString, complete_records(file.read_bytes()))
 
 
 @pytest.mark.usefixtures("no_account")
@@ -272,10 +214,7 @@ def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
     assert {name.rpartition("/")[0] for name in shown} == {"videos/best", "plots/curve"}
 
     best, latest = read.all("artifact")
-    assert (set(best.aliases), set(latest.aliases)) == (
-        {"best", "latest"},
-        {"latest"},
-    )  # the later one takes latest over
+    assert (set(best.aliases), set(latest.aliases)) == ({"best", "latest"}, {"latest"})  # the later one takes it over
     assert best.name == latest.name == f"model-{run_id(tmp_path)}"
     for artifact, model in ((best, run.best), (latest, run.checkpoint(2000))):
         listed = {entry.path: entry.digest for entry in artifact.manifest.contents}
@@ -298,53 +237,41 @@ def test_a_run_that_goes_on_has_the_same_id_and_remembers_its_best(tmp_path: Pat
     assert read.column("best_return") == [(200, 7.5), (300, 7.5), (400, 9.0), (400, 9.0)]
 
 
-def log_and_die(directory: Path, steps: list[int], resumed_at: int | None, end: str) -> None:
-    """In a process of its own, which ends by `end`."""
-    script = f"""
-import os, pathlib, signal, sys
-from agents.runs.directory import RunDirectory
-from agents.runs.tracking import make_logger
-run = RunDirectory(pathlib.Path({str(directory)!r}))
-logger = make_logger(run, wandb=dict(mode="offline", project="p", config={{}}), resumed_at={resumed_at})
-for step in {steps}:
-    logger.record("a", float(step))
-    logger.dump(step)
-if {end!r} == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-logger.close()
-"""
-    # With a service of its own, as a process that others did not start has.
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_SERVICE")}
-    subprocess.run([sys.executable, "-c", script], check=end != "kill", cwd=Path(__file__).parents[3], env=alone)
+def log_and_end(directory: Path, steps: list[int], resumed_at: int | None, end: str) -> None:
+    """In a process of its own, with a service of its own."""
+
+    def log() -> int:
+        logger = make_logger(
+            RunDirectory(directory), wandb=dict(mode="offline", project="p", config={}), resumed_at=resumed_at
+        )
+        for step in steps:
+            logger.record("a", float(step))
+            logger.dump(step)
+        if end == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        logger.close()
+        wandb.teardown()
+        return 0
+
+    process = started(log)
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if end == "kill" else 0)
 
 
 @pytest.mark.usefixtures("no_account")
 @pytest.mark.parametrize("resumed_at", [20, None])
 def test_after_kills_nothing_is_lost_and_nothing_is_sent_twice(tmp_path: Path, resumed_at: int | None) -> None:
-    log_and_die(tmp_path, [10, 20, 30], None, "kill")
+    wandb.teardown()
+    log_and_end(tmp_path, [10, 20, 30], None, "kill")
     if resumed_at is not None:
-        log_and_die(tmp_path, [30], resumed_at, "kill")
-    log_and_die(tmp_path, [10, 20, 30, 40] if resumed_at is None else [30, 40], resumed_at, "close")
+        log_and_end(tmp_path, [30], resumed_at, "kill")
+    log_and_end(tmp_path, [10, 20, 30, 40] if resumed_at is None else [30, 40], resumed_at, "close")
     sent = []
     for file in sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb")):
-        rows = Recorded.rows_in(file)
-        sent += [(row["global_step"], row["a"]) for row in rows if "a" in row]
+        sent += [(row["global_step"], row["a"]) for row in Recorded.rows_in(file) if "a" in row]
     assert sorted(sent) == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
     read = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("a")
     assert [(each.step, each.value) for each in read] == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
-
-
-def test_a_metrics_file_that_is_removed_is_told_and_not_written_on(tmp_path: Path) -> None:
-    writer = CsvWriter(tmp_path / "metrics.csv")
-    (tmp_path / "metrics.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"metrics\.csv was removed while the run went on"):
-        writer.write({"a": 1}, {}, 1)
-
-
-def test_tensorboard_that_cannot_be_written_is_one_sentence_and_the_rest_is_closed(tmp_path: Path) -> None:
-    (tmp_path / "tensorboard").write_text("in the way")
-    with pytest.raises(OSError, match=r"TensorBoard cannot write to .*tensorboard"):
-        make_logger(RunDirectory(tmp_path))
 
 
 def test_the_agent_of_a_sweep_decides_the_id_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +296,7 @@ def test_runs_share_a_group_where_only_the_seed_differs() -> None:
 
 
 @pytest.mark.usefixtures("no_account")
-def test_without_a_key_nobody_is_asked(
+def test_without_a_key_no_server_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -425,12 +352,20 @@ def test_a_key_that_is_refused_makes_a_run_offline(
     assert read.all("run")[0].run_id == run_id(tmp_path)
 
 
+class Impatient(wandb.Settings):
+    """Waits a second at the end, whatever the time for the start."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "finish_timeout": 1.0})
+
+
 @pytest.mark.usefixtures("online")
 def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDirectory(tmp_path)
     run.best.write_bytes(b"weights")
+    monkeypatch.setattr(wandb, "Settings", Impatient)
     with serving(Server) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
         logger = make_logger(run, wandb=dict(mode="online", project="p", config={}, timeout=15.0))

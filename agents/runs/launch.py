@@ -1,0 +1,219 @@
+"""A run from its settings to its end: directory, environments, agent, training, and what it is evaluated by."""
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+import configs
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.analysis.report import Record, Scored, grouped, print_whole, table
+from agents.checkpoint import CheckpointError
+from agents.kernels.plan import missing
+from agents.runs.callbacks import Interruption
+from agents.runs.construction import make_agent, make_environments
+from agents.runs.directory import RunDirectory, RunError, run_name
+from agents.runs.resuming import resume_agent
+from agents.runs.threads import choose_threads
+from agents.runs.training import Training
+from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
+
+
+class Afterwards(NamedTuple):
+    """What is done with a trained agent, by those who can evaluate and render it."""
+
+    evaluate: Callable[[RunDirectory, Settings], None]
+    film: Callable[[RunDirectory, Path], None]
+    """Records an episode of the best agent; raises CommandError where it cannot be rendered."""
+
+
+def train(settings: Settings, afterwards: Afterwards) -> RunDirectory:
+    """Trains an agent in a new directory and evaluates what came of it."""
+    settings.check()
+    return _work(_new_run(settings), settings, afterwards, recorded=None)
+
+
+def resume(
+    path: str, settings: Settings, afterwards: Afterwards, trusted: Sequence[str], typed: Sequence[str]
+) -> RunDirectory:
+    """Goes on with a run from its last checkpoint, as if it had never stopped; see :func:`opened`."""
+    run = opened(path, settings, trusted, typed)
+    return _work(run, settings, afterwards, recorded=configs.read(run.settings))
+
+
+def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
+    """The run to go on with, once it is sure that it can go on with these settings and may import what it names.
+
+    Args:
+        trusted: modules that a run made elsewhere may import.
+        typed: the command line.
+    """
+    settings.check()
+    run = RunDirectory(path)
+    recorded = configs.read(run.settings)
+    configs.check_resumable(recorded, settings)
+    configs.check_trusted(run.path, recorded, trusted, typed)
+    return run
+
+
+def preview(settings: Settings) -> None:
+    """Builds environments and agent, and prints how it would be computed."""
+    if settings.env.id not in gymnasium.registry:  # without importing what may register it
+        configs.say(f"note: no environment is registered as {settings.env.id} yet; its package must do that")
+        return
+    with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
+        _print_plan(_new_agent(settings, env))
+
+
+def train_seeds(settings: Settings, seeds: int, afterwards: Afterwards) -> list[RunDirectory]:
+    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all.
+
+    Raises:
+        SeedsFailed: some of them could not be trained; the others were.
+    """
+    group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
+    runs: list[RunDirectory] = []
+    failed: dict[int, CommandError] = {}
+    for seed in range(settings.seed, settings.seed + seeds):
+        name = f"{settings.name}-{seed}" if settings.name else None
+        # The threads measured for the first serve all: the runs of a group differ in their seed alone.
+        threads = configs.read(runs[0].settings).threads if runs else settings.threads
+        configs.say(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {group}")
+        try:
+            runs.append(train(replace(settings, seed=seed, name=name, group=group, threads=threads), afterwards))
+        except CommandError as error:
+            failed[seed] = error
+            configs.say(f"seed {seed} failed: {error}", error=True)
+    _print_seeds(runs)
+    if failed:
+        raise SeedsFailed(failed, seeds)
+    return runs
+
+
+class SeedsFailed(CommandError):
+    """Some of several seeds could not be trained; its exit code is that of the first of them."""
+
+    def __init__(self, failed: Mapping[int, CommandError], seeds: int) -> None:
+        reasons = "; ".join(f"seed {seed}: {error}" for seed, error in failed.items())
+        super().__init__(f"{len(failed)} of {seeds} seeds failed. {reasons}")
+        self.exit_code = next(iter(failed.values())).exit_code
+
+
+def _print_seeds(runs: Sequence[RunDirectory]) -> None:
+    """The final evaluations of the runs that have one."""
+    records = [Record(run.path, asdict(configs.read(run.settings))) for run in runs]
+    scored = [Scored.of(record, results[-1]) for record in records if (results := record.results())]
+    if scored:
+        print_whole(table(grouped(scored)))
+
+
+def _new_run(settings: Settings) -> RunDirectory:
+    """A new directory with settings and versions in it."""
+    name = run_name(settings.env.id, settings.policy.memory, settings.seed)
+    with reported_as(SettingsError, "runs", RunError, OSError):
+        if settings.name is not None:
+            run = RunDirectory.create(settings.runs, settings.name)
+        else:
+            run = RunDirectory.create_unique(settings.runs, name)
+        run.write_settings(configs.dump(settings))
+        configs.sign(run.path, settings)
+        run.write_versions()
+    return run
+
+
+def _work(run: RunDirectory, settings: Settings, afterwards: Afterwards, *, recorded: Settings | None) -> RunDirectory:
+    """Trains in a run's directory and evaluates what came of it; ``recorded``: settings of a run that goes on."""
+    interruption = Interruption()
+    with interruption.at_once():
+        _train_in(run, settings, recorded, afterwards, interruption)
+        if settings.evaluation.final_episodes:
+            afterwards.evaluate(run, settings)
+    again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
+    configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
+    return run
+
+
+def _train_in(
+    run: RunDirectory,
+    settings: Settings,
+    recorded: Settings | None,
+    afterwards: Afterwards,
+    interruption: Interruption,
+) -> None:
+    torch.set_num_threads(settings.threads or 1)
+    evaluation = settings.evaluation
+    n_evaluated = min(evaluation.n_envs or settings.env.n_envs, evaluation.episodes)
+    with (
+        reported_as(SettingsError, "runs", RunError),
+        reported_as(CheckpointFault, "saving", CheckpointError, OSError),
+        run.locked(),
+        interruption.listening(),
+        _closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
+        _closing(make_environments(settings, n_evaluated)) as evaluation_env,
+        reported_as(NotFinite, "training", FloatingPointError),
+        configs.environment_blamed(f"environment {settings.env.id}"),
+    ):
+        with reported_as(CheckpointFault, "resuming", CheckpointError):
+            resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
+        agent = resumed or _new_agent(settings, env)
+        run.write_plan(_print_plan(agent))
+        if settings.threads is None:
+            settings = _with_measured_threads(settings, agent)
+        run.write_settings(configs.dump(settings))
+        goes_on = resumed is not None
+        training = Training(agent, evaluation_env, run, settings, resumed=goes_on, interruption=interruption)
+        training.run(trained=lambda: _film(run, settings, afterwards))
+
+
+def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
+    with reported_as(SettingsError, "agent", ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError):
+        return make_agent(settings, env)
+
+
+def _print_plan(agent: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
+    """Prints how the agent is computed, and in one line what missing compiled parts cost; returns it by part."""
+    plan = agent.policy.plan()
+    print(f"computed by   {plan}")
+    if (cost := missing()) is not None:
+        print(f"note: {cost}")
+    return plan.as_dict()
+
+
+def _with_measured_threads(settings: Settings, agent: RecurrentOnPolicyAlgorithm) -> Settings:
+    """Computes on as many threads as serve the agent best, and has the settings say how many they are.
+
+    Another number can change the last bits of a sum: what is written down repeats the run.
+    """
+    choice = choose_threads(agent)
+    torch.set_num_threads(choice.threads)
+    print(f"computing on {choice}")
+    return replace(settings, threads=choice.threads)
+
+
+def _film(run: RunDirectory, settings: Settings, afterwards: Afterwards) -> None:
+    """An episode of the best agent for Weights & Biases, where the environment can be rendered."""
+    if settings.tracking.wandb == "off" or not settings.tracking.wandb_video:
+        return
+    try:
+        afterwards.film(run, run.videos / "best.mp4")
+    except CommandError as error:
+        configs.say(f"no video: {error}", error=True)
+
+
+@contextmanager
+def _closing(env: VecEnv) -> Iterator[VecEnv]:
+    """The environments, and their end. What fails then says less than what has failed before."""
+    try:
+        yield env
+    except BaseException:
+        with suppress(Exception):
+            env.close()
+        raise
+    with reported_as(EnvironmentFault, "closing"):
+        env.close()
