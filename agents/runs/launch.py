@@ -134,8 +134,8 @@ def _work(run: RunDirectory, settings: Settings, afterwards: Afterwards, *, reco
         _train_in(run, settings, recorded, afterwards, interruption)
         if settings.evaluation.final_episodes:
             afterwards.evaluate(run, settings)
-    again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
-    configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
+        again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
+        configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
     return run
 
 
