@@ -126,11 +126,13 @@ SWITCHES: dict[str, str] = {
     "no-entropy": "--algorithm.ent-coef 0",
     "clipped-values": "--algorithm.clip-range-vf 0.2",
     "ten-epochs": "--algorithm.n-epochs 10",
+    "batch-1024": "--algorithm.batch-size 1024",
     "64-environments": "--env.n-envs 64 --algorithm.batch-size 2048",
     "detached-critic": "--policy.critic-memory detached",
     "separate-critic": "--policy.critic-memory separate",
     "gru": "--policy.memory gru",
     "mingru": "--policy.memory mingru",
+    "deltanet": "--policy.memory deltanet",
     "before": "--env.n-envs 8 --env.previous-action-reward False --algorithm.learning-rate 5e-4 "
     "--algorithm.learning-rate-schedule constant --algorithm.n-steps 128 --algorithm.batch-size 256 "
     "--algorithm.n-epochs 10 --algorithm.ent-coef 0 --algorithm.normalize-advantage batch "

@@ -129,7 +129,7 @@ class AlgorithmSettings:
     """constant, or linear: falling to 0 at the end of training."""
     n_steps: Annotated[int, AT_LEAST_1] = 256
     """Steps collected from each environment between two updates."""
-    batch_size: Annotated[int, AT_LEAST_1] = 1024
+    batch_size: Annotated[int, AT_LEAST_1] = 512
     """Steps in a minibatch, made of complete sequences (ppo)."""
     n_epochs: Annotated[int, AT_LEAST_1] = 5
     """Passes over a rollout (ppo)."""
