@@ -35,12 +35,11 @@ FLOORS: dict[str, dict[str, int]] = {
 """A folder imports from its own floor and those below, without circles. There is no default floor."""
 
 MAY_IMPORT = {
-    "agents": {"agents.runs": {"envs", "configs"}, "agents.checkpoint": {"envs"}},
+    "agents": {"agents.runs": {"envs", "configs"}},
     "envs": {},
     "configs": {},
 }
-"""Packages that a folder may import beside its own: runs are where settings, environments and agents meet, and a
-checkpoint puts around an environment what its agent learned to see beside it."""
+"""Packages that a folder may import besides its own: runs are where settings, environments and agents meet."""
 
 
 def sources(package: str) -> list[Path]:

@@ -6,7 +6,6 @@ Axes: T steps, B environments.
 import base64
 import io
 import json
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -25,10 +24,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from agents import RecurrentPPO
-from agents.checkpoint import CheckpointError, load_algorithm, save_algorithm
+from agents.checkpoint import CheckpointError
 from agents.deploy import contrib
 from agents.deploy.contrib import import_contrib
 from tests.agents.probe_envs import ACTION_SPACES
+from tests.saved_files import Bomb, assert_explodes, members_of, rewritten, saved, zipped
 from tests.tolerance import assert_close, close
 
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
@@ -86,12 +86,6 @@ def trained(
     env = noise(observations, actions)
     model = sb3_contrib.RecurrentPPO(f"{observations}LstmPolicy", env, policy_kwargs=policy, **{**settings, **kwargs})
     return model if actions == "multi binary" else model.learn(32)
-
-
-def written(model: Any) -> io.BytesIO:
-    file = io.BytesIO()
-    model.save(file)
-    return file
 
 
 def their_outputs(model: Any, observations: list[Any], starts: Tensor) -> list[tuple[Tensor, ...]]:
@@ -158,7 +152,7 @@ def assert_same_optimizer(theirs: Any, ours: RecurrentPPO) -> None:
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_an_imported_agent_gives_the_same_numbers(memory: str, observations: str) -> None:
     theirs = trained(observations, policy_kwargs=MEMORIES[memory])
-    ours = import_contrib(written(theirs), noise(observations), device="cpu")
+    ours = import_contrib(saved(theirs), noise(observations), device="cpu")
     assert_same_outputs(theirs, ours, observations)
     assert_same_optimizer(theirs, ours)
 
@@ -166,14 +160,14 @@ def test_an_imported_agent_gives_the_same_numbers(memory: str, observations: str
 @pytest.mark.parametrize("actions", ACTION_SPACES)
 def test_every_action_space_gives_the_same_numbers(actions: str) -> None:
     theirs = trained(actions=actions)
-    ours = import_contrib(written(theirs), noise(actions=actions), device="cpu")
+    ours = import_contrib(saved(theirs), noise(actions=actions), device="cpu")
     assert_same_outputs(theirs, ours)
     assert_same_optimizer(theirs, ours)
 
 
-def test_extractors_that_are_not_shared_are_told_apart() -> None:
+def test_extractors_that_are_not_shared_are_distinguished() -> None:
     theirs = trained("Cnn", policy_kwargs=dict(share_features_extractor=False))
-    ours = import_contrib(written(theirs), noise("Cnn"), device="cpu")
+    ours = import_contrib(saved(theirs), noise("Cnn"), device="cpu")
     assert_same_outputs(theirs, ours, "Cnn")
     assert_same_optimizer(theirs, ours)
 
@@ -182,7 +176,7 @@ def test_settings_and_counters_come_along() -> None:
     theirs = trained(
         gamma=0.9, clip_range=LinearSchedule(0.3, 0.1, 1.0), ent_coef=0.01, target_kl=0.5, max_grad_norm=0.2
     )
-    ours: Any = import_contrib(written(theirs), noise(), device="cpu")
+    ours: Any = import_contrib(saved(theirs), noise(), device="cpu")
     for name in ("gamma", "ent_coef", "target_kl", "max_grad_norm", "n_steps", "batch_size", "n_epochs", "seed"):
         assert getattr(ours, name) == getattr(theirs, name), name
     for name in ("num_timesteps", "_n_updates", "_total_timesteps"):
@@ -203,39 +197,22 @@ def test_an_imported_agent_predicts_learns_and_is_saved_as_ours(tmp_path: Path) 
         assert_close(one, other)
     ours.learn(32, reset_num_timesteps=False)
     assert ours.num_timesteps == theirs.num_timesteps + 32
-    save_algorithm(ours, tmp_path / "ours")
-    again = load_algorithm(RecurrentPPO, tmp_path / "ours", device="cpu")
-    assert_equal_weights(again, ours)
-
-
-def assert_equal_weights(one: Any, other: Any) -> None:
-    for left, right in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
-        assert torch.equal(left, right)
+    again = RecurrentPPO.load(saved(ours), device="cpu")
+    assert all(map(torch.equal, again.policy.parameters(), ours.policy.parameters()))
+    with pytest.raises(CheckpointError, match=r"is no model that sb3_contrib\.RecurrentPPO saved"):
+        import_contrib(saved(ours), noise())
 
 
 def test_spaces_stand_in_for_an_environment() -> None:
-    theirs = trained()
-    ours = import_contrib(
-        written(theirs),
-        observation_space=OBSERVATIONS["Mlp"],
-        action_space=ACTION_SPACES["discrete"],
-        device="cpu",
-    )
-    assert ours.get_env() is None
-    assert_same_outputs(theirs, ours)
-
-
-def test_without_environment_and_spaces_it_says_what_to_give() -> None:
-    with pytest.raises(CheckpointError, match=r"spaces only pickled.*import_contrib\(path, env\).*allow_pickle=True"):
-        import_contrib(written(trained()), device="cpu")
-
-
-def test_importing_leaves_the_random_states_alone() -> None:
-    file = written(trained())
+    theirs, given = trained(), dict(observation_space=OBSERVATIONS["Mlp"], action_space=ACTION_SPACES["discrete"])
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    import_contrib(file, observation_space=OBSERVATIONS["Mlp"], action_space=ACTION_SPACES["discrete"], device="cpu")
+    ours = import_contrib(saved(theirs), device="cpu", **given)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
+    assert ours.get_env() is None
+    assert_same_outputs(theirs, ours)
+    with pytest.raises(CheckpointError, match=r"spaces only pickled.*import_contrib\(path, env\).*allow_pickle=True"):
+        import_contrib(saved(theirs), device="cpu")
 
 
 # What is pickled
@@ -244,9 +221,9 @@ def test_importing_leaves_the_random_states_alone() -> None:
 KNOWN = dict(activation_fn=nn.ReLU, optimizer_class=torch.optim.AdamW, features_extractor_class=FlattenExtractor)
 
 
-def test_classes_that_are_known_are_recognised_without_unpickling() -> None:
+def test_classes_that_are_known_are_recognized_without_unpickling() -> None:
     theirs = trained(policy_kwargs=KNOWN)
-    ours = import_contrib(written(theirs), noise(), device="cpu")
+    ours = import_contrib(saved(theirs), noise(), device="cpu")
     assert {key: ours.policy_kwargs[key] for key in KNOWN} == KNOWN
     assert_same_outputs(theirs, ours)
     assert_same_optimizer(theirs, ours)
@@ -258,7 +235,7 @@ class Own(FlattenExtractor):
 
 def test_a_class_of_ones_own_is_asked_for() -> None:
     theirs = trained(policy_kwargs=dict(features_extractor_class=Own))
-    file = written(theirs)
+    file = saved(theirs)
     with pytest.raises(
         CheckpointError, match=r"policy_kwargs only pickled.*policy_kwargs=\.\.\..*test_contrib_import\.Own"
     ):
@@ -272,7 +249,7 @@ def test_a_class_of_ones_own_is_asked_for() -> None:
 def test_a_schedule_that_is_a_function_is_asked_for_where_the_agent_is_to_learn(name: str) -> None:
     """Versions 2.0 to 2.3 pickle even a constant clip range as a function."""
     theirs = trained(**{name: lambda progress: 1e-2 * progress})
-    file = written(theirs)
+    file = saved(theirs)
     with pytest.warns(UserWarning, match=rf"{name} only pickled.*the agent acts.*{name}=\.\.\..*function"):
         ours = import_contrib(file, noise(), device="cpu")
     assert_same_outputs(theirs, ours)
@@ -284,8 +261,8 @@ def test_a_schedule_that_is_a_function_is_asked_for_where_the_agent_is_to_learn(
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(1e-2, 1e-4, 0.5), ConstantSchedule(1e-3)])
-def test_schedules_of_stable_baselines3_are_recognised(schedule: Any) -> None:
-    ours = import_contrib(written(trained(learning_rate=schedule)), noise(), device="cpu")
+def test_schedules_of_stable_baselines3_are_recognized(schedule: Any) -> None:
+    ours = import_contrib(saved(trained(learning_rate=schedule)), noise(), device="cpu")
     assert [ours.lr_schedule(p) for p in (1.0, 0.8, 0.2)] == [schedule(p) for p in (1.0, 0.8, 0.2)]
 
 
@@ -295,41 +272,22 @@ def test_with_pickles_allowed_nothing_need_be_given() -> None:
         policy_kwargs=dict(features_extractor_class=Own, activation_fn=nn.ReLU),
         learning_rate=lambda progress: 1e-2 * progress,
     )
-    ours = import_contrib(written(theirs), allow_pickle=True, device="cpu")
+    ours = import_contrib(saved(theirs), allow_pickle=True, device="cpu")
     assert ours.observation_space == theirs.observation_space
     assert ours.lr_schedule(0.5) == 5e-3
     assert_same_outputs(theirs, ours)
     assert_same_optimizer(theirs, ours)
-    assert import_contrib(written(theirs), noise(actions="box"), allow_pickle=True, device="cpu").get_env() is not None
-
-
-class Bomb:
-    """A pickle of it makes a folder as it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
-
-
-def rewritten(file: io.BytesIO, changes: dict[str, Any], compression: int = zipfile.ZIP_STORED) -> io.BytesIO:
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, data in {**members, **changes}.items():
-            archive.writestr(name, data)
-    return buffer
+    assert import_contrib(saved(theirs), noise(actions="box"), allow_pickle=True, device="cpu").get_env() is not None
+    with pytest.raises(CheckpointError, match="action_space does not match"):
+        import_contrib(saved(theirs), noise(), allow_pickle=True, device="cpu")
 
 
 @pytest.mark.parametrize("field", ["policy_class", "observation_space", "_last_obs", "ep_info_buffer", "clip_range"])
 def test_no_pickle_is_run_unless_it_is_allowed(tmp_path: Path, field: str) -> None:
-    file = written(trained())
-    with zipfile.ZipFile(file) as archive:
-        data = json.loads(archive.read("data"))
+    file = saved(trained())
+    data = json.loads(members_of(file)["data"])
     data[field][":serialized:"] = base64.b64encode(pickle.dumps(Bomb(tmp_path / "exploded"))).decode()
-    forged = rewritten(file, {"data": json.dumps(data)})
+    forged = rewritten(file, {"data": json.dumps(data).encode()})
     import_contrib(forged, noise(), device="cpu")
     assert not (tmp_path / "exploded").exists()
     with pytest.raises((ValueError, TypeError, AttributeError, AssertionError, KeyError)):
@@ -339,20 +297,27 @@ def test_no_pickle_is_run_unless_it_is_allowed(tmp_path: Path, field: str) -> No
 
 @pytest.mark.parametrize("member", ["policy.pth", "policy.optimizer.pth"])
 def test_weights_that_are_a_pickle_of_something_else_are_refused(tmp_path: Path, member: str) -> None:
-    buffer = io.BytesIO()
+    buffer, file, payload = io.BytesIO(), saved(trained()), pickle.dumps(Bomb(tmp_path / "exploded"))
     torch.save({"weight": Bomb(tmp_path / "exploded")}, buffer)
-    for data in (buffer.getvalue(), pickle.dumps(Bomb(tmp_path / "exploded"))):
+    for data in (buffer.getvalue(), payload):
         with pytest.raises(CheckpointError, match=f"{member} holds no plain tensors"):
-            import_contrib(rewritten(written(trained()), {member: data}), noise(), device="cpu")
-    assert not (tmp_path / "exploded").exists()
+            import_contrib(rewritten(file, {member: data}), noise(), device="cpu")
+    assert_explodes(payload, tmp_path / "exploded")
 
 
 # What is something else
 
 
-def test_a_compressed_file_is_refused() -> None:
+def test_what_does_not_fit_says_what_to_give() -> None:
+    file = saved(trained())
     with pytest.raises(CheckpointError, match="compressed, which no saved model is"):
-        import_contrib(rewritten(written(trained()), {}, zipfile.ZIP_DEFLATED), noise())
+        import_contrib(zipped(members_of(file), zipfile.ZIP_DEFLATED), noise())
+    with pytest.raises(CheckpointError, match=r"do not fit|weights are not those of"):
+        import_contrib(file, noise(), policy_kwargs=dict(lstm_hidden_size=6), device="cpu")
+    with pytest.raises(CheckpointError, match="RecurrentPPO has no setting learning_rat"):
+        import_contrib(file, noise(), learning_rat=1)
+    with pytest.raises(CheckpointError, match="custom_objects are for allow_pickle=True"):
+        import_contrib(file, noise(), custom_objects={"learning_rate": 1.0})
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"])
@@ -360,24 +325,3 @@ def test_what_is_no_model_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.zip").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.zip is no model that sb3_contrib\.RecurrentPPO saved"):
         import_contrib(tmp_path / "model", noise())
-
-
-def test_our_own_file_is_no_model_of_contrib(tmp_path: Path) -> None:
-    save_algorithm(import_contrib(written(trained()), noise(), device="cpu"), tmp_path / "ours")
-    with pytest.raises(CheckpointError, match=r"is no model that sb3_contrib\.RecurrentPPO saved"):
-        import_contrib(tmp_path / "ours", noise())
-
-
-def test_another_architecture_says_what_to_give() -> None:
-    with pytest.raises(CheckpointError, match=r"do not fit|weights are not those of"):
-        import_contrib(written(trained()), noise(), policy_kwargs=dict(lstm_hidden_size=6), device="cpu")
-
-
-def test_a_setting_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match="RecurrentPPO has no setting learning_rat"):
-        import_contrib(written(trained()), noise(), learning_rat=1)
-
-
-def test_an_environment_of_another_kind_is_an_error_where_it_is_known() -> None:
-    with pytest.raises(CheckpointError, match="action_space does not match"):
-        import_contrib(written(trained()), noise(actions="box"), allow_pickle=True, device="cpu")
