@@ -27,8 +27,8 @@ SETTINGS = (*SWITCHES, *NUMBERS, "norm_obs_keys")
 class RestoredNormalizer(VecNormalize):
     """The normalizer that came with a saved agent, around an environment that was given without one.
 
-    While the agent learns it is what it was in training. At all other times it shows observations as the agent knows
-    them, gives the true rewards, and its statistics stand still: who looks at the environment need not know of it.
+    While the agent learns it is what it was in training. At all other times it normalizes observations alone, gives the
+    true rewards, and its statistics stand still: who looks at the environment need not know of it.
     """
 
     def __init__(self, venv: VecEnv, **settings: Any) -> None:
@@ -132,7 +132,7 @@ class NormalizerState:
         Raises:
             CheckpointError: its observations are not of the kind that were normalized.
         """
-        if not same_shapes(venv.observation_space, self.observation_space):
+        if shapes_of(venv.observation_space) != shapes_of(self.observation_space):
             raise CheckpointError(
                 f"the saved normalizer was around an environment with observations {self.observation_space}, the one "
                 f"given has {venv.observation_space}; give an environment as it was before normalization, or wrap it "
@@ -170,7 +170,7 @@ class NormalizerState:
                 wrapper.old_obs = self.last_observations
 
     def normalize(self, observation: Any) -> Any:
-        """Raw observations, one or a batch (B, ...), as the agent learned to see them: ``normalize_obs``."""
+        """``VecNormalize.normalize_obs``, of one observation or a batch (B, ...)."""
         if not isinstance(observation, dict):
             return self._normalized(observation, "")
         return {key: self._normalized(part, key) for key, part in observation.items()}
@@ -190,13 +190,11 @@ def is_fresh(wrapper: VecNormalize) -> bool:
     return all(part.count == FRESH_COUNT for part in statistics)
 
 
-def same_shapes(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
-    """Whether observations of two spaces have the same keys and shapes, whatever their bounds."""
-    if not (isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict)):
-        return isinstance(one, spaces.Dict) is isinstance(other, spaces.Dict) and one.shape == other.shape
-    return one.spaces.keys() == other.spaces.keys() and all(
-        same_shapes(one.spaces[key], other.spaces[key]) for key in one.spaces
-    )
+def shapes_of(space: spaces.Space[Any]) -> Any:
+    """The shape of a space's observations, by key in a Dict: what spaces have in common whatever their bounds."""
+    if isinstance(space, spaces.Dict):
+        return {key: shapes_of(part) for key, part in space.spaces.items()}
+    return space.shape
 
 
 def _statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from agents.checkpoint.container import refused
-from agents.checkpoint.normalizer import same_shapes
+from agents.checkpoint.normalizer import shapes_of
 from agents.checkpoint.values import Decoder
 from agents.rollout.buffer import map_observations
 
@@ -113,7 +113,7 @@ class PreviousInputs:
 
     def missing_in(self, venv: VecEnv) -> bool:
         """Whether these environments show what is inside, without the inputs."""
-        return same_shapes(venv.observation_space, self.observation_space)
+        return bool(shapes_of(venv.observation_space) == shapes_of(self.observation_space))
 
     def wrap(self, venv: VecEnv) -> VecEnvWrapper:
         """``venv`` with the inputs around it."""

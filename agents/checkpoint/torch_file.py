@@ -20,18 +20,9 @@ from agents.checkpoint.container import BUDGET, CheckpointError
 LARGEST_PICKLE = 2**23  # bytes; that of a state dict has some hundred a tensor
 BYTES_A_VALUE = 2**12  # what a value is counted as, since the same list may be in a pickle many times over
 
-DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
+NAMES = ("double", "float", "half", "bfloat16", "long", "int", "short", "int8", "uint8", "bool")
+SAVED_AS = {"bfloat16": "BFloat16", "int8": "Char", "uint8": "Byte"}
+DTYPES = {f"{SAVED_AS.get(name, name.capitalize())}Storage": getattr(torch, name) for name in NAMES}
 OPERATIONS = (
     *("PROTO", "MARK", "STOP", "GLOBAL", "REDUCE", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
     *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
@@ -112,9 +103,10 @@ def read_state(data: bytes, member: str, file: str) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             check_stored(archive, file)
-            (described,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+            names = archive.namelist()
+            (described,) = (name for name in names if name.endswith("data.pkl"))
             folder = described.removesuffix("data.pkl")
-            if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+            if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
                 raise ValueError("it was written on a machine with another order of bytes")
             if archive.getinfo(described).file_size > LARGEST_PICKLE:
                 raise ValueError(f"its description has more than {LARGEST_PICKLE} bytes")

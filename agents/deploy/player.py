@@ -42,9 +42,8 @@ class Player:
     """Acts with a policy, carries its memory, and normalizes observations as in training.
 
     Args:
-        policy: what acts.
         normalizer: the statistics that the policy learned with; they stand still. None for observations as they are.
-        previous: that the policy sees its last action and reward; None if it does not, or is always shown them.
+        previous: the last action and reward that the policy sees; None if it does not, or its environment shows them.
         deterministic: the most probable action in place of a sample.
 
     Raises:
@@ -65,14 +64,11 @@ class Player:
                 "stood between them, such as a frame stack. Prepare the observations yourself: "
                 "Player(RecurrentPPO.load(path).policy).act(prepared)"
             )
-        self.policy = policy
-        self.deterministic = deterministic
+        self.policy, self.deterministic = policy, deterministic
         self._normalizer, self._previous = normalizer, previous
-        self._seen_space: spaces.Space[Any] = (
-            policy.observation_space if normalizer is None else normalizer.observation_space
-        )
+        self._seen_space: spaces.Space[Any] = (normalizer or policy).observation_space
         self.observation_space = self._seen_space if previous is None else previous.observation_space
-        self._added: Added | None = None  # None where observations come with action and reward
+        self._added: Added | None = None  # None if observations come with action and reward
         self._actions: NDArray[Any] | None = None
         self._state: tuple[NDArray[Any], ...] | None = None
         self._batch_size: int | None = None
@@ -199,15 +195,14 @@ def _agents(batch_size: int | None) -> str:
 
 
 def _policy_of(saved: SavedAgent, device: torch.device) -> RecurrentActorCriticPolicy:
-    """The policy alone: no rollout buffer, no environment, and the process's random states as they were."""
+    """The policy alone, without rollout buffer and environment."""
     policy_class = saved.policy_class(RecurrentOnPolicyAlgorithm.policy_aliases)
     kwargs = saved.policy_kwargs()
     use_sde = bool(saved.setting("use_sde", False))
     saved.warn_of_numbers()
     with undisturbed(), building("policy", saved.file, saved.n_weights):
-        policy: RecurrentActorCriticPolicy = policy_class(
-            saved.observation_space, saved.action_space, ConstantSchedule(0.0), use_sde=use_sde, **kwargs
-        ).to(device)
+        seen, acted, unused = saved.observation_space, saved.action_space, ConstantSchedule(0.0)
+        policy: RecurrentActorCriticPolicy = policy_class(seen, acted, unused, use_sde=use_sde, **kwargs).to(device)
         policy.load_state_dict(saved.parameters(device)["policy"])
         if use_sde:
             policy.reset_noise()
@@ -217,19 +212,29 @@ def _policy_of(saved: SavedAgent, device: torch.device) -> RecurrentActorCriticP
 
 def _leads_to(normalized: spaces.Space[Any], seen: spaces.Space[Any]) -> bool:
     """Whether the policy sees what comes out of the normalizer, images transposed or not."""
-    if isinstance(normalized, spaces.Dict) and isinstance(seen, spaces.Dict):
-        return normalized.spaces.keys() == seen.spaces.keys() and all(
-            _leads_to(normalized.spaces[key], seen.spaces[key]) for key in seen.spaces
-        )
+    if isinstance(normalized, spaces.Dict) and isinstance(seen, spaces.Dict) and normalized.keys() == seen.keys():
+        return all(_leads_to(normalized[key], seen[key]) for key in seen)
     shape = tuple(normalized.shape or ())
     return seen.shape in (shape, (*shape[-1:], *shape[:-1]))
 
 
-def _checked(observation: Any, space: spaces.Space[Any], key: str = "") -> tuple[Any, int | None]:
-    """The observation as arrays, and how many it is of: B, or None where it is a single one."""
-    name = f"the observation's {key!r}" if key else "the observation"
-    if isinstance(space, spaces.Dict):
-        return _checked_parts(observation, space, key, name)
+def _checked(observation: Any, space: spaces.Space[Any]) -> tuple[Any, int | None]:
+    """The observation as arrays, and how many it is of: B, or None for a single one."""
+    if not isinstance(space, spaces.Dict):
+        return _checked_array(observation, space, "the observation")
+    if not isinstance(observation, dict) or set(observation) != set(space.spaces):
+        came = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
+        raise ValueError(f"the observation must be a dict with the keys {sorted(space.spaces)}, got {came}")
+    arrays, sizes = {}, {}
+    for key, part in space.spaces.items():
+        arrays[key], sizes[key] = _checked_array(observation[key], part, f"the observation's {key!r}")
+    if len(set(sizes.values())) > 1:
+        described = ", ".join(f"{key} is of {_agents(size)}" for key, size in sizes.items())
+        raise ValueError(f"the observation has parts of different numbers of agents: {described}")
+    return arrays, next(iter(sizes.values()), None)
+
+
+def _checked_array(observation: Any, space: spaces.Space[Any], name: str) -> tuple[NDArray[Any], int | None]:
     if isinstance(observation, dict):
         raise ValueError(f"{name} is a dict, expected an array of {space}")
     array = np.asarray(observation.cpu() if isinstance(observation, torch.Tensor) else observation)
@@ -240,25 +245,12 @@ def _checked(observation: Any, space: spaces.Space[Any], key: str = "") -> tuple
     for shape in _shapes(space):
         if array.shape == shape:
             return array, None
-        if array.ndim == len(shape) + 1 and array.shape[1:] == shape and len(array) > 0:
+        if array.shape[1:] == shape and array.ndim > len(shape) and len(array) > 0:
             return array, len(array)
     expected = " or ".join(str(shape) for shape in _shapes(space))
     raise ValueError(
         f"{name} has shape {array.shape}, expected {expected} for one agent, or with a leading axis for a batch"
     )
-
-
-def _checked_parts(observation: Any, space: spaces.Dict, key: str, name: str) -> tuple[dict[str, Any], int | None]:
-    if not isinstance(observation, dict) or set(observation) != set(space.spaces):
-        came = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
-        raise ValueError(f"{name} must be a dict with the keys {sorted(space.spaces)}, got {came}")
-    parts, sizes = {}, {}
-    for part, inner in space.spaces.items():
-        parts[part], sizes[part] = _checked(observation[part], inner, f"{key}.{part}" if key else part)
-    if len(set(sizes.values())) > 1:
-        described = ", ".join(f"{part} is of {_agents(size)}" for part, size in sizes.items())
-        raise ValueError(f"{name} has parts of different numbers of agents: {described}")
-    return parts, next(iter(sizes.values()), None)
 
 
 def _shapes(space: spaces.Space[Any]) -> list[tuple[int, ...]]:

@@ -28,6 +28,7 @@ from agents.checkpoint import CheckpointError
 from agents.deploy import contrib
 from agents.deploy.contrib import import_contrib
 from tests.agents.probe_envs import ACTION_SPACES
+from tests.pairs import pairwise
 from tests.saved_files import Bomb, assert_explodes, members_of, rewritten, saved, zipped
 from tests.tolerance import assert_close, close
 
@@ -43,6 +44,10 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "shared LSTM": dict(shared_lstm=True, enable_critic_lstm=False),
     "no critic LSTM": dict(enable_critic_lstm=False),
 }
+
+
+# Classes that are recognized without unpickling.
+KNOWN = dict(activation_fn=nn.ReLU, optimizer_class=torch.optim.AdamW, features_extractor_class=FlattenExtractor)
 
 
 class Noise(gym.Env[Any, Any]):
@@ -88,50 +93,33 @@ def trained(
     return model if actions == "multi binary" else model.learn(32)
 
 
-def their_outputs(model: Any, observations: list[Any], starts: Tensor) -> list[tuple[Tensor, ...]]:
+def outputs(policy: Any, state: Any, observations: list[Any], starts: Tensor) -> list[tuple[Tensor, ...]]:
     """Deterministic actions, values and log-probabilities of T steps of B environments, step by step."""
-    policy, (n_steps, n_envs) = model.policy, starts.shape
     policy.set_training_mode(False)
-    zeros = torch.zeros(policy.lstm_actor.num_layers, n_envs, policy.lstm_actor.hidden_size)
-    state, outputs = RNNStates((zeros, zeros), (zeros, zeros)), []
+    result = []
     with torch.no_grad():
-        for t in range(n_steps):
-            tensors, _ = policy.obs_to_tensor(observations[t])
-            actions, values, log_probs, state = policy(tensors, state, starts[t].float(), deterministic=True)
-            outputs.append((actions, values.flatten(), log_probs))
-    return outputs
+        for batch, start in zip(observations, starts, strict=True):
+            tensors, _ = policy.obs_to_tensor(batch)
+            *numbers, state = policy(tensors, state, start, deterministic=True)
+            result.append(tuple(part.flatten().float() for part in numbers))
+    return result
 
 
-def our_outputs(model: RecurrentPPO, observations: list[Any], starts: Tensor) -> list[tuple[Tensor, ...]]:
-    policy, (n_steps, n_envs) = model.policy, starts.shape
-    policy.set_training_mode(False)
-    state, outputs = policy.initial_state(n_envs), []
-    with torch.no_grad():
-        for t in range(n_steps):
-            tensors, _ = policy.obs_to_tensor(observations[t])
-            actions, values, log_probs, state = policy(tensors, state, starts[t], deterministic=True)
-            outputs.append((actions, values, log_probs))
-    return outputs
-
-
-def assert_same_outputs(theirs: Any, ours: RecurrentPPO, observations: str = "Mlp") -> None:
-    space = OBSERVATIONS[observations]
-    space.seed(5)
-    batch = [noise_batch(space, 3) for _ in range(9)]
-    starts = torch.zeros(9, 3, dtype=torch.bool)
-    starts[0], starts[4, 1], starts[5, 0], starts[8, 2] = True, True, True, True
-    for step, (left, right) in enumerate(
-        zip(their_outputs(theirs, batch, starts), our_outputs(ours, batch, starts), strict=True)
-    ):
-        for name, one, other in zip(("actions", "values", "log-probabilities"), left, right, strict=True):
-            assert close(other.flatten().float(), one.flatten().float()), f"{name} at step {step}"
-
-
-def noise_batch(space: spaces.Space[Any], n_envs: int) -> Any:
-    samples = [space.sample() for _ in range(n_envs)]
-    if isinstance(space, spaces.Dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
-    return np.stack(samples)
+def assert_same(theirs: Any, ours: RecurrentPPO, observations: str = "Mlp") -> None:
+    """The same outputs, and the same state of the optimizer for each parameter."""
+    OBSERVATIONS[observations].seed(5)
+    env = noise(observations, n_envs=3)
+    batches: list[Any] = [env.reset() for _ in range(9)]
+    starts = torch.zeros(9, 3)
+    starts[0], starts[4, 1], starts[5, 0], starts[8, 2] = 1, 1, 1, 1
+    lstm = theirs.policy.lstm_actor
+    zeros = torch.zeros(lstm.num_layers, 3, lstm.hidden_size)
+    left = outputs(theirs.policy, RNNStates((zeros, zeros), (zeros, zeros)), batches, starts)
+    right = outputs(ours.policy, ours.policy.initial_state(3), batches, starts.bool())
+    for step, numbers in enumerate(zip(left, right, strict=True)):
+        for name, one, other in zip(("actions", "values", "log-probabilities"), *numbers, strict=True):
+            assert close(other, one), f"{name} at step {step}"
+    assert_same_optimizer(theirs, ours)
 
 
 def assert_same_optimizer(theirs: Any, ours: RecurrentPPO) -> None:
@@ -148,28 +136,22 @@ def assert_same_optimizer(theirs: Any, ours: RecurrentPPO) -> None:
             assert torch.equal(mine[key], value), (name, key)
 
 
-@pytest.mark.parametrize("observations", OBSERVATIONS)
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_an_imported_agent_gives_the_same_numbers(memory: str, observations: str) -> None:
-    theirs = trained(observations, policy_kwargs=MEMORIES[memory])
-    ours = import_contrib(saved(theirs), noise(observations), device="cpu")
-    assert_same_outputs(theirs, ours, observations)
-    assert_same_optimizer(theirs, ours)
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    *((observations, "discrete", MEMORIES[memory]) for observations, memory in pairwise(OBSERVATIONS, MEMORIES)),
+    *(("Mlp", actions, {}) for actions in ACTION_SPACES),
+    ("Cnn", "discrete", dict(share_features_extractor=False)),
+    ("Mlp", "discrete", KNOWN),
+]
 
 
-@pytest.mark.parametrize("actions", ACTION_SPACES)
-def test_every_action_space_gives_the_same_numbers(actions: str) -> None:
-    theirs = trained(actions=actions)
-    ours = import_contrib(saved(theirs), noise(actions=actions), device="cpu")
-    assert_same_outputs(theirs, ours)
-    assert_same_optimizer(theirs, ours)
-
-
-def test_extractors_that_are_not_shared_are_distinguished() -> None:
-    theirs = trained("Cnn", policy_kwargs=dict(share_features_extractor=False))
-    ours = import_contrib(saved(theirs), noise("Cnn"), device="cpu")
-    assert_same_outputs(theirs, ours, "Cnn")
-    assert_same_optimizer(theirs, ours)
+@pytest.mark.parametrize(("observations", "actions", "policy_kwargs"), CASES)
+def test_an_imported_agent_gives_the_same_numbers(
+    observations: str, actions: str, policy_kwargs: dict[str, Any]
+) -> None:
+    theirs = trained(observations, actions, policy_kwargs=policy_kwargs)
+    ours = import_contrib(saved(theirs), noise(observations, actions), device="cpu")
+    assert_same(theirs, ours, observations)
+    assert {key: ours.policy_kwargs[key] for key in policy_kwargs} == policy_kwargs
 
 
 def test_settings_and_counters_come_along() -> None:
@@ -210,23 +192,12 @@ def test_spaces_stand_in_for_an_environment() -> None:
     ours = import_contrib(saved(theirs), device="cpu", **given)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
     assert ours.get_env() is None
-    assert_same_outputs(theirs, ours)
+    assert_same(theirs, ours)
     with pytest.raises(CheckpointError, match=r"spaces only pickled.*import_contrib\(path, env\).*allow_pickle=True"):
         import_contrib(saved(theirs), device="cpu")
 
 
 # What is pickled
-
-
-KNOWN = dict(activation_fn=nn.ReLU, optimizer_class=torch.optim.AdamW, features_extractor_class=FlattenExtractor)
-
-
-def test_classes_that_are_known_are_recognized_without_unpickling() -> None:
-    theirs = trained(policy_kwargs=KNOWN)
-    ours = import_contrib(saved(theirs), noise(), device="cpu")
-    assert {key: ours.policy_kwargs[key] for key in KNOWN} == KNOWN
-    assert_same_outputs(theirs, ours)
-    assert_same_optimizer(theirs, ours)
 
 
 class Own(FlattenExtractor):
@@ -242,7 +213,7 @@ def test_a_class_of_ones_own_is_asked_for() -> None:
         import_contrib(file, noise(), device="cpu")
     ours = import_contrib(file, noise(), device="cpu", policy_kwargs=theirs.policy_kwargs)
     assert isinstance(ours.policy.features_extractor, Own)
-    assert_same_outputs(theirs, ours)
+    assert_same(theirs, ours)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
@@ -252,12 +223,12 @@ def test_a_schedule_that_is_a_function_is_asked_for_where_the_agent_is_to_learn(
     file = saved(theirs)
     with pytest.warns(UserWarning, match=rf"{name} only pickled.*the agent acts.*{name}=\.\.\..*function"):
         ours = import_contrib(file, noise(), device="cpu")
-    assert_same_outputs(theirs, ours)
+    assert_same(theirs, ours)
     with pytest.raises(ValueError, match=f"only names its {name}"):
         ours.learn(16)
     ours = import_contrib(file, noise(), device="cpu", **{name: 0.125})
     ours.learn(16)
-    assert_same_outputs(theirs, import_contrib(file, noise(), device="cpu", **{name: 0.125}))
+    assert_same(theirs, import_contrib(file, noise(), device="cpu", **{name: 0.125}))
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(1e-2, 1e-4, 0.5), ConstantSchedule(1e-3)])
@@ -275,8 +246,7 @@ def test_with_pickles_allowed_nothing_need_be_given() -> None:
     ours = import_contrib(saved(theirs), allow_pickle=True, device="cpu")
     assert ours.observation_space == theirs.observation_space
     assert ours.lr_schedule(0.5) == 5e-3
-    assert_same_outputs(theirs, ours)
-    assert_same_optimizer(theirs, ours)
+    assert_same(theirs, ours)
     assert import_contrib(saved(theirs), noise(actions="box"), allow_pickle=True, device="cpu").get_env() is not None
     with pytest.raises(CheckpointError, match="action_space does not match"):
         import_contrib(saved(theirs), noise(), allow_pickle=True, device="cpu")
