@@ -398,9 +398,9 @@ def test_a_strangers_run_imports_nothing(
         shutil.copytree(run, run.parent / "run2")
     assert USES[use](str(run)) == (0 if use in LOOKS_ONLY else 2)
     if use not in LOOKS_ONLY:
-        told = capsys.readouterr().err
-        assert "which would run that code" in told or "lies in the run itself" in told
-        assert "--trust" in told or "lies in the run itself" in told
+        message = capsys.readouterr().err
+        assert "which would run that code" in message or "lies in the run itself" in message
+        assert "--trust" in message or "lies in the run itself" in message
 
 
 @pytest.mark.parametrize("use", USES)
@@ -423,7 +423,7 @@ gymnasium.register("OfMine-v0", "gymnasium.envs.classic_control:CartPoleEnv", ma
 """
 
 
-def test_a_run_of_ones_own_is_known_and_anothers_is_asked_for_once(
+def test_ones_own_run_is_trusted_and_anothers_once_it_is_confirmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -438,8 +438,8 @@ def test_a_run_of_ones_own_is_known_and_anothers_is_asked_for_once(
         monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "somebody else's"))
         capsys.readouterr()
         assert evaluate.main(["runs/run", "--episodes", "1"]) == 2
-        told = capsys.readouterr().err
-        assert "If you trust it: python evaluate.py runs/run --episodes 1 --trust module_of_mine" in told
+        message = capsys.readouterr().err
+        assert "If you trust it: python evaluate.py runs/run --episodes 1 --trust module_of_mine" in message
         assert evaluate.main(["runs/run", "--episodes", "1", "--trust", "something_else"]) == 2
         assert evaluate.main(["runs/run", "--episodes", "1", "--trust", "module_of_mine"]) == 0
         assert evaluate.main(["runs/run", "--episodes", "1"]) == 0

@@ -24,7 +24,7 @@ QUICK = [
 
 
 def run(words: list[str | Path], folder: Path, **environment: str) -> str:
-    """What a command prints, run in a folder without this checkout on its path. A failure shows all it said."""
+    """What a command prints, run in a folder without this checkout on its path. A failure shows all of its output."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         list(map(str, words)), cwd=folder, env={**kept, **environment}, capture_output=True, text=True, check=False
@@ -56,7 +56,7 @@ def installed(wheel: Path, folder: Path) -> Path:
 
 
 def use(folder: Path, **environment: str) -> None:
-    """Trains and evaluates with the console commands, and imports what users import, beside another ``agents``."""
+    """Trains and evaluates with the console commands, and imports what users import, next to another ``agents``."""
     elsewhere = folder.parent / "elsewhere"
     elsewhere.mkdir()
     environment = {**environment, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
@@ -140,7 +140,7 @@ def test_another_package_called_agents_in_front_is_named(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_wheel_built_without_a_compiler_trains_beside_another_package_called_agents(tmp_path: Path) -> None:
+def test_a_wheel_built_without_a_compiler_trains_with_another_package_called_agents(tmp_path: Path) -> None:
     wheel = built("wheel", tmp_path, CC="/bin/false")
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith(".so")]
@@ -162,6 +162,6 @@ def test_a_wheel_from_the_source_distribution_has_the_compiled_parts_and_trains(
 
 def test_the_source_distribution_holds_what_a_clone_holds(tmp_path: Path) -> None:
     with tarfile.open(built("sdist", tmp_path)) as archive:
-        held = {name.partition("/")[2] for name in archive.getnames()}
+        packed = {name.partition("/")[2] for name in archive.getnames()}
     files = run(["git", "ls-files"], ROOT).splitlines()
-    assert not {file for file in files if (ROOT / file).exists()} - held - {".gitignore"}
+    assert not {file for file in files if (ROOT / file).exists()} - packed - {".gitignore"}

@@ -419,9 +419,10 @@ def _last(where: str) -> str:
 
 
 def _numeric(dtype: Any) -> np.dtype[Any]:
-    named: np.dtype[Any] = np.dtype(dtype)
+    # The names of numeric dtypes are short; NumPy parses a long one as a record of many fields, for a minute.
+    named: np.dtype[Any] = np.dtype(dtype if isinstance(dtype, np.dtype) else str(dtype)[:8])
     if named.kind not in NUMERIC:
-        raise TypeError(f"{dtype!r} is no numeric dtype")
+        raise TypeError(f"{named} is no numeric dtype")
     return named
 
 

@@ -10,7 +10,6 @@ import random
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import nn
 
 from agents import RecurrentA2C, RecurrentPPO
 from agents.checkpoint import CheckpointError, SavedAgent, capture_algorithm, normalizer, read_parameters
+from agents.checkpoint.random_states import process_states
 from agents.checkpoint.values import Decoder, Encoder
 from agents.deploy.player import Player
 from agents.memory import MEMORIES
@@ -104,23 +104,6 @@ def moments(wrapper: Any) -> Any:
     return [(np.array(part.mean), np.array(part.var), float(part.count)) for part in parts]
 
 
-@pytest.fixture(autouse=True)
-def _own_random_states() -> Iterator[None]:
-    """Loading with an environment sets the process's random states; the other tests keep theirs."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])  # noqa: NPY002
-    torch.set_rng_state(states[2])
-
-
-@pytest.fixture(scope="module")
-def trained() -> Model:
-    """A small agent with everything in it: optimizer state, normaliser, carried memory."""
-    model = small_ppo(VecNormalize(clocks(n_envs=2)), "lstm", "separate")
-    return model.learn(32)
-
-
 # What goes in comes out
 
 
@@ -183,7 +166,7 @@ def test_policies_and_optimizers_by_name_come_back() -> None:
 
 
 class Pictures(gym.Env[Any, Any]):
-    """Images and numbers in a Dict; the image's bytes say the step."""
+    """Images, or images and numbers in a Dict; the image's bytes say the step, and the reward is half of it."""
 
     def __init__(self, plain: bool = False) -> None:
         image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
@@ -199,7 +182,7 @@ class Pictures(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._step += 1
-        return self._observation(), 1.0, self._step == 5, False, {}
+        return self._observation(), 0.5 * self._step, self._step == 5, False, {}
 
     def _observation(self) -> Any:
         image = np.full((36, 36, 3), 10 * self._step, np.uint8)
@@ -427,7 +410,7 @@ def test_saving_moves_nothing() -> None:
 
 
 @pytest.mark.parametrize("actions", ["discrete", "box", "gsde"])
-def test_a_run_that_a_callback_saved_between_updates_ends_as_if_never_stopped(actions: str) -> None:
+def test_a_run_that_a_callback_saved_between_updates_ends_as_an_uninterrupted_one(actions: str) -> None:
     """Schedules included: what is left of the run is learned, and the end is the same to the last bit."""
     kept: list[Any] = []
 
@@ -523,18 +506,11 @@ def test_spaces_and_algorithm_must_be_those_of_the_file(trained: Model) -> None:
         RecurrentA2C.load(saved(plain))
 
 
-def test_loading_for_prediction_leaves_the_random_states_alone(trained: Model) -> None:
-    def states() -> Any:
-        return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
-
-    before = states()
-    again = loaded(trained)
-    assert_equal(states(), before)
-    assert again._rng.bit_generator.state == trained._rng.bit_generator.state
-
-
-def test_loading_with_an_environment_restores_the_random_states(trained: Model) -> None:
+def test_loading_restores_the_random_states_with_an_environment_and_leaves_them_without(trained: Model) -> None:
     file = saved(trained)
+    before = process_states()
+    assert RecurrentPPO.load(file, device="cpu")._rng.bit_generator.state == trained._rng.bit_generator.state
+    assert_equal(process_states(), before)
     drawn = [random.random(), np.random.random(), float(torch.rand(()))]  # noqa: NPY002
     RecurrentPPO.load(file, clocks(n_envs=2), device="cpu")
     assert [random.random(), np.random.random(), float(torch.rand(()))] == drawn  # noqa: NPY002
@@ -589,7 +565,7 @@ def with_own(**policy_kwargs: Any) -> Model:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_class_of_ones_own_is_saved_by_name_and_asked_for(name: str) -> None:
+def test_a_class_of_the_users_is_saved_by_name_and_required_to_load(name: str) -> None:
     model = with_own(**{name: OWN[name]})
     asked = rf"policy_kwargs\.{name} is '{MODULE}:{OWN[name].__name__}'.*never imports"
     remedy = rf"load\(\.\.\., custom_objects={{'{name}': {OWN[name].__name__}}}\)"
@@ -603,7 +579,7 @@ def test_a_class_of_ones_own_is_saved_by_name_and_asked_for(name: str) -> None:
         assert_same_weights(model, again)
 
 
-def test_a_policy_of_ones_own_is_saved_by_name_and_asked_for() -> None:
+def test_a_policy_of_the_users_is_saved_by_name_and_required_to_load() -> None:
     model = RecurrentPPO(OwnPolicy, clocks(), n_steps=8, batch_size=8, device="cpu")
     with pytest.raises(
         CheckpointError, match=r"policy_class is '.*:OwnPolicy'.*custom_objects={'policy_class': OwnPolicy}"
@@ -651,7 +627,7 @@ def drawing_lots() -> Any:
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range"])
-def test_a_schedule_that_is_no_function_of_progress_alone_is_asked_for_to_learn_on(name: str) -> None:
+def test_a_schedule_that_is_no_function_of_progress_alone_is_required_to_learn_on(name: str) -> None:
     model = small_ppo(clocks(), "lstm", **{name: drawing_lots()})
     with pytest.warns(UserWarning, match=rf"saved, but of {name} .*holds the name alone.*'{name}': \.\.\."):
         file = saved(model)
@@ -704,7 +680,7 @@ def test_a_memory_named_by_its_module_is_never_imported_for_a_file() -> None:
         assert_same_weights(loaded(model, custom_objects={"memory": given}), model)
 
 
-def test_a_memory_of_ones_own_that_is_registered_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_of_the_users_that_is_registered_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MEMORIES, "own", OwnMemory)
     file = saved(with_own(memory=OwnMemory))
     assert isinstance(RecurrentPPO.load(file, device="cpu").policy.memory_actor, OwnMemory)
@@ -732,7 +708,7 @@ class Shy(RecurrentPPO):
         super().__init__(*args, **kwargs)
 
 
-def test_an_algorithm_of_ones_own_keeps_its_settings_and_what_it_includes() -> None:
+def test_an_algorithm_of_the_users_keeps_its_settings_and_what_it_includes() -> None:
     model = small_ppo(clocks(), "lstm", cls=Shy, courage=0.75)
     model.diary["seen"] = (3, 4)
     for how, courage, seen in (

@@ -17,20 +17,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import RecurrentPPO
 from agents.checkpoint import CheckpointError, SavedAgent, check_parameters, container, read_parameters
 from tests.agents.checkpoint.test_checkpoint import assert_equal, assert_same_weights
-from tests.agents.probe_envs import clocks, small_ppo
 from tests.saved_files import Bomb, assert_explodes, edited, forged, members_of, rewritten, saved, zipped
 
 Model = Any
-
-
-@pytest.fixture(scope="module")
-def trained() -> Model:
-    return small_ppo(VecNormalize(clocks(n_envs=2)), "lstm", "separate").learn(32)
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +275,7 @@ SETTINGS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda agent: kwargs_of(agent).update(net_arch=[5]), "optimizer's state does not fit"),
     (lambda agent: kwargs_of(agent).update(critic_memory="shared"), "weights do not fit|state does not fit"),
     (lambda agent: agent["settings"].update(n_steps=10**12), "has more than a file may ask for .1024 MiB"),
+    (lambda agent: agent["settings"].update(verbose={"$dtype": "f4," * 10**6}), "verbose cannot be understood"),
     (lambda agent: agent["settings"].update(gamma=7.0), "gamma must be between 0 and 1"),
     (lambda agent: agent["settings"].update(predict=1), "RecurrentPPO has no setting predict"),
     (lambda agent: agent["settings"].update(learning_rate={"$schedule": ["eval", []]}), "learning_rate cannot be"),

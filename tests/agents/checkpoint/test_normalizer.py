@@ -24,11 +24,6 @@ from tests.saved_files import loaded, saved
 Model = Any
 
 
-@pytest.fixture(scope="module")
-def trained() -> Model:
-    return small_ppo(normalized_clocks(), "lstm", "separate").learn(32)
-
-
 def normalized_clocks(n_envs: int = 2, **kwargs: Any) -> VecNormalize:
     return VecNormalize(clocks(n_envs=n_envs), **kwargs)
 

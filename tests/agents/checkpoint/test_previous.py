@@ -18,29 +18,11 @@ from agents.analysis.recording import record
 from agents.checkpoint import CheckpointError, normalizer, previous_inputs
 from agents.checkpoint.container import read_archive, write_archive
 from agents.deploy.player import Player
+from tests.agents.checkpoint.test_checkpoint import Pictures
 from tests.agents.probe_envs import ACTION_SPACES, Clock
 from tests.saved_files import saved
 
 SEEN = [("previous_action_reward", {"start": True})]
-
-
-class Camera(gymnasium.Env[Any, Any]):
-    """Sees pictures, (12, 12, 3), and is paid by the step; episodes of three steps."""
-
-    observation_space = spaces.Box(0, 255, (12, 12, 3), np.uint8)
-    action_space = spaces.Discrete(2)
-    step_number = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.step_number = 0
-        return self._picture(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.step_number += 1
-        return self._picture(), 0.5 * self.step_number, self.step_number == 3, False, {}
-
-    def _picture(self) -> Any:
-        return np.full((12, 12, 3), 40 * self.step_number, np.uint8)
 
 
 class Parts(Clock):
@@ -59,7 +41,7 @@ TASKS: dict[str, Any] = {
     "choice": "RepeatPrevious-v0",
     "dict": lambda: Parts(1, ACTION_SPACES["multi discrete"]),
     "box of actions": lambda: Clock(1, ACTION_SPACES["box of two axes"]),
-    "picture": Camera,
+    "picture": lambda: Pictures(plain=True),
 }
 
 

@@ -204,7 +204,7 @@ class Own(FlattenExtractor):
     """An extractor of the user's own."""
 
 
-def test_a_class_of_ones_own_is_asked_for() -> None:
+def test_a_class_of_the_users_is_required() -> None:
     theirs = trained(policy_kwargs=dict(features_extractor_class=Own))
     file = saved(theirs)
     with pytest.raises(
@@ -217,7 +217,7 @@ def test_a_class_of_ones_own_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
-def test_a_schedule_that_is_a_function_is_asked_for_where_the_agent_is_to_learn(name: str) -> None:
+def test_a_schedule_that_is_a_function_is_required_to_learn(name: str) -> None:
     """Versions 2.0 to 2.3 pickle even a constant clip range as a function."""
     theirs = trained(**{name: lambda progress: 1e-2 * progress})
     file = saved(theirs)

@@ -213,7 +213,7 @@ def own_schedule(progress_remaining: float) -> float:
     return 1e-3
 
 
-def test_a_class_of_ones_own_is_asked_for_and_what_only_training_needs_is_not() -> None:
+def test_a_class_of_the_users_is_required_and_what_only_training_needs_is_not() -> None:
     kwargs = dict(policy_kwargs=dict(features_extractor_class=Own), learning_rate=own_schedule, clip_range=own_schedule)
     model = small_ppo(clocks(), "gru", **kwargs)
     with pytest.raises(CheckpointError, match=r"features_extractor_class is .*:Own'"):
