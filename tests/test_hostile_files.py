@@ -203,7 +203,7 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "units": lambda agent: kwargs_of(agent).update(memory_kwargs={"hidden_size": 2**14}),
     "layers": lambda agent: kwargs_of(agent).update(memory_kwargs={"num_layers": 2**30}),
     "heads": lambda agent: kwargs_of(agent).update(net_arch=[2**20, 2**20]),
-    "copies of a tensor": lambda agent: agent["extras"].update(x=[{"$array": "random.torch"}] * 400_000),
+    "copies of a tensor": lambda agent: agent["extras"].update(x=[{"$array": "random.torch"}] * 100_000),
     "values": lambda agent: agent["extras"].update(x=[[]] * (2**21 + 1)),
 }
 

@@ -130,12 +130,11 @@ def _own_attributes(encoder: Encoder, model: SavableAlgorithm, without: set[str]
     names = vars(model).keys() - ours - set(model._excluded_save_params()) - without
     kept, lost = {}, []
     for name in sorted(names):
-        try:
-            if not may_be_set(type(model), name):
-                raise LookupError(name)
-            kept[name] = encoder.attempt(vars(model)[name], name)
-        except LookupError:
+        encoded = encoder.attempt(vars(model)[name], name) if may_be_set(type(model), name) else None
+        if encoded is None:
             lost.append(name)
+        else:
+            kept[name] = encoded[name]
     return kept, lost
 
 

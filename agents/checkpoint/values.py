@@ -7,6 +7,7 @@ that is a function is kept as a table of its values. A class or other function o
 ``module:name`` behind, for the message that asks for it.
 """
 
+import contextlib
 import functools
 import inspect
 import math
@@ -113,17 +114,15 @@ class Encoder:
         """Values by the names of their places."""
         return {name: self.encode(value, name) for name, value in values.items()}
 
-    def attempt(self, value: Any, where: str) -> Any:
-        """The same, for a value that need not be kept: ``LookupError`` where it is no data, and nothing of it stays."""
+    def attempt(self, value: Any, where: str) -> dict[str, Any] | None:
+        """The JSON of a value by its place; None if it is no data, and then nothing of it stays."""
         before = dict(self.tensors), dict(self.named), dict(self._shared)
-        try:
-            encoded = self.encode(value, where)
+        with contextlib.suppress(CheckpointError, RecursionError):
+            encoded = self.encode_all({where: value})
             if self.named == before[1]:
                 return encoded
-        except (CheckpointError, RecursionError):
-            pass
         self.tensors, self.named, self._shared = before
-        raise LookupError(where)
+        return None
 
     def _items(self, values: Any, where: str) -> list[Any]:
         return [self.encode(value, _join(where, index)) for index, value in enumerate(values)]
@@ -140,13 +139,13 @@ class Encoder:
             if type(value) is collection:
                 values: Any = value
                 return tag, self._items(values if collection is tuple else sorted(values, key=repr), where)
+        if type(value) is float:
+            return "$float", repr(value)
+        if isinstance(value, np.generic) and not isinstance(value, np.str_):
+            return "$scalar", self._scalar(value, where)
         for tag, (kind, written, _) in PLAIN.items():
             if isinstance(value, kind):
                 return tag, written(value)
-        if type(value) is float:
-            return "$float", repr(value)
-        if isinstance(value, np.generic):
-            return "$scalar", self._scalar(value, where)
         if isinstance(value, Tensor):
             return "$tensor", self._kept(value, where)
         if isinstance(value, np.ndarray):
@@ -271,7 +270,8 @@ class Decoder:
         self._budget = budget or Budget(subject)
         self._readers: dict[str, Callable[[Any, str], Any]] = {
             "$dict": self._dict,
-            "$scalar": self._scalar,
+            "$float": lambda name, where: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[name],
+            "$scalar": lambda value, where: _numeric(value[0]).type(self._decode(value[1], "")),
             "$tensor": self._tensor,
             "$array": lambda name, where: np.array(self._tensor(name, where).numpy()),
             "$space": self._space,
@@ -301,22 +301,17 @@ class Decoder:
             return self._items(value, where)
         if not isinstance(value, dict):
             return value
-        tags = [key for key in value if key.startswith("$")]
-        if not tags:
+        if not any(key.startswith("$") for key in value):
             return {key: self._decode(part, _join(where, key)) for key, part in value.items()}
         (tag, content), *more = value.items()
-        if not more and tag in COLLECTIONS:
-            return COLLECTIONS[tag](self._items(content, where))
-        if not more and tag in PLAIN:
-            return PLAIN[tag][2](content)
-        if not more and tag == "$float":
-            return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content]
-        if more or tag not in self._readers:
+        if more or not tag.startswith("$") or tag not in {*COLLECTIONS, *PLAIN, *self._readers}:
             raise CheckpointError(
                 f"{self._subject}: {where} is of a kind that this version does not know ({', '.join(sorted(value))}); "
                 "upgrade recurl, or use another copy"
             )
-        return self._readers[tag](content, where)
+        if tag in COLLECTIONS:
+            return COLLECTIONS[tag](self._items(content, where))
+        return PLAIN[tag][2](content) if tag in PLAIN else self._readers[tag](content, where)
 
     def _items(self, values: Any, where: str) -> list[Any]:
         return [self._decode(value, _join(where, index)) for index, value in enumerate(values)]
@@ -327,10 +322,6 @@ class Decoder:
             name = self._decode(key, "")
             decoded[name] = self._decode(value, _join(where, name))
         return decoded
-
-    def _scalar(self, value: Any, where: str) -> Any:
-        dtype, number = value
-        return _numeric(dtype).type(self._decode(number, ""))
 
     def _tensor(self, name: Any, where: str) -> Tensor:
         if name not in self._tensors:

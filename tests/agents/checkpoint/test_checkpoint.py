@@ -68,6 +68,10 @@ def own_schedule(progress_remaining: float) -> float:
     return 1e-3 * progress_remaining
 
 
+class OwnFloat(float):
+    """No float of JSON's."""
+
+
 class Opaque:
     """No data."""
 
@@ -331,7 +335,7 @@ def test_a_space_comes_back(space: spaces.Space[Any]) -> None:
 
 
 NO_DATA = [
-    *(Opaque(), object(), np.array(["a"]), np.array([Opaque()]), 1j, b"bytes", iter([])),
+    *(Opaque(), object(), OwnFloat(1.5), np.array(["a"]), np.array([Opaque()]), 1j, b"bytes", iter([])),
     *(spaces.Text(5), spaces.Graph(spaces.Discrete(2), None)),
 ]
 

@@ -115,7 +115,7 @@ def test_killing_the_writer_leaves_a_file_that_loads(trained: Model, tmp_path: P
     path = tmp_path / "agent.zip"
     trained.save(path)
     rng = random.Random(0)
-    for kill in range(12):
+    for kill in range(8):
         child = os.fork()
         if child == 0:
             while True:
