@@ -78,19 +78,14 @@ def load_algorithm(
     if env is not None:
         saved.warn_of_log(kwargs)
     venv, filled = (None, None) if env is None else _prepared(cls, env, saved)
+    policy = settings.pop("policy_class", None) or saved.policy_class(cls.policy_aliases)
+    n_envs = saved.n_envs if venv is None else venv.num_envs
+    bounded = venv is None or "n_steps" not in {*kwargs, *saved.custom_objects}
+    made: Any = cls
     with undisturbed():
-        model = built(
-            cls,
-            settings.pop("policy_class", None) or saved.policy_class(cls.policy_aliases),
-            settings,
-            saved.observation_space,
-            saved.action_space,
-            n_envs=saved.n_envs if venv is None else venv.num_envs,
-            device=device,
-            file=saved.file,
-            n_weights=saved.n_weights,
-            bounded=venv is None or "n_steps" not in {*kwargs, *saved.custom_objects},
-        )
+        with building(cls.__name__, saved.file, saved.n_weights, bounded=bounded):
+            model: Algorithm = made(policy, None, device=device, _init_setup_model=False)
+            set_up(model, settings, saved.observation_space, saved.action_space, n_envs)
         model.not_restored = missing
         saved.restore(model)
         if model.use_sde:
@@ -115,31 +110,17 @@ def check_changes(cls: type, kwargs: Mapping[str, Any], file: str) -> None:
         )
 
 
-def built(
-    cls: type[Algorithm],
-    policy: Any,
+def set_up(
+    model: SavableAlgorithm,
     settings: Mapping[str, Any],
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
-    *,
     n_envs: int,
-    device: torch.device | str,
-    file: str,
-    n_weights: int,
-    bounded: bool,
-) -> Algorithm:
-    """An agent with these settings, its networks as they come: what a file may ask for and nothing else is built.
-
-    Args:
-        n_weights, bounded: see :func:`agents.checkpoint.budget.building`.
-    """
-    with building(cls.__name__, file, n_weights, bounded=bounded):
-        made: Any = cls
-        model: Algorithm = made(policy=policy, env=None, device=device, _init_setup_model=False)
-        vars(model).update({attribute_name(name): value for name, value in settings.items()})
-        model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
-        model._setup_model()
-    return model
+) -> None:
+    """Gives an agent that was made without an environment its settings, and builds its networks and buffer."""
+    vars(model).update({attribute_name(name): value for name, value in settings.items()})
+    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
+    model._setup_model()
 
 
 def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tuple[VecEnv, VecNormalize | None]:

@@ -12,14 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import (
-    VecCheckNan,
-    VecEnv,
-    VecEnvWrapper,
-    VecMonitor,
-    VecNormalize,
-    VecTransposeImage,
-)
+from stable_baselines3.common import vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents.checkpoint.container import refused
 from agents.checkpoint.normalizer import shapes_of
@@ -27,7 +21,8 @@ from agents.checkpoint.values import Decoder
 from agents.rollout.buffer import map_observations
 
 Added = Callable[[Any, Any, NDArray[np.float32], NDArray[np.bool_]], Any]
-AROUND = (VecNormalize, VecTransposeImage, VecMonitor, VecCheckNan)  # they leave an observation's entries in place
+# Wrappers that leave an observation's entries in place.
+AROUND = (vec_env.VecNormalize, vec_env.VecTransposeImage, vec_env.VecMonitor, vec_env.VecCheckNan)
 
 
 @dataclass(frozen=True)

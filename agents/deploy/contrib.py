@@ -23,8 +23,9 @@ from torch import Tensor
 from agents.algorithms.ppo import RecurrentPPO
 from agents.checkpoint import CheckpointError, undisturbed
 from agents.checkpoint.agent import COUNTERS, imported_for_caller, set_weights, setting_names
+from agents.checkpoint.budget import building
 from agents.checkpoint.container import MALFORMED, PathOrFile, name_of, opened, parsed_json, refused
-from agents.checkpoint.loading import built, check_changes
+from agents.checkpoint.loading import check_changes, set_up
 from agents.checkpoint.torch_file import check_stored, read_state
 from agents.checkpoint.values import SCHEDULES, known_classes
 
@@ -85,19 +86,13 @@ def import_contrib(
     observed, acted = _spaces(file, data, observation_space, action_space)
     names = set(setting_names(RecurrentPPO)) - {"tensorboard_log"}  # a file does not say where to write
     weights = {_our_name(name): tensor for name, tensor in parameters["policy"].items()}
+    settings = {name: data[name] for name in sorted(names & data.keys())} | kwargs
+    n_weights = sum(tensor.numel() for tensor in weights.values())
     with undisturbed():
-        model = built(
-            RecurrentPPO,
-            policy or _policy_name(observed, weights),
-            {name: data[name] for name in sorted(names & data.keys())} | kwargs,
-            observed,
-            acted,
-            n_envs=data.get("n_envs", 1) if venv is None else venv.num_envs,
-            device=device,
-            file=file,
-            n_weights=sum(tensor.numel() for tensor in weights.values()),
-            bounded=venv is None or "n_steps" not in kwargs,
-        )
+        with building("RecurrentPPO", file, n_weights, bounded=venv is None or "n_steps" not in kwargs):
+            policy = policy or _policy_name(observed, weights)
+            model = RecurrentPPO(policy, None, device=device, _init_setup_model=False)
+            set_up(model, settings, observed, acted, data.get("n_envs", 1) if venv is None else venv.num_envs)
         model.not_restored = missing
         _restore(model, weights, parameters["policy.optimizer"], file)
         if model.use_sde:
