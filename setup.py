@@ -14,13 +14,13 @@ from setuptools import Distribution, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-HOUSE = "recurl"
+PACKAGE = "recurl"
 PLACES = {
-    "agents": f"{HOUSE}.agents",
-    "envs": f"{HOUSE}.envs",
-    "configs": f"{HOUSE}.configs",
-    "train": f"{HOUSE}.scripts.train",
-    "evaluate": f"{HOUSE}.scripts.evaluate",
+    "agents": f"{PACKAGE}.agents",
+    "envs": f"{PACKAGE}.envs",
+    "configs": f"{PACKAGE}.configs",
+    "train": f"{PACKAGE}.scripts.train",
+    "evaluate": f"{PACKAGE}.scripts.evaluate",
 }
 
 
@@ -63,21 +63,17 @@ def place(build_lib: Path) -> None:
     """Moves what was built at the top of a folder to its place below ``recurl``."""
     for name, place in PLACES.items():
         for built in (build_lib / name, build_lib / f"{name}.py"):
-            if not built.exists():
-                continue
             target = build_lib.joinpath(*place.split(".")).with_suffix(built.suffix)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files = [path for path in built.rglob("*") if path.is_file()] if built.is_dir() else [built]
-            for file in files:
-                moved = target / file.relative_to(built) if built.is_dir() else target
-                moved.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(file, moved)
             if built.is_dir():
+                shutil.copytree(built, target, dirs_exist_ok=True)
                 shutil.rmtree(built)
-    scripts = build_lib / HOUSE / "scripts"
+            elif built.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(built, target)
+    scripts = build_lib / PACKAGE / "scripts"
     if scripts.exists():
         (scripts / "__init__.py").write_text('"""What the console commands run."""\n', encoding="utf-8")
-    for file in (build_lib / HOUSE).rglob("*.py"):
+    for file in (build_lib / PACKAGE).rglob("*.py"):
         file.write_text(placed(file.read_text(encoding="utf-8"), str(file)), encoding="utf-8")
 
 
@@ -95,10 +91,10 @@ class BuildExt(build_ext):
             place(Path(self.build_lib))
 
 
-class House(Distribution):
+class Placed(Distribution):
     def iter_distribution_names(self) -> Iterator[str]:
-        """The top-level names, as ``top_level.txt`` tells them to other tools."""
-        return iter([HOUSE])
+        """The top-level names, as ``top_level.txt`` lists them for other tools."""
+        return iter([PACKAGE])
 
 
-setup(cmdclass={"build_py": BuildPy, "build_ext": BuildExt}, distclass=House)
+setup(cmdclass={"build_py": BuildPy, "build_ext": BuildExt}, distclass=Placed)

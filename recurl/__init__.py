@@ -1,7 +1,7 @@
 """RecuRL under its own name, the same in a checkout and where it is installed: ``from recurl import RecurrentPPO``.
 
 An installed package has everything below ``recurl``: ``recurl.agents``, ``recurl.envs``, ``recurl.configs``, so that it
-lies beside any other package that installs a top-level ``agents`` (OpenAI's Agents SDK does). In a checkout the same
+can be installed with any other package that has a top-level ``agents`` (OpenAI's Agents SDK). In a checkout the same
 folders are called ``agents``, ``envs`` and ``configs``; ``setup.py`` says how one becomes the other.
 """
 

@@ -35,12 +35,11 @@ FLOORS: dict[str, dict[str, int]] = {
 """A folder imports from its own floor and those below, without circles. There is no default floor."""
 
 MAY_IMPORT = {
-    "agents": {"agents.runs": {"envs", "configs"}, "agents.checkpoint": {"envs"}},
+    "agents": {"agents.runs": {"envs", "configs"}},
     "envs": {},
     "configs": {},
 }
-"""Packages that a folder may import besides its own: runs combine settings, environments and agents, and a
-checkpoint wraps an environment as its agent was trained on it."""
+"""Packages that a folder may import besides its own: runs are where settings, environments and agents meet."""
 
 
 def sources(package: str) -> list[Path]:

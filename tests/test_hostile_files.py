@@ -5,7 +5,6 @@ that would show that it was imported lies where commands are started, and in the
 """
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -16,7 +15,6 @@ import shutil
 import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +40,7 @@ from agents.memory import MEMORIES
 from configs import command_words
 from configs import printable as printable_of_scripts
 from tests.agents.probe_envs import clocks, small_ppo
+from tests.saved_files import Bomb, edited, members_of, rewritten, saved, zipped
 
 MODULE = "evilmod"
 NAMES = [
@@ -53,11 +52,8 @@ FILES = [f"{name}.py" for name in (MODULE, f"0{MODULE}", "evil-mod", f"{MODULE}Ã
 
 
 @pytest.fixture(scope="module")
-def agent_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = small_ppo(VecNormalize(clocks(n_envs=2)), "lstm", "separate").learn(16)
-    path = tmp_path_factory.mktemp("hostile") / "agent.zip"
-    model.save(path)
-    return path
+def agent_file() -> io.BytesIO:
+    return saved(small_ppo(VecNormalize(clocks(n_envs=2)), "lstm", "separate").learn(16))
 
 
 @pytest.fixture
@@ -75,29 +71,6 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def lures(folder: Path, marker: Path) -> None:
     for name in FILES:
         (folder / name).write_text(f"open({str(marker)!r}, 'w')\n")
-
-
-class Bomb:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.marker),)
-
-
-def edited(file: Path, edit: Callable[[Any], Any]) -> io.BytesIO:
-    """The agent with its JSON changed, and checksums that are right."""
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    manifest, agent = json.loads(members.pop("manifest.json")), json.loads(members["agent.json"])
-    edit(agent)
-    members["agent.json"] = json.dumps(agent).encode()
-    manifest["members"] = {n: {"size": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in members.items()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in {"manifest.json": json.dumps(manifest).encode(), **members}.items():
-            archive.writestr(name, data)
-    return buffer
 
 
 def kwargs_of(agent: Any) -> Any:
@@ -148,27 +121,26 @@ def attempt(file: io.BytesIO) -> None:
         lambda: SavedAgent(file).parameters(),
         lambda: import_contrib(file, clocks(n_envs=2), device="cpu"),
     ):
-        file.seek(0)
         with suppress(CheckpointError):
             use()
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_no_name_in_an_agents_file_is_imported(place: str, agent_file: Path, marker: Path) -> None:
+def test_no_name_in_an_agents_file_is_imported(place: str, agent_file: io.BytesIO, marker: Path) -> None:
     for name in NAMES if place == "memory" else [*NAMES[:2], "evil-mod:Cls", "os:system"]:
         attempt(edited(agent_file, lambda agent, name=name: PLACES[place](agent, name)))
         assert not marker.exists(), name
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MEMORIES])
-def test_a_memory_that_is_not_registered_is_refused_as_data(name: str, agent_file: Path) -> None:
+def test_a_memory_that_is_not_registered_is_refused_as_data(name: str, agent_file: io.BytesIO) -> None:
     forged = edited(agent_file, lambda agent: kwargs_of(agent).update(memory=name))
     for load in (lambda: RecurrentPPO.load(forged, device="cpu"), lambda: Player.load(forged)):
         with pytest.raises(CheckpointError, match=r"not a part of this package .there are rnn, lstm.* never imports"):
             load()
 
 
-def random_names(agent_file: Path, names: Any) -> None:
+def random_names(agent_file: io.BytesIO, names: Any) -> None:
     """Each is refused, and no module is there that was not before."""
     before = set(sys.modules) | {"encodings.cp437"}  # zipfile's own, of a member's name
     for name in names:
@@ -184,14 +156,14 @@ MODULES = strategies.one_of(LETTERS, strategies.sampled_from([MODULE, "os", "ant
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(strategies.lists(strategies.tuples(MODULES, strategies.sampled_from(["", ":", "::", "."]), LETTERS), max_size=2))
-def test_random_names_are_refused(agent_file: Path, parts: list[tuple[str, str, str]]) -> None:
+def test_random_names_are_refused(agent_file: io.BytesIO, parts: list[tuple[str, str, str]]) -> None:
     random_names(agent_file, ["".join(name) for name in parts])
 
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(strategies.lists(strategies.tuples(MODULES, LETTERS).map(":".join), min_size=3, max_size=3))
-def test_three_hundred_random_names_are_refused(agent_file: Path, names: list[str]) -> None:
+def test_three_hundred_random_names_are_refused(agent_file: io.BytesIO, names: list[str]) -> None:
     random_names(agent_file, names)
 
 
@@ -233,13 +205,13 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "units": lambda agent: kwargs_of(agent).update(memory_kwargs={"hidden_size": 2**14}),
     "layers": lambda agent: kwargs_of(agent).update(memory_kwargs={"num_layers": 2**30}),
     "heads": lambda agent: kwargs_of(agent).update(net_arch=[2**20, 2**20]),
-    "copies of a tensor": lambda agent: agent["extras"].update(x=[{"$array": "random.torch"}] * 400_000),
+    "copies of a tensor": lambda agent: agent["extras"].update(x=[{"$array": "random.torch"}] * 100_000),
     "values": lambda agent: agent["extras"].update(x=[[]] * (2**21 + 1)),
 }
 
 
 @pytest.mark.parametrize("what", SIZES)
-def test_what_is_too_large_is_refused_before_it_is_built(what: str, agent_file: Path) -> None:
+def test_what_is_too_large_is_refused_before_it_is_built(what: str, agent_file: io.BytesIO) -> None:
     """Measured in memory, in a process of its own: the largest that a process has had never falls."""
     forged = edited(agent_file, SIZES[what])
     reader, writer = os.pipe()
@@ -271,22 +243,9 @@ def test_what_is_too_large_is_refused_before_it_is_built(what: str, agent_file: 
 
 
 @pytest.fixture(scope="module")
-def contrib_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def contrib_file() -> io.BytesIO:
     settings = dict(n_steps=8, batch_size=8, n_epochs=1, device="cpu", policy_kwargs=dict(lstm_hidden_size=4))
-    model = sb3_contrib.RecurrentPPO("MlpLstmPolicy", clocks(n_envs=1), **settings).learn(8)  # type: ignore[arg-type]
-    path = tmp_path_factory.mktemp("contrib") / "model.zip"
-    model.save(path)
-    return path
-
-
-def rewritten(file: Path, changes: dict[str, bytes]) -> io.BytesIO:
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in {**members, **changes}.items():
-            archive.writestr(name, data)
-    return buffer
+    return saved(sb3_contrib.RecurrentPPO("MlpLstmPolicy", clocks(n_envs=1), **settings).learn(8))  # type: ignore[arg-type]
 
 
 def torch_file(content: Any) -> bytes:
@@ -295,14 +254,9 @@ def torch_file(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def pickled(content: bytes, records: dict[str, bytes] | None = None) -> bytes:
+def pickled(content: bytes) -> bytes:
     """A file of torch around any pickle."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", content)
-        for name, data in (records or {}).items():
-            archive.writestr(f"archive/data/{name}", data)
-    return buffer.getvalue()
+    return zipped({"archive/data.pkl": content}).getvalue()
 
 
 def nested(times: int) -> Any:
@@ -327,6 +281,9 @@ DAMAGED: dict[str, Any] = {
     "a tensor without data": {"x": torch.empty(2**40, device="meta")},
     "a list of lists of lists": {"x": nested(60)},
 }
+# A pair of a pair of ... of (): sixty of them, and a walk through all would not end.
+PAIRS = b")" + b"q\x00h\x00\x86" * 60
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ"
 RAW: dict[str, bytes] = {
     "a pickle of bytes that allocates 8 GiB": b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b".",
     "a memo of 2**32": b"\x80\x02}r\xff\xff\xff\xff.",
@@ -336,14 +293,19 @@ RAW: dict[str, bytes] = {
     "a module by inst": f"(i{MODULE}\nCls\n.".encode("latin-1"),
     "no end": b"\x80\x02}",
     "nothing": b"",
-    "a storage that is not there": b"\x80\x02}X\x01\x00\x00\x00x(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
-    b"X\x01\x00\x00\x009X\x03\x00\x00\x00cpuM\x10\x00tQs.",
+    "a storage that is not there": b"\x80\x02}X\x01\x00\x00\x00x" + STORAGE + b"s.",
+    "a name of pairs of pairs": b"\x80\x02}" + PAIRS + b"K\x01s.",
+    "a storage of pairs of pairs": b"\x80\x02(" + PAIRS + b"K\x00K\x00K\x00K\x00tQ.",
+    "a shape of pairs of pairs": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n("
+    + (STORAGE + b"K\x00" + PAIRS + b"q\x00h\x00tR."),
 }
 
 
 @pytest.mark.parametrize("member", ["policy.pth", "policy.optimizer.pth"])
 @pytest.mark.parametrize("damage", [*DAMAGED, *RAW])
-def test_damaged_weights_of_sb3_contrib_are_refused(damage: str, member: str, contrib_file: Path, marker: Path) -> None:
+def test_damaged_weights_of_sb3_contrib_are_refused(
+    damage: str, member: str, contrib_file: io.BytesIO, marker: Path
+) -> None:
     data = torch_file(DAMAGED[damage]) if damage in DAMAGED else pickled(RAW[damage])
     began = time.process_time()
     with pytest.raises(CheckpointError):
@@ -355,10 +317,10 @@ def test_damaged_weights_of_sb3_contrib_are_refused(damage: str, member: str, co
     "field", ["policy_kwargs", "clip_range", "policy_class", "observation_space", "rollout_buffer"]
 )
 @pytest.mark.parametrize("value", [{"memory": f"{MODULE}:Cls"}, f"{MODULE}:Cls", [1], {"x": {"y": 1}}, None, 2**70])
-def test_forged_fields_of_sb3_contrib_run_nothing(value: Any, field: str, contrib_file: Path, marker: Path) -> None:
-    with zipfile.ZipFile(contrib_file) as archive:
-        data = json.loads(archive.read("data"))
-    data[field] = value
+def test_forged_fields_of_sb3_contrib_run_nothing(
+    value: Any, field: str, contrib_file: io.BytesIO, marker: Path
+) -> None:
+    data = {**json.loads(members_of(contrib_file)["data"]), field: value}
     bomb = base64.b64encode(pickle.dumps(Bomb(marker))).decode()
     data["learning_rate"] = {":type:": "<class 'function'>", ":serialized:": bomb}
     forged = rewritten(contrib_file, {"data": json.dumps(data).encode()})
@@ -438,9 +400,9 @@ def test_a_strangers_run_imports_nothing(
         shutil.copytree(run, run.parent / "run2")
     assert USES[use](str(run)) == (0 if use in LOOKS_ONLY else 2)
     if use not in LOOKS_ONLY:
-        told = capsys.readouterr().err
-        assert "which would run that code" in told or "lies in the run itself" in told
-        assert "--trust" in told or "lies in the run itself" in told
+        message = capsys.readouterr().err
+        assert "which would run that code" in message or "lies in the run itself" in message
+        assert "--trust" in message or "lies in the run itself" in message
 
 
 @pytest.mark.parametrize("use", USES)
@@ -463,7 +425,7 @@ gymnasium.register("OfMine-v0", "gymnasium.envs.classic_control:CartPoleEnv", ma
 """
 
 
-def test_a_run_of_ones_own_is_known_and_anothers_is_asked_for_once(
+def test_ones_own_run_is_trusted_and_anothers_once_it_is_confirmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -180,7 +180,7 @@ def test_where_an_environment_is_not_deterministic_new_episodes_begin_and_that_i
     assert "new episodes begin" in capsys.readouterr().err
     last, before = (read_parameters(run.checkpoint(step))["policy.optimizer"] for step in (128, 64))
     assert last["state"][0]["step"] == 2 * before["state"][0]["step"]
-    moments = [normalizer_state(run.checkpoint(step)).rewards.seen for step in (64, 128)]
+    moments = [normalizer_state(run.checkpoint(step)).rewards.count for step in (64, 128)]
     assert moments[1] == pytest.approx(moments[0] + 64, abs=1)
     assert [row["step"] for row in rows_of(run.metrics)] == [row["step"] for row in rows_of(full.metrics)]
 

@@ -28,7 +28,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from agents.checkpoint.agent import (
+from agents.checkpoint import (
+    RestoredNormalizer,
     SavableAlgorithm,
     as_learned,
     check_parameters,
@@ -37,7 +38,6 @@ from agents.checkpoint.agent import (
     read_parameters,
     save_algorithm,
 )
-from agents.checkpoint.normalizer import RestoredNormalizer
 from agents.checks.arguments import (
     check_acts_as_it_learns,
     check_choice,

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
 from agents.analysis.evaluation import CONFIDENCE, Interval, bootstrap, evaluate, mean
-from agents.checkpoint.agent import undisturbed
+from agents.checkpoint import undisturbed
 from agents.deploy.player import Player
 from agents.memory import State
 

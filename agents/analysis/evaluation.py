@@ -21,8 +21,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, is_vecenv_wrapped
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, reset_steps
-from agents.checkpoint import normalizer_state, previous_inputs
-from agents.checkpoint.agent import undisturbed
+from agents.checkpoint import normalizer_state, previous_inputs, undisturbed
 from agents.deploy.player import Player
 
 Values = NDArray[np.float64]

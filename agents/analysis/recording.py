@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
-from agents.checkpoint.agent import undisturbed
+from agents.checkpoint import undisturbed
 from agents.deploy.player import Player
 from agents.memory import AttentionMemory, GTrXL, Memory, State
 from agents.memory.recurrent import LSTM, Recurrent

@@ -1,7 +1,7 @@
 """What reading a file may cost: everything is counted before it is allocated, against one constant.
 
-A file of some kilobytes can ask for a space of a billion numbers, a window of a billion steps or a rollout of a billion
-steps. A file that is honest asks for little beside its weights.
+A file of some kilobytes can ask for a space, a window or a rollout of a billion steps. An honest one asks for little
+besides its weights.
 """
 
 import math
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
-from agents.checkpoint.container import BUDGET, CheckpointError
+from agents.checkpoint.container import BUDGET, CheckpointError, refused
+from agents.memory import registered_only
 
 BYTES_A_NUMBER_OF_A_SPACE = 256  # bounds and their checks, comparisons, copies: 2**22 numbers take half a second
 
@@ -49,8 +50,8 @@ class Budget:
 
 
 @contextmanager
-def building(n_weights: int, file: str, *, bounded: bool = True) -> Iterator[None]:
-    """Stops the building of an agent that asks for much more than the weights there are for it.
+def building(what: str, file: str, n_weights: int, *, bounded: bool = True) -> Iterator[None]:
+    """Builds an agent from a file: names are registered ones, and it has no more than the file has weights for.
 
     Networks are counted as their parameters are registered, before they are initialized. Buffers, states and windows
     are counted as torch is asked for them.
@@ -58,27 +59,26 @@ def building(n_weights: int, file: str, *, bounded: bool = True) -> Iterator[Non
     Args:
         n_weights: how many numbers the file has for the networks.
         bounded: False where the caller has said how large the rollout is.
+
+    Raises:
+        CheckpointError: it asks for more, or for what makes no sense.
     """
-    limit = BUDGET + 64 * n_weights if bounded else math.inf
-    with _weights_counted(2 * n_weights + 2**16, file), _Allocations(Budget(file, limit)):
-        yield
-
-
-@contextmanager
-def _weights_counted(limit: int, file: str) -> Iterator[None]:
-    total = 0
+    most_weights, counted = 2 * n_weights + 2**16, 0
 
     def count(module: Any, name: str, parameter: Any) -> None:
-        nonlocal total
+        nonlocal counted
         if parameter is None or isinstance(parameter, UninitializedParameter) or not _Allocations.is_active():
             return
-        total += parameter.numel()
-        if total > limit:
+        counted += parameter.numel()
+        if counted > most_weights:
             raise CheckpointError(f"{file}: the settings ask for larger networks than there are weights; it is refused")
 
+    nonsense = refused(f"{file}: no {what} can be built from its settings", "change them or use another copy")
+    budget = Budget(file, BUDGET + 64 * n_weights if bounded else math.inf)
     handle = register_module_parameter_registration_hook(count)
     try:
-        yield
+        with nonsense, registered_only(), _Allocations(budget):
+            yield
     finally:
         handle.remove()
 
@@ -93,7 +93,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @staticmethod
     def is_active() -> bool:
         """Whether this thread is inside: the registration hook is the whole process's."""
-        return any(isinstance(mode, _Allocations) for mode in _modes())
+        return any(isinstance(mode, _Allocations) for mode in _get_current_dispatch_mode_stack())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,11 +107,6 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self._budget.take(tensor.numel() * tensor.element_size(), what)
         return made
-
-
-def _modes() -> list[Any]:
-    modes: list[Any] = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    return modes
 
 
 def _asked(named: Mapping[str, Any]) -> int:

@@ -1,12 +1,11 @@
-"""The file itself: one uncompressed zip of JSON and safetensors, with a manifest, written whole or not at all.
+"""The file itself: one uncompressed zip of JSON and safetensors, with a manifest, written atomically.
 
-A file is data. Its members are ``manifest.json`` (format, version, size and SHA-256 of every other member),
-``agent.json``, any number of ``*.safetensors``, and ``data``, a summary under the name and in the form in which tools
-for Stable-Baselines3 look for one, which is never read here. Nothing else is accepted, and nothing in it is ever
-unpickled, imported or extracted to disk. Members are stored uncompressed, so none can be larger than the file.
+Its members are ``manifest.json``, ``agent.json``, any number of ``*.safetensors``, and ``data``, a summary under the
+name where tools for Stable-Baselines3 look for one, which is never read here. Nothing else is accepted, and nothing is
+unpickled, imported or extracted to disk. Members are stored uncompressed, so none is larger than the file.
 
-The checksums find damage, not forgery: who can write the file can write the manifest. What a forged file can do is
-bounded by what is read from it, which is numbers, strings and names of a fixed list.
+The checksums find damage, not forgery: what a forged file can do is bounded by what is read from it, which is numbers,
+strings and names of a fixed list.
 """
 
 import contextlib
@@ -17,10 +16,11 @@ import json
 import os
 import re
 import secrets
+import stat
 import struct
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,30 +30,19 @@ from torch import Tensor
 
 from agents.checks.text import printable
 
-FORMAT = "recurl-checkpoint"
-VERSION = 1
-SUFFIX = ".zip"
-
-MANIFEST = "manifest.json"
-AGENT = "agent.json"
-SUMMARY = "data"
+FORMAT, VERSION, SUFFIX = "recurl-checkpoint", 1, ".zip"
+MANIFEST, AGENT, SUMMARY = "manifest.json", "agent.json", "data"
 TENSORS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}\.safetensors")
 
-BUDGET = 2**30  # bytes that reading may take beside a few times the file's own size; more is taken for a forgery
+BUDGET = 2**30  # bytes that reading may take besides a few times the file's own size; more is taken for a forgery
 LARGEST_JSON = 64 * 2**20  # bytes
 MOST_VALUES = 2**21  # of a JSON document; each takes some hundred bytes once it is read
-STALE_AFTER = 10.0  # seconds; a younger temporary file may belong to a writer that has not locked it yet
+STALE_AFTER = 3600.0  # seconds; a younger temporary file may belong to a process that is still writing
 
-# What Python, NumPy, torch and gymnasium raise on data that makes no sense.
+# What Python, NumPy, torch, gymnasium and safetensors raise on data that makes no sense.
 MALFORMED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    SafetensorError,
 )
 
 PathOrFile = str | os.PathLike[str] | IO[bytes]
@@ -63,7 +52,18 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read. The message names the file, what was expected, and what to do."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))  # it tells names from files, which a terminal would obey
+        super().__init__(printable(message))  # it quotes files, and a terminal obeys control characters
+
+
+@contextlib.contextmanager
+def refused(what: str, advice: str = "use another copy") -> Iterator[None]:
+    """Raises CheckpointError, ``what`` with the reason and the advice, where the data inside make no sense."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except MALFORMED as error:
+        raise CheckpointError(f"{what} ({error}); {advice}") from error
 
 
 def name_of(path: PathOrFile) -> str:
@@ -79,27 +79,27 @@ def write_archive(
     tensors: Mapping[str, Mapping[str, Tensor]],
     summary: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes ``agent`` as JSON and each entry of ``tensors`` as a safetensors member called after its key.
+    """Writes ``agent`` as JSON, each entry of ``tensors`` as a safetensors member, ``summary`` for other tools.
 
-    ``summary`` is what other tools find under ``data``.
-
-    A path without a suffix gets ``.zip``; missing folders are made. The file appears whole or not at all: it is
-    written beside its place, synced to disk, and renamed. Where that fails, what was there before stays and the rest is
-    removed. An open binary file is written to as it is.
+    A path without a suffix gets ``.zip``; missing folders are made. The file is written next to its place, synced to
+    disk, and renamed: where that fails, what was there before stays. An open binary file is written to as it is.
 
     Raises:
-        CheckpointError: the data cannot be serialised, or the disk does not take it.
+        CheckpointError: the data cannot be serialized, or the disk does not take it.
     """
-    members = {AGENT: _json_bytes(agent)}
+    to_json = json.JSONEncoder(indent=1, allow_nan=False).encode
+    members = {AGENT: to_json(agent).encode()}
     _check_json(members[AGENT], AGENT, name_of(path))
     if summary is not None:
-        members[SUMMARY] = _json_bytes(summary)
-    members.update({f"{name}.safetensors": safetensors.torch.save(dict(part)) for name, part in tensors.items()})
-    members[MANIFEST] = _json_bytes({"format": FORMAT, "version": VERSION, "members": _checksums(members)})
+        members[SUMMARY] = to_json(summary).encode()
+    members |= {f"{name}.safetensors": safetensors.torch.save(dict(part)) for name, part in tensors.items()}
+    checksums = {name: _checksum(data) for name, data in members.items()}
+    members[MANIFEST] = to_json({"format": FORMAT, "version": VERSION, "members": checksums}).encode()
     data = _zipped(members)
     try:
         if isinstance(path, str | os.PathLike):
-            _replace(_with_suffix(Path(path)), data)
+            path = Path(path)
+            _replace(path if path.suffix else path.with_name(path.name + SUFFIX), data)
         else:
             path.write(data)
     except OSError as error:
@@ -110,7 +110,7 @@ def write_archive(
 
 
 def read_archive(path: PathOrFile) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """The JSON and the tensors of a file, on the CPU, after every check: what :func:`write_archive` was given.
+    """What :func:`write_archive` was given, the tensors on the CPU, after every check.
 
     A path that does not exist is tried again with ``.zip``, as Stable-Baselines3 does.
 
@@ -118,28 +118,34 @@ def read_archive(path: PathOrFile) -> tuple[dict[str, Any], dict[str, dict[str, 
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged, of another kind, or of a newer version.
     """
-    name = name_of(path)
-    if isinstance(path, str | os.PathLike):
-        found = existing(Path(path))
-        name = str(found)
-        with found.open("rb") as file:
-            members = _checked_members(file, name)
-    else:
-        members = _checked_members(path, name)
+    with opened(path) as file:
+        name = name_of(file)
+        members = _checked_members(file, name)
     agent = parsed_json(members.pop(AGENT), AGENT, name)
     members.pop(SUMMARY, None)
-    tensors = {
-        member.removesuffix(".safetensors"): _parsed_tensors(data, member, name) for member, data in members.items()
-    }
+    tensors = {}
+    for member, data in members.items():
+        # The library checks that every shape has just the bytes it says, so none can ask for more than the file holds.
+        with refused(f"{name}: {member} holds no readable tensors"):
+            tensors[member.removesuffix(".safetensors")] = safetensors.torch.load(data)
     return agent, tensors
 
 
-def _checksums(members: Mapping[str, bytes]) -> dict[str, Any]:
-    return {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in members.items()}
+def opened(path: PathOrFile) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """A file to read: at the path, at the path with ``.zip``, or the open file that is handed over."""
+    if not isinstance(path, str | os.PathLike):
+        return contextlib.nullcontext(path)
+    path = Path(path)
+    for candidate in (path, path.with_name(path.name + SUFFIX)):
+        if candidate.is_file():
+            return candidate.open("rb")
+    if path.exists():
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint, a zip written by save()")
+    raise FileNotFoundError(errno.ENOENT, f"no checkpoint at this path, nor with {SUFFIX} behind it", str(path))
 
 
-def _json_bytes(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, allow_nan=False).encode()
+def _checksum(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _check_json(data: bytes, member: str, name: str) -> None:
@@ -161,44 +167,39 @@ def _zipped(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _with_suffix(path: Path) -> Path:
-    return path if path.suffix else path.with_name(path.name + SUFFIX)
-
-
-def existing(path: Path) -> Path:
-    """The path, or the path with ``.zip``, whichever is a file."""
-    for candidate in (path, path.with_name(path.name + SUFFIX)):
-        if candidate.is_file():
-            return candidate
-    if path.exists():
-        raise CheckpointError(f"{path} is not a file; expected a checkpoint, a zip written by save()")
-    raise FileNotFoundError(errno.ENOENT, f"no checkpoint at this path, nor with {SUFFIX} behind it", str(path))
-
-
 def _replace(path: Path, data: bytes) -> None:
-    """Writes beside the path, syncs, renames; on any failure removes what it wrote."""
+    """Writes next to the path, syncs, renames; on any failure removes what it wrote."""
     path = Path(os.path.realpath(path))  # a link stays a link
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+    prefix = f".{path.name[:200]}."
+    _remove_stale(path.parent, prefix)
+    temporary = path.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            _lock(file)
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            os.chmod(temporary, path.stat().st_mode & 0o7777)
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 
 
+def _remove_stale(folder: Path, prefix: str) -> None:
+    """Removes temporary files of processes that were killed while they wrote."""
+    pattern = re.compile(re.escape(prefix) + r"[0-9a-f]{16}\.tmp")
+    for entry in folder.iterdir():
+        if pattern.fullmatch(entry.name):
+            with contextlib.suppress(OSError):
+                if time.time() - entry.stat().st_mtime > STALE_AFTER:
+                    entry.unlink()
+
+
 def _sync_directory(folder: Path) -> None:
-    """Makes the rename itself durable, where the system can."""
+    """Makes the rename itself durable, if the system can."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -211,36 +212,13 @@ def _sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Marks a temporary file as somebody's; the mark goes with the process. True where there was none."""
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _sweep(path: Path) -> None:
-    """Removes temporary files of writers of this path that were killed."""
-    pattern = re.compile(re.escape(f".{path.name[:200]}.") + r"[0-9a-f]{16}\.tmp")
-    for entry in path.parent.iterdir():
-        if pattern.fullmatch(entry.name):
-            with contextlib.suppress(OSError), entry.open("rb") as file:
-                if time.time() - os.fstat(file.fileno()).st_mtime > STALE_AFTER and _lock(file):
-                    entry.unlink()
-
-
 def _checked_members(file: IO[bytes], name: str) -> dict[str, bytes]:
     """Every member but the manifest, after its size, checksum and name are found right."""
     try:
         with zipfile.ZipFile(file) as archive:
-            _check_layout(archive, _size_of(file), name)
+            _check_layout(archive, file.seek(0, os.SEEK_END), name)
             manifest = _checked_manifest(archive, name)
-            return {member: _checked_member(archive, member, manifest[member], name) for member in sorted(manifest)}
+            members = {member: archive.read(member) for member in sorted(manifest)}
     except CheckpointError:
         raise
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, struct.error) as error:
@@ -250,13 +228,13 @@ def _checked_members(file: IO[bytes], name: str) -> dict[str, bytes]:
         ) from error
     except (NotImplementedError, RuntimeError, ValueError, OverflowError, OSError) as error:
         raise CheckpointError(f"{name} is damaged and cannot be read ({error}); use another copy") from error
-
-
-def _size_of(file: IO[bytes]) -> int:
-    before = file.tell()
-    size = file.seek(0, os.SEEK_END)
-    file.seek(before)
-    return size
+    for member, data in members.items():
+        if manifest[member] != _checksum(data):
+            raise CheckpointError(
+                f"{name}: {member} is not what was written (its checksum differs), so the file is damaged; use another "
+                "copy"
+            )
+    return members
 
 
 def _check_layout(archive: zipfile.ZipFile, size: int, name: str) -> None:
@@ -289,11 +267,9 @@ def _checked_manifest(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     if MANIFEST not in archive.namelist():
         raise CheckpointError(f"{name} has no {MANIFEST}, so it is no checkpoint; expected a zip written by save()")
     manifest = parsed_json(archive.read(MANIFEST), MANIFEST, name)
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{name} is of the format {manifest.get('format')!r}; expected {FORMAT!r}")
     version = manifest.get("version")
-    if type(version) is not int or version < 1:
-        raise CheckpointError(f"{name} is of version {version!r}, which is no number; use another copy")
+    if manifest.get("format") != FORMAT or type(version) is not int or version < 1:
+        raise CheckpointError(f"{name} is of the format {manifest.get('format')!r} {version!r}; expected {FORMAT!r}")
     if version > VERSION:
         raise CheckpointError(
             f"{name} is of version {version}, newer than this recurl reads ({VERSION}); upgrade recurl to load it"
@@ -302,15 +278,6 @@ def _checked_manifest(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     if not isinstance(members, dict) or set(members) != set(archive.namelist()) - {MANIFEST} or AGENT not in members:
         raise CheckpointError(f"{name} does not hold the members its manifest lists; use another copy")
     return members
-
-
-def _checked_member(archive: zipfile.ZipFile, member: str, expected: Any, name: str) -> bytes:
-    data = archive.read(member)
-    if expected != {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
-        raise CheckpointError(
-            f"{name}: {member} is not what was written (its checksum differs), so the file is damaged; use another copy"
-        )
-    return data
 
 
 def parsed_json(data: bytes, member: str, name: str) -> dict[str, Any]:
@@ -324,20 +291,8 @@ def parsed_json(data: bytes, member: str, name: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
-    try:
+    with refused(f"{name}: {member} is not JSON"):
         content = json.loads(data, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name}: {member} is not JSON ({error}); use another copy") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{name}: {member} holds a {type(content).__name__}, expected an object; use another copy"
-        )
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, expected an object")
     return content
-
-
-def _parsed_tensors(data: bytes, member: str, name: str) -> dict[str, Tensor]:
-    # The library checks that every shape has just the bytes it says, so no shape can ask for more than the file holds.
-    try:
-        return safetensors.torch.load(data)
-    except (SafetensorError, *MALFORMED) as error:
-        raise CheckpointError(f"{name}: {member} holds no readable tensors ({error}); use another copy") from error

@@ -1,13 +1,13 @@
 """The running statistics of a ``VecNormalize`` as data, and back around an environment.
 
-An agent that learned from normalised observations is blind without the statistics, so they are saved and loaded with
+An agent that learned from normalized observations is blind without the statistics, so they are saved and loaded with
 it. Axes: B environments.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -15,18 +15,20 @@ from numpy.typing import NDArray
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.checkpoint.container import MALFORMED, CheckpointError
+from agents.checkpoint.container import CheckpointError, refused
 from agents.checkpoint.values import Decoder
 
 FRESH_COUNT = RunningMeanStd().count
-SETTINGS = ("training", "norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+SWITCHES = ("training", "norm_obs", "norm_reward")
+NUMBERS = ("clip_obs", "clip_reward", "gamma", "epsilon")
+SETTINGS = (*SWITCHES, *NUMBERS, "norm_obs_keys")
 
 
 class RestoredNormalizer(VecNormalize):
     """The normalizer that came with a saved agent, around an environment that was given without one.
 
-    While the agent learns it is what it was in training. At all other times it shows observations as the agent knows
-    them, gives the true rewards, and its statistics stand still: who looks at the environment need not know of it.
+    While the agent learns it is what it was in training. At all other times it normalizes observations alone, gives the
+    true rewards, and its statistics stand still: who looks at the environment need not know of it.
     """
 
     def __init__(self, venv: VecEnv, **settings: Any) -> None:
@@ -51,40 +53,24 @@ class RestoredNormalizer(VecNormalize):
         return {**super().__getstate__(), **self.learns_with}
 
 
-class Moments(NamedTuple):
-    """Mean and variance of what was seen, float64, and how many that were."""
-
-    mean: NDArray[np.float64]
-    var: NDArray[np.float64]
-    seen: float
-
-    @classmethod
-    def of(cls, statistics: RunningMeanStd) -> "Moments":
-        mean, var = np.array(statistics.mean, np.float64), np.array(statistics.var, np.float64)
-        return cls(mean, var, float(statistics.count))
-
-    def write_to(self, statistics: RunningMeanStd) -> None:
-        statistics.mean, statistics.var, statistics.count = self.mean.copy(), self.var.copy(), self.seen
-
-
 @dataclass(frozen=True)
 class NormalizerState:
     """Everything a ``VecNormalize`` knows.
 
     Args:
         settings: its constructor's arguments.
-        observation_space: that of the environments inside it, before normalisation.
-        observations: moments of each key of a Dict observation, under ``""`` those of a plain one; empty where
-            observations are not normalised.
-        rewards: moments of the discounted return, by which rewards are scaled.
+        observation_space: that of the environments inside it, before normalization.
+        observations: statistics of each key of a Dict observation, under ``""`` those of a plain one; empty if
+            observations are not normalized.
+        rewards: statistics of the discounted return, by which rewards are scaled.
         returns: (B,) the discounted return of each running episode.
-        last_observations: the last ones, unnormalised, as ``get_original_obs`` gives them; None before the first.
+        last_observations: the last ones, unnormalized, as ``get_original_obs`` gives them; None before the first.
     """
 
     settings: dict[str, Any]
     observation_space: spaces.Space[Any]
-    observations: dict[str, Moments]
-    rewards: Moments
+    observations: dict[str, RunningMeanStd]
+    rewards: RunningMeanStd
     returns: NDArray[np.float64]
     last_observations: Any = None
 
@@ -97,8 +83,8 @@ class NormalizerState:
         return cls(
             settings=settings,
             observation_space=wrapper.venv.observation_space,
-            observations={key: Moments.of(part) for key, part in _statistics(wrapper).items()},
-            rewards=Moments.of(wrapper.ret_rms),
+            observations={key: part.copy() for key, part in _statistics(wrapper).items()},
+            rewards=wrapper.ret_rms.copy(),
             returns=np.array(wrapper.returns, np.float64),
             last_observations=getattr(wrapper, "old_obs", None),
         )
@@ -106,53 +92,54 @@ class NormalizerState:
     def to_data(self) -> dict[str, Any]:
         """Plain values, arrays and a space, for :class:`agents.checkpoint.values.Encoder`."""
         return {
-            "settings": self.settings,
-            "observation_space": self.observation_space,
-            "observations": {key: list(part) for key, part in self.observations.items()},
-            "rewards": list(self.rewards),
-            "returns": self.returns,
-            "last_observations": self.last_observations,
+            **vars(self),
+            "observations": {key: _moments(part) for key, part in self.observations.items()},
+            "rewards": _moments(self.rewards),
         }
 
     @classmethod
-    def from_data(cls, data: Any, decoder: Decoder, file: str) -> "NormalizerState":
+    def from_data(cls, data: Any, decoder: Decoder, file: str) -> "NormalizerState | None":
         """The inverse, on what was read from a file; every shape is checked against the space."""
         read = decoder.decode(data, "normalizer")
-        try:
-            state = cls(
-                settings=dict(read["settings"]),
-                observation_space=read["observation_space"],
-                observations={key: Moments(*part) for key, part in read["observations"].items()},
-                rewards=Moments(*read["rewards"]),
-                returns=read["returns"],
-                last_observations=read["last_observations"],
-            )
-            if set(state.settings) != set(SETTINGS) or not isinstance(state.observation_space, spaces.Space):
-                raise ValueError(f"expected the settings {', '.join(SETTINGS)}")
-            _check_settings(state.settings)
-            _check_moments(state)
-        except MALFORMED as error:
-            raise CheckpointError(f"{file}: the normaliser cannot be understood ({error}); use another copy") from error
+        if read is None:
+            return None
+        with refused(f"{file}: the normalizer cannot be understood"):
+            space = read["observation_space"]
+            observations = {
+                key: _running(part, (space.spaces[key] if isinstance(space, spaces.Dict) else space).shape)
+                for key, part in read["observations"].items()
+            }
+            state = cls(**{**read, "observations": observations, "rewards": _running(read["rewards"], ())})
+            state._check()
         return state
+
+    def _check(self) -> None:
+        keys = self.settings["norm_obs_keys"]
+        if set(self.settings) != set(SETTINGS) or not isinstance(self.observation_space, spaces.Space):
+            raise ValueError(f"expected the settings {', '.join(SETTINGS)}")
+        if not (keys is None or (isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys))):
+            raise ValueError(f"norm_obs_keys {keys!r}")
+        for names, kind in ((SWITCHES, bool), (NUMBERS, int | float | np.number)):
+            for name in names:
+                if not isinstance(self.settings[name], kind):
+                    raise ValueError(f"{name} is {self.settings[name]!r}")
+        if self.returns.ndim != 1:
+            raise ValueError(f"returns of shape {self.returns.shape}")
 
     def wrap(self, venv: VecEnv) -> RestoredNormalizer:
         """``venv`` in a new normalizer with these settings and statistics, at rest.
 
         Raises:
-            CheckpointError: its observations are not of the kind that were normalised.
+            CheckpointError: its observations are not of the kind that were normalized.
         """
-        if not same_shapes(venv.observation_space, self.observation_space):
+        if shapes_of(venv.observation_space) != shapes_of(self.observation_space):
             raise CheckpointError(
-                f"the saved normaliser was around an environment with observations {self.observation_space}, the one "
-                f"given has {venv.observation_space}; give an environment as it was before normalisation, or wrap it "
+                f"the saved normalizer was around an environment with observations {self.observation_space}, the one "
+                f"given has {venv.observation_space}; give an environment as it was before normalization, or wrap it "
                 "in VecNormalize yourself, where it belongs among the other wrappers"
             )
-        try:
+        with refused(f"no VecNormalize can be made with the saved settings {self.settings}"):
             wrapper = RestoredNormalizer(venv, **self.settings)
-        except MALFORMED as error:
-            raise CheckpointError(
-                f"no VecNormalize can be made with the saved settings {self.settings}: {error}"
-            ) from error
         self.load_into(wrapper)
         return wrapper
 
@@ -160,20 +147,20 @@ class NormalizerState:
         """Gives a wrapper these statistics, and leaves its settings.
 
         Raises:
-            CheckpointError: it normalises other observations than the agent learned from.
+            CheckpointError: it normalizes other observations than the agent learned from.
         """
         statistics = _statistics(wrapper)
         ours = {key: part.mean.shape for key, part in self.observations.items()}
         theirs = {key: part.mean.shape for key, part in statistics.items()}
         if ours != theirs:
             raise CheckpointError(
-                f"the agent learned with normalised observations {_described(ours)}, the VecNormalize given normalises "
+                f"the agent learned with normalized observations {_described(ours)}, the VecNormalize given normalizes "
                 f"{_described(theirs)}; give it norm_obs={self.settings['norm_obs']} and "
                 f"norm_obs_keys={self.settings['norm_obs_keys']}, or give the environment without it and it is wrapped"
             )
         for key, part in self.observations.items():
-            part.write_to(statistics[key])
-        self.rewards.write_to(wrapper.ret_rms)
+            vars(statistics[key]).update(vars(part.copy()))
+        vars(wrapper.ret_rms).update(vars(self.rewards.copy()))
 
     def resume(self, wrapper: VecNormalize) -> None:
         """Also gives a wrapper what belongs to the episodes in progress, if there are as many environments."""
@@ -183,19 +170,16 @@ class NormalizerState:
                 wrapper.old_obs = self.last_observations
 
     def normalize(self, observation: Any) -> Any:
-        """Raw observations, one or a batch (B, ...), as the agent learned to see them: ``normalize_obs``."""
-        if not self.observations:
-            return observation
+        """``VecNormalize.normalize_obs``, of one observation or a batch (B, ...)."""
         if not isinstance(observation, dict):
-            return self._normalized(observation, self.observations[""])
-        return {
-            key: self._normalized(part, self.observations[key]) if key in self.observations else part
-            for key, part in observation.items()
-        }
+            return self._normalized(observation, "")
+        return {key: self._normalized(part, key) for key, part in observation.items()}
 
-    def _normalized(self, observation: NDArray[Any], moments: Moments) -> NDArray[np.float32]:
-        limit = self.settings["clip_obs"]
-        scaled = (observation - moments.mean) / np.sqrt(moments.var + self.settings["epsilon"])
+    def _normalized(self, observation: NDArray[Any], key: str) -> NDArray[Any]:
+        if key not in self.observations:
+            return observation
+        seen, limit = self.observations[key], self.settings["clip_obs"]
+        scaled = (observation - seen.mean) / np.sqrt(seen.var + self.settings["epsilon"])
         clipped: NDArray[np.float32] = np.clip(scaled, -limit, limit).astype(np.float32)
         return clipped
 
@@ -206,16 +190,11 @@ def is_fresh(wrapper: VecNormalize) -> bool:
     return all(part.count == FRESH_COUNT for part in statistics)
 
 
-def same_shapes(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
-    """Whether observations of two spaces have the same keys and shapes, whatever their bounds."""
-    if isinstance(one, spaces.Dict) or isinstance(other, spaces.Dict):
-        return (
-            isinstance(one, spaces.Dict)
-            and isinstance(other, spaces.Dict)
-            and one.spaces.keys() == other.spaces.keys()
-            and all(same_shapes(one.spaces[key], other.spaces[key]) for key in one.spaces)
-        )
-    return one.shape == other.shape
+def shapes_of(space: spaces.Space[Any]) -> Any:
+    """The shape of a space's observations, by key in a Dict: what spaces have in common whatever their bounds."""
+    if isinstance(space, spaces.Dict):
+        return {key: shapes_of(part) for key, part in space.spaces.items()}
+    return space.shape
 
 
 def _statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
@@ -225,25 +204,17 @@ def _statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
     return dict(statistics) if isinstance(statistics, dict) else {"": statistics}
 
 
+def _moments(statistics: RunningMeanStd) -> list[Any]:
+    return [np.array(statistics.mean, np.float64), np.array(statistics.var, np.float64), float(statistics.count)]
+
+
+def _running(moments: Any, shape: Any) -> RunningMeanStd:
+    statistics = RunningMeanStd(shape=shape)
+    statistics.mean, statistics.var, statistics.count = moments
+    if statistics.mean.shape != shape or statistics.var.shape != shape or not isinstance(statistics.count, float):
+        raise ValueError(f"statistics of shape {statistics.mean.shape} for observations of shape {shape}")
+    return statistics
+
+
 def _described(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{key or 'of shape'} {shape}" for key, shape in shapes.items()) or "not at all"
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    keys = settings["norm_obs_keys"]
-    if not (keys is None or (isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys))):
-        raise ValueError(f"norm_obs_keys {keys!r}")
-    for name, value in settings.items():
-        switch = name in ("training", "norm_obs", "norm_reward")
-        if name != "norm_obs_keys" and not isinstance(value, bool if switch else int | float | np.number):
-            raise ValueError(f"{name} is {value!r}")
-
-
-def _check_moments(state: NormalizerState) -> None:
-    space = state.observation_space
-    shapes = [space.spaces[key].shape if isinstance(space, spaces.Dict) else space.shape for key in state.observations]
-    for moments, shape in zip((*state.observations.values(), state.rewards), (*shapes, ()), strict=True):
-        if moments.mean.shape != shape or moments.var.shape != shape or not isinstance(moments.seen, float):
-            raise ValueError(f"statistics of shape {moments.mean.shape} for observations of shape {shape}")
-    if state.returns.ndim != 1:
-        raise ValueError(f"returns of shape {state.returns.shape}")

@@ -1,39 +1,33 @@
 """The last action and reward among an agent's inputs as data, and back around an environment that does not show them.
 
-Who learned with ``envs.wrappers.transforms.PreviousActionReward`` outermost cannot act without it, so its settings are
-saved and loaded with the agent, as the normalizer's are. Axes: B environments.
+Who learned with the wrapper ``previous_action_reward`` outermost cannot act without it, so its settings are saved and
+loaded with the agent, as the normalizer's are. The wrapper is the environments', which agents do not import: it is
+handed in by ``agents.runs.previous``. Axes: B environments.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import (
-    VecCheckNan,
-    VecEnv,
-    VecEnvWrapper,
-    VecMonitor,
-    VecNormalize,
-    VecTransposeImage,
-)
+from stable_baselines3.common import vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from agents.checkpoint.container import MALFORMED, CheckpointError
-from agents.checkpoint.normalizer import same_shapes
+from agents.checkpoint.container import refused
+from agents.checkpoint.normalizer import shapes_of
 from agents.checkpoint.values import Decoder
-from envs.tasks.observations import take, write
-from envs.vector.vectorize import WrappedVecEnv
-from envs.wrappers.transforms import PreviousActionReward
+from agents.rollout.buffer import map_observations
 
 Added = Callable[[Any, Any, NDArray[np.float32], NDArray[np.bool_]], Any]
-AROUND = (VecNormalize, VecTransposeImage, VecMonitor, VecCheckNan)  # they leave an observation's entries in place
+# Wrappers that leave an observation's entries in place.
+AROUND = (vec_env.VecNormalize, vec_env.VecTransposeImage, vec_env.VecMonitor, vec_env.VecCheckNan)
 
 
 @dataclass(frozen=True)
 class PreviousInputs:
-    """What an agent sees beside what its environment shows: last action and reward, whether an episode starts.
+    """What an agent sees besides what its environment shows: last action and reward, whether an episode starts.
 
     Args:
         observation_space: that of the environment, without them.
@@ -45,12 +39,17 @@ class PreviousInputs:
     action_space: spaces.Space[Any]
     start: bool
 
+    transform: ClassVar[Any]
+    """The wrapper's arithmetic, ``envs.wrappers.transforms.PreviousActionReward``."""
+    vectorized: ClassVar[Any]
+    """What puts it around a ``VecEnv``, ``envs.vector.vectorize.WrappedVecEnv``."""
+
     @classmethod
     def of(cls, venv: VecEnv | None) -> "PreviousInputs | None":
-        """Those of an environment; None where it has none, or something else lies around them."""
+        """Those of an environment; None if it has none, or something else lies around them."""
         while isinstance(venv, AROUND):
             venv = venv.venv
-        if not (isinstance(venv, WrappedVecEnv) and type(venv.transform) is PreviousActionReward):
+        if not (isinstance(venv, cls.vectorized) and type(venv.transform) is cls.transform):
             return None
         return cls(venv.venv.observation_space, venv.venv.action_space, venv.transform.start)
 
@@ -66,26 +65,24 @@ class PreviousInputs:
         file: str,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-    ) -> "PreviousInputs":
+    ) -> "PreviousInputs | None":
         """The inverse, on what was read from a file of an agent that sees and acts in these spaces."""
         read = decoder.decode(data, "previous_action_reward")
-        try:
+        if read is None:
+            return None
+        with refused(f"{file}: the previous actions and rewards cannot be understood"):
             inside, start = read["observation_space"], read["start"]
             if not isinstance(inside, spaces.Space) or not isinstance(start, bool):
                 raise ValueError("expected a space, and whether episode starts are seen")
             # One-hot, a choice takes as many entries as it has values: not more than the agent sees.
             if spaces.flatdim(inside) > spaces.flatdim(observation_space):
                 raise ValueError(f"observations of {inside} would be more than the agent sees")
-        except MALFORMED as error:
-            raise CheckpointError(
-                f"{file}: the previous actions and rewards cannot be understood ({error}); use another copy"
-            ) from error
-        return cls(inside, action_space, start)
+            return cls(inside, action_space, start)
 
     def adding(self, num_envs: int) -> Added:
         """What adds them: observations (B, ...), the actions (B, ...) and rewards (B,) before, and whose episode starts
         (B,) -> what the agent sees, (B, ...)."""
-        transform = PreviousActionReward(self.observation_space, self.action_space, num_envs, start=self.start)
+        transform = self.transform(self.observation_space, self.action_space, num_envs, start=self.start)
 
         def added(observations: Any, actions: Any, rewards: NDArray[np.float32], starts: NDArray[np.bool_]) -> Any:
             started = starts.nonzero()[0]
@@ -93,7 +90,11 @@ class PreviousInputs:
                 return transform.begin(observations, started)
             seen = transform.follow(observations, actions, rewards)
             if len(started):
-                write(seen, started, transform.begin(take(observations, started), started))
+                first = transform.begin(map_observations(lambda part: part[started], observations), started)
+                for key in seen if isinstance(seen, dict) else ():
+                    seen[key][started] = first[key]
+                if not isinstance(seen, dict):
+                    seen[started] = first
             return seen
 
         return added
@@ -107,8 +108,9 @@ class PreviousInputs:
 
     def missing_in(self, venv: VecEnv) -> bool:
         """Whether these environments show what is inside, without the inputs."""
-        return same_shapes(venv.observation_space, self.observation_space)
+        return bool(shapes_of(venv.observation_space) == shapes_of(self.observation_space))
 
     def wrap(self, venv: VecEnv) -> VecEnvWrapper:
         """``venv`` with the inputs around it."""
-        return WrappedVecEnv(venv, PreviousActionReward, {"start": self.start})
+        wrapped: VecEnvWrapper = self.vectorized(venv, self.transform, {"start": self.start})
+        return wrapped

@@ -39,10 +39,10 @@ class TableSchedule:
 
 
 def sampled(function: Callable[[float], Any]) -> TableSchedule | None:
-    """The table of a function of the progress remaining; None where it is none, or none that a table can hold.
+    """The table of a function of the progress remaining; None if it is none, or needs too many points.
 
-    A straight line is held by its two ends, and so is exact; a curve by as many points as hold it to ``PRECISION``, a
-    jump by two that are next to each other.
+    A straight line is kept as its two ends, and so is exact; a curve as many points as approximate it to ``PRECISION``,
+    a jump as two that are next to each other.
     """
     try:
         points = {part / GRID: float(function(part / GRID)) for part in range(GRID + 1)}

@@ -1,12 +1,13 @@
 """Settings as data: Python values to JSON and tensors, and back, by value only.
 
-What can be told in JSON is; tuples, NumPy scalars, infinities, dtypes, spaces and schedules get an object with one key
+What JSON has no word for (tuples, NumPy scalars, infinities, dtypes, spaces, schedules, ...) is an object with one key
 that starts with ``$``. Arrays and tensors go to safetensors and leave their name behind. Classes are stored by their
 name in a fixed list (:func:`known_classes`): reading never imports anything and never calls anything else. A schedule
 that is a function is kept as a table of its values. A class or other function of the user's own leaves its
 ``module:name`` behind, for the message that asks for it.
 """
 
+import contextlib
 import functools
 import inspect
 import math
@@ -26,12 +27,12 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from torch import Tensor
 
 from agents.checkpoint.budget import Budget
-from agents.checkpoint.container import MALFORMED, CheckpointError
+from agents.checkpoint.container import CheckpointError, refused
 from agents.checkpoint.schedules import TableSchedule, sampled
 from agents.encoders import ENCODERS
 from agents.memory import MEMORIES
 
-BYTES_A_COPY = 2**14  # what the copy of a tensor is counted as beside its numbers: many small ones take their time
+BYTES_A_COPY = 2**14  # what the copy of a tensor is counted as besides its numbers: many small ones take their time
 
 MEMORY = "policy_kwargs.memory"  # the one setting in which a string may stand for a class
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")  # settings that may be functions of the progress
@@ -41,6 +42,8 @@ SCHEDULES: dict[str, tuple[type, tuple[str, ...]]] = {
     "LinearSchedule": (LinearSchedule, ("start", "end", "end_fraction")),
     "TableSchedule": (TableSchedule, ("progress", "values")),
 }
+NUMERIC = "biuf"  # kinds of dtypes
+COLLECTIONS: dict[str, type] = {"$tuple": tuple, "$set": set, "$frozenset": frozenset}
 
 
 class NotGiven(CheckpointError):
@@ -48,7 +51,7 @@ class NotGiven(CheckpointError):
 
 
 def known_classes() -> dict[str, dict[str, type]]:
-    """Every class a file may name, by kind and name. Registries are read anew, so what is added to them counts."""
+    """Every class a file may name, by kind and name. Registries are read at each call, so what is added counts."""
     extractors: dict[str, type] = {cls.__name__: cls for cls in (FlattenExtractor, NatureCNN, CombinedExtractor)}
     return {
         "torch.nn": _classes_in(torch.nn, torch.nn.Module),
@@ -60,13 +63,17 @@ def known_classes() -> dict[str, dict[str, type]]:
     }
 
 
-def _torch_dtypes() -> dict[str, torch.dtype]:
-    return {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
-
-
 @functools.cache
 def _classes_in(module: Any, base: type) -> dict[str, type]:
     return {name: cls for name, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, base)}
+
+
+def custom_name(value: Any) -> str:
+    """``module:name`` of a class, a function, or a callable object's class."""
+    if isinstance(value, functools.partial):
+        return custom_name(value.func)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 class Encoder:
@@ -76,9 +83,6 @@ class Encoder:
         subject: what is being saved, for messages.
 
     ``named`` holds what was kept by its name alone, by its place.
-
-    Raises (from :meth:`encode`):
-        CheckpointError: a value is of a kind that a file of data cannot hold; the message names its place.
     """
 
     def __init__(self, subject: str) -> None:
@@ -89,43 +93,36 @@ class Encoder:
         self._names = {cls: [kind, name] for kind, known in known_classes().items() for name, cls in known.items()}
 
     def encode(self, value: Any, where: str = "") -> Any:
-        if value is None or type(value) in (bool, int):
+        """The JSON of a value.
+
+        Raises:
+            CheckpointError: it is of a kind that a file of data cannot hold; the message names its place.
+        """
+        kind = type(value)
+        if kind in (str, np.str_) and (where != MEMORY or value in MEMORIES):
+            return str(value)
+        if value is None or kind in (bool, int) or (kind is float and math.isfinite(value)):
             return value
-        if isinstance(value, np.generic) and not isinstance(value, np.str_):
-            return self._numpy_scalar(value, where)
-        if type(value) is float:
-            return value if math.isfinite(value) else {"$float": repr(value)}
-        if type(value) in (str, np.str_):
-            return self._by_name(value, where) if where == MEMORY and value not in MEMORIES else str(value)
-        if type(value) is list:
+        if kind is list:
             return self._items(value, where)
         if isinstance(value, Mapping) and not isinstance(value, spaces.Space):
             return self._mapping(value, where)
-        return self._tagged(value, where)
+        tag, content = self._tagged(value, where)
+        return {tag: content}
 
-    def attempt(self, value: Any, where: str) -> Any:
-        """The same, for a value that need not be kept: ``LookupError`` where it is no data, and nothing of it stays."""
-        tensors, named = dict(self.tensors), dict(self.named)
-        try:
-            encoded = self.encode(value, where)
-        except (CheckpointError, RecursionError) as error:
-            self.tensors, self.named = tensors, named
-            raise LookupError(where) from error
-        if len(self.named) > len(named):
-            self.tensors, self.named = tensors, named
-            raise LookupError(where)
-        return encoded
+    def encode_all(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by the names of their places."""
+        return {name: self.encode(value, name) for name, value in values.items()}
 
-    def _by_name(self, value: Any, where: str) -> dict[str, Any]:
-        name = str(value) if isinstance(value, str) else custom_name(value)
-        self.named[where] = name
-        return {"$custom": name}
-
-    def _numpy_scalar(self, value: Any, where: str) -> dict[str, Any]:
-        exact = {"b": bool, "i": int, "u": int, "f": float}
-        if value.dtype.kind not in exact or value.dtype.itemsize > 8:
-            raise self._refusal(value, where)
-        return {"$scalar": [value.dtype.str, self.encode(exact[value.dtype.kind](value), where)]}
+    def attempt(self, value: Any, where: str) -> dict[str, Any] | None:
+        """The JSON of a value by its place; None if it is no data, and then nothing of it stays."""
+        before = dict(self.tensors), dict(self.named), dict(self._shared)
+        with contextlib.suppress(CheckpointError, RecursionError):
+            encoded = self.encode_all({where: value})
+            if self.named == before[1]:
+                return encoded
+        self.tensors, self.named, self._shared = before
+        return None
 
     def _items(self, values: Any, where: str) -> list[Any]:
         return [self.encode(value, _join(where, index)) for index, value in enumerate(values)]
@@ -137,43 +134,51 @@ class Encoder:
             "$dict": [[self.encode(k, f"a key of {where}"), self.encode(v, _join(where, k))] for k, v in value.items()]
         }
 
-    def _tagged(self, value: Any, where: str) -> dict[str, Any]:
-        if type(value) is tuple:
-            return {"$tuple": self._items(value, where)}
-        if type(value) in (set, frozenset):
-            return {f"${type(value).__name__}": self._items(sorted(value, key=repr), where)}
+    def _tagged(self, value: Any, where: str) -> tuple[str, Any]:
+        for tag, collection in COLLECTIONS.items():
+            if type(value) is collection:
+                values: Any = value
+                return tag, self._items(values if collection is tuple else sorted(values, key=repr), where)
+        if type(value) is float:
+            return "$float", repr(value)
+        if isinstance(value, np.generic) and not isinstance(value, np.str_):
+            return "$scalar", self._scalar(value, where)
+        for tag, (kind, written, _) in PLAIN.items():
+            if isinstance(value, kind):
+                return tag, written(value)
         if isinstance(value, Tensor):
-            return {"$tensor": self._kept(value, where)}
+            return "$tensor", self._kept(value, where)
         if isinstance(value, np.ndarray):
-            return {"$array": self._kept(self._as_tensor(value, where), where)}
-        if isinstance(value, np.dtype):
-            return {"$dtype": value.str}
-        if isinstance(value, torch.dtype):
-            return {"$torch.dtype": str(value).removeprefix("torch.")}
-        if isinstance(value, torch.device):
-            return {"$device": str(value)}
-        if isinstance(value, PurePath):
-            return {"$path": os.fspath(value)}
+            return "$array", self._kept(self._as_tensor(value, where), where)
         if isinstance(value, spaces.Space):
-            return {"$space": self._space(value, where)}
-        if isinstance(value, FloatSchedule | ConstantSchedule | LinearSchedule | TableSchedule):
-            return self._schedule(value, where)
+            return "$space", self._space(value, where)
         if inspect.isclass(value) and value in self._names:
-            return {"$class": self._names[value]}
-        if where in SCHEDULED and callable(value) and (table := sampled(value)) is not None:
-            return self._schedule(table, where)
+            return "$class", self._names[value]
         if callable(value):
-            return self._by_name(value, where)
+            return self._function(value, where)
+        if isinstance(value, str):
+            return self._name_alone(str(value), where)
         raise self._refusal(value, where)
 
-    def _schedule(self, schedule: Any, where: str) -> dict[str, Any]:
-        if isinstance(schedule, FloatSchedule):
-            return self._tagged(schedule.value_schedule, where)
+    def _function(self, value: Any, where: str) -> tuple[str, Any]:
+        scheduled = where in SCHEDULED or isinstance(value, FloatSchedule)
+        if isinstance(value, FloatSchedule):
+            value = value.value_schedule
+        if scheduled and not isinstance(value, ConstantSchedule | LinearSchedule | TableSchedule):
+            value = sampled(value) or value
         for name, (cls, fields) in SCHEDULES.items():
-            if type(schedule) is cls:
-                return {"$schedule": [name, [self.encode(getattr(schedule, field), where) for field in fields]]}
-        table = sampled(schedule)
-        return self._by_name(schedule, where) if table is None else self._schedule(table, where)
+            if type(value) is cls:
+                return "$schedule", [name, [self.encode(getattr(value, field), where) for field in fields]]
+        return self._name_alone(custom_name(value), where)
+
+    def _name_alone(self, name: str, where: str) -> tuple[str, str]:
+        self.named[where] = name
+        return "$custom", name
+
+    def _scalar(self, value: Any, where: str) -> list[Any]:
+        if value.dtype.kind not in NUMERIC or value.dtype.itemsize > 8:
+            raise self._refusal(value, where)
+        return [value.dtype.str, self.encode(value.item(), where)]
 
     def _space(self, space: spaces.Space[Any], where: str) -> dict[str, Any]:
         if isinstance(space, spaces.Box):
@@ -207,10 +212,8 @@ class Encoder:
         return described
 
     def _as_tensor(self, array: NDArray[Any], where: str) -> Tensor:
-        if array.dtype.kind not in "biuf":
-            raise self._refusal(array, where, f"an array of dtype {array.dtype}")
         try:
-            return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+            return torch.from_numpy(np.array(array, dtype=_numeric(array.dtype).newbyteorder("="), order="C"))
         except TypeError as error:
             raise self._refusal(array, where, f"an array of dtype {array.dtype}") from error
 
@@ -227,7 +230,7 @@ class Encoder:
             count += 1
             name = f"{base}#{count}"
         self.tensors[name] = tensor.detach().cpu().contiguous().clone()
-        self._shared[identity] = name, tensor  # held, so that its address is not given to another
+        self._shared[identity] = name, tensor  # referenced, so that its address is not given to another
         return name
 
     def _refusal(self, value: Any, where: str, what: str | None = None) -> CheckpointError:
@@ -245,8 +248,8 @@ class Decoder:
     Args:
         tensors: what the file holds.
         subject: the file, for messages.
-        custom: gives the object that the user wants at a place, in place of what is stored there, or raises
-            ``KeyError``. It is told the place and whether a class or function of some name stands there.
+        custom: what the user wants at a place in place of what is stored there, by the place; a class or function of
+            ``policy_kwargs`` by its own name too.
         budget: what decoding may cost; by default that of a file of these tensors.
 
     ``used`` holds the names of the tensors that were asked for.
@@ -256,15 +259,26 @@ class Decoder:
         self,
         tensors: Mapping[str, Tensor],
         subject: str,
-        custom: Callable[[str, bool], Any] | None = None,
+        custom: Mapping[str, Any] | None = None,
         budget: Budget | None = None,
     ) -> None:
         self.used: set[str] = set()
         self._tensors = tensors
         self._subject = subject
-        self._custom = custom
+        self._custom = custom or {}
         self._classes = known_classes()
         self._budget = budget or Budget(subject)
+        self._readers: dict[str, Callable[[Any, str], Any]] = {
+            "$dict": self._dict,
+            "$float": lambda name, where: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[name],
+            "$scalar": lambda value, where: _numeric(value[0]).type(self._decode(value[1], "")),
+            "$tensor": self._tensor,
+            "$array": lambda name, where: np.array(self._tensor(name, where).numpy()),
+            "$space": self._space,
+            "$schedule": self._schedule,
+            "$class": self._class,
+            "$custom": self._not_given,
+        }
 
     def decode(self, value: Any, where: str = "") -> Any:
         """The value for a piece of JSON.
@@ -272,55 +286,42 @@ class Decoder:
         Raises:
             CheckpointError: it is none that :class:`Encoder` writes, or names what is not known here.
         """
-        try:
+        with refused(f"{self._subject}: {where or 'a value'} cannot be understood"):
             return self._decode(value, where)
-        except CheckpointError:
-            raise
-        except MALFORMED as error:
-            raise CheckpointError(
-                f"{self._subject}: {where or 'a value'} cannot be understood ({error}); use another copy"
-            ) from error
 
     def _decode(self, value: Any, where: str) -> Any:
         unknown = where == MEMORY and isinstance(value, str) and value not in MEMORIES
-        if self._custom is not None and where:
-            names_something = unknown or (isinstance(value, dict) and bool({"$custom", "$class"} & value.keys()))
-            try:
-                return self._custom(where, names_something)
-            except KeyError:
-                pass
+        by_name = unknown or (isinstance(value, dict) and bool({"$custom", "$class"} & value.keys()))
+        for place in (where, _last(where)) if by_name and where.startswith("policy_kwargs.") else (where,):
+            if place and place in self._custom:
+                return self._custom[place]
         if unknown:
-            self._own(value, where)
+            self._not_given(value, where)
         if isinstance(value, list):
             return self._items(value, where)
         if not isinstance(value, dict):
             return value
-        tags = [key for key in value if key.startswith("$")]
-        if not tags:
+        if not any(key.startswith("$") for key in value):
             return {key: self._decode(part, _join(where, key)) for key, part in value.items()}
-        if len(value) > 1 or tags[0] not in self._readers:
+        (tag, content), *more = value.items()
+        if more or not tag.startswith("$") or tag not in {*COLLECTIONS, *PLAIN, *self._readers}:
             raise CheckpointError(
                 f"{self._subject}: {where} is of a kind that this version does not know ({', '.join(sorted(value))}); "
                 "upgrade recurl, or use another copy"
             )
-        return self._readers[tags[0]](self, value[tags[0]], where)
+        if tag in COLLECTIONS:
+            return COLLECTIONS[tag](self._items(content, where))
+        return PLAIN[tag][2](content) if tag in PLAIN else self._readers[tag](content, where)
 
     def _items(self, values: Any, where: str) -> list[Any]:
-        return [self._decode(value, _join(where, index)) for index, value in enumerate(_checked(values, list))]
+        return [self._decode(value, _join(where, index)) for index, value in enumerate(values)]
 
     def _dict(self, pairs: Any, where: str) -> dict[Any, Any]:
         decoded = {}
-        for key, value in _checked(pairs, list):
+        for key, value in pairs:
             name = self._decode(key, "")
             decoded[name] = self._decode(value, _join(where, name))
         return decoded
-
-    def _float(self, value: Any, where: str) -> float:
-        return {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[value]
-
-    def _scalar(self, value: Any, where: str) -> Any:
-        dtype, number = value
-        return _numeric_dtype(dtype).type(self._decode(number, ""))
 
     def _tensor(self, name: Any, where: str) -> Tensor:
         if name not in self._tensors:
@@ -332,9 +333,6 @@ class Decoder:
             tensor = tensor.clone()
         self.used.add(name)
         return tensor
-
-    def _array(self, name: Any, where: str) -> NDArray[Any]:
-        return np.array(self._tensor(name, where).numpy())
 
     def _class(self, value: Any, where: str) -> type:
         kind, name = value
@@ -353,83 +351,54 @@ class Decoder:
         if len(arguments) != len(fields):
             raise ValueError(f"{name} takes {', '.join(fields)}")
         decoded = [self._decode(argument, "") for argument in arguments]
-        return cls(*(decoded if cls is TableSchedule else map(_number, decoded)))
+        return cls(*(decoded if cls is TableSchedule else map(float, decoded)))
 
-    def _own(self, name: Any, where: str) -> Any:
+    def _not_given(self, name: Any, where: str) -> Any:
         known = f" (there are {', '.join(MEMORIES)})" if where == MEMORY else ""
+        last = re.split(r"[:.]", str(name))[-1]
+        variable = last if last.isidentifier() else "..."
         raise NotGiven(
             f"{self._subject}: {where} is {str(name)!r}, not a part of this package{known}, and loading never imports "
-            f"anything for a file. Pass it yourself: load(..., custom_objects={{{_last(where)!r}: {_variable(name)}}})"
+            f"anything for a file. Pass it yourself: load(..., custom_objects={{{_last(where)!r}: {variable}}})"
         )
 
-    def _space(self, value: Any, where: str) -> spaces.Space[Any]:
-        described = _checked(value, dict)
+    def _space(self, described: Any, where: str) -> spaces.Space[Any]:
         kind = described["kind"]
         self._budget.take_space((), where)
         if kind == "Box":
             return self._box(described, where)
         if kind == "Discrete":
-            arguments: dict[str, Any] = {"start": _checked(described["start"], int)}
-            if np.dtype(described["dtype"]) != np.int64:  # older gymnasium has no such argument
-                arguments["dtype"] = _numeric_dtype(described["dtype"]).type
-            return spaces.Discrete(_checked(described["n"], int), **arguments)
+            dtype = _numeric(described["dtype"])
+            arguments: dict[str, Any] = {"n": described["n"], "start": described["start"]}
+            if dtype != np.int64:  # older gymnasium has no such argument
+                arguments["dtype"] = dtype.type
+            return spaces.Discrete(**arguments)
         if kind == "MultiDiscrete":
-            dtype = _numeric_dtype(described["dtype"])
+            dtype = _numeric(described["dtype"])
             nvec, start = np.array(described["nvec"], dtype), np.array(described["start"], dtype)
             self._budget.take_space(nvec.shape, where)
             return spaces.MultiDiscrete(nvec, dtype=dtype.type, start=start)
         if kind == "MultiBinary":
-            n = [_checked(size, int) for size in described["n"]]
+            n = described["n"]
             self._budget.take_space(n, where)
             return spaces.MultiBinary(n[0] if described["flat"] else n)
         if kind == "Dict":
-            return spaces.Dict(
-                [(_checked(key, str), self._space(part, _join(where, key))) for key, part in described["spaces"]]
-            )
+            return spaces.Dict([(key, self._space(part, _join(where, key))) for key, part in described["spaces"]])
         if kind == "Tuple":
             return spaces.Tuple([self._space(part, _join(where, i)) for i, part in enumerate(described["spaces"])])
         raise ValueError(f"there is no space {kind!r}")
 
     def _box(self, described: Mapping[str, Any], where: str) -> spaces.Box:
-        shape = tuple(_checked(size, int) for size in described["shape"])
+        shape, dtype = tuple(described["shape"]), _numeric(described["dtype"])
         self._budget.take_space(shape, where)
-        dtype = _numeric_dtype(described["dtype"])
-        low, high = (
-            np.broadcast_to(np.asarray(self._decode(described[side], ""), dtype), shape).copy()
-            for side in ("low", "high")
-        )
-        space = spaces.Box(low, high, shape, dtype=dtype.type)
-        for side in ("bounded_below", "bounded_above"):
-            if side in described:
-                setattr(space, side, np.broadcast_to(self._decode(described[side], "").astype(bool), shape).copy())
+
+        def bound(side: str, dtype: Any) -> NDArray[Any]:
+            return np.broadcast_to(np.asarray(self._decode(described[side], ""), dtype), shape).copy()
+
+        space = spaces.Box(bound("low", dtype), bound("high", dtype), shape, dtype=dtype.type)
+        for side in {"bounded_below", "bounded_above"} & described.keys():
+            setattr(space, side, bound(side, bool))
         return space
-
-    _readers: dict[str, Callable[["Decoder", Any, str], Any]] = {  # noqa: RUF012
-        "$tuple": lambda self, value, where: tuple(self._items(value, where)),
-        "$set": lambda self, value, where: set(self._items(value, where)),
-        "$frozenset": lambda self, value, where: frozenset(self._items(value, where)),
-        "$dict": _dict,
-        "$float": _float,
-        "$scalar": _scalar,
-        "$tensor": _tensor,
-        "$array": _array,
-        "$dtype": lambda self, value, where: _numeric_dtype(value),
-        "$torch.dtype": lambda self, value, where: _torch_dtype(value),
-        "$device": lambda self, value, where: torch.device(_checked(value, str)),
-        "$path": lambda self, value, where: Path(_checked(value, str)),
-        "$space": _space,
-        "$schedule": _schedule,
-        "$class": _class,
-        "$custom": _own,
-    }
-
-
-def custom_name(value: Any) -> str:
-    """``module:name`` of a class, a function, or a callable object's class."""
-    if isinstance(value, functools.partial):
-        return custom_name(value.func)
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _join(where: str, key: Any) -> str:
@@ -440,30 +409,22 @@ def _last(where: str) -> str:
     return where.rpartition(".")[2]
 
 
-def _variable(name: Any) -> str:
-    """A class name to show in a message, from ``module:Class``."""
-    last = re.split(r"[:.]", str(name))[-1]
-    return last if last.isidentifier() else "..."
+def _numeric(dtype: Any) -> np.dtype[Any]:
+    # The names of numeric dtypes are short; NumPy parses a long one as a record of many fields, for a minute.
+    named: np.dtype[Any] = np.dtype(dtype if isinstance(dtype, np.dtype) else str(dtype)[:8])
+    if named.kind not in NUMERIC:
+        raise TypeError(f"{named} is no numeric dtype")
+    return named
 
 
-def _checked(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
-    return value
+def _torch_dtype(name: str) -> torch.dtype:
+    return {key: dtype for key, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}[name]
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"expected a number, got {type(value).__name__}")
-    return value
-
-
-def _numeric_dtype(name: Any) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(_checked(name, str))
-    if dtype.kind not in "biuf":
-        raise TypeError(f"{name!r} is no numeric dtype")
-    return dtype
-
-
-def _torch_dtype(name: Any) -> torch.dtype:
-    return _torch_dtypes()[_checked(name, str)]
+PLAIN: dict[str, tuple[type, Callable[[Any], str], Callable[[str], Any]]] = {
+    "$dtype": (np.dtype, lambda dtype: str(dtype.str), _numeric),
+    "$torch.dtype": (torch.dtype, lambda dtype: str(dtype).removeprefix("torch."), _torch_dtype),
+    "$device": (torch.device, str, torch.device),
+    "$path": (PurePath, os.fspath, Path),
+}
+"""Kinds of values that a string tells: their type, the string of a value, the value of a string."""

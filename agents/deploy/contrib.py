@@ -1,51 +1,40 @@
 """Imports models saved by ``sb3_contrib.RecurrentPPO``, without running what is pickled in them.
 
-Such a file is a zip of one JSON document, ``data``, and state dicts written by ``torch.save``. Most fields of ``data``
-are plain JSON; the others carry a pickle, and beside it, as text, what their attributes look like. The pickles are left
-alone; schedules and classes that are known here are recognized by that text. The state dicts are read by
-``agents.checkpoint.torch_file``.
+Such a file is a zip of one JSON document, ``data``, and state dicts written by ``torch.save``, which
+``agents.checkpoint.torch_file`` reads. Most fields of ``data`` are plain JSON; the others carry a pickle with a text of
+what its attributes look like. The pickles are left alone; schedules and classes that are known are recognized by that
+text.
 """
 
-import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import IO, Any
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor
 
-from agents.checkpoint.agent import (
-    COUNTERS,
-    attribute_name,
-    check_parameters,
-    setting_names,
-    undisturbed,
-    use_own_kernels,
-    with_memory_imported,
-)
+from agents.algorithms.ppo import RecurrentPPO
+from agents.checkpoint import CheckpointError, undisturbed
+from agents.checkpoint.agent import COUNTERS, imported_for_caller, set_weights, setting_names
 from agents.checkpoint.budget import building
-from agents.checkpoint.container import MALFORMED, CheckpointError, PathOrFile, existing, name_of, parsed_json
+from agents.checkpoint.container import MALFORMED, PathOrFile, name_of, opened, parsed_json, refused
+from agents.checkpoint.loading import check_changes, set_up
 from agents.checkpoint.torch_file import check_stored, read_state
 from agents.checkpoint.values import SCHEDULES, known_classes
-from agents.memory import registered_only
-
-if TYPE_CHECKING:
-    from agents.algorithms.ppo import RecurrentPPO
 
 RENAMED = (("lstm_actor.", "memory_actor."), ("lstm_critic.", "memory_critic."), ("critic.", "memory_critic.linear."))
 NUMBER = r"([-+0-9.e]+)"
 CONSTANT = re.compile(rf"ConstantSchedule\(val={NUMBER}\)")
 LINEAR = re.compile(rf"LinearSchedule\(start={NUMBER}, end={NUMBER}, end_fraction={NUMBER}\)")
 PICKLED = ":serialized:"
+AS_MADE = "give policy=... and policy_kwargs=... as the agent was made with"
 
 
 def import_contrib(
@@ -60,7 +49,7 @@ def import_contrib(
     device: torch.device | str = "auto",
     custom_objects: dict[str, Any] | None = None,
     **kwargs: Any,
-) -> "RecurrentPPO":
+) -> RecurrentPPO:
     """The agent that ``sb3_contrib.RecurrentPPO`` saved, as one of ours: same actions, values and log-probabilities.
 
     Weights, the optimizer's state, settings and counters come along. A ``VecNormalize`` is not part of such a file:
@@ -81,28 +70,31 @@ def import_contrib(
         FileNotFoundError: there is no such file.
         CheckpointError: it is no such file, or something must be given that cannot be read without unpickling.
     """
-    from agents.algorithms.ppo import RecurrentPPO  # here, since the algorithms import this package
-
-    file = str(existing(Path(path))) if isinstance(path, str | os.PathLike) else name_of(path)
-    unknown = sorted(set(kwargs) - set(setting_names(RecurrentPPO)))
-    if unknown:
-        raise CheckpointError(f"RecurrentPPO has no setting {', '.join(unknown)} to change on importing {file}")
     if policy_kwargs is not None:
-        kwargs["policy_kwargs"] = with_memory_imported(policy_kwargs)
+        kwargs["policy_kwargs"] = imported_for_caller(policy_kwargs)
     if custom_objects and not allow_pickle:
         raise CheckpointError("custom_objects are for allow_pickle=True; give settings by name, as learning_rate=1e-4")
-    read = _unpickled if allow_pickle else _plain
-    data, parameters, missing = read(path, file, kwargs, custom_objects)
+    with opened(path) as stream:
+        file = name_of(stream)
+        check_changes(RecurrentPPO, kwargs, file)
+        read = _unpickled if allow_pickle else _read
+        data, parameters, pickled = read(stream, file, custom_objects)
+    missing = _ask_for({name: looks for name, looks in pickled.items() if name not in kwargs}, file)
     venv = None if env is None else RecurrentPPO._wrap_env(maybe_make_env(env, 0))
-    observation_space, action_space = _spaces(file, data, venv, observation_space, action_space)
-    policy = policy or _policy_name(observation_space, parameters["policy"])
+    if venv is not None:
+        observation_space, action_space = venv.observation_space, venv.action_space
+    observed, acted = _spaces(file, data, observation_space, action_space)
     names = set(setting_names(RecurrentPPO)) - {"tensorboard_log"}  # a file does not say where to write
+    weights = {_our_name(name): tensor for name, tensor in parameters["policy"].items()}
     settings = {name: data[name] for name in sorted(names & data.keys())} | kwargs
+    n_weights = sum(tensor.numel() for tensor in weights.values())
     with undisturbed():
-        bounded = venv is None or "n_steps" not in kwargs
-        model = _built(file, policy, settings, observation_space, action_space, device, data, venv, parameters, bounded)
+        with building("RecurrentPPO", file, n_weights, bounded=venv is None or "n_steps" not in kwargs):
+            policy = policy or _policy_name(observed, weights)
+            model = RecurrentPPO(policy, None, device=device, _init_setup_model=False)
+            set_up(model, settings, observed, acted, data.get("n_envs", 1) if venv is None else venv.num_envs)
         model.not_restored = missing
-        _restore(model, parameters, file)
+        _restore(model, weights, parameters["policy.optimizer"], file)
         if model.use_sde:
             model.policy.reset_noise(model.n_envs)
     vars(model).update({name: data[name] for name in COUNTERS if isinstance(data.get(name), int | float)})
@@ -112,82 +104,55 @@ def import_contrib(
     return model
 
 
-def _plain(
-    path: PathOrFile, file: str, given: Mapping[str, Any], custom_objects: Any
-) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """What can be read without unpickling: the fields that are data, the state dicts, and the settings that are not."""
-    with _opened(path, file) as archive:
-        stored = parsed_json(archive.read("data"), "data", file)
-        parameters = {
-            name: read_state(archive.read(f"{name}.pth"), f"{name}.pth", file)
-            for name in ("policy", "policy.optimizer")
-        }
-    _check_weights(parameters["policy"], file)
-    data, missing = {}, {}
-    for name, value in stored.items():
-        if isinstance(value, dict) and PICKLED in value:
-            try:
-                data[name] = _recognised(name, value)
-            except MALFORMED as error:
-                missing[name] = str(error.args[0])
-        elif name not in ("observation_space", "action_space"):
-            data[name] = value
-    from agents.algorithms.ppo import RecurrentPPO
-
-    needed = [name for name in setting_names(RecurrentPPO) if name in missing and name not in given]
-    looks = "; ".join(f"{name} looks like {missing[name]}" for name in needed)
-    asked = f"import_contrib(path, env, {', '.join(f'{name}=...' for name in needed)}) ({looks})"
-    if "policy_kwargs" in needed:
-        raise CheckpointError(
-            f"{file} has {', '.join(needed)} only pickled, and unpickling runs code from the file. Give them: {asked}; "
-            "or trust the file with allow_pickle=True"
-        )
-    if needed:
-        warnings.warn(
-            f"{file} has {', '.join(needed)} only pickled, and unpickling runs code from the file: the agent acts, and "
-            f"to learn on you give them: {asked}",
-            UserWarning,
-            stacklevel=4,
-        )
-    return data, parameters, tuple(needed)
+Contents = tuple[dict[str, Any], dict[str, Any], dict[str, str]]
+"""The fields of a file, its state dicts, and how the fields look that are only pickled."""
 
 
-def _check_weights(weights: Mapping[str, Any], file: str) -> None:
-    wrong = [name for name, part in weights.items() if not (isinstance(name, str) and isinstance(part, Tensor))]
-    if wrong or not weights:
-        what = f"{wrong[0]!r} is a {type(weights[wrong[0]]).__name__}" if wrong else "there are none"
-        raise CheckpointError(f"{file}: policy.pth holds no weights by name ({what}); use another copy")
-
-
-def _unpickled(
-    path: PathOrFile, file: str, given: Mapping[str, Any], custom_objects: Any
-) -> tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """What sb3-contrib makes of the file. Executes what is in it."""
-    import sb3_contrib
-
-    where: Any = path
-    model = sb3_contrib.RecurrentPPO.load(where, device="cpu", custom_objects=custom_objects)
-    return dict(vars(model)), model.get_parameters(), ()
-
-
-@contextmanager
-def _opened(path: PathOrFile, file: str) -> Iterator[zipfile.ZipFile]:
+def _read(stream: IO[bytes], file: str, custom_objects: Any) -> Contents:
+    """What can be read without unpickling."""
     try:
-        with zipfile.ZipFile(file if isinstance(path, str | os.PathLike) else path) as archive:
+        with zipfile.ZipFile(stream) as archive:
             check_stored(archive, file)
-            yield archive
+            stored = parsed_json(archive.read("data"), "data", file)
+            parameters = {
+                name: read_state(archive.read(f"{name}.pth"), f"{name}.pth", file)
+                for name in ("policy", "policy.optimizer")
+            }
     except (zipfile.BadZipFile, EOFError, NotImplementedError, KeyError) as error:
         raise CheckpointError(
             f"{file} is no model that sb3_contrib.RecurrentPPO saved, or damaged ({error})"
         ) from error
+    weights = parameters["policy"].items()
+    if not weights or not all(isinstance(name, str) and isinstance(part, Tensor) for name, part in weights):
+        raise CheckpointError(f"{file}: policy.pth holds no weights by name; use another copy")
+    data, pickled = {}, {}
+    for name, value in stored.items():
+        try:
+            data[name] = _recognized(name, value)
+        except MALFORMED as error:
+            pickled[name] = str(error.args[0])
+    return data, parameters, pickled
 
 
-def _recognised(name: str, field: Mapping[str, Any]) -> Any:
-    """A pickled field, where the text beside the pickle says what it is; else LookupError with what it looks like."""
+def _unpickled(stream: IO[bytes], file: str, custom_objects: Any) -> Contents:
+    """What sb3-contrib makes of the file. Executes what is in it."""
+    import sb3_contrib  # half a second, which only this needs
+
+    where: Any = stream
+    model = sb3_contrib.RecurrentPPO.load(where, device="cpu", custom_objects=custom_objects)
+    return dict(vars(model)), model.get_parameters(), {}
+
+
+def _recognized(name: str, field: Any) -> Any:
+    """A plain field, or a pickled one if the text with it says what it is; else LookupError with what it looks like."""
+    if name in ("observation_space", "action_space"):
+        raise LookupError("a space")
+    if not (isinstance(field, dict) and PICKLED in field):
+        return field
     kind = str(field.get(":type:", ""))
     plain = {key: value for key, value in field.items() if key not in (":type:", PICKLED)}
     if name == "policy_kwargs" and kind == "<class 'dict'>":
-        return {key: _recognised_class(value, plain) for key, value in plain.items()}
+        return {key: _recognized_class(value, plain) for key, value in plain.items()}
     for known, fields in SCHEDULES.values():
         if kind == str(known) and plain.keys() == set(fields):
             return known(*(float(plain[field]) for field in fields))
@@ -199,34 +164,45 @@ def _recognised(name: str, field: Mapping[str, Any]) -> Any:
     raise LookupError(schedule or kind)
 
 
-def _recognised_class(value: Any, beside: Mapping[str, Any]) -> Any:
-    """Values in a pickled dict are as they are where they are JSON, and else as ``str()`` shows them."""
+def _recognized_class(value: Any, looks: Mapping[str, Any]) -> Any:
+    """Values in a pickled dict are as they are if they are JSON, and else as ``str()`` shows them."""
     if not isinstance(value, str):
         return value
     for known in known_classes().values():
         for cls in known.values():
             if str(cls) == value:
                 return cls
-    raise LookupError(dict(beside))
+    raise LookupError(dict(looks))
+
+
+def _ask_for(pickled: Mapping[str, str], file: str) -> tuple[str, ...]:
+    """The settings that are missing: without ``policy_kwargs`` there is no agent, without others it can only act."""
+    needed = tuple(name for name in setting_names(RecurrentPPO) if name in pickled)
+    looks = "; ".join(f"{name} looks like {pickled[name]}" for name in needed)
+    asked = f"import_contrib(path, env, {', '.join(f'{name}=...' for name in needed)}) ({looks})"
+    found = f"{file} has {', '.join(needed)} only pickled, and unpickling runs code from the file"
+    if "policy_kwargs" in needed:
+        raise CheckpointError(f"{found}. Give them: {asked}; or trust the file with allow_pickle=True")
+    if needed:
+        warnings.warn(f"{found}: the agent acts, and to learn on you give them: {asked}", UserWarning, stacklevel=3)
+    return needed
 
 
 def _spaces(
-    file: str, data: Mapping[str, Any], venv: VecEnv | None, observation_space: Any, action_space: Any
-) -> tuple[Any, Any]:
-    if venv is not None:
-        observation_space, action_space = venv.observation_space, venv.action_space
-    observation_space = observation_space or data.get("observation_space")
-    action_space = action_space or data.get("action_space")
-    if observation_space is None or action_space is None:
-        raise CheckpointError(
-            f"{file} has its spaces only pickled, and unpickling runs code from the file. Give the environment: "
-            "import_contrib(path, env), or observation_space=... and action_space=...; or trust the file with "
-            "allow_pickle=True"
-        )
-    for name, space in (("observation_space", observation_space), ("action_space", action_space)):
-        if name in data and data[name] != space:
+    file: str, data: Mapping[str, Any], observation_space: Any, action_space: Any
+) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    given = {"observation_space": observation_space, "action_space": action_space}
+    for name, space in given.items():
+        given[name] = space = space or data.get(name)
+        if space is None:
+            raise CheckpointError(
+                f"{file} has its spaces only pickled, and unpickling runs code from the file. Give the environment: "
+                "import_contrib(path, env), or observation_space=... and action_space=...; or trust the file with "
+                "allow_pickle=True"
+            )
+        if data.get(name, space) != space:
             raise CheckpointError(f"{file}: {name} does not match: {data[name]} (saved) != {space} (given)")
-    return observation_space, action_space
+    return given["observation_space"], given["action_space"]
 
 
 def _policy_name(observation_space: spaces.Space[Any], weights: Mapping[str, Any]) -> str:
@@ -235,59 +211,17 @@ def _policy_name(observation_space: spaces.Space[Any], weights: Mapping[str, Any
     return "CnnLstmPolicy" if any(name.startswith("features_extractor.cnn.") for name in weights) else "MlpLstmPolicy"
 
 
-def _built(
-    file: str,
-    policy: str,
-    settings: dict[str, Any],
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    device: torch.device | str,
-    data: Mapping[str, Any],
-    venv: VecEnv | None,
-    parameters: Mapping[str, Any],
-    bounded: bool,
-) -> "RecurrentPPO":
-    from agents.algorithms.ppo import RecurrentPPO
-
-    n_weights = sum(tensor.numel() for tensor in parameters["policy"].values())
-    try:
-        with registered_only(), building(n_weights, file, bounded=bounded):
-            model = RecurrentPPO(policy, None, device=device, _init_setup_model=False)
-            vars(model).update({attribute_name(name): value for name, value in settings.items()})
-            model.observation_space, model.action_space = observation_space, action_space
-            model.n_envs = int(data.get("n_envs", 1)) if venv is None else venv.num_envs
-            model._setup_model()
-    except CheckpointError:
-        raise
-    except MALFORMED as error:
-        raise CheckpointError(f"{file}: no RecurrentPPO can be built from its settings ({error})") from error
-    return model
-
-
-def _restore(model: "RecurrentPPO", parameters: Mapping[str, Any], file: str) -> None:
-    weights = {_our_name(name): tensor for name, tensor in parameters["policy"].items()}
+def _restore(model: RecurrentPPO, weights: dict[str, Any], optimizer: Mapping[str, Any], file: str) -> None:
     theirs, ours = weights.keys(), model.policy.state_dict().keys()
     if theirs != ours:
         raise CheckpointError(
-            f"{file}: the weights are not those of {type(model.policy).__name__} with these policy_kwargs "
-            f"(missing: {', '.join(sorted(ours - theirs)) or 'none'}; too many: "
-            f"{', '.join(sorted(theirs - ours)) or 'none'}); give policy=... and policy_kwargs=... as it was made with"
+            f"{file}: the weights are not those of {type(model.policy).__name__} with these policy_kwargs (missing: "
+            f"{', '.join(sorted(ours - theirs)) or 'none'}; too many: {', '.join(sorted(theirs - ours)) or 'none'}); "
+            f"{AS_MADE}"
         )
-    try:
-        state = {
-            "policy": weights,
-            "policy.optimizer": _optimizer_state(model, weights, parameters["policy.optimizer"]),
-        }
-        check_parameters(model, state, file)
-        use_own_kernels(model, state)
-        state_dicts: Any = state
-        model.set_parameters(state_dicts, exact_match=True, device=model.device)
-    except CheckpointError:
-        raise
-    except MALFORMED as error:
-        raise CheckpointError(
-            f"{file}: its weights do not fit ({error}); give policy_kwargs=... as the agent was made with"
-        ) from error
+    with refused(f"{file}: its weights do not fit", AS_MADE):
+        parameters = {"policy": weights, "policy.optimizer": _optimizer_state(model, list(weights), optimizer)}
+    set_weights(model, parameters, file, f"{file}: its weights do not fit", AS_MADE)
 
 
 def _our_name(name: str) -> str:
@@ -297,10 +231,10 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _optimizer_state(model: "RecurrentPPO", weights: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+def _optimizer_state(model: RecurrentPPO, saved_names: list[str], state: Mapping[str, Any]) -> dict[str, Any]:
     """Their optimizer's state in the order of our parameters. Optimizers number parameters as the policy lists them."""
     names = [name for name, _ in model.policy.named_parameters()]
-    theirs = {name: index for index, name in enumerate(name for name in weights if name in set(names))}
+    theirs = {name: index for index, name in enumerate(name for name in saved_names if name in set(names))}
     (group,) = state["param_groups"]
     if len(group["params"]) != len(names):
         raise ValueError(f"an optimizer of {len(group['params'])} parameters, expected {len(names)}")

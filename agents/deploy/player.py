@@ -1,6 +1,6 @@
-"""A saved agent that acts: observation in, action out, with nothing to hand on.
+"""A saved agent that acts: observation in, action out; memory and normalizer are its own.
 
-Axes: B agents acting side by side.
+Axes: B agents that act at once.
 
     player = Player.load("runs/tmaze/best.zip")
     observation = sensor.read()
@@ -10,11 +10,9 @@ Axes: B agents acting side by side.
         if episode_over:
             player.reset()
 
-An agent that learned with its last action and reward among its inputs wants to be told the reward of each step,
-``player.act(observation, reward)``; its actions it knows itself.
-
-Nothing else is needed where an agent is deployed: no environment, no settings. For B agents side by side hand in
-batches, and say whose episode ended: ``player.reset(mask)`` with a mask (B,).
+An agent that learned with its last action and reward among its inputs needs the reward of each step,
+``player.act(observation, reward)``; its actions it knows itself. Neither an environment nor settings are needed. For B
+agents hand in batches, and say whose episode ended: ``player.reset(mask)`` with a mask (B,).
 """
 
 from typing import Any
@@ -28,12 +26,10 @@ from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent
-from agents.checkpoint.agent import undisturbed
+from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent, undisturbed
 from agents.checkpoint.budget import building
-from agents.checkpoint.container import MALFORMED, PathOrFile
+from agents.checkpoint.container import PathOrFile
 from agents.checkpoint.previous import Added
-from agents.memory import registered_only
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.buffer import map_observations
 
@@ -43,16 +39,15 @@ class NotFiniteObservation(ValueError, FloatingPointError):
 
 
 class Player:
-    """Acts with a policy, carries its memory, and normalises observations as in training.
+    """Acts with a policy, carries its memory, and normalizes observations as in training.
 
     Args:
-        policy: what acts.
         normalizer: the statistics that the policy learned with; they stand still. None for observations as they are.
-        previous: that the policy sees its last action and reward; None where it does not, or is always shown them.
+        previous: the last action and reward that the policy sees; None if it does not, or its environment shows them.
         deterministic: the most probable action in place of a sample.
 
     Raises:
-        CheckpointError: policy and normaliser see different observations.
+        CheckpointError: policy and normalizer see different observations.
     """
 
     def __init__(
@@ -65,18 +60,15 @@ class Player:
     ) -> None:
         if normalizer is not None and not _leads_to(normalizer.observation_space, policy.observation_space):
             raise CheckpointError(
-                f"the policy sees {policy.observation_space}, its normaliser {normalizer.observation_space}: a wrapper "
+                f"the policy sees {policy.observation_space}, its normalizer {normalizer.observation_space}: a wrapper "
                 "stood between them, such as a frame stack. Prepare the observations yourself: "
                 "Player(RecurrentPPO.load(path).policy).act(prepared)"
             )
-        self.policy = policy
-        self.deterministic = deterministic
+        self.policy, self.deterministic = policy, deterministic
         self._normalizer, self._previous = normalizer, previous
-        self._seen_space: spaces.Space[Any] = (
-            policy.observation_space if normalizer is None else normalizer.observation_space
-        )
+        self._seen_space: spaces.Space[Any] = (normalizer or policy).observation_space
         self.observation_space = self._seen_space if previous is None else previous.observation_space
-        self._added: Added | None = None  # None where observations come with action and reward
+        self._added: Added | None = None  # None if observations come with action and reward
         self._actions: NDArray[Any] | None = None
         self._state: tuple[NDArray[Any], ...] | None = None
         self._batch_size: int | None = None
@@ -109,14 +101,14 @@ class Player:
         """The action for one observation, or the actions (B, ...) for a batch of them.
 
         Args:
-            observation: as the environment gives it, not normalised: an array, a number for a Discrete space, or a dict
+            observation: as the environment gives it, not normalized: an array, a number for a Discrete space, or a dict
                 of such. The first call settles whether the player acts for one agent or for B.
-            reward: what the last action brought, a number or (B,), where the agent sees it; at an episode's start it
-                does not count. An environment that shows action and reward itself needs none.
+            reward: that of the last action, a number or (B,), if the agent sees it; at an episode's start it does not
+                count. An environment that shows action and reward itself needs none.
 
         Raises:
             ValueError: the observation is not of the space, not finite, or of another number of agents than before; or
-                the agent sees the last reward and was not told it.
+                the reward that the agent sees is missing.
         """
         adds = self._adds_to(observation) if self._state is None else self._added is not None
         arrays, batch_size = _checked(observation, self.observation_space if adds else self._seen_space)
@@ -127,7 +119,7 @@ class Player:
         elif batch_size != self._batch_size:
             raise ValueError(
                 f"the player carries the memory of {_agents(self._batch_size)}, this observation is of "
-                f"{_agents(batch_size)}; call reset() to start anew with another number"
+                f"{_agents(batch_size)}; call reset() to start with another number"
             )
         if self._added is not None:
             arrays = self._with_previous(self._added, arrays, reward)
@@ -141,8 +133,8 @@ class Player:
         return actions if batch_size is not None else actions.squeeze(axis=0)
 
     def around(self, env: VecEnv) -> VecEnv:
-        """Environments as :meth:`act` takes their observations without being told rewards: those that do not show the
-        last action and reward are wrapped so that they do, where the agent sees them."""
+        """Environments whose observations :meth:`act` takes without rewards: wrapped, if the agent sees its last action
+        and reward and they do not show them."""
         return self._previous.wrap(env) if self._previous is not None and self._previous.missing_in(env) else env
 
     def normalized(self, observation: Any) -> Any:
@@ -163,7 +155,7 @@ class Player:
         """
         if mask is None:
             self._state = self._batch_size = None
-        if mask is None or self._state is None:
+        if self._state is None:
             return
         chosen = np.atleast_1d(np.asarray(mask, dtype=bool))
         if chosen.shape != self._starts.shape:
@@ -189,8 +181,8 @@ class Player:
         """Observations, one or (B, ...), with the last actions and rewards: (B, ...)."""
         batch = arrays if self._batch_size is not None else map_observations(lambda part: part[None], arrays)
         rewards = np.atleast_1d(np.asarray(0.0 if reward is None else reward, np.float32))
-        told = reward is not None and rewards.shape == self._starts.shape
-        if not self._starts.all() and not (told and np.isfinite(rewards[~self._starts]).all()):
+        given = reward is not None and rewards.shape == self._starts.shape
+        if not self._starts.all() and not (given and np.isfinite(rewards[~self._starts]).all()):
             raise ValueError(
                 f"this agent sees the reward of its last action too: expected act(observation, reward) with a number "
                 f"for {_agents(self._batch_size)}, got reward={reward!r}"
@@ -203,42 +195,46 @@ def _agents(batch_size: int | None) -> str:
 
 
 def _policy_of(saved: SavedAgent, device: torch.device) -> RecurrentActorCriticPolicy:
-    """The policy alone: no rollout buffer, no environment, and the process's random states as they were."""
-    policy_class: Any = saved.policy_class(RecurrentOnPolicyAlgorithm.policy_aliases)
+    """The policy alone, without rollout buffer and environment."""
+    policy_class = saved.policy_class(RecurrentOnPolicyAlgorithm.policy_aliases)
     kwargs = saved.policy_kwargs()
     use_sde = bool(saved.setting("use_sde", False))
     saved.warn_of_numbers()
-    try:
-        with undisturbed(), registered_only(), building(saved.n_weights, saved.file):
-            policy: RecurrentActorCriticPolicy = policy_class(
-                saved.observation_space, saved.action_space, ConstantSchedule(0.0), use_sde=use_sde, **kwargs
-            ).to(device)
-            policy.load_state_dict(saved.parameters(device)["policy"])
-            if use_sde:
-                policy.reset_noise()
-    except CheckpointError:
-        raise
-    except MALFORMED as error:
-        raise CheckpointError(f"{saved.file}: no policy can be built from its settings ({error})") from error
+    with undisturbed(), building("policy", saved.file, saved.n_weights):
+        seen, acted, unused = saved.observation_space, saved.action_space, ConstantSchedule(0.0)
+        policy: RecurrentActorCriticPolicy = policy_class(seen, acted, unused, use_sde=use_sde, **kwargs).to(device)
+        policy.load_state_dict(saved.parameters(device)["policy"])
+        if use_sde:
+            policy.reset_noise()
     policy.set_training_mode(False)
     return policy
 
 
 def _leads_to(normalized: spaces.Space[Any], seen: spaces.Space[Any]) -> bool:
-    """Whether the policy sees what comes out of the normaliser, images transposed or not."""
-    if isinstance(normalized, spaces.Dict) and isinstance(seen, spaces.Dict):
-        return normalized.spaces.keys() == seen.spaces.keys() and all(
-            _leads_to(normalized.spaces[key], seen.spaces[key]) for key in seen.spaces
-        )
+    """Whether the policy sees what comes out of the normalizer, images transposed or not."""
+    if isinstance(normalized, spaces.Dict) and isinstance(seen, spaces.Dict) and normalized.keys() == seen.keys():
+        return all(_leads_to(normalized[key], seen[key]) for key in seen)
     shape = tuple(normalized.shape or ())
     return seen.shape in (shape, (*shape[-1:], *shape[:-1]))
 
 
-def _checked(observation: Any, space: spaces.Space[Any], key: str = "") -> tuple[Any, int | None]:
-    """The observation as arrays, and how many it is of: B, or None where it is a single one."""
-    name = f"the observation's {key!r}" if key else "the observation"
-    if isinstance(space, spaces.Dict):
-        return _checked_parts(observation, space, key, name)
+def _checked(observation: Any, space: spaces.Space[Any]) -> tuple[Any, int | None]:
+    """The observation as arrays, and how many it is of: B, or None for a single one."""
+    if not isinstance(space, spaces.Dict):
+        return _checked_array(observation, space, "the observation")
+    if not isinstance(observation, dict) or set(observation) != set(space.spaces):
+        came = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
+        raise ValueError(f"the observation must be a dict with the keys {sorted(space.spaces)}, got {came}")
+    arrays, sizes = {}, {}
+    for key, part in space.spaces.items():
+        arrays[key], sizes[key] = _checked_array(observation[key], part, f"the observation's {key!r}")
+    if len(set(sizes.values())) > 1:
+        described = ", ".join(f"{key} is of {_agents(size)}" for key, size in sizes.items())
+        raise ValueError(f"the observation has parts of different numbers of agents: {described}")
+    return arrays, next(iter(sizes.values()), None)
+
+
+def _checked_array(observation: Any, space: spaces.Space[Any], name: str) -> tuple[NDArray[Any], int | None]:
     if isinstance(observation, dict):
         raise ValueError(f"{name} is a dict, expected an array of {space}")
     array = np.asarray(observation.cpu() if isinstance(observation, torch.Tensor) else observation)
@@ -249,25 +245,12 @@ def _checked(observation: Any, space: spaces.Space[Any], key: str = "") -> tuple
     for shape in _shapes(space):
         if array.shape == shape:
             return array, None
-        if array.ndim == len(shape) + 1 and array.shape[1:] == shape and len(array) > 0:
+        if array.shape[1:] == shape and array.ndim > len(shape) and len(array) > 0:
             return array, len(array)
     expected = " or ".join(str(shape) for shape in _shapes(space))
     raise ValueError(
         f"{name} has shape {array.shape}, expected {expected} for one agent, or with a leading axis for a batch"
     )
-
-
-def _checked_parts(observation: Any, space: spaces.Dict, key: str, name: str) -> tuple[dict[str, Any], int | None]:
-    if not isinstance(observation, dict) or set(observation) != set(space.spaces):
-        came = sorted(observation) if isinstance(observation, dict) else type(observation).__name__
-        raise ValueError(f"{name} must be a dict with the keys {sorted(space.spaces)}, got {came}")
-    parts, sizes = {}, {}
-    for part, inner in space.spaces.items():
-        parts[part], sizes[part] = _checked(observation[part], inner, f"{key}.{part}" if key else part)
-    if len(set(sizes.values())) > 1:
-        described = ", ".join(f"{part} is of {_agents(size)}" for part, size in sizes.items())
-        raise ValueError(f"{name} has parts of different numbers of agents: {described}")
-    return parts, next(iter(sizes.values()), None)
 
 
 def _shapes(space: spaces.Space[Any]) -> list[tuple[int, ...]]:

@@ -13,8 +13,8 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checkpoint.agent import OF_A_RUN, Captured, SavedAgent, capture_algorithm, undisturbed
-from agents.checkpoint.container import CheckpointError
+from agents.checkpoint import Captured, CheckpointError, SavedAgent, capture_algorithm, undisturbed
+from agents.checkpoint.agent import OF_A_RUN
 from agents.kernels.binding import BUILDS, VERSIONS
 from agents.runs.construction import ALGORITHMS, own_classes
 from agents.runs.directory import RunDirectory

@@ -1,7 +1,4 @@
-"""An agent that learned with its last action and reward among its inputs sees them wherever it acts.
-
-Axes: B environments.
-"""
+"""An agent that learned with its last action and reward among its inputs sees them wherever it acts."""
 
 import io
 from typing import Any
@@ -21,28 +18,11 @@ from agents.analysis.recording import record
 from agents.checkpoint import CheckpointError, normalizer, previous_inputs
 from agents.checkpoint.container import read_archive, write_archive
 from agents.deploy.player import Player
+from tests.agents.checkpoint.test_checkpoint import Pictures
 from tests.agents.probe_envs import ACTION_SPACES, Clock
+from tests.saved_files import saved
 
 SEEN = [("previous_action_reward", {"start": True})]
-
-
-class Camera(gymnasium.Env[Any, Any]):
-    """Sees pictures, (12, 12, 3), and is paid by the step; episodes of three steps."""
-
-    observation_space = spaces.Box(0, 255, (12, 12, 3), np.uint8)
-    action_space = spaces.Discrete(2)
-    step_number = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.step_number = 0
-        return self._picture(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.step_number += 1
-        return self._picture(), 0.5 * self.step_number, self.step_number == 3, False, {}
-
-    def _picture(self) -> Any:
-        return np.full((12, 12, 3), 40 * self.step_number, np.uint8)
 
 
 class Parts(Clock):
@@ -61,7 +41,7 @@ TASKS: dict[str, Any] = {
     "choice": "RepeatPrevious-v0",
     "dict": lambda: Parts(1, ACTION_SPACES["multi discrete"]),
     "box of actions": lambda: Clock(1, ACTION_SPACES["box of two axes"]),
-    "picture": Camera,
+    "picture": lambda: Pictures(plain=True),
 }
 
 
@@ -88,24 +68,36 @@ def trained(task: str, *, normalized: bool = True) -> Any:
     ).learn(64)
 
 
-def saved(model: Any) -> io.BytesIO:
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    return file
+def acted(act: Any, venv: VecEnv, n: int = 20) -> Any:
+    """The actions (n, B, ...) of ``act(observations, rewards, dones)``."""
+    observations, rewards, dones, taken = venv.reset(), None, np.ones(venv.num_envs, dtype=bool), []
+    for _ in range(n):
+        taken.append(act(observations, rewards, dones))
+        observations, rewards, dones, _ = venv.step(taken[-1])
+    return np.array(taken)
 
 
-def threaded(model: Any, task: str) -> list[Any]:
-    """Its actions where all is threaded by hand: an environment that shows the inputs, the normalizer, the state."""
-    venv, taken = seeing(task), []
-    observations, state, starts = venv.reset(), None, np.ones(2, dtype=bool)
-    for _ in range(20):
-        normalizing = model.get_vec_normalize_env()
+def predicted(model: Any, task: str) -> Any:
+    """Its actions in an environment that shows the inputs, with normalizer and state handed on."""
+    state, normalizing = None, model.get_vec_normalize_env()
+
+    def act(observations: Any, rewards: Any, dones: Any) -> Any:
+        nonlocal state
         seen = observations if normalizing is None else normalizing.normalize_obs(observations)
-        actions, state = model.predict(seen, state, starts, deterministic=True)
-        observations, _, starts, _ = venv.step(actions)
-        taken.append(actions)
-    return taken
+        actions, state = model.predict(seen, state, dones, deterministic=True)
+        return actions
+
+    return acted(act, seeing(task))
+
+
+def played(model: Any, venv: VecEnv, rewarded: bool) -> Any:
+    player = Player.load(saved(model))
+
+    def act(observations: Any, rewards: Any, dones: Any) -> Any:
+        player.reset(dones)
+        return player.act(observations, rewards) if rewarded else player.act(observations)
+
+    return acted(act, venv)
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -135,18 +127,14 @@ def test_without_a_normalizer_too() -> None:
     assert again.get_vec_normalize_env() is None
     assert again.observation_space == model.observation_space
     assert previous_inputs(again) == previous_inputs(model)
+    assert previous_inputs(saved(RecurrentPPO.load(saved(model), device="cpu"))) == previous_inputs(model)
 
 
-def test_a_player_is_told_rewards_and_knows_its_actions(model: Any, task: str) -> None:
-    player, venv, taken = Player.load(saved(model)), raw(task), []
-    assert player.observation_space == venv.observation_space
-    observations, rewards = venv.reset(), None
-    for _ in range(20):
-        taken.append(player.act(observations, rewards))
-        observations, rewards, dones, _ = venv.step(taken[-1])
-        player.reset(dones)
-    for one, other in zip(taken, threaded(model, task), strict=True):
-        np.testing.assert_array_equal(one, other)
+def test_a_player_is_given_rewards_and_knows_its_actions(model: Any, task: str) -> None:
+    assert Player.load(saved(model)).observation_space == raw(task).observation_space
+    expected = predicted(model, task)
+    np.testing.assert_array_equal(played(model, raw(task), rewarded=True), expected)
+    np.testing.assert_array_equal(played(model, seeing(task), rewarded=False), expected)
 
 
 def test_one_agent_acts_as_a_batch_of_one(model: Any, task: str) -> None:
@@ -164,18 +152,7 @@ def test_one_agent_acts_as_a_batch_of_one(model: Any, task: str) -> None:
         batch.reset(dones)
 
 
-def test_a_player_takes_observations_that_show_them(model: Any, task: str) -> None:
-    player, venv, taken = Player.load(saved(model)), seeing(task), []
-    observations = venv.reset()
-    for _ in range(20):
-        taken.append(player.act(observations))
-        observations, _, dones, _ = venv.step(taken[-1])
-        player.reset(dones)
-    for one, other in zip(taken, threaded(model, task), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_a_player_that_is_not_told_says_so() -> None:
+def test_a_player_asks_for_rewards() -> None:
     player, observation = Player.load(saved(trained("vector"))), np.zeros(4, np.float32)
     player.act(observation)
     for reward in (None, [1.0, 2.0], np.nan):
@@ -216,7 +193,7 @@ def test_a_callback_evaluates_on_raw_environments() -> None:
         assert callback.last_mean_reward > 0
 
 
-def test_what_lies_around_them_is_the_users_own() -> None:
+def test_wrappers_of_another_kind_around_them_are_the_users() -> None:
     """The inputs are put where they were, around the environment; with a wrapper of another kind above they are not."""
     venv = envs.make("CartPoleNoVel-v1", 2, wrappers=[*SEEN, ("history", {"length": 2})])
     model = RecurrentPPO("RecurrentPolicy", venv, n_steps=8, batch_size=16, n_epochs=1).learn(16)
@@ -225,10 +202,12 @@ def test_what_lies_around_them_is_the_users_own() -> None:
         RecurrentPPO.load(saved(model), env=raw("vector"))
 
 
-def test_an_agent_that_was_loaded_to_act_is_saved_with_them() -> None:
-    model = trained("choice")
-    again = RecurrentPPO.load(saved(model), device="cpu")
-    assert previous_inputs(saved(again)) == previous_inputs(model)
+def rewritten(model: Any, edit: Any) -> io.BytesIO:
+    agent, tensors = read_archive(saved(model))
+    edit(agent)
+    file = io.BytesIO()
+    write_archive(file, agent, tensors)
+    return file
 
 
 @pytest.mark.parametrize(
@@ -242,21 +221,16 @@ def test_an_agent_that_was_loaded_to_act_is_saved_with_them() -> None:
     ],
 )
 def test_forged_inputs_are_refused(forged: Any) -> None:
-    agent, tensors = read_archive(saved(trained("vector")))
-    stored = agent["previous_action_reward"]
-    agent["previous_action_reward"] = {**stored, **forged} if forged and isinstance(forged, dict) else forged
-    file = io.BytesIO()
-    write_archive(file, agent, tensors)
+    def forge(agent: Any) -> None:
+        stored = agent["previous_action_reward"]
+        agent["previous_action_reward"] = {**stored, **forged} if forged and isinstance(forged, dict) else forged
+
+    file = rewritten(trained("vector"), forge)
     for load in (Player.load, lambda file: RecurrentPPO.load(file, device="cpu")):
-        file.seek(0)
         with pytest.raises(CheckpointError, match="previous actions and rewards cannot be understood"):
             load(file)
 
 
 def test_files_without_the_section_load() -> None:
-    agent, tensors = read_archive(saved(trained("vector")))
-    del agent["previous_action_reward"]
-    file = io.BytesIO()
-    write_archive(file, agent, tensors)
-    file.seek(0)
+    file = rewritten(trained("vector"), lambda agent: agent.pop("previous_action_reward"))
     assert Player.load(file).observation_space.shape == (8,)

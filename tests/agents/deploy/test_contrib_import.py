@@ -6,7 +6,6 @@ Axes: T steps, B environments.
 import base64
 import io
 import json
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -25,10 +24,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from agents import RecurrentPPO
-from agents.checkpoint import CheckpointError, load_algorithm, save_algorithm
+from agents.checkpoint import CheckpointError
 from agents.deploy import contrib
 from agents.deploy.contrib import import_contrib
 from tests.agents.probe_envs import ACTION_SPACES
+from tests.pairs import pairwise
+from tests.saved_files import Bomb, assert_explodes, members_of, rewritten, saved, zipped
 from tests.tolerance import assert_close, close
 
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
@@ -43,6 +44,10 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "shared LSTM": dict(shared_lstm=True, enable_critic_lstm=False),
     "no critic LSTM": dict(enable_critic_lstm=False),
 }
+
+
+# Classes that are recognized without unpickling.
+KNOWN = dict(activation_fn=nn.ReLU, optimizer_class=torch.optim.AdamW, features_extractor_class=FlattenExtractor)
 
 
 class Noise(gym.Env[Any, Any]):
@@ -88,56 +93,33 @@ def trained(
     return model if actions == "multi binary" else model.learn(32)
 
 
-def written(model: Any) -> io.BytesIO:
-    file = io.BytesIO()
-    model.save(file)
-    return file
-
-
-def their_outputs(model: Any, observations: list[Any], starts: Tensor) -> list[tuple[Tensor, ...]]:
+def outputs(policy: Any, state: Any, observations: list[Any], starts: Tensor) -> list[tuple[Tensor, ...]]:
     """Deterministic actions, values and log-probabilities of T steps of B environments, step by step."""
-    policy, (n_steps, n_envs) = model.policy, starts.shape
     policy.set_training_mode(False)
-    zeros = torch.zeros(policy.lstm_actor.num_layers, n_envs, policy.lstm_actor.hidden_size)
-    state, outputs = RNNStates((zeros, zeros), (zeros, zeros)), []
+    result = []
     with torch.no_grad():
-        for t in range(n_steps):
-            tensors, _ = policy.obs_to_tensor(observations[t])
-            actions, values, log_probs, state = policy(tensors, state, starts[t].float(), deterministic=True)
-            outputs.append((actions, values.flatten(), log_probs))
-    return outputs
+        for batch, start in zip(observations, starts, strict=True):
+            tensors, _ = policy.obs_to_tensor(batch)
+            *numbers, state = policy(tensors, state, start, deterministic=True)
+            result.append(tuple(part.flatten().float() for part in numbers))
+    return result
 
 
-def our_outputs(model: RecurrentPPO, observations: list[Any], starts: Tensor) -> list[tuple[Tensor, ...]]:
-    policy, (n_steps, n_envs) = model.policy, starts.shape
-    policy.set_training_mode(False)
-    state, outputs = policy.initial_state(n_envs), []
-    with torch.no_grad():
-        for t in range(n_steps):
-            tensors, _ = policy.obs_to_tensor(observations[t])
-            actions, values, log_probs, state = policy(tensors, state, starts[t], deterministic=True)
-            outputs.append((actions, values, log_probs))
-    return outputs
-
-
-def assert_same_outputs(theirs: Any, ours: RecurrentPPO, observations: str = "Mlp") -> None:
-    space = OBSERVATIONS[observations]
-    space.seed(5)
-    batch = [noise_batch(space, 3) for _ in range(9)]
-    starts = torch.zeros(9, 3, dtype=torch.bool)
-    starts[0], starts[4, 1], starts[5, 0], starts[8, 2] = True, True, True, True
-    for step, (left, right) in enumerate(
-        zip(their_outputs(theirs, batch, starts), our_outputs(ours, batch, starts), strict=True)
-    ):
-        for name, one, other in zip(("actions", "values", "log-probabilities"), left, right, strict=True):
-            assert close(other.flatten().float(), one.flatten().float()), f"{name} at step {step}"
-
-
-def noise_batch(space: spaces.Space[Any], n_envs: int) -> Any:
-    samples = [space.sample() for _ in range(n_envs)]
-    if isinstance(space, spaces.Dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in space.spaces}
-    return np.stack(samples)
+def assert_same(theirs: Any, ours: RecurrentPPO, observations: str = "Mlp") -> None:
+    """The same outputs, and the same state of the optimizer for each parameter."""
+    OBSERVATIONS[observations].seed(5)
+    env = noise(observations, n_envs=3)
+    batches: list[Any] = [env.reset() for _ in range(9)]
+    starts = torch.zeros(9, 3)
+    starts[0], starts[4, 1], starts[5, 0], starts[8, 2] = 1, 1, 1, 1
+    lstm = theirs.policy.lstm_actor
+    zeros = torch.zeros(lstm.num_layers, 3, lstm.hidden_size)
+    left = outputs(theirs.policy, RNNStates((zeros, zeros), (zeros, zeros)), batches, starts)
+    right = outputs(ours.policy, ours.policy.initial_state(3), batches, starts.bool())
+    for step, numbers in enumerate(zip(left, right, strict=True)):
+        for name, one, other in zip(("actions", "values", "log-probabilities"), *numbers, strict=True):
+            assert close(other, one), f"{name} at step {step}"
+    assert_same_optimizer(theirs, ours)
 
 
 def assert_same_optimizer(theirs: Any, ours: RecurrentPPO) -> None:
@@ -154,35 +136,29 @@ def assert_same_optimizer(theirs: Any, ours: RecurrentPPO) -> None:
             assert torch.equal(mine[key], value), (name, key)
 
 
-@pytest.mark.parametrize("observations", OBSERVATIONS)
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_an_imported_agent_gives_the_same_numbers(memory: str, observations: str) -> None:
-    theirs = trained(observations, policy_kwargs=MEMORIES[memory])
-    ours = import_contrib(written(theirs), noise(observations), device="cpu")
-    assert_same_outputs(theirs, ours, observations)
-    assert_same_optimizer(theirs, ours)
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    *((observations, "discrete", MEMORIES[memory]) for observations, memory in pairwise(OBSERVATIONS, MEMORIES)),
+    *(("Mlp", actions, {}) for actions in ACTION_SPACES),
+    ("Cnn", "discrete", dict(share_features_extractor=False)),
+    ("Mlp", "discrete", KNOWN),
+]
 
 
-@pytest.mark.parametrize("actions", ACTION_SPACES)
-def test_every_action_space_gives_the_same_numbers(actions: str) -> None:
-    theirs = trained(actions=actions)
-    ours = import_contrib(written(theirs), noise(actions=actions), device="cpu")
-    assert_same_outputs(theirs, ours)
-    assert_same_optimizer(theirs, ours)
-
-
-def test_extractors_that_are_not_shared_are_told_apart() -> None:
-    theirs = trained("Cnn", policy_kwargs=dict(share_features_extractor=False))
-    ours = import_contrib(written(theirs), noise("Cnn"), device="cpu")
-    assert_same_outputs(theirs, ours, "Cnn")
-    assert_same_optimizer(theirs, ours)
+@pytest.mark.parametrize(("observations", "actions", "policy_kwargs"), CASES)
+def test_an_imported_agent_gives_the_same_numbers(
+    observations: str, actions: str, policy_kwargs: dict[str, Any]
+) -> None:
+    theirs = trained(observations, actions, policy_kwargs=policy_kwargs)
+    ours = import_contrib(saved(theirs), noise(observations, actions), device="cpu")
+    assert_same(theirs, ours, observations)
+    assert {key: ours.policy_kwargs[key] for key in policy_kwargs} == policy_kwargs
 
 
 def test_settings_and_counters_come_along() -> None:
     theirs = trained(
         gamma=0.9, clip_range=LinearSchedule(0.3, 0.1, 1.0), ent_coef=0.01, target_kl=0.5, max_grad_norm=0.2
     )
-    ours: Any = import_contrib(written(theirs), noise(), device="cpu")
+    ours: Any = import_contrib(saved(theirs), noise(), device="cpu")
     for name in ("gamma", "ent_coef", "target_kl", "max_grad_norm", "n_steps", "batch_size", "n_epochs", "seed"):
         assert getattr(ours, name) == getattr(theirs, name), name
     for name in ("num_timesteps", "_n_updates", "_total_timesteps"):
@@ -203,89 +179,61 @@ def test_an_imported_agent_predicts_learns_and_is_saved_as_ours(tmp_path: Path) 
         assert_close(one, other)
     ours.learn(32, reset_num_timesteps=False)
     assert ours.num_timesteps == theirs.num_timesteps + 32
-    save_algorithm(ours, tmp_path / "ours")
-    again = load_algorithm(RecurrentPPO, tmp_path / "ours", device="cpu")
-    assert_equal_weights(again, ours)
-
-
-def assert_equal_weights(one: Any, other: Any) -> None:
-    for left, right in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
-        assert torch.equal(left, right)
+    again = RecurrentPPO.load(saved(ours), device="cpu")
+    assert all(map(torch.equal, again.policy.parameters(), ours.policy.parameters()))
+    with pytest.raises(CheckpointError, match=r"is no model that sb3_contrib\.RecurrentPPO saved"):
+        import_contrib(saved(ours), noise())
 
 
 def test_spaces_stand_in_for_an_environment() -> None:
-    theirs = trained()
-    ours = import_contrib(
-        written(theirs),
-        observation_space=OBSERVATIONS["Mlp"],
-        action_space=ACTION_SPACES["discrete"],
-        device="cpu",
-    )
-    assert ours.get_env() is None
-    assert_same_outputs(theirs, ours)
-
-
-def test_without_environment_and_spaces_it_says_what_to_give() -> None:
-    with pytest.raises(CheckpointError, match=r"spaces only pickled.*import_contrib\(path, env\).*allow_pickle=True"):
-        import_contrib(written(trained()), device="cpu")
-
-
-def test_importing_leaves_the_random_states_alone() -> None:
-    file = written(trained())
+    theirs, given = trained(), dict(observation_space=OBSERVATIONS["Mlp"], action_space=ACTION_SPACES["discrete"])
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    import_contrib(file, observation_space=OBSERVATIONS["Mlp"], action_space=ACTION_SPACES["discrete"], device="cpu")
+    ours = import_contrib(saved(theirs), device="cpu", **given)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
+    assert ours.get_env() is None
+    assert_same(theirs, ours)
+    with pytest.raises(CheckpointError, match=r"spaces only pickled.*import_contrib\(path, env\).*allow_pickle=True"):
+        import_contrib(saved(theirs), device="cpu")
 
 
 # What is pickled
-
-
-KNOWN = dict(activation_fn=nn.ReLU, optimizer_class=torch.optim.AdamW, features_extractor_class=FlattenExtractor)
-
-
-def test_classes_that_are_known_are_recognised_without_unpickling() -> None:
-    theirs = trained(policy_kwargs=KNOWN)
-    ours = import_contrib(written(theirs), noise(), device="cpu")
-    assert {key: ours.policy_kwargs[key] for key in KNOWN} == KNOWN
-    assert_same_outputs(theirs, ours)
-    assert_same_optimizer(theirs, ours)
 
 
 class Own(FlattenExtractor):
     """An extractor of the user's own."""
 
 
-def test_a_class_of_ones_own_is_asked_for() -> None:
+def test_a_class_of_the_users_is_required() -> None:
     theirs = trained(policy_kwargs=dict(features_extractor_class=Own))
-    file = written(theirs)
+    file = saved(theirs)
     with pytest.raises(
         CheckpointError, match=r"policy_kwargs only pickled.*policy_kwargs=\.\.\..*test_contrib_import\.Own"
     ):
         import_contrib(file, noise(), device="cpu")
     ours = import_contrib(file, noise(), device="cpu", policy_kwargs=theirs.policy_kwargs)
     assert isinstance(ours.policy.features_extractor, Own)
-    assert_same_outputs(theirs, ours)
+    assert_same(theirs, ours)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "clip_range", "clip_range_vf"])
-def test_a_schedule_that_is_a_function_is_asked_for_where_the_agent_is_to_learn(name: str) -> None:
+def test_a_schedule_that_is_a_function_is_required_to_learn(name: str) -> None:
     """Versions 2.0 to 2.3 pickle even a constant clip range as a function."""
     theirs = trained(**{name: lambda progress: 1e-2 * progress})
-    file = written(theirs)
+    file = saved(theirs)
     with pytest.warns(UserWarning, match=rf"{name} only pickled.*the agent acts.*{name}=\.\.\..*function"):
         ours = import_contrib(file, noise(), device="cpu")
-    assert_same_outputs(theirs, ours)
+    assert_same(theirs, ours)
     with pytest.raises(ValueError, match=f"only names its {name}"):
         ours.learn(16)
     ours = import_contrib(file, noise(), device="cpu", **{name: 0.125})
     ours.learn(16)
-    assert_same_outputs(theirs, import_contrib(file, noise(), device="cpu", **{name: 0.125}))
+    assert_same(theirs, import_contrib(file, noise(), device="cpu", **{name: 0.125}))
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(1e-2, 1e-4, 0.5), ConstantSchedule(1e-3)])
-def test_schedules_of_stable_baselines3_are_recognised(schedule: Any) -> None:
-    ours = import_contrib(written(trained(learning_rate=schedule)), noise(), device="cpu")
+def test_schedules_of_stable_baselines3_are_recognized(schedule: Any) -> None:
+    ours = import_contrib(saved(trained(learning_rate=schedule)), noise(), device="cpu")
     assert [ours.lr_schedule(p) for p in (1.0, 0.8, 0.2)] == [schedule(p) for p in (1.0, 0.8, 0.2)]
 
 
@@ -295,41 +243,21 @@ def test_with_pickles_allowed_nothing_need_be_given() -> None:
         policy_kwargs=dict(features_extractor_class=Own, activation_fn=nn.ReLU),
         learning_rate=lambda progress: 1e-2 * progress,
     )
-    ours = import_contrib(written(theirs), allow_pickle=True, device="cpu")
+    ours = import_contrib(saved(theirs), allow_pickle=True, device="cpu")
     assert ours.observation_space == theirs.observation_space
     assert ours.lr_schedule(0.5) == 5e-3
-    assert_same_outputs(theirs, ours)
-    assert_same_optimizer(theirs, ours)
-    assert import_contrib(written(theirs), noise(actions="box"), allow_pickle=True, device="cpu").get_env() is not None
-
-
-class Bomb:
-    """A pickle of it makes a folder as it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
-
-
-def rewritten(file: io.BytesIO, changes: dict[str, Any], compression: int = zipfile.ZIP_STORED) -> io.BytesIO:
-    with zipfile.ZipFile(file) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, data in {**members, **changes}.items():
-            archive.writestr(name, data)
-    return buffer
+    assert_same(theirs, ours)
+    assert import_contrib(saved(theirs), noise(actions="box"), allow_pickle=True, device="cpu").get_env() is not None
+    with pytest.raises(CheckpointError, match="action_space does not match"):
+        import_contrib(saved(theirs), noise(), allow_pickle=True, device="cpu")
 
 
 @pytest.mark.parametrize("field", ["policy_class", "observation_space", "_last_obs", "ep_info_buffer", "clip_range"])
 def test_no_pickle_is_run_unless_it_is_allowed(tmp_path: Path, field: str) -> None:
-    file = written(trained())
-    with zipfile.ZipFile(file) as archive:
-        data = json.loads(archive.read("data"))
+    file = saved(trained())
+    data = json.loads(members_of(file)["data"])
     data[field][":serialized:"] = base64.b64encode(pickle.dumps(Bomb(tmp_path / "exploded"))).decode()
-    forged = rewritten(file, {"data": json.dumps(data)})
+    forged = rewritten(file, {"data": json.dumps(data).encode()})
     import_contrib(forged, noise(), device="cpu")
     assert not (tmp_path / "exploded").exists()
     with pytest.raises((ValueError, TypeError, AttributeError, AssertionError, KeyError)):
@@ -339,20 +267,27 @@ def test_no_pickle_is_run_unless_it_is_allowed(tmp_path: Path, field: str) -> No
 
 @pytest.mark.parametrize("member", ["policy.pth", "policy.optimizer.pth"])
 def test_weights_that_are_a_pickle_of_something_else_are_refused(tmp_path: Path, member: str) -> None:
-    buffer = io.BytesIO()
+    buffer, file, payload = io.BytesIO(), saved(trained()), pickle.dumps(Bomb(tmp_path / "exploded"))
     torch.save({"weight": Bomb(tmp_path / "exploded")}, buffer)
-    for data in (buffer.getvalue(), pickle.dumps(Bomb(tmp_path / "exploded"))):
+    for data in (buffer.getvalue(), payload):
         with pytest.raises(CheckpointError, match=f"{member} holds no plain tensors"):
-            import_contrib(rewritten(written(trained()), {member: data}), noise(), device="cpu")
-    assert not (tmp_path / "exploded").exists()
+            import_contrib(rewritten(file, {member: data}), noise(), device="cpu")
+    assert_explodes(payload, tmp_path / "exploded")
 
 
 # What is something else
 
 
-def test_a_compressed_file_is_refused() -> None:
+def test_what_does_not_fit_says_what_to_give() -> None:
+    file = saved(trained())
     with pytest.raises(CheckpointError, match="compressed, which no saved model is"):
-        import_contrib(rewritten(written(trained()), {}, zipfile.ZIP_DEFLATED), noise())
+        import_contrib(zipped(members_of(file), zipfile.ZIP_DEFLATED), noise())
+    with pytest.raises(CheckpointError, match=r"do not fit|weights are not those of"):
+        import_contrib(file, noise(), policy_kwargs=dict(lstm_hidden_size=6), device="cpu")
+    with pytest.raises(CheckpointError, match="RecurrentPPO has no setting learning_rat"):
+        import_contrib(file, noise(), learning_rat=1)
+    with pytest.raises(CheckpointError, match="custom_objects are for allow_pickle=True"):
+        import_contrib(file, noise(), custom_objects={"learning_rate": 1.0})
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"])
@@ -360,24 +295,3 @@ def test_what_is_no_model_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.zip").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model\.zip is no model that sb3_contrib\.RecurrentPPO saved"):
         import_contrib(tmp_path / "model", noise())
-
-
-def test_our_own_file_is_no_model_of_contrib(tmp_path: Path) -> None:
-    save_algorithm(import_contrib(written(trained()), noise(), device="cpu"), tmp_path / "ours")
-    with pytest.raises(CheckpointError, match=r"is no model that sb3_contrib\.RecurrentPPO saved"):
-        import_contrib(tmp_path / "ours", noise())
-
-
-def test_another_architecture_says_what_to_give() -> None:
-    with pytest.raises(CheckpointError, match=r"do not fit|weights are not those of"):
-        import_contrib(written(trained()), noise(), policy_kwargs=dict(lstm_hidden_size=6), device="cpu")
-
-
-def test_a_setting_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(CheckpointError, match="RecurrentPPO has no setting learning_rat"):
-        import_contrib(written(trained()), noise(), learning_rat=1)
-
-
-def test_an_environment_of_another_kind_is_an_error_where_it_is_known() -> None:
-    with pytest.raises(CheckpointError, match="action_space does not match"):
-        import_contrib(written(trained()), noise(actions="box"), allow_pickle=True, device="cpu")
