@@ -96,6 +96,8 @@ def main(settings: Settings) -> None:
 
 def watch_modules(watch: Clock) -> None:
     """Parts that are functions and methods of classes."""
+    import torch
+
     import agents.algorithms.on_policy
     import agents.rollout.numpy_actor
     from agents.algorithms import ppo
@@ -124,7 +126,7 @@ def watch_modules(watch: Clock) -> None:
         function = watch.timed(name, getattr(recurrent._Layers, direction))
         setattr(recurrent._Layers, direction, staticmethod(function))
     watch.time(ppo, "clip_gradients", "training: clipping")
-    watch.time(ppo.AdamStep, "__call__", "training: Adam")
+    watch.time(torch.optim.Adam, "step", "training: Adam")
 
 
 def measure(case: Any, watch: Clock, n_iterations: int) -> dict[str, float]:

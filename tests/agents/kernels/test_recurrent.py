@@ -13,8 +13,7 @@ from torch import Tensor
 from agents.kernels import binding, reference
 from agents.kernels import recurrent as compiled
 from agents.memory import LSTM, Memory, make_memory, numpy_step, packed, through_time
-from agents.memory.recurrent import Recurrent
-from agents.memory.together import unroll_together, worth_unrolling_together
+from agents.memory.recurrent import Recurrent, unroll_together
 from tests.tolerance import assert_close
 
 T, B, F, H = 11, 4, 5, 16
@@ -43,7 +42,7 @@ every_cell = pytest.mark.parametrize(("name", "kwargs"), CELLS)
 
 def build(name: str, kwargs: dict[str, Any]) -> Memory:
     torch.manual_seed(0)
-    memory = make_memory(name, F, {"hidden_size": H, "initialisation": "torch", **kwargs})
+    memory = make_memory(name, F, {"hidden_size": H, "initialization": "torch", **kwargs})
     for parameter in memory.parameters():
         parameter.data.mul_(2.0)  # far enough from linear for every derivative to matter
     if isinstance(memory, Recurrent) and memory.initial is not None:
@@ -213,7 +212,7 @@ def test_threads_change_no_bit(
     state = tuple(torch.randn_like(part) for part in memory.initial_state(n_sequences))
     results = []
     for threads in (1, 2, 3, 100):  # more than there are pieces, too
-        monkeypatch.setattr(compiled, "_worthwhile_threads", lambda *_, threads=threads: threads)
+        monkeypatch.setattr(compiled, "_tasks_and_threads", lambda *_, threads=threads: (threads, 2))
         outputs, found = gradients(memory, lambda x, before: memory.unroll(x, before, starts), features, state)
         results.append([outputs, *found])
     for result in results[1:]:
@@ -226,7 +225,7 @@ def test_threads_change_no_bit(
 def test_two_memories_at_the_same_time_give_what_each_gives_alone(
     name: str, kwargs: dict[str, Any], needs_features: bool
 ) -> None:
-    one, other = (build(name, {**kwargs, "num_layers": 2, "hidden_size": size}) for size in (H, 2 * H))
+    one, other = (build(name, {**kwargs, "num_layers": 2, "hidden_size": H}) for _ in range(2))
     starts = torch.rand(T, B) < 0.2
     blocks = [torch.randn(T, B, F, requires_grad=needs_features) for _ in range(2)]
     states = [tuple(torch.randn_like(p).requires_grad_() for p in m.initial_state(B)) for m in (one, other)]
@@ -239,22 +238,6 @@ def test_two_memories_at_the_same_time_give_what_each_gives_alone(
     alone = results([m.unroll(x, s, starts) for m, x, s in zip((one, other), blocks, states, strict=True)])
     together = results(unroll_together((one, other), tuple(blocks), tuple(states), starts))  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
-
-
-@pytest.mark.skipif(not compiled.available, reason="built without a C compiler")
-def test_only_memories_with_enough_to_do_and_threads_to_spare_run_together() -> None:
-    big, small, large = LSTM(F, 256), LSTM(F, 16), torch.zeros(128, 2, F)
-    gru = make_memory("gru", F, {"hidden_size": 256})
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        assert worth_unrolling_together((big, big), (large, large))
-        for others in ((big, small), (big, gru), (small, small), (big, LSTM(F, 256, num_layers=2))):
-            assert not worth_unrolling_together(others, (large, large))
-        torch.set_num_threads(1)
-        assert not worth_unrolling_together((big, big), (large, large))
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_library_of_another_version_is_told_from_ours() -> None:

@@ -38,7 +38,7 @@ def close(found: Any, wanted: Any) -> None:
 
 def cell(name: str, kwargs: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    memory = make_memory(name, F, {"hidden_size": H, "initialisation": "torch", **kwargs})
+    memory = make_memory(name, F, {"hidden_size": H, "initialization": "torch", **kwargs})
     assert isinstance(memory, Recurrent)
     if memory.initial is not None:
         nn.init.normal_(memory.initial)

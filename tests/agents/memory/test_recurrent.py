@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU: hand-computed steps, initialisation, dropout, torch's state dicts, errors of shape."""
+"""RNN, LSTM and GRU: hand-computed steps, initialization, dropout, torch's state dicts, errors of shape."""
 
 import math
 import warnings
@@ -101,12 +101,12 @@ def test_the_state_dict_is_torchs_and_so_are_the_outputs(ours: Any, theirs: Any,
 
 
 @EVERY_CELL
-def test_torchs_initialisation_draws_what_torch_draws(ours: Any, theirs: Any) -> None:
+def test_torchs_initialization_draws_what_torch_draws(ours: Any, theirs: Any) -> None:
     kwargs = {} if ours is RNN else {"chrono_horizon": None}
     torch.manual_seed(3)
     layer = theirs(5, 8, 2)
     torch.manual_seed(3)
-    memory = ours(5, 8, 2, initialisation="torch", **kwargs)
+    memory = ours(5, 8, 2, initialization="torch", **kwargs)
     for name, value in layer.state_dict().items():
         assert torch.equal(memory.state_dict()[name], value), name
 
@@ -134,13 +134,13 @@ def test_an_lstm_starts_with_the_forget_bias_asked_for_and_no_other() -> None:
         assert (total_bias(memory, layer, 1) == 3.0).all()
         assert all((total_bias(memory, layer, gate) == 0).all() for gate in (0, 2, 3))
     assert (total_bias(LSTM(5, 8, chrono_horizon=None), 0, 1) == 0.0).all()
-    torch_like = LSTM(5, 8, initialisation="torch", forget_bias=2.0)
+    torch_like = LSTM(5, 8, initialization="torch", forget_bias=2.0)
     assert (total_bias(torch_like, 0, 1) == 2.0).all()
     assert (total_bias(torch_like, 0, 0) != 0.0).all()
 
 
 @pytest.mark.parametrize("horizon", [2, 10.0, 400])
-def test_chrono_initialisation_spreads_time_scales_up_to_the_horizon(horizon: float) -> None:
+def test_chrono_initialization_spreads_time_scales_up_to_the_horizon(horizon: float) -> None:
     torch.manual_seed(0)
     lstm = LSTM(5, 512, 2, chrono_horizon=horizon)
     gru = GRU(5, 512, 2, chrono_horizon=horizon)
