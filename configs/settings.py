@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 from configs.errors import SettingsError
 
 _LAYERS = ("hidden_size", "num_layers", "learned_initial_state")
-_CELL = (*_LAYERS, "bias", "dropout", "initialisation")
+_CELL = (*_LAYERS, "bias", "dropout", "initialization")
 
 MEMORIES: dict[str, tuple[str, ...]] = {
     "none": (),

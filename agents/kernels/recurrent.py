@@ -180,7 +180,19 @@ def _tasks_and_threads(n_layers: int, n_steps: int, n_sequences: int, size: int)
     each task at least two sequences."""
     products, threads = n_steps * n_sequences * size * size, torch.get_num_threads()
     tasks = max(1, min(threads // n_layers, n_sequences // 2, products // 8_000_000))
-    return tasks, min(threads, tasks * n_layers) if products >= 4_000_000 else 1
+    return tasks, min(threads, tasks * n_layers) if products >= _WORTH_A_THREAD else 1
+
+
+_WORTH_A_THREAD = 4_000_000  # products: a millisecond or so
+
+
+def worth_joining(features: Tensor, size: int) -> bool:
+    """Whether layers over (T, B, F) gain from one call: small ones its overhead, large ones a thread each.
+
+    Large ones on one thread lose, for their arrays are then so large that the system clears them anew every time.
+    """
+    n_steps, n_sequences, _ = features.shape
+    return torch.get_num_threads() > 1 or n_steps * n_sequences * size * size < _WORTH_A_THREAD
 
 
 # Acting

@@ -417,7 +417,11 @@ def unroll_together(
     """What each ``unroll`` gives, bit for bit, with layers of compiled memories of a kind and size in one call; None
     where they are none. Features (T, B, F) each, states before the first step, (T, B) -> (T, B, H) each."""
     first = memories[0]
-    if torch.is_autocast_enabled("cpu") or not isinstance(first, Recurrent):
+    if (
+        torch.is_autocast_enabled("cpu")
+        or not isinstance(first, Recurrent)
+        or not compiled.worth_joining(features[0], first.hidden_size)
+    ):
         return None
     for memory, of in zip(memories, features, strict=True):
         if type(memory) not in (RNN, LSTM, GRU) or not compiled.takes(of) or _shape(memory) != _shape(first):

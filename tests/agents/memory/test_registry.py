@@ -76,6 +76,12 @@ def test_a_memory_that_is_not_there_is_a_clear_error(memory: Any, error: type[Ex
         ("rnn", {"num_layers": 2, "dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\); got 1.0"),
         ("rnn", {"num_layers": 2, "dropout": -0.1}, ValueError, r"dropout must be in \[0, 1\); got -0.1"),
         ("rnn", {"nonlinearity": "elu"}, ValueError, "nonlinearity must be 'tanh' or 'relu'; got 'elu'"),
+        (
+            "gru",
+            {"initialisation": "torch"},
+            TypeError,
+            "GRU takes no 'initialisation'; did you mean 'initialization'?",
+        ),
         ("gru", {"initialization": "zeros"}, ValueError, "initialization must be 'orthogonal' or 'torch'; got 'zeros'"),
         ("lstm", {"chrono_horizon": 1}, ValueError, "chrono_horizon must be a number of steps of at least 2; got 1"),
         ("gru", {"chrono_horizon": 1.5}, ValueError, "chrono_horizon must be a number of steps of at least 2; got 1.5"),
