@@ -15,7 +15,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from configs.errors import SettingsError
-from configs.settings import BEFORE, Settings, did_you_mean, field_type, problems
+from configs.settings import (
+    BEFORE,
+    MEMORIES,
+    RENAMED_MEMORY_KWARGS,
+    Settings,
+    did_you_mean,
+    field_type,
+    problems,
+)
 
 LARGEST = 2**20  # characters of a settings file
 MOST_VALUES = 10_000  # in it, with every alias written out
@@ -48,6 +56,9 @@ def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
     if reader.sources and unsaid <= BEFORE.keys():
         for key in unsaid:
             settings = _with(settings, key.split("."), BEFORE[key])
+        if settings.policy.memory in MEMORIES:
+            kwargs = {RENAMED_MEMORY_KWARGS.get(name, name): it for name, it in settings.policy.memory_kwargs.items()}
+            settings = _with(settings, ["policy", "memory_kwargs"], kwargs)
     return settings, reader.sources
 
 

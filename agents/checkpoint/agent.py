@@ -383,6 +383,7 @@ class SavedAgent:
         if set(self._agent) | LATER != SECTIONS or not isinstance(self._agent["parameters"], dict):
             wrong = sorted(SECTIONS ^ (set(self._agent) | LATER))
             raise CheckpointError(f"{self.file}: agent.json does not hold what an agent is ({', '.join(wrong)})")
+        _use_new_names(self._agent["settings"])
         listed = {RUN, *self._agent["parameters"]}
         if listed != set(self._tensors):
             raise CheckpointError(
@@ -652,6 +653,15 @@ def _imported_for_caller(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(objects.get("policy_kwargs"), Mapping):
         objects["policy_kwargs"] = with_memory_imported(objects["policy_kwargs"])
     return objects
+
+
+def _use_new_names(settings: Any) -> None:
+    """Arguments of memories that have been renamed since a file was written."""
+    policy_kwargs = settings.get("policy_kwargs") if isinstance(settings, dict) else None
+    kwargs = policy_kwargs.get("memory_kwargs") if isinstance(policy_kwargs, dict) else None
+    known = isinstance(policy_kwargs, dict) and policy_kwargs.get("memory", "lstm") in ("rnn", "lstm", "gru")
+    if known and isinstance(kwargs, dict) and "initialisation" in kwargs:
+        kwargs["initialization"] = kwargs.pop("initialisation")
 
 
 def with_memory_imported(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -268,19 +268,20 @@ class Function:
             raise MismatchError(f"{self.name} takes {len(parameters)} arrays; got {len(tensors)}")
         sizes = {"K": widths[0], "M": widths[-1]} if widths else {}
         for parameter, tensor in zip(parameters, tensors, strict=True):
-            if tensor is not None:
-                self._check_kind(parameter, tensor)
-                for axis, length in zip(parameter.axes, tensor.shape, strict=False):
-                    if axis.isalpha() and len(axis) == 1:
-                        sizes.setdefault(axis, length)
-        for parameter, tensor in zip(parameters, tensors, strict=True):
-            if tensor is None and parameter.optional:
+            if tensor is None:
+                if not parameter.optional:
+                    raise MismatchError(f"{self.name}: {parameter.name} must be an array; got None")
                 continue
+            self._check_kind(parameter, tensor)
+            for axis, length in zip(parameter.axes, tensor.shape, strict=False):
+                if axis.isalpha() and len(axis) == 1:
+                    sizes.setdefault(axis, length)
+        for parameter, tensor in zip(parameters, tensors, strict=True):
             expected = self._shape_of(parameter.axes, sizes, widths)
-            if tensor is None or tensor.shape != expected:
+            if tensor is not None and tensor.shape != expected:
                 raise MismatchError(
                     f"{self.name}: {parameter.name} ({', '.join(parameter.axes)}) must be {expected}, as the other "
-                    f"arrays are; got {None if tensor is None else tuple(tensor.shape)}"
+                    f"arrays are; got {tuple(tensor.shape)}"
                 )
         if sizes.get("H", 0) % WIDTH_OF_LANES:
             raise MismatchError(f"{self.name}: H must be a multiple of {WIDTH_OF_LANES}; got {sizes['H']}")

@@ -331,7 +331,8 @@ TASKS(gru, GRU)
 
 static int fits(const pass *it, int kind, long P, long C, const float *of_gru) {
     return kind >= RNN_TANH && kind <= GRU && it->G == GATES[kind] && P == PARTS[kind] && C == KEPT[kind] &&
-           (it->S == it->B || it->S == it->B + 1) && (kind == GRU) == (of_gru != NULL) &&
+           (it->S == it->B || it->S == it->B + 1) &&
+           ((kind == GRU) == (of_gru != NULL) || !(it->T * it->B)) && /* an empty array has no address */
            it->parts > 0 && it->threads > 0;
 }
 
