@@ -1,6 +1,6 @@
 """The one way into the compiled functions: what is handed over is checked before its address is.
 
-C trusts the sizes it is told. So every function is declared here once, with the shape and type of each array it reads
+C trusts the sizes it is given. So every function is declared here once, with the shape and type of each array it reads
 or writes, and sizes are never passed: they are read off the shapes, which must agree with each other. An array must be
 contiguous and on the CPU. Shapes that fit are remembered, so that a check costs a few microseconds; where buffers stay
 the same, as in acting, ``Function.prepared`` checks once for all calls.

@@ -1,4 +1,4 @@
-/* What an update and an acting step compute beside the memory's pass, each in one call: perceptrons (the layers between
+/* What an update and an acting step compute in addition to the memory's pass, each in one call: perceptrons (the layers between
    memory and outputs), the probabilities of actions, and PPO's objective with its gradients.
 
    With the small networks of reinforcement learning these are dozens of tiny operations, and calling them takes longer
@@ -377,9 +377,9 @@ int clipped_objective(long N, int normalize, double clip_range, double clip_rang
         float moved = values[n] - old_values[n], estimate = values[n];
         int value_flows = 1;
         if (clip_range_vf >= 0) {
-            float limit = (float)clip_range_vf, held = moved < -limit ? -limit : moved > limit ? limit : moved;
-            value_flows = held == moved;
-            estimate = old_values[n] + held;
+            float limit = (float)clip_range_vf, within = moved < -limit ? -limit : moved > limit ? limit : moved;
+            value_flows = within == moved;
+            estimate = old_values[n] + within;
         }
         double error = (double)estimate - returns[n];
         value += error * error;

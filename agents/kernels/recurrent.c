@@ -132,7 +132,7 @@ INLINE void rnn_cell(long H, const float *sums, int relu, float *output) {
 }
 
 /* The same backward: from the gradient of the output and what later steps gave back for it (`back`) to the gradients of
-   the sums, with what goes on to the step before beside the recurrent product left in `back`. */
+   the sums; what else goes on to the step before, without the recurrent product, is left in `back`. */
 
 INLINE void lstm_gradient(long H, const float *d_output, const float *gates, const float *cell, const float *tanh_cell,
                           float *back, float *d_cell, float *d_sums) {

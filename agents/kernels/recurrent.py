@@ -31,7 +31,7 @@ class _Cell(NamedTuple):
     gates: int
     parts: int
     kept: int
-    """Arrays that the way back needs beside the gates."""
+    """Arrays that the way back needs in addition to the gates."""
 
 
 _CELLS = {
@@ -189,7 +189,7 @@ _WORTH_A_THREAD = 4_000_000  # products: a millisecond or so
 def worth_joining(features: Tensor, size: int) -> bool:
     """Whether layers over (T, B, F) gain from one call: small ones its overhead, large ones a thread each.
 
-    Large ones on one thread lose, for their arrays are then so large that the system clears them anew every time.
+    Large ones on one thread lose, for their arrays are then so large that the system clears them every time.
     """
     n_steps, n_sequences, _ = features.shape
     return torch.get_num_threads() > 1 or n_steps * n_sequences * size * size < _WORTH_A_THREAD

@@ -3,7 +3,7 @@
 A memory maps a stream of features to a stream of outputs and knows nothing of reinforcement learning. It has two
 forms that must agree: ``step``, one step for acting, and ``unroll``, a whole sequence at once for learning.
 
-Axes: T time, B sequences (or environments), F features in, H features out, C steps whose state is asked for.
+Axes: T time, B sequences (or environments), F features in, H features out, C steps whose state is requested.
 
 State is always a tuple of tensors, batch first: ``(B, ...)`` each; ``()`` for no memory. It comes in and goes out, a
 memory hides none.
@@ -178,7 +178,7 @@ class Memory(nn.Module, ABC):
         )
 
     def renew(self, state: State) -> State:
-        """Draws anew what is random but constant through a rollout (dropout masks); called as a rollout starts."""
+        """Redraws what is random but constant through a rollout (dropout masks); called as a rollout starts."""
         return state
 
     def computed_by(self) -> Part:
@@ -213,7 +213,7 @@ class Memory(nn.Module, ABC):
     def numpy_step(self) -> NumpyStep | None:
         """``step`` on NumPy arrays with the parameters as they are now, or None where only torch has it.
 
-        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Built anew for
+        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Rebuilt for
         every rollout, so it may copy and rearrange the parameters. Must agree with ``step`` to 1e-6 relative; must not
         write into its arguments.
         """

@@ -29,7 +29,7 @@ from agents.memory.precision import in_own_precision
 Initialization = Literal["orthogonal", "torch"]
 
 HORIZON = 256
-"""Steps over which memories remember from the start, where not told another number."""
+"""Steps over which memories remember at initialization, by default."""
 
 
 class Recurrent(Memory):
@@ -44,7 +44,7 @@ class Recurrent(Memory):
     Under ``torch.autocast`` a cell still computes in float32: what it carries sums up over hundreds of steps, for which
     the 8 bits of bfloat16 are too few, and neither cuDNN's recurrent kernels as torch has them nor every CPU's take it.
 
-    Args, beside those of each class:
+    Args, in addition to those of each class:
         input_size: F.
         hidden_size: H, also the size of the output.
         num_layers: D, each on the output of the one below.

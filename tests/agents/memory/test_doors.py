@@ -1,4 +1,4 @@
-"""What comes in at a memory's methods: right numbers or an error, for every registered memory.
+"""What comes in at a memory's methods: correct numbers or an error, for every registered memory.
 
 Axes: T time, B sequences, F features in.
 """
@@ -124,7 +124,7 @@ def test_features_and_episode_starts_of_other_shapes_are_refused(name: str, kwar
 
 @every_memory
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
-def test_features_of_another_type_give_right_numbers_or_an_error(
+def test_features_of_another_type_give_correct_numbers_or_an_error(
     name: str, kwargs: dict[str, Any], dtype: torch.dtype
 ) -> None:
     memory = build(name, kwargs)
@@ -140,7 +140,7 @@ def test_features_of_another_type_give_right_numbers_or_an_error(
 
 @every_memory_with_state
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_weights_of_another_type_give_right_numbers_or_an_error(
+def test_weights_of_another_type_give_correct_numbers_or_an_error(
     name: str, kwargs: dict[str, Any], dtype: torch.dtype
 ) -> None:
     """Each in its turn, and a memory all of that type."""
