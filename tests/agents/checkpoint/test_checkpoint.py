@@ -224,6 +224,20 @@ def test_a_file_from_before_stale_states_had_settings_leaves_them_as_they_are() 
     assert (again.refresh_states, again.burn_in, again.rollout_buffer.burn_in) == (False, 0, 0)
 
 
+def test_a_file_with_the_former_name_of_initialization_loads(tmp_path: Path) -> None:
+    kwargs = dict(memory_kwargs=dict(hidden_size=8, initialization="torch"))
+    model = small_ppo(clocks(), "lstm", policy_kwargs=kwargs)
+    save_algorithm(model, tmp_path / "agent.zip")
+
+    def rename(agent: Any) -> None:
+        stored = agent["settings"]["policy_kwargs"]["memory_kwargs"]
+        stored["initialisation"] = stored.pop("initialization")
+
+    again = load_algorithm(RecurrentPPO, edited(tmp_path / "agent.zip", rename), device="cpu")
+    assert again.policy_kwargs["memory_kwargs"]["initialization"] == "torch"
+    assert_same_weights(model, again)
+
+
 def test_a2c_with_adam_comes_back_with_adam() -> None:
     model = small_ppo(clocks(), cls=RecurrentA2C, use_rms_prop=False)
     assert type(loaded(model).policy.optimizer) is torch.optim.Adam
