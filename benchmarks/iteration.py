@@ -120,7 +120,9 @@ def watch_modules(watch: Clock) -> None:
     heads._ClippedObjective.backward = staticmethod(  # type: ignore[method-assign]
         watch.timed("training: objective, backward", heads._ClippedObjective.backward)
     )
-    watch.time(recurrent, "_call", "training: memory, over time")
+    for name in ("forward", "backward"):
+        function: Any = recurrent.library[name]
+        recurrent.library.functions[name] = watch.timed("training: memory, over time", function)  # type: ignore[assignment]
     for direction in ("forward", "backward"):
         name = f"training: memory, products before and after, {direction}"
         function = watch.timed(name, getattr(recurrent._Layers, direction))

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels.devices import to_device
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
 from agents.memory.layers import check_sizes, numpy_linear
-from agents.memory.precision import in_own_precision
 from agents.memory.recurrent import GRU, LSTM
 from agents.memory.window import (
     Chunk,

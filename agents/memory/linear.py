@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels.aside import once_differentiable, why_torch
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
 from agents.memory.layers import check_sizes, normalized, numpy_linear, numpy_normalized, numpy_sigmoid
-from agents.memory.precision import in_own_precision
 from agents.memory.recurrent import HORIZON, check_horizon, chrono_bias
 
 NumpyLayer = Callable[[Array, NDArray[Any], NDArray[Any]], Array]

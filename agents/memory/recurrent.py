@@ -22,9 +22,8 @@ from agents.kernels.aside import MISSING, Part, why_torch
 from agents.kernels.contract import Array, Kind, NumpyState, NumpyStep, Parameters
 from agents.kernels.devices import to_device
 from agents.memory import numpy_step, packed, through_time
-from agents.memory.core import Memory, State
+from agents.memory.core import Memory, State, in_own_precision
 from agents.memory.layers import check_sizes
-from agents.memory.precision import in_own_precision
 
 Initialization = Literal["orthogonal", "torch"]
 

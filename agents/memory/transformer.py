@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels.aside import all_modules_hooked, touched
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
 from agents.memory.layers import (
     GRUGate,
     check_heads,
@@ -26,7 +26,6 @@ from agents.memory.layers import (
     numpy_sigmoid,
     sinusoidal_positions,
 )
-from agents.memory.precision import in_own_precision
 from agents.memory.window import (
     Chunk,
     SlidingWindow,

@@ -35,6 +35,8 @@ CELLS: list[tuple[str, dict[str, Any]]] = [
     ("lstm", {"learned_initial_state": True}),
     ("gru", {"learned_initial_state": True}),
     ("rnn", {"learned_initial_state": True}),
+    ("lstm", {"hidden_size": 6}),
+    ("gru", {"hidden_size": 6, "learned_initial_state": True}),
 ]
 
 every_cell = pytest.mark.parametrize(("name", "kwargs"), CELLS)
@@ -205,7 +207,7 @@ def test_threads_change_no_bit(
 @pytest.mark.skipif(not compiled.available, reason="built without a C compiler")
 @pytest.mark.parametrize("needs_features", [True, False])
 @every_cell
-def test_two_memories_at_the_same_time_give_what_each_gives_alone(
+def test_two_memories_in_one_call_give_what_each_gives_alone(
     name: str, kwargs: dict[str, Any], needs_features: bool
 ) -> None:
     one, other = (build(name, {**kwargs, "num_layers": 2, "hidden_size": H}) for _ in range(2))

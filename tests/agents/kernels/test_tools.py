@@ -183,21 +183,6 @@ def test_weights_made_of_others_are_seen_after_each_step(name: str, make: Callab
     assert torch.equal(memory.weight_hh_l0 == 0, memory.weight_hh_l0_mask == 0) if make is pruned else True
 
 
-@pytest.mark.parametrize("make", [weight_normed, spectral_normed, pruned])
-def test_heads_of_weights_made_of_others_are_computed_with_these(make: Callable[..., None]) -> None:
-    """From the policy's own door."""
-    model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, policy_kwargs=dict(lstm_hidden_size=8), seed=0)
-    make(model.policy.action_net, "weight")
-    model.learn(16)
-    assert all(torch.isfinite(parameter).all() for parameter in model.policy.parameters())
-    observations, starts = torch.randn(2, 4), torch.zeros(2, dtype=torch.bool)
-    state = model.policy.initial_state(2)
-    given = (observations[None].flatten(0, 1), state, starts)
-    found = model.policy.predict_values(*given)
-    with in_torch():
-        close(found, model.policy.predict_values(*given))
-
-
 @every_cell
 def test_transforms_of_torch_func_are_torchs(name: str, kwargs: dict[str, Any]) -> None:
     memory = cell(name, kwargs)

@@ -173,15 +173,6 @@ def test_arrays_laid_out_otherwise_give_the_same(name: str, kwargs: dict[str, An
 
 
 @every_memory
-def test_a_state_with_a_gradient_gives_the_same(name: str, kwargs: dict[str, Any]) -> None:
-    memory = build(name, kwargs)
-    features, state, starts = given(memory)
-    asked = tuple(part.clone().requires_grad_() for part in state)
-    for door in doors(memory):
-        same(door(features, asked, starts), door(features, state, starts))
-
-
-@every_memory
 def test_no_sequences_and_no_steps_are_refused(name: str, kwargs: dict[str, Any]) -> None:
     memory = build(name, kwargs)
     features, _, starts = given(memory)
