@@ -347,6 +347,7 @@ int forward(long M, long T, long B, long H, long G, long P, long S, long C, int 
     pass it = {.M = M, .T = T, .B = B, .H = H, .G = G, .S = S, .parts = parts, .threads = threads, .bias_n = bias_n,
                .state = state, .starts = starts, .gates = gates, .outputs = outputs, .kept = kept};
     if (!fits(&it, kind, P, C, bias_n)) return 2;
+    if (!(M * T * B)) return 0;
     it.task = tasks[kind];
     int failed = split(&it) || run(&it, w_hh, H, G * H, 1, H);
     free(it.segments);
@@ -363,9 +364,10 @@ int backward(long M, long T, long B, long H, long G, long P, long S, long C, int
                .d_outputs = d_outputs, .starts = starts, .gates = gates, .kept = kept, .d_inputs = d_inputs,
                .d_sums = d_sums ? d_sums : d_inputs};
     if (!fits(&it, kind, P, C, d_sums)) return 2;
+    if (P * M * S * H) clear(d_state, P * M * S * H);
+    if (!(M * T * B)) return 0;
     it.task = tasks[kind];
     int failed = split(&it) || !(it.d_starts = zeros(P * M * it.count * H)) || run(&it, w_hh, G * H, H, H, 1);
-    clear(d_state, P * M * S * H);
     for (long i = 0; !failed && i < P * M * it.count; i++) { /* in this order, whatever the number of threads */
         long from = it.segments[i % it.count].from;
         for (long j = 0; from >= 0 && j < H; j++) d_state[(i / it.count * S + from) * H + j] += it.d_starts[i * H + j];

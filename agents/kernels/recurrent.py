@@ -78,9 +78,9 @@ def _flat(features: Tensor, state: State, parameters: Parameters, further: int) 
 def _with_further_units(parameters: Parameters, further: int) -> Parameters:
     w_ih, w_hh, b_ih, b_hh = parameters
     size, pad = w_hh.shape[1], torch.nn.functional.pad
-    w_ih = pad(w_ih.unflatten(0, (-1, size)), (0, 0, 0, further)).flatten(0, 1)
-    w_hh = pad(w_hh.unflatten(0, (-1, size)), (0, further, 0, further)).flatten(0, 1)
-    b_ih, b_hh = (None if b is None else pad(b.view(-1, size), (0, further)).flatten() for b in (b_ih, b_hh))
+    w_ih = pad(w_ih.reshape(-1, size, w_ih.shape[1]), (0, 0, 0, further)).flatten(0, 1)
+    w_hh = pad(w_hh.reshape(-1, size, size), (0, further, 0, further)).flatten(0, 1)
+    b_ih, b_hh = (None if b is None else pad(b.reshape(-1, size), (0, further)).flatten() for b in (b_ih, b_hh))
     return w_ih, w_hh, b_ih, b_hh
 
 
@@ -227,7 +227,7 @@ class _Step:
     def __init__(self, kind: Kind, layers: Sequence[Parameters]) -> None:
         self._cell, self._size = _CELLS[kind], layers[0][1].shape[1]
         self._further, self._n_features = _further_units(self._size), layers[0][0].shape[1]
-        self._layers = []
+        self._layers: list[tuple[Tensor, Tensor]] = []
         for parameters in layers:
             if self._further:
                 parameters = _with_further_units(parameters, self._further)

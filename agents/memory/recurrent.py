@@ -230,7 +230,8 @@ class Recurrent(Memory):
         weights = layers[0][1]
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             return None
-        step = (compiled if compiled.takes(weights) else numpy_step).step(self.kind, layers)
+        make = compiled.step if compiled.takes(weights) else numpy_step.step
+        step = make(self.kind, layers)
         if self.initial is None:
             return step
         initial = self.initial.detach().numpy().copy()
