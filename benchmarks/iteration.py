@@ -108,6 +108,7 @@ def watch_modules(watch: Clock) -> None:
     watch.time(agents.algorithms.on_policy, "make_actor", "collecting: building the acting step")
     watch.time(actor, "__init__", "collecting: building the acting step")
     watch.time(actor, "act", "collecting: acting, between")
+    watch.time(recurrent._Step, "__call__", "collecting: memory's step")
     for name in ("add_observations", "add_actions", "add_rewards"):
         watch.time(SequenceRolloutBuffer, name, "collecting: buffer")
     watch.time(SequenceRolloutBuffer, "compute_returns_and_advantage", "collecting: advantages")
@@ -165,7 +166,7 @@ def watch_steps(watch: Clock) -> Callable[[], None]:
     """Parts of an acting step, which are made anew for every rollout. Returns what undoes it."""
     import agents.rollout.numpy_actor as acting
 
-    makers = {"_step_of": "memory's step", "_layers_of": "heads", "_sampler_of": "sampling"}
+    makers = {"_layers_of": "heads", "_sampler_of": "sampling"}
     before = {name: getattr(acting, name) for name in makers}
     for name, part in makers.items():
         made = before[name]
