@@ -86,6 +86,8 @@ def main(settings: Settings) -> None:
 
 def watch_modules(watch: Clock) -> None:
     """Parts that are functions and methods of classes."""
+    import torch
+
     import agents.algorithms.on_policy
     from agents.algorithms import ppo
     from agents.kernels import heads, recurrent
@@ -107,13 +109,15 @@ def watch_modules(watch: Clock) -> None:
     heads._ClippedObjective.backward = staticmethod(  # type: ignore[method-assign]
         watch.timed("training: objective, backward", heads._ClippedObjective.backward)
     )
-    watch.time(recurrent, "_call", "training: memory, over time")
+    for name in ("forward", "backward"):
+        function: Any = recurrent.library[name]
+        recurrent.library.functions[name] = watch.timed("training: memory, over time", function)  # type: ignore[assignment]
     for direction in ("forward", "backward"):
         name = f"training: memory, products before and after, {direction}"
         function = watch.timed(name, getattr(recurrent._Layers, direction))
         setattr(recurrent._Layers, direction, staticmethod(function))
     watch.time(ppo, "clip_gradients", "training: clipping")
-    watch.time(ppo.AdamStep, "__call__", "training: Adam")
+    watch.time(torch.optim.Adam, "step", "training: Adam")
 
 
 ACTING = {

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, g
 from configs.errors import SettingsError
 
 _LAYERS = ("hidden_size", "num_layers", "learned_initial_state")
-_CELL = (*_LAYERS, "bias", "dropout", "initialisation")
+_CELL = (*_LAYERS, "bias", "dropout", "initialization")
 
 MEMORIES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -59,6 +59,9 @@ PREVIOUS = "previous_action_reward"
 
 BEFORE: dict[str, Any] = {"env.previous_action_reward": False}
 """What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""
+
+RENAMED_MEMORY_KWARGS = {"initialisation": "initialization"}
+"""Arguments of memories under the names that such files may have them by."""
 
 Kwargs = dict[str, Any]
 Wrapper = object  # a name, or {name: {argument: value}}; checked below

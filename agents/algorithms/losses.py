@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.kernels import gradient_step, heads
+from agents.kernels import heads
 
 Number = Any
 """A float, or a scalar tensor where a compiled function must not be compiled anew for every value."""
@@ -140,13 +140,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
 
     Squares are added up in double precision: in single precision they overflow from a norm of 1.8e19 on, and clipping
     by an infinite norm would make zeros of gradients that are finite. No value leaves the device. What is not finite
-    stays so. Compiled where that is to be had, with the same result.
+    stays so.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
-        return
-    if gradient_step.takes(gradients):
-        gradient_step.clip(gradients, max_norm)
         return
     norm = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float64)).norm()
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))

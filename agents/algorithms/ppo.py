@@ -17,7 +17,6 @@ from agents.algorithms.losses import Figures, clip_gradients, ppo_objective
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checks.arguments import check_count, check_positive, check_range, check_switch
 from agents.encoders.auxiliary import AuxiliaryTerms
-from agents.kernels.gradient_step import AdamStep
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.buffer import SequenceBatch
 
@@ -200,7 +199,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
     def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
         normalized = self._normalized_by_rollout()
-        step, parameters = AdamStep(self.policy.optimizer), list(self.policy.parameters())
+        parameters = list(self.policy.parameters())
         with_gradients = {
             *parameters,
             *(part for group in self.policy.optimizer.param_groups for part in group["params"]),
@@ -215,7 +214,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
                 parameter.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
             clip_gradients(parameters, self.max_grad_norm)
-            step()
+            self.policy.optimizer.step()
         return True
 
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:

@@ -81,6 +81,7 @@ class SavedAgent:
             raise CheckpointError(
                 f"{self.file}: agent.json does not hold what an agent is ({', '.join(sorted(wrong))}); use another copy"
             )
+        _use_new_names(agent["settings"])
         listed = {RUN, *agent["parameters"]}
         if listed != set(tensors):
             raise CheckpointError(
@@ -324,6 +325,15 @@ def imported_for_caller(objects: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(result.get("policy_kwargs"), Mapping):
         result["policy_kwargs"] = imported_for_caller(result["policy_kwargs"])
     return result
+
+
+def _use_new_names(settings: Any) -> None:
+    """Arguments of memories that have been renamed since a file was written."""
+    policy_kwargs = settings.get("policy_kwargs") if isinstance(settings, dict) else None
+    kwargs = policy_kwargs.get("memory_kwargs") if isinstance(policy_kwargs, dict) else None
+    known = isinstance(policy_kwargs, dict) and policy_kwargs.get("memory", "lstm") in ("rnn", "lstm", "gru")
+    if known and isinstance(kwargs, dict) and "initialisation" in kwargs:
+        kwargs["initialization"] = kwargs.pop("initialisation")
 
 
 def setting_names(cls: type) -> list[str]:

@@ -1,5 +1,5 @@
-/* What an update and an acting step compute beside the memory's pass, each in one call: perceptrons (the layers between
-   memory and outputs), the probabilities of actions, PPO's objective with its gradients, and the step along these.
+/* What an update and an acting step compute in addition to the memory's pass, each in one call: perceptrons (the layers between
+   memory and outputs), the probabilities of actions, and PPO's objective with its gradients.
 
    With the small networks of reinforcement learning these are dozens of tiny operations, and calling them takes longer
    than computing them.
@@ -16,7 +16,7 @@
 #include "vectors.h"
 
 /* Raised whenever a function's arguments change. */
-long heads_version(void) { return 6; }
+long heads_version(void) { return 7; }
 
 static long padded(long columns) { return (columns + TILE - 1) / TILE * TILE; }
 
@@ -377,9 +377,9 @@ int clipped_objective(long N, int normalize, double clip_range, double clip_rang
         float moved = values[n] - old_values[n], estimate = values[n];
         int value_flows = 1;
         if (clip_range_vf >= 0) {
-            float limit = (float)clip_range_vf, held = moved < -limit ? -limit : moved > limit ? limit : moved;
-            value_flows = held == moved;
-            estimate = old_values[n] + held;
+            float limit = (float)clip_range_vf, within = moved < -limit ? -limit : moved > limit ? limit : moved;
+            value_flows = within == moved;
+            estimate = old_values[n] + within;
         }
         double error = (double)estimate - returns[n];
         value += error * error;
@@ -400,51 +400,5 @@ int clipped_objective(long N, int normalize, double clip_range, double clip_rang
     figures[3] = (float)(share * entropy);
     figures[4] = (float)(share * divergence);
     figures[5] = (float)(share * clipped);
-    return 0;
-}
-
-/* The step along the gradients of `count` parameters, sizes[i] numbers each. */
-
-/* Scales gradients so that their norm, taken together, is at most max_norm. Squares are added up in double precision: in
-   single precision they overflow from a norm of 1.8e19 on. An infinite norm makes zeros of what is finite and NaN of what
-   is not, as in torch; NaN makes all NaN. */
-int clip_gradients(long count, const long *sizes, double max_norm, float *const *gradients) {
-    double squares = 0;
-    for (long i = 0; i < count; i++) {
-        const float *from = gradients[i];
-        long at = 0;
-        dvec sums = {0};
-        for (; at + LANES <= sizes[i]; at += LANES) {
-            dvec wide = __builtin_convertvector(load(from + at), dvec);
-            sums += wide * wide;
-        }
-        for (int lane = 0; lane < LANES; lane++) squares += sums[lane];
-        for (; at < sizes[i]; at++) squares += (double)from[at] * from[at];
-    }
-    double scale = max_norm / (sqrt(squares) + 1e-6);
-    if (scale >= 1) return 0;
-    for (long i = 0; i < count; i++)
-        for (long at = 0; at < sizes[i]; at++) gradients[i][at] = (float)(gradients[i][at] * scale);
-    return 0;
-}
-
-/* Adam (Kingma & Ba 2015), each parameter with its own count of steps taken, as torch keeps them. `arrays` points to the
-   gradients, then to the parameters, to both moments, and to the counts. */
-int adam(long count, const long *sizes, double rate, double beta_1, double beta_2, double epsilon,
-         float *const *arrays) {
-    for (long i = 0; i < count; i++) {
-        const float *restrict gradient = arrays[i];
-        float *restrict parameter = arrays[count + i], *restrict mean = arrays[2 * count + i];
-        float *restrict square = arrays[3 * count + i], taken = *arrays[4 * count + i] += 1;
-        float step_size = (float)(rate / (1 - pow(beta_1, taken)));
-        float root = (float)sqrt(1 - pow(beta_2, taken)), tiny = (float)epsilon;
-        float forget = (float)beta_2, add_1 = (float)(1 - beta_1), add_2 = (float)(1 - beta_2);
-        for (long at = 0; at < sizes[i]; at++) {
-            float g = gradient[at];
-            mean[at] += add_1 * (g - mean[at]);
-            square[at] = forget * square[at] + add_2 * g * g;
-            parameter[at] -= step_size * mean[at] / (sqrtf(square[at]) / root + tiny);
-        }
-    }
     return 0;
 }

@@ -1,4 +1,4 @@
-"""What an update and an acting step compute beside the memory's pass, each in one call, by ``heads.c``.
+"""What an update and an acting step compute in addition to the memory's pass, each in one call, by ``heads.c``.
 
 Perceptrons, probabilities of actions, and PPO's objective are dozens of tiny operations for the small networks of
 reinforcement learning; here each is one function with a gradient written by hand. Where it cannot run (not compiled,
@@ -58,8 +58,8 @@ def layers_of(*networks: nn.Module) -> Layers | None:
     """Networks one after the other as layers for :func:`perceptron`, or None where they are not of a kind known here.
 
     Known are linear layers, and sequences of them with Tanh or ReLU between; of float32 on a CPU, each as wide as the
-    one before gives. Whether something hooks into them ``agents.kernels.plan`` has asked before. Plain dictionaries
-    are read, since this is asked often.
+    one before gives. Whether something hooks into them ``agents.kernels.plan`` has checked before. Plain
+    dictionaries are read, since this is called often.
     """
     layers: list[nn.Module] = []
     for network in networks:

@@ -165,7 +165,7 @@ def _distribution_of(policy: Any) -> Part:
 
 
 def objective_of(policy: Any, base: type) -> Part:
-    """How PPO's objective and, on a GPU, all that an update does behind the memory is computed."""
+    """How PPO's objective and, on a GPU, the heads and loss of an update are computed."""
     if policy.device.type != "cuda":
         reason = why_torch() if fused.available else MISSING
         return Part("compiled" if reason is None else "torch", reason)

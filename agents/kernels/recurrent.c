@@ -1,20 +1,18 @@
-/* The sequential heart of RNN, LSTM and GRU on a CPU: everything in a sequence pass that cannot be one large product.
+/* The sequential part of RNN, LSTM and GRU on a CPU: everything in a sequence pass that cannot be one large product.
 
    The input projections of all steps are one matrix product before, and all weight gradients are one after; both are
    torch's. What is left is a loop over time whose steps are tiny, where the overhead of a call costs more than its
-   arithmetic. Here it has none. A block is cut where episodes start, and all its pieces run at once, the long ones on
-   when the short ones have ended: the weights are read once for many rows, and nothing is padded.
+   arithmetic. Here it has none. A block is split where episodes start, and all its segments run at once, the long ones
+   on when the short ones have ended: the weights are read once for many rows, and nothing is padded.
 
-   Axes: T time, B sequences, F features, H hidden units, G gates of a cell; arrays are contiguous float32 in the order
-   named. H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the
-   state before that step is zero, or with `learned` the last row of a state before the block of B + 1 rows, and no
-   gradient crosses it. Pieces have nothing to do with each other, so threads may share a block: each takes one `part`
-   of `parts`. Gradients of the state before the block have R rows: B, written only where no episode starts, and with
-   `learned` as many more as episodes start, one for each in the order of (B, T), which add up to that of the last row,
-   so that no two threads add to one number and their sum does not depend on how many there are.
+   Axes: M memories over the same block, T time, B sequences, F features, H hidden units, G gates of a cell, P parts of
+   a state (2 of an LSTM: hidden and cell), S rows of a state, C arrays kept; arrays are contiguous float32 in the order
+   named. H must be a multiple of 8. `starts` (T, B) is nonzero where an episode starts: the state before that step is
+   zero or, where S is B + 1, the last row of the state before the block, and no gradient crosses it. Segments are
+   independent, so that threads share them, `parts` tasks for each memory, and change no bit.
 
-   Functions return 0, 1 if memory ran out, or 2 if numbers of rows do not fit the episodes that start. Sizes come
-   first, then numbers, then arrays: binding.py declares each function, and checks shapes and types before every call. */
+   Functions return 0, 1 if memory ran out, or 2 if sizes do not fit the kind of cell. Sizes come first, then numbers,
+   then arrays: binding.py declares each function, and checks shapes and types before every call. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,17 +21,15 @@
 
 #define GROUP (4 * TILE) /* columns of packed weights come in groups of tiles */
 
-/* The plain network's activation function. */
-INLINE vec activation(vec x, int relu) {
-    if (relu) return choose(x < all(0.0f), all(0.0f), x);
-    return hyperbolic_tangent(x);
-}
+enum { RNN_TANH, RNN_RELU, LSTM, GRU };
+
+static const long GATES[] = {1, 1, 4, 3}, PARTS[] = {1, 1, 2, 1}, KEPT[] = {1, 1, 3, 2};
 
 static long padded(long columns) { return (columns + GROUP - 1) / GROUP * GROUP; }
 
 /* Raised whenever a function's arguments change: a library of another version, built from an older checkout say, would
    misread what it is handed, and is not used. */
-long recurrent_version(void) { return 4; }
+long recurrent_version(void) { return 5; }
 
 /* How many floats packed weights (K, N) take. */
 long packed_size(long K, long N) { return padded(N) * K; }
@@ -98,359 +94,312 @@ static void multiply(const float *a, long B, long K, const float *packed, float 
     }
 }
 
+static void copy(float *to, const float *from, long count) { memcpy(to, from, (size_t)count * sizeof(float)); }
+static void clear(float *to, long count) { memset(to, 0, (size_t)count * sizeof(float)); }
+static float *zeros(long count) { return calloc((size_t)count + 1, sizeof(float)); }
 
-/* What a pass over a block needs beside its arguments: its pieces, long ones first, and room for one step of them. */
-typedef struct { long row, length, from, to; } piece; /* row t * B + b of its first step; the row of the state before
-                                                         the block that it starts from, -1 for zeros; the row that the
-                                                         gradient of that goes to, -1 for nowhere */
-typedef struct {
-    piece *pieces;
-    long count, longest, width; /* width: columns of sums */
-    float *packed, *rows, *sums, *carry;
-} work;
+/* Cells: one step of H units, from sums of products to gates after their activations and the state. `gates` may be
+   where the sums are. */
+
+/* c' = f c + i g, h' = o tanh(c'); gates i, f, g, o. */
+INLINE void lstm_cell(long H, const float *sums, const float *cell, float *gates, float *new_cell, float *tanh_cell,
+                      float *output) {
+    for (long j = 0; j < H; j += LANES) {
+        vec i = sigmoid(load(sums + j)), f = sigmoid(load(sums + H + j));
+        vec g = hyperbolic_tangent(load(sums + 2 * H + j)), o = sigmoid(load(sums + 3 * H + j));
+        vec c = f * load(cell + j) + i * g, tanh_c = hyperbolic_tangent(c);
+        store(gates + j, i); store(gates + H + j, f); store(gates + 2 * H + j, g); store(gates + 3 * H + j, o);
+        store(new_cell + j, c); store(tanh_cell + j, tanh_c); store(output + j, o * tanh_c);
+    }
+}
+
+/* n = tanh(x_n + r h_n), h' = n + z (h - n); gates r, z, n, where h_n = W_hn h + b_hn. */
+INLINE void gru_cell(long H, const float *sums, const float *x_n, const float *h_n, const float *hidden, float *gates,
+                     float *output) {
+    for (long j = 0; j < H; j += LANES) {
+        vec r = sigmoid(load(sums + j)), z = sigmoid(load(sums + H + j));
+        vec n = hyperbolic_tangent(load(x_n + j) + r * load(h_n + j));
+        store(gates + j, r); store(gates + H + j, z); store(gates + 2 * H + j, n);
+        store(output + j, n + z * (load(hidden + j) - n));
+    }
+}
+
+INLINE void rnn_cell(long H, const float *sums, int relu, float *output) {
+    for (long j = 0; j < H; j += LANES) {
+        vec x = load(sums + j);
+        store(output + j, relu ? choose(x < all(0.0f), all(0.0f), x) : hyperbolic_tangent(x));
+    }
+}
+
+/* The same backward: from the gradient of the output and what later steps gave back for it (`back`) to the gradients of
+   the sums; what else goes on to the step before, without the recurrent product, is left in `back`. */
+
+INLINE void lstm_gradient(long H, const float *d_output, const float *gates, const float *cell, const float *tanh_cell,
+                          float *back, float *d_cell, float *d_sums) {
+    const vec one = all(1.0f);
+    for (long j = 0; j < H; j += LANES) {
+        vec i = load(gates + j), f = load(gates + H + j), g = load(gates + 2 * H + j), o = load(gates + 3 * H + j);
+        vec tanh_c = load(tanh_cell + j), d_h = load(d_output + j) + load(back + j);
+        vec d_c = load(d_cell + j) + d_h * o * (one - tanh_c * tanh_c);
+        store(d_sums + j, d_c * g * i * (one - i));
+        store(d_sums + H + j, d_c * load(cell + j) * f * (one - f));
+        store(d_sums + 2 * H + j, d_c * i * (one - g * g));
+        store(d_sums + 3 * H + j, d_h * tanh_c * o * (one - o));
+        store(d_cell + j, d_c * f);
+        store(back + j, all(0.0f));
+    }
+}
+
+/* d_inputs are of the input projections; d_sums, of W_hh h + b_hh, differ from them by the gate r before n. */
+INLINE void gru_gradient(long H, const float *d_output, const float *gates, const float *hidden, const float *h_n,
+                         float *back, float *d_inputs, float *d_sums) {
+    const vec one = all(1.0f);
+    for (long j = 0; j < H; j += LANES) {
+        vec r = load(gates + j), z = load(gates + H + j), n = load(gates + 2 * H + j);
+        vec d_h = load(d_output + j) + load(back + j), d_n = d_h * (one - z) * (one - n * n);
+        vec d_z = d_h * (load(hidden + j) - n) * z * (one - z), d_r = d_n * load(h_n + j) * r * (one - r);
+        store(d_inputs + j, d_r); store(d_inputs + H + j, d_z); store(d_inputs + 2 * H + j, d_n);
+        store(d_sums + j, d_r); store(d_sums + H + j, d_z); store(d_sums + 2 * H + j, d_n * r);
+        store(back + j, d_h * z);
+    }
+}
+
+INLINE void rnn_gradient(long H, const float *d_output, const float *output, int relu, float *back, float *d_sums) {
+    for (long j = 0; j < H; j += LANES) {
+        vec h = load(output + j), slope = all(1.0f) - h * h;
+        if (relu) slope = choose(h > all(0.0f), all(1.0f), all(0.0f));
+        store(d_sums + j, (load(d_output + j) + load(back + j)) * slope);
+        store(back + j, all(0.0f));
+    }
+}
+
+/* A pass over a block. `from`: the row of the state before the block that a segment starts from, -1 for zeros. */
+typedef struct { long row, length, from; } segment; /* row t * B + b of its first step */
+typedef struct pass {
+    void (*task)(struct pass *, long memory, long part);
+    long M, T, B, H, G, S, parts, threads, count; /* count: of segments */
+    int failed;
+    segment *segments;
+    float *packed;   /* weights of each memory */
+    float *d_starts; /* (P, M, segments, H) gradients of the states that segments start from */
+    const float *bias_n, *state, *d_outputs;
+    const uint8_t *starts;
+    float *gates, *outputs, *kept, *d_inputs, *d_sums;
+} pass;
 
 static int longer_first(const void *left, const void *right) {
-    const piece *a = left, *b = right;
+    const segment *a = left, *b = right;
     if (a->length != b->length) return a->length < b->length ? 1 : -1;
     return a->row < b->row ? -1 : 1;
 }
 
-static void release(work *w) {
-    free(w->pieces); free(w->packed); free(w->rows); free(w->sums); free(w->carry);
-}
-
-static float *zeros(long count) { return calloc((size_t)(count ? count : 1), sizeof(float)); }
-
-/* Cuts the block, keeps every parts-th piece from the part-th on, packs the weights (K, N), and makes room: rows
-   (P, K), sums (P, padded N), carry (P, H). */
-static int prepare(work *w, long T, long B, long H, long part, long parts, const uint8_t *starts, int learned,
-                   const float *weights, long K, long N, long along_k, long along_n) {
-    *w = (work){0};
-    long all_pieces = 0, last = -1, started = 0;
+static int split(pass *it) {
+    long B = it->B, last = -1;
     for (long b = 0; b < B; b++)
-        for (long t = 0; t < T; t++) all_pieces += t == 0 || starts[t * B + b];
-    w->pieces = malloc((size_t)(all_pieces + 1) * sizeof(piece));
-    if (!w->pieces) return 1;
+        for (long t = 0; t < it->T; t++) it->count += t == 0 || it->starts[t * B + b];
+    it->segments = malloc((size_t)(it->count + 1) * sizeof(segment));
+    if (!it->segments) return 1;
     for (long b = 0; b < B; b++)
-        for (long t = 0; t < T; t++) {
-            if (starts[t * B + b]) {
-                w->pieces[++last] = (piece){t * B + b, 0, learned ? B : -1, learned ? B + started : -1};
-                started++;
-            } else if (t == 0) {
-                w->pieces[++last] = (piece){b, 0, b, b};
-            }
-            w->pieces[last].length++;
+        for (long t = 0; t < it->T; t++) {
+            int starts = it->starts[t * B + b];
+            if (starts || t == 0) it->segments[++last] = (segment){t * B + b, 0, starts ? (it->S > B ? B : -1) : b};
+            it->segments[last].length++;
         }
-    qsort(w->pieces, (size_t)all_pieces, sizeof(piece), longer_first);
-    for (long p = part; p < all_pieces; p += parts) w->pieces[w->count++] = w->pieces[p];
-    w->longest = w->count ? w->pieces[0].length : 0;
-    w->width = padded(N);
-    w->packed = malloc((size_t)(packed_size(K, N) + 1) * sizeof(float));
-    w->rows = zeros(w->count * K);
-    w->sums = zeros(w->count * w->width);
-    w->carry = zeros(w->count * H);
-    if (!w->packed || !w->rows || !w->sums || !w->carry) { release(w); return 1; }
-    pack_along(weights, K, N, along_k, along_n, w->packed);
+    qsort(it->segments, (size_t)it->count, sizeof(segment), longer_first);
     return 0;
 }
 
-/* Rows that the gradient of the state before a block takes. */
-static long gradient_rows(long T, long B, const uint8_t *starts, int learned) {
-    long rows = B;
-    for (long at = 0; learned && at < T * B; at++) rows += starts[at] != 0;
-    return rows;
+/* A task's segments are every `parts`-th of all. */
+static long count_of(const pass *it, long part) {
+    return it->count > part ? (it->count - part + it->parts - 1) / it->parts : 0;
+}
+static const segment *segment_of(const pass *it, long part, long p) { return it->segments + part + p * it->parts; }
+
+/* torch's OpenMP library, if it has GCC's entry points (LLVM's and Intel's do too). Between two products its threads
+   wait by spinning, for a millisecond or more, and a thread of one's own would get half a core next to them. */
+extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
+extern int omp_get_thread_num(void) __attribute__((weak));
+extern int omp_get_num_threads(void) __attribute__((weak));
+
+static void tasks_from(pass *it, long first, long stride) {
+    for (long task = first; task < it->M * it->parts; task += stride) it->task(it, task / it->parts, task % it->parts);
 }
 
-/* How many pieces have a step s: they are the first ones. */
-static long alive(const work *w, long s) {
-    long low = 0, high = w->count;
-    while (low < high) {
-        long middle = (low + high) / 2;
-        if (w->pieces[middle].length > s) low = middle + 1;
-        else high = middle;
-    }
-    return low;
+static void in_team(void *it) { tasks_from(it, omp_get_thread_num(), omp_get_num_threads()); }
+
+/* Packs weights (M, K, N) once for all threads, and runs all tasks. */
+static int run(pass *it, const float *weights, long K, long N, long along_k, long along_n) {
+    it->packed = malloc((size_t)(it->M * packed_size(K, N) + 1) * sizeof(float));
+    if (!it->packed) return 1;
+    for (long m = 0; m < it->M; m++)
+        pack_along(weights + m * K * N, K, N, along_k, along_n, it->packed + m * packed_size(K, N));
+    if (it->threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads)
+        GOMP_parallel(in_team, it, (unsigned)it->threads, 0);
+    else tasks_from(it, 0, 1);
+    free(it->packed);
+    return it->failed;
 }
 
-static void copy(float *to, const float *from, long count) { memcpy(to, from, (size_t)count * sizeof(float)); }
-static void clear(float *to, long count) { memset(to, 0, (size_t)count * sizeof(float)); }
-
-/* The state before step s of each live piece, from the step before in `states` or the state before the block. */
-static void gather(const work *w, long s, long live, long B, long H, const float *states, const float *initial,
-                   float *to) {
-    for (long p = 0; p < live; p++) {
-        const piece *it = w->pieces + p;
-        if (s) copy(to + p * H, states + (it->row + (s - 1) * B) * H, H);
-        else if (it->from >= 0) copy(to + p * H, initial + it->from * H, H);
-        else clear(to + p * H, H);
-    }
+/* The state before step s of a segment, from the step before in `states` or the state before the block. */
+static void state_before(const segment *own, long s, long B, long H, const float *states, const float *initial,
+                         float *to) {
+    if (s) copy(to, states + (own->row + (s - 1) * B) * H, H);
+    else if (own->from >= 0) copy(to, initial + own->from * H, H);
+    else clear(to, H);
 }
 
-/* What reaches the state before the block, from each piece's row in `from`. */
-static void give_back(const work *w, const float *from, long stride, long H, float *to) {
-    for (long p = 0; p < w->count; p++)
-        if (w->pieces[p].to >= 0) copy(to + w->pieces[p].to * H, from + p * stride, H);
-}
-
-/* c' = f c + i g, h' = o tanh(c'); inputs (T, B, 4H) hold W_ih x + b_ih + b_hh in the order i, f, g, o.
-   Writes outputs (T, B, H) and, for the backward pass, gates (T, B, 4H) after their activations, the cells and their
-   tanh (T, B, H), and the hidden state and cell before each step (T, B, H). */
-int lstm_forward(long T, long B, long H, long S, long part, long parts, const float *inputs, const float *w_hh,
-                 const float *hidden, const float *cell, const uint8_t *starts, float *outputs, float *gates,
-                 float *cells, float *tanh_cells, float *before) {
-    long N = 4 * H;
-    int learned = S > B;
-    work w;
-    if (S != B + learned) return 2;
-    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, N, 1, H)) return 1;
-    for (long s = 0; s < w.longest; s++) {
-        long live = alive(&w, s);
-        gather(&w, s, live, B, H, outputs, hidden, w.rows);
-        gather(&w, s, live, B, H, cells, cell, w.carry);
-        for (long p = 0; p < live; p++) copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * N, N);
-        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
+INLINE void forward_task(pass *it, int kind, long memory, long part) {
+    const long B = it->B, H = it->H, N = it->G * H, width = padded(N), block = it->T * B * H;
+    long live = count_of(it, part);
+    float *room = zeros(live * (2 * H + width)), *rows = room, *cell = rows + live * H, *sums = cell + live * H;
+    if (!room) { it->failed = 1; return; }
+    const float *hidden = it->state + memory * it->S * H, *cell_before = hidden + it->M * it->S * H;
+    float *gates = it->gates + memory * it->G * block, *outputs = it->outputs + memory * block;
+    float *before = it->kept + memory * block, *kept_2 = before + it->M * block, *kept_3 = kept_2 + it->M * block;
+    for (long s = 0;; s++) {
+        while (live && segment_of(it, part, live - 1)->length <= s) live--;
+        if (!live) break;
         for (long p = 0; p < live; p++) {
-            long row = w.pieces[p].row + s * B, at = row * H;
-            const float *sum = w.sums + p * w.width, *cell_before = w.carry + p * H;
-            float *gate = gates + row * N;
-            copy(before + at, w.rows + p * H, H);
-            for (long j = 0; j < H; j += LANES) {
-                vec i = sigmoid(load(sum + j)), f = sigmoid(load(sum + H + j));
-                vec g = hyperbolic_tangent(load(sum + 2 * H + j)), o = sigmoid(load(sum + 3 * H + j));
-                vec c = f * load(cell_before + j) + i * g, tanh_c = hyperbolic_tangent(c);
-                store(gate + j, i); store(gate + H + j, f); store(gate + 2 * H + j, g); store(gate + 3 * H + j, o);
-                store(cells + at + j, c); store(tanh_cells + at + j, tanh_c); store(outputs + at + j, o * tanh_c);
-            }
+            const segment *own = segment_of(it, part, p);
+            long row = own->row + s * B;
+            state_before(own, s, B, H, outputs, hidden, rows + p * H);
+            if (kind == LSTM) state_before(own, s, B, H, kept_2, cell_before, cell + p * H);
+            copy(before + row * H, rows + p * H, H);
+            copy(sums + p * width, gates + row * N, N);
+            if (kind == GRU) copy(sums + p * width + 2 * H, it->bias_n + memory * H, H);
+        }
+        multiply(rows, live, H, it->packed + memory * packed_size(H, N), sums, width, s);
+        for (long p = 0; p < live; p++) {
+            long row = segment_of(it, part, p)->row + s * B, at = row * H;
+            float *sum = sums + p * width, *gate = gates + row * N;
+            if (kind == LSTM)
+                lstm_cell(H, sum, cell + p * H, gate, kept_2 + at, kept_3 + at, outputs + at);
+            else if (kind == GRU) {
+                copy(kept_2 + at, sum + 2 * H, H);
+                gru_cell(H, sum, gate + 2 * H, kept_2 + at, before + at, gate, outputs + at);
+            } else rnn_cell(H, sum, kind == RNN_RELU, outputs + at);
         }
     }
-    release(&w);
-    return 0;
+    free(room);
 }
 
-/* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 4H), and d_hidden, d_cell (B, H) of the state before the block. */
-int lstm_backward(long T, long B, long H, long S, long R, long part, long parts, int learned, const float *d_outputs,
-                  const float *w_hh, const float *cell, const uint8_t *starts, const float *gates, const float *cells,
-                  const float *tanh_cells, float *d_inputs, float *d_hidden, float *d_cell) {
-    long N = 4 * H;
-    work w;
-    if (S != B + learned || R != gradient_rows(T, B, starts, learned)) return 2;
-    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, N, H, H, 1)) return 1;
-    float *cell_before = zeros(w.count * H);
-    if (!cell_before) { release(&w); return 1; }
-    const vec one = all(1.0f);
-    for (long s = w.longest - 1; s >= 0; s--) {
-        long live = alive(&w, s);
-        gather(&w, s, live, B, H, cells, cell, cell_before);
+INLINE void backward_task(pass *it, int kind, long memory, long part) {
+    const long B = it->B, H = it->H, N = it->G * H, width = padded(H), block = it->T * B * H;
+    const long count = count_of(it, part);
+    float *room = zeros(count * (N + width + 2 * H)), *rows = room, *back = rows + count * N;
+    float *d_cell = back + count * width, *cell = d_cell + count * H;
+    if (!room) { it->failed = 1; return; }
+    const float *cell_before = it->state + (it->M + memory) * it->S * H, *d_outputs = it->d_outputs + memory * block;
+    const float *gates = it->gates + memory * it->G * block;
+    const float *before = it->kept + memory * block, *kept_2 = before + it->M * block, *kept_3 = kept_2 + it->M * block;
+    float *d_inputs = it->d_inputs + memory * it->G * block, *d_sums = it->d_sums + memory * it->G * block;
+    long live = 0;
+    for (long s = count ? segment_of(it, part, 0)->length - 1 : -1; s >= 0; s--) {
+        while (live < count && segment_of(it, part, live)->length > s) live++;
         for (long p = 0; p < live; p++) {
-            long row = w.pieces[p].row + s * B, at = row * H;
-            const float *gate = gates + row * N, *back = w.sums + p * w.width;
-            float *d_gate = w.rows + p * N, *d_carry = w.carry + p * H;
-            for (long j = 0; j < H; j += LANES) {
-                vec i = load(gate + j), f = load(gate + H + j), g = load(gate + 2 * H + j), o = load(gate + 3 * H + j);
-                vec tanh_c = load(tanh_cells + at + j), d_h = load(d_outputs + at + j) + load(back + j);
-                vec d_c = load(d_carry + j) + d_h * o * (one - tanh_c * tanh_c);
-                store(d_gate + j, d_c * g * i * (one - i));
-                store(d_gate + H + j, d_c * load(cell_before + p * H + j) * f * (one - f));
-                store(d_gate + 2 * H + j, d_c * i * (one - g * g));
-                store(d_gate + 3 * H + j, d_h * tanh_c * o * (one - o));
-                store(d_carry + j, d_c * f);
-            }
-            copy(d_inputs + row * N, d_gate, N);
+            const segment *own = segment_of(it, part, p);
+            long row = own->row + s * B, at = row * H;
+            float *d_sum = d_sums + row * N, *of_after = back + p * width;
+            if (kind == LSTM) {
+                state_before(own, s, B, H, kept_2, cell_before, cell + p * H);
+                lstm_gradient(H, d_outputs + at, gates + row * N, cell + p * H, kept_3 + at, of_after, d_cell + p * H,
+                              d_sum);
+            } else if (kind == GRU)
+                gru_gradient(H, d_outputs + at, gates + row * N, before + at, kept_2 + at, of_after,
+                             d_inputs + row * N, d_sum);
+            else rnn_gradient(H, d_outputs + at, gates + at, kind == RNN_RELU, of_after, d_sum);
+            copy(rows + p * N, d_sum, N);
         }
-        clear(w.sums, live * w.width);
-        multiply(w.rows, live, N, w.packed, w.sums, w.width, s);
+        multiply(rows, live, N, it->packed + memory * packed_size(N, H), back, width, s);
     }
-    give_back(&w, w.sums, w.width, H, d_hidden);
-    give_back(&w, w.carry, H, H, d_cell);
-    free(cell_before);
-    release(&w);
-    return 0;
-}
-
-/* r, z = sigmoid(x + W h), n = tanh(x_n + r (W_hn h + b_hn)), h' = n + z (h - n). inputs (T, B, 3H) hold
-   W_ih x + b_ih, and of b_hh the r and z parts; bias_n (H) is b_hn. Writes outputs, the gates r, z, n (T, B, 3H),
-   q = W_hn h + b_hn (T, B, H), and the hidden state before each step. */
-int gru_forward(long T, long B, long H, long S, long part, long parts, const float *inputs, const float *w_hh,
-                const float *bias_n, const float *hidden, const uint8_t *starts, float *outputs,
-                float *gates, float *q, float *before) {
-    long N = 3 * H;
-    int learned = S > B;
-    work w;
-    if (S != B + learned) return 2;
-    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, N, 1, H)) return 1;
-    for (long s = 0; s < w.longest; s++) {
-        long live = alive(&w, s);
-        gather(&w, s, live, B, H, outputs, hidden, w.rows);
-        for (long p = 0; p < live; p++) {
-            copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * N, 2 * H);
-            copy(w.sums + p * w.width + 2 * H, bias_n, H);
-        }
-        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
-        for (long p = 0; p < live; p++) {
-            long row = w.pieces[p].row + s * B, at = row * H;
-            const float *sum = w.sums + p * w.width, *input = inputs + row * N;
-            float *gate = gates + row * N;
-            copy(before + at, w.rows + p * H, H);
-            for (long j = 0; j < H; j += LANES) {
-                vec r = sigmoid(load(sum + j)), z = sigmoid(load(sum + H + j)), hidden_n = load(sum + 2 * H + j);
-                vec n = hyperbolic_tangent(load(input + 2 * H + j) + r * hidden_n);
-                store(gate + j, r); store(gate + H + j, z); store(gate + 2 * H + j, n); store(q + at + j, hidden_n);
-                store(outputs + at + j, n + z * (load(before + at + j) - n));
-            }
-        }
+    for (long p = 0; p < count; p++) {
+        float *d_start = it->d_starts + (memory * it->count + part + p * it->parts) * H;
+        copy(d_start, back + p * width, H);
+        if (kind == LSTM) copy(d_start + it->M * it->count * H, d_cell + p * H, H);
     }
-    release(&w);
-    return 0;
+    free(room);
 }
 
-/* Gradients d_outputs (T, B, H) -> d_inputs (T, B, 3H) of the input projections, d_sums (T, B, 3H) of W_hh h + b_hh
-   (the same but for n, where the gate r stands between), and d_hidden (B, H) of the state before the block. */
-int gru_backward(long T, long B, long H, long R, long part, long parts, int learned, const float *d_outputs,
-                 const float *w_hh, const uint8_t *starts, const float *gates, const float *q, const float *before,
-                 float *d_inputs, float *d_sums, float *d_hidden) {
-    long N = 3 * H;
-    work w;
-    if (R != gradient_rows(T, B, starts, learned)) return 2;
-    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, N, H, H, 1)) return 1;
-    const vec one = all(1.0f);
-    for (long s = w.longest - 1; s >= 0; s--) {
-        long live = alive(&w, s);
-        for (long p = 0; p < live; p++) {
-            long row = w.pieces[p].row + s * B, at = row * H;
-            const float *gate = gates + row * N;
-            float *d_input = d_inputs + row * N, *d_sum = w.rows + p * N, *back = w.sums + p * w.width;
-            for (long j = 0; j < H; j += LANES) {
-                vec r = load(gate + j), z = load(gate + H + j), n = load(gate + 2 * H + j);
-                vec d_h = load(d_outputs + at + j) + load(back + j);
-                vec d_n = d_h * (one - z) * (one - n * n);
-                vec d_z = d_h * (load(before + at + j) - n) * z * (one - z);
-                vec d_r = d_n * load(q + at + j) * r * (one - r);
-                store(d_input + j, d_r); store(d_input + H + j, d_z); store(d_input + 2 * H + j, d_n);
-                store(d_sum + j, d_r); store(d_sum + H + j, d_z); store(d_sum + 2 * H + j, d_n * r);
-                store(back + j, d_h * z);
-            }
-            copy(d_sums + row * N, d_sum, N);
-        }
-        multiply(w.rows, live, N, w.packed, w.sums, w.width, s);
+/* A function for each kind, so that the compiler sees which. */
+#define TASKS(name, kind)                                                                                   \
+    static void forward_##name(pass *it, long memory, long part) { forward_task(it, kind, memory, part); } \
+    static void backward_##name(pass *it, long memory, long part) { backward_task(it, kind, memory, part); }
+TASKS(rnn_tanh, RNN_TANH)
+TASKS(rnn_relu, RNN_RELU)
+TASKS(lstm, LSTM)
+TASKS(gru, GRU)
+
+static int fits(const pass *it, int kind, long P, long C, const float *of_gru) {
+    return kind >= RNN_TANH && kind <= GRU && it->G == GATES[kind] && P == PARTS[kind] && C == KEPT[kind] &&
+           (it->S == it->B || it->S == it->B + 1) &&
+           ((kind == GRU) == (of_gru != NULL) || !(it->T * it->B)) && /* an empty array has no address */
+           it->parts > 0 && it->threads > 0;
+}
+
+/* gates (M, T, B, G, H) come as W_ih x + b_ih + b_hh, without b_hn of a GRU, which is bias_n (M, H), and leave as the
+   gates after their activations: i, f, g, o or r, z, n. state (P, M, S, H) before the block -> outputs (M, T, B, H), of
+   an RNN the same array as gates; kept (C, M, T, B, H) for the way back: the hidden state before each step, then of an
+   LSTM the cells and their tanh, of a GRU W_hn h + b_hn. */
+int forward(long M, long T, long B, long H, long G, long P, long S, long C, int kind, long parts, long threads,
+            float *gates, const float *w_hh, const float *bias_n, const float *state, const uint8_t *starts,
+            float *outputs, float *kept) {
+    void (*const tasks[])(pass *, long, long) = {forward_rnn_tanh, forward_rnn_relu, forward_lstm, forward_gru};
+    pass it = {.M = M, .T = T, .B = B, .H = H, .G = G, .S = S, .parts = parts, .threads = threads, .bias_n = bias_n,
+               .state = state, .starts = starts, .gates = gates, .outputs = outputs, .kept = kept};
+    if (!fits(&it, kind, P, C, bias_n)) return 2;
+    if (!(M * T * B)) return 0;
+    it.task = tasks[kind];
+    int failed = split(&it) || run(&it, w_hh, H, G * H, 1, H);
+    free(it.segments);
+    return failed;
+}
+
+/* d_outputs (M, T, B, H) -> d_inputs (M, T, B, G, H) of the input projections; of a GRU d_sums of W_hh h + b_hh, which
+   else are the same; and d_state (P, M, S, H) of the state before the block. */
+int backward(long M, long T, long B, long H, long G, long P, long S, long C, int kind, long parts, long threads,
+             const float *d_outputs, const float *w_hh, const float *state, const uint8_t *starts, float *gates,
+             float *kept, float *d_inputs, float *d_sums, float *d_state) {
+    void (*const tasks[])(pass *, long, long) = {backward_rnn_tanh, backward_rnn_relu, backward_lstm, backward_gru};
+    pass it = {.M = M, .T = T, .B = B, .H = H, .G = G, .S = S, .parts = parts, .threads = threads, .state = state,
+               .d_outputs = d_outputs, .starts = starts, .gates = gates, .kept = kept, .d_inputs = d_inputs,
+               .d_sums = d_sums ? d_sums : d_inputs};
+    if (!fits(&it, kind, P, C, d_sums)) return 2;
+    if (P * M * S * H) clear(d_state, P * M * S * H);
+    if (!(M * T * B)) return 0;
+    it.task = tasks[kind];
+    int failed = split(&it) || !(it.d_starts = zeros(P * M * it.count * H)) || run(&it, w_hh, G * H, H, H, 1);
+    for (long i = 0; !failed && i < P * M * it.count; i++) { /* in this order, whatever the number of threads */
+        long from = it.segments[i % it.count].from;
+        for (long j = 0; from >= 0 && j < H; j++) d_state[(i / it.count * S + from) * H + j] += it.d_starts[i * H + j];
     }
-    give_back(&w, w.sums, w.width, H, d_hidden);
-    release(&w);
-    return 0;
+    free(it.d_starts);
+    free(it.segments);
+    return failed;
 }
 
-/* h' = tanh(inputs + W h), or with relu in its place. Writes outputs and the hidden state before each step. */
-int rnn_forward(long T, long B, long H, long S, long part, long parts, int relu, const float *inputs, const float *w_hh,
-                const float *hidden, const uint8_t *starts, float *outputs, float *before) {
-    int learned = S > B;
-    work w;
-    if (S != B + learned) return 2;
-    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, H, 1, H)) return 1;
-    for (long s = 0; s < w.longest; s++) {
-        long live = alive(&w, s);
-        gather(&w, s, live, B, H, outputs, hidden, w.rows);
-        for (long p = 0; p < live; p++) copy(w.sums + p * w.width, inputs + (w.pieces[p].row + s * B) * H, H);
-        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
-        for (long p = 0; p < live; p++) {
-            long at = (w.pieces[p].row + s * B) * H;
-            copy(before + at, w.rows + p * H, H);
-            for (long j = 0; j < H; j += LANES) store(outputs + at + j, activation(load(w.sums + p * w.width + j), relu));
-        }
-    }
-    release(&w);
-    return 0;
-}
-
-/* Gradients d_outputs (T, B, H) -> d_inputs (T, B, H), and d_hidden (B, H) of the state before the block. */
-int rnn_backward(long T, long B, long H, long R, long part, long parts, int learned, int relu, const float *d_outputs,
-                 const float *w_hh, const uint8_t *starts, const float *outputs, float *d_inputs, float *d_hidden) {
-    work w;
-    if (R != gradient_rows(T, B, starts, learned)) return 2;
-    if (prepare(&w, T, B, H, part, parts, starts, learned, w_hh, H, H, H, 1)) return 1;
-    for (long s = w.longest - 1; s >= 0; s--) {
-        long live = alive(&w, s);
-        for (long p = 0; p < live; p++) {
-            long at = (w.pieces[p].row + s * B) * H;
-            float *d_sum = w.rows + p * H;
-            for (long j = 0; j < H; j += LANES) {
-                vec h = load(outputs + at + j), d_h = load(d_outputs + at + j) + load(w.sums + p * w.width + j);
-                vec slope = all(1.0f) - h * h;
-                if (relu) slope = choose(h > all(0.0f), all(1.0f), all(0.0f));
-                store(d_sum + j, d_h * slope);
-            }
-            copy(d_inputs + at, d_sum, H);
-        }
-        clear(w.sums, live * w.width);
-        multiply(w.rows, live, H, w.packed, w.sums, w.width, s);
-    }
-    give_back(&w, w.sums, w.width, H, d_hidden);
-    release(&w);
-    return 0;
-}
-
-/* Acting: one step of B environments. packed holds W_ih and W_hh one above the other, (F + H, G H); bias (G H) is
-   b_ih + b_hh; for the GRU it is that of r and z, then b_in, then b_hn (4 H in all), and the columns of packed are
-   r, z, n of the features, n of the state. */
-static float *sum_of_products(long B, long F, long H, long N, const float *features, const float *hidden,
-                              const uint8_t *starts, const float *packed, const float *bias, float **room) {
+/* Acting: one step of B environments. packed holds W_ih and W_hh one above the other, (F + H, N); bias (N) is
+   b_ih + b_hh. N is G H, of a GRU 4 H: n of the features, r, z, n of the state. state (P, B, H) -> new_state. */
+int step(long B, long F, long H, long N, long P, int kind, const float *features, const float *state,
+         const uint8_t *starts, const float *packed, const float *bias, float *new_state) {
+    if (kind < RNN_TANH || kind > GRU || P != PARTS[kind] || N != (GATES[kind] + (kind == GRU)) * H) return 2;
     long width = padded(N), K = F + H;
-    *room = malloc((size_t)(B * (K + width) + 1) * sizeof(float));
-    if (!*room) return NULL;
-    float *rows = *room, *sums = rows + B * K;
+    float *rows = zeros(B * (K + width + 2 * H)), *sums = rows + B * K, *cells = sums + B * width;
+    if (!rows) return 1;
+    float *scratch = cells + B * H;
     for (long b = 0; b < B; b++) {
         copy(rows + b * K, features + b * F, F);
-        if (starts[b]) clear(rows + b * K + F, H);
-        else copy(rows + b * K + F, hidden + b * H, H);
         copy(sums + b * width, bias, N);
-        clear(sums + b * width + N, width - N);
+        if (starts[b]) continue; /* from zeros */
+        copy(rows + b * K + F, state + b * H, H);
+        if (kind == LSTM) copy(cells + b * H, state + (B + b) * H, H);
     }
     multiply(rows, B, K, packed, sums, width, 0);
-    return sums;
-}
-
-int lstm_step(long B, long F, long H, const float *features, const float *hidden, const float *cell,
-              const uint8_t *starts, const float *packed, const float *bias, float *new_hidden, float *new_cell) {
-    float *room, *sums;
-    sums = sum_of_products(B, F, H, 4 * H, features, hidden, starts, packed, bias, &room);
-    if (!sums) return 1;
     for (long b = 0; b < B; b++) {
-        const float *sum = sums + b * padded(4 * H);
-        for (long j = 0; j < H; j += LANES) {
-            vec c = sigmoid(load(sum + j)) * hyperbolic_tangent(load(sum + 2 * H + j));
-            if (!starts[b]) c += sigmoid(load(sum + H + j)) * load(cell + b * H + j);
-            store(new_cell + b * H + j, c);
-            store(new_hidden + b * H + j, sigmoid(load(sum + 3 * H + j)) * hyperbolic_tangent(c));
-        }
+        float *sum = sums + b * width, *output = new_state + b * H;
+        if (kind == LSTM) lstm_cell(H, sum, cells + b * H, sum, output + B * H, scratch + b * H, output);
+        else if (kind == GRU) gru_cell(H, sum + H, sum, sum + 3 * H, rows + b * K + F, sum, output);
+        else rnn_cell(H, sum, kind == RNN_RELU, output);
     }
-    free(room);
-    return 0;
-}
-
-int gru_step(long B, long F, long H, const float *features, const float *hidden, const uint8_t *starts,
-             const float *packed, const float *bias, float *new_hidden) {
-    float *room, *sums;
-    sums = sum_of_products(B, F, H, 4 * H, features, hidden, starts, packed, bias, &room);
-    if (!sums) return 1;
-    for (long b = 0; b < B; b++) {
-        const float *sum = sums + b * padded(4 * H);
-        for (long j = 0; j < H; j += LANES) {
-            vec r = sigmoid(load(sum + j)), z = sigmoid(load(sum + H + j)), h = all(0.0f);
-            if (!starts[b]) h = load(hidden + b * H + j);
-            vec n = hyperbolic_tangent(load(sum + 2 * H + j) + r * load(sum + 3 * H + j));
-            store(new_hidden + b * H + j, n + z * (h - n));
-        }
-    }
-    free(room);
-    return 0;
-}
-
-int rnn_step(long B, long F, long H, int relu, const float *features, const float *hidden, const uint8_t *starts,
-             const float *packed, const float *bias, float *new_hidden) {
-    float *room, *sums;
-    sums = sum_of_products(B, F, H, H, features, hidden, starts, packed, bias, &room);
-    if (!sums) return 1;
-    for (long b = 0; b < B; b++)
-        for (long j = 0; j < H; j += LANES)
-            store(new_hidden + b * H + j, activation(load(sums + b * padded(H) + j), relu));
-    free(room);
+    free(rows);
     return 0;
 }

@@ -1,15 +1,14 @@
 """RNN, LSTM and GRU over a block of episodes on a CPU, by the functions in ``recurrent.c``.
 
 The products over all steps at once (input projections before, weight gradients after) are torch's; the loop over time
-between them is compiled. So is the acting step. Nothing is padded, and resets cost nothing.
+between them is compiled. So is the acting step. Nothing is padded in time, and resets cost nothing. Registers hold 8
+units: other numbers of them are padded with units whose weights are 0, which stay at 0.
 
-An episode starts from zeros; or, if the state before a block has B + 1 rows, from the last one.
-
-Axes: T time, B sequences (or environments), F features in, H hidden units, G gates of a cell, D layers.
+Axes: M memories, T time, B sequences (or environments), F features in, H hidden units, G gates of a cell, P parts of a
+state, S its rows (B, or B + 1 with one to start from), D layers.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,347 +19,202 @@ from torch import Tensor
 from agents.kernels import reference
 from agents.kernels.aside import plain
 from agents.kernels.binding import WIDTH_OF_LANES, Library
-from agents.kernels.contract import Array, NumpyState, NumpyStep, Parameters
-from agents.kernels.team import run_together
+from agents.kernels.contract import Array, Kind, NumpyState, NumpyStep, Parameters, State
 
 library = Library("recurrent")
 available = library.available
 
 
-def takes(features: Tensor, hidden_size: int) -> bool:
-    """Whether the kernels can run this: built, float32 on a CPU, 8 units or a multiple, nothing that follows."""
-    return available and hidden_size % WIDTH_OF_LANES == 0 and plain(features)
+class _Cell(NamedTuple):
+    number: int
+    """Of ``recurrent.c``."""
+    gates: int
+    parts: int
+    kept: int
+    """Arrays that the way back needs in addition to the gates."""
 
 
-def lstm(features: Tensor, hidden: Tensor, cell: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
-    """(T, B, F), state before the first step (B, H) each, (T, B) boolean -> (T, B, H)."""
-    return side_by_side("lstm", [(features, hidden, cell, episode_starts, *parameters)])[0]
-
-
-def gru(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters) -> Tensor:
-    """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
-    return side_by_side("gru", [(features, hidden, episode_starts, *parameters)])[0]
-
-
-def rnn(features: Tensor, hidden: Tensor, episode_starts: Tensor, parameters: Parameters, relu: bool) -> Tensor:
-    """(T, B, F), state before the first step (B, H), (T, B) boolean -> (T, B, H)."""
-    return side_by_side("rnn_relu" if relu else "rnn_tanh", [(features, hidden, episode_starts, *parameters)])[0]
-
-
-def side_by_side(kind: str, layers: Sequence[Sequence[Tensor | None]]) -> tuple[Tensor, ...]:
-    """Layers of a kind over blocks that have nothing to do with each other, each on threads of its own.
-
-    Args:
-        kind: "lstm", "gru", "rnn_tanh" or "rnn_relu".
-        layers: for each what the function of that name takes, the parameters one by one.
-    """
-    outputs: tuple[Tensor, ...] = _Layers.apply(kind, len(layers), *(it for layer in layers for it in layer))  # type: ignore[no-untyped-call]
-    return outputs
-
-
-# A pass is a generator: it prepares a kernel's run, yields it, and goes on when it has been run. So two can be run at
-# the same time, with the matrix products before and after them one after the other on all threads.
-
-
-class _Run(NamedTuple):
-    """A kernel, the block (T, B, H) it runs over, its arrays, and its numbers after those of the part."""
-
-    name: str
-    block: Tensor
-    tensors: tuple[Tensor, ...]
-    numbers: tuple[int, ...] = ()
-
-
-class _Forward(NamedTuple):
-    """Outputs (T, B, H), and what the way back needs beside the arguments."""
-
-    outputs: Tensor
-    kept: tuple[Tensor, ...]
-
-
-Pass = Generator[_Run, None, Any]
-
-
-def _lstm_forward(
-    features: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
-    episode_starts: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-) -> Pass:
-    inputs = _project(features, w_ih, _sum(b_ih, b_hh))
-    hidden, cell, w_hh, episode_starts = (part.contiguous() for part in (hidden, cell, w_hh, episode_starts))
-    outputs, cells, tanh_cells, before = (_like(inputs, w_hh.shape[1]) for _ in range(4))
-    gates = torch.empty_like(inputs)
-    arrays = (inputs, w_hh, hidden, cell, episode_starts, outputs, gates, cells, tanh_cells, before)
-    yield _Run("lstm_forward", outputs, arrays)
-    return _Forward(outputs, (gates, cells, tanh_cells, before))
-
-
-def _lstm_backward(arguments: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool], d_outputs: Tensor) -> Pass:
-    features, _, cell, episode_starts, w_ih, w_hh, b_ih, _ = arguments
-    gates, cells, tanh_cells, before = kept
-    cell, w_hh, episode_starts = (part.contiguous() for part in (cell, w_hh, episode_starts))
-    learned = _has_row_to_start_from(cell, features)
-    d_inputs, d_outputs = torch.empty_like(gates), d_outputs.contiguous()
-    d_hidden, d_cell = (_room_for_gradient(before, episode_starts, learned) for _ in range(2))
-    arrays = (d_outputs, w_hh, cell, episode_starts, gates, cells, tanh_cells, d_inputs, d_hidden, d_cell)
-    yield _Run("lstm_backward", d_outputs, arrays, (learned,))
-    d_hidden, d_cell = (_added_up(part, before, learned) for part in (d_hidden, d_cell))
-    d_features = _back_through_inputs(d_inputs, w_ih) if needed[0] else None
-    d_w_ih, d_bias = _weight_gradients(d_inputs, features, b_ih is not None)
-    return d_features, d_hidden, d_cell, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
-
-
-def _gru_forward(
-    features: Tensor,
-    hidden: Tensor,
-    episode_starts: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-) -> Pass:
-    size = w_hh.shape[1]
-    bias_n = w_hh.new_zeros(size) if b_hh is None else b_hh[2 * size :].contiguous()
-    outside = None if b_hh is None else torch.cat((b_hh[: 2 * size], torch.zeros_like(bias_n)))
-    inputs = _project(features, w_ih, _sum(b_ih, outside))
-    hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
-    outputs, q, before = (_like(inputs, size) for _ in range(3))
-    gates = torch.empty_like(inputs)
-    yield _Run("gru_forward", outputs, (inputs, w_hh, bias_n, hidden, episode_starts, outputs, gates, q, before))
-    return _Forward(outputs, (gates, q, before))
-
-
-def _gru_backward(arguments: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool], d_outputs: Tensor) -> Pass:
-    features, hidden, episode_starts, w_ih, w_hh, b_ih, _ = arguments
-    gates, q, before = kept
-    w_hh, episode_starts = w_hh.contiguous(), episode_starts.contiguous()
-    learned = _has_row_to_start_from(hidden, features)
-    d_inputs, d_sums, d_outputs = torch.empty_like(gates), torch.empty_like(gates), d_outputs.contiguous()
-    d_hidden = _room_for_gradient(before, episode_starts, learned)
-    arrays = (d_outputs, w_hh, episode_starts, gates, q, before, d_inputs, d_sums, d_hidden)
-    yield _Run("gru_backward", d_outputs, arrays, (learned,))
-    d_hidden = _added_up(d_hidden, before, learned)
-    d_features = _back_through_inputs(d_inputs, w_ih) if needed[0] else None
-    d_w_ih, d_b_ih = _weight_gradients(d_inputs, features, b_ih is not None)
-    d_w_hh, d_b_hh = _weight_gradients(d_sums, before, b_ih is not None)
-    return d_features, d_hidden, None, d_w_ih, d_w_hh, d_b_ih, d_b_hh
-
-
-def _rnn_forward(
-    relu: bool,
-    features: Tensor,
-    hidden: Tensor,
-    episode_starts: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-) -> Pass:
-    inputs = _project(features, w_ih, _sum(b_ih, b_hh))
-    hidden, w_hh, episode_starts = (part.contiguous() for part in (hidden, w_hh, episode_starts))
-    outputs, before = torch.empty_like(inputs), torch.empty_like(inputs)
-    yield _Run("rnn_forward", outputs, (inputs, w_hh, hidden, episode_starts, outputs, before), (relu,))
-    return _Forward(outputs, (outputs, before))
-
-
-def _rnn_backward(
-    relu: bool, arguments: Sequence[Any], kept: Sequence[Tensor], needed: Sequence[bool], d_outputs: Tensor
-) -> Pass:
-    features, hidden, episode_starts, w_ih, w_hh, b_ih, _ = arguments
-    outputs, before = kept
-    w_hh, episode_starts = w_hh.contiguous(), episode_starts.contiguous()
-    learned = _has_row_to_start_from(hidden, features)
-    d_inputs, d_outputs = torch.empty_like(outputs), d_outputs.contiguous()
-    d_hidden = _room_for_gradient(before, episode_starts, learned)
-    arrays = (d_outputs, w_hh, episode_starts, outputs, d_inputs, d_hidden)
-    yield _Run("rnn_backward", d_outputs, arrays, (learned, relu))
-    d_hidden = _added_up(d_hidden, before, learned)
-    d_features = _back_through_inputs(d_inputs, w_ih) if needed[0] else None
-    d_w_ih, d_bias = _weight_gradients(d_inputs, features, b_ih is not None)
-    return d_features, d_hidden, None, d_w_ih, _weight_gradient(d_inputs, before), d_bias, d_bias
-
-
-class _Kind(NamedTuple):
-    forward: Callable[..., Pass]
-    backward: Callable[..., Pass]
-    reference: Callable[..., Tensor]
-
-
-_KINDS = {
-    "lstm": _Kind(_lstm_forward, _lstm_backward, lambda x, h, c, starts, *rest: reference.lstm(x, h, c, starts, rest)),
-    "gru": _Kind(_gru_forward, _gru_backward, lambda x, h, starts, *rest: reference.gru(x, h, starts, rest)),
-    **{
-        f"rnn_{name}": _Kind(
-            partial(_rnn_forward, relu),
-            partial(_rnn_backward, relu),
-            partial(lambda relu, x, h, starts, *rest: reference.rnn(x, h, starts, rest, relu), relu),
-        )
-        for name, relu in (("tanh", False), ("relu", True))
-    },
+_CELLS = {
+    "rnn_tanh": _Cell(0, 1, 1, 1),
+    "rnn_relu": _Cell(1, 1, 1, 1),
+    "lstm": _Cell(2, 4, 2, 3),
+    "gru": _Cell(3, 3, 1, 2),
 }
 
 
+def takes(features: Tensor) -> bool:
+    """Whether the kernels can run this: built, float32 on a CPU, nothing that follows torch's operations."""
+    return available and plain(features)
+
+
+def unroll(kind: Kind, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters) -> Tensor:
+    """As ``agents.kernels.contract`` says."""
+    return unroll_together(kind, [(features, state, parameters)], episode_starts)[0]
+
+
+def unroll_together(
+    kind: Kind, layers: Sequence[tuple[Tensor, State, Parameters]], episode_starts: Tensor
+) -> tuple[Tensor, ...]:
+    """Layers of as many units over the same episodes, in one call: features, state and parameters of each -> (T, B, H)
+    each. What each gives alone, bit for bit, whatever the number of threads."""
+    size = layers[0][2][1].shape[1]
+    arguments = [it for layer in layers for it in _flat(*layer, _further_units(size))]
+    outputs: tuple[Tensor, ...] = _Layers.apply(kind, len(layers), episode_starts, *arguments)  # type: ignore[no-untyped-call]
+    return outputs if outputs[0].shape[-1] == size else tuple(output[..., :size] for output in outputs)
+
+
+def _further_units(size: int) -> int:
+    """To add so that registers are full."""
+    return -size % WIDTH_OF_LANES
+
+
+def _flat(features: Tensor, state: State, parameters: Parameters, further: int) -> list[Tensor | None]:
+    if further:
+        state = tuple(torch.nn.functional.pad(part, (0, further)) for part in state)
+        parameters = _with_further_units(parameters, further)
+    return [features, *state, *parameters]
+
+
+def _with_further_units(parameters: Parameters, further: int) -> Parameters:
+    w_ih, w_hh, b_ih, b_hh = parameters
+    size, pad = w_hh.shape[1], torch.nn.functional.pad
+    w_ih = pad(w_ih.reshape(-1, size, w_ih.shape[1]), (0, 0, 0, further)).flatten(0, 1)
+    w_hh = pad(w_hh.reshape(-1, size, size), (0, further, 0, further)).flatten(0, 1)
+    b_ih, b_hh = (None if b is None else pad(b.reshape(-1, size), (0, further)).flatten() for b in (b_ih, b_hh))
+    return w_ih, w_hh, b_ih, b_hh
+
+
 class _Layers(torch.autograd.Function):
-    """Layers side by side as one node of the graph."""
+    """Layers over the same block as one node of the graph. Flat: of each its features, state and parameters."""
 
     @staticmethod
-    def forward(ctx: Any, kind: str, n_layers: int, *arguments: Any) -> tuple[Tensor, ...]:
-        passes = [_KINDS[kind].forward(*given) for given in _shared_out(arguments, n_layers)]
-        results: list[_Forward] = _finished(passes)
-        ctx.kind, ctx.n_layers, ctx.n_arguments = kind, n_layers, len(arguments)
-        ctx.save_for_backward(*arguments, *(part for result in results for part in result.kept))
-        return tuple(result.outputs for result in results)
+    def forward(ctx: Any, kind: Kind, n_layers: int, episode_starts: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+        cell, layers = _CELLS[kind], _split(flat, n_layers)
+        n_steps, n_sequences, _ = flat[0].shape
+        w_hh = _stacked([layer[-3].unflatten(0, (cell.gates, -1)) for layer in layers])
+        state = torch.stack([_stacked([layer[1 + part] for layer in layers]) for part in range(cell.parts)])
+        size = w_hh.shape[-1]
+        gates = w_hh.new_empty(n_layers, n_steps, n_sequences, cell.gates, size)
+        for layer, projected in zip(layers, gates, strict=True):
+            _project(kind, layer, projected.view(-1, cell.gates * size))
+        bias_n = None
+        if kind == "gru":
+            biases = [layer[-1] for layer in layers]
+            bias_n = _stacked([w_hh.new_zeros(size) if bias is None else bias[2 * size :] for bias in biases])
+        shape = (n_layers, n_steps, n_sequences, size)
+        outputs = gates.view(shape) if cell.gates == 1 else w_hh.new_empty(shape)
+        kept, starts = w_hh.new_empty(cell.kept, *shape), episode_starts.contiguous()
+        numbers = (cell.number, *_tasks_and_threads(*shape))
+        library["forward"]((gates, w_hh, bias_n, state, starts, outputs, kept), numbers)
+        ctx.kind, ctx.n_layers, ctx.numbers = kind, n_layers, numbers
+        ctx.save_for_backward(*flat, w_hh, state, starts, gates, kept)
+        return tuple(output.detach() for output in outputs)
 
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Any, ...]:
-        arguments, kept = ctx.saved_tensors[: ctx.n_arguments], ctx.saved_tensors[ctx.n_arguments :]
-        of_layers = (
-            _shared_out(arguments, ctx.n_layers),
-            _shared_out(kept, ctx.n_layers),
-            _shared_out(ctx.needs_input_grad[2:], ctx.n_layers),
-            d_outputs,
-        )
-        kind = _KINDS[ctx.kind]
+        *flat, w_hh, state, starts, gates, kept = ctx.saved_tensors
+        cell, layers = _CELLS[ctx.kind], _split(flat, ctx.n_layers)
+        needed = _split(ctx.needs_input_grad[3:], ctx.n_layers)
         if torch.is_grad_enabled():  # this way back is to be differentiated in its turn
-            found = [
-                reference.differentiated(kind.reference, given, needed, [d_output])
-                for given, _, needed, d_output in zip(*of_layers, strict=True)
+
+            def in_torch(features: Tensor, *rest: Any) -> Tensor:
+                return reference.unroll(ctx.kind, features, rest[: cell.parts], starts, rest[cell.parts :])
+
+            again = [
+                reference.differentiated(in_torch, *each)
+                for each in zip(layers, needed, [[gradient] for gradient in d_outputs], strict=True)
             ]
-        else:
-            found = _finished([kind.backward(*of_layer) for of_layer in zip(*of_layers, strict=True)])
-        return None, None, *(gradient for of_layer in found for gradient in of_layer)
+            return None, None, None, *(gradient for of_layer in again for gradient in of_layer)
+        d_inputs, d_state = torch.empty_like(gates), torch.empty_like(state)
+        d_sums = torch.empty_like(gates) if ctx.kind == "gru" else None
+        arrays = (_stacked(d_outputs), w_hh, state, starts, gates, kept, d_inputs, d_sums, d_state)
+        library["backward"](arrays, ctx.numbers)
+        found: list[Tensor | None] = []
+        for at, (layer, needs) in enumerate(zip(layers, needed, strict=True)):
+            rows, before = d_inputs[at].flatten(2).flatten(0, 1), kept[0, at].flatten(0, 1)
+            of_sums = rows if d_sums is None else d_sums[at].flatten(2).flatten(0, 1)
+            features, w_ih, b_ih = layer[0], layer[-4], layer[-2]
+            d_b_ih = None if b_ih is None else rows.sum(0)
+            found += [
+                (rows @ w_ih).view_as(features) if needs[0] else None,
+                *d_state[:, at],
+                _weight_gradient(rows, features.flatten(0, 1)),
+                _weight_gradient(of_sums, before),
+                d_b_ih,
+                d_b_ih if b_ih is None or d_sums is None else of_sums.sum(0),
+            ]
+        return None, None, None, *found
 
 
-def _shared_out(values: Sequence[Any], n_layers: int) -> list[Sequence[Any]]:
+def _split(values: Sequence[Any], n_layers: int) -> list[Sequence[Any]]:
     each = len(values) // n_layers
     return [values[layer * each : (layer + 1) * each] for layer in range(n_layers)]
 
 
-def _finished(passes: list[Pass]) -> list[Any]:
-    """Prepares all passes, runs their kernels at the same time, and gives their results."""
-    _call([next(one) for one in passes])
-    results = []
-    for one in passes:
-        try:
-            next(one)
-        except StopIteration as end:
-            results.append(end.value)
-    return results
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)) if len(parts) > 1 else parts[0].unsqueeze(0).contiguous()
 
 
-def _call(runs: list[_Run]) -> None:
-    """Runs kernels at the same time, each on as many threads as are worth it."""
-    calls = []
-    for name, block, tensors, numbers in runs:
-        parts = _worthwhile_threads(block, torch.get_num_threads() // len(runs))
-        calls += [library[name].prepared(tensors, (part, parts, *numbers)) for part in range(parts)]
-    run_together(calls)
-
-
-def worth_a_thread(features: Tensor, hidden_size: int) -> bool:
-    """Whether a block (T, B, F) through this many units is enough work for a thread of its own: a millisecond or so."""
-    n_steps, n_sequences, _ = features.shape
-    return n_steps * n_sequences * hidden_size * hidden_size >= 4_000_000
-
-
-def _worthwhile_threads(block: Tensor, threads: int) -> int:
-    """As many of the threads as have a millisecond or so of work and at least two sequences each; block (T, B, H)."""
-    n_steps, n_sequences, hidden_size = block.shape
-    products = n_steps * n_sequences * hidden_size * hidden_size
-    return max(1, min(threads, n_sequences // 2, products // 8_000_000))
-
-
-def _project(features: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
-    """(T, B, F) -> (T, B, GH), all steps in one product."""
-    return torch.nn.functional.linear(features, w_ih, bias).contiguous()
-
-
-def _has_row_to_start_from(state: Tensor, features: Tensor) -> bool:
-    """Whether a state before a block (T, B, F) has B + 1 rows and not B."""
-    return len(state) > features.shape[1]
-
-
-def _room_for_gradient(before: Tensor, episode_starts: Tensor, learned: bool) -> Tensor:
-    """For the gradient of the state before a block (T, B, H); with a row to start from, one more for each episode."""
-    _, n_sequences, size = before.shape
-    further = int(episode_starts.count_nonzero()) if learned else 0
-    return before.new_zeros(n_sequences + further, size)
-
-
-def _added_up(gradient: Tensor, before: Tensor, learned: bool) -> Tensor:
-    """The gradient with the rows of all that started in the block (T, B, H) as one."""
-    n_sequences = before.shape[1]
-    if not learned:
-        return gradient
-    return torch.cat((gradient[:n_sequences], gradient[n_sequences:].sum(0, keepdim=True)))
-
-
-def _like(inputs: Tensor, size: int) -> Tensor:
-    return inputs.new_empty((*inputs.shape[:2], size))
-
-
-def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return first if second is None else second if first is None else first + second
-
-
-def _back_through_inputs(d_inputs: Tensor, w_ih: Tensor) -> Tensor:
-    return d_inputs @ w_ih
+def _project(kind: Kind, layer: Sequence[Any], out: Tensor) -> None:
+    """W_ih x + b_ih + b_hh for all steps in one product; without b_hn of a GRU, which r multiplies."""
+    features, (w_ih, w_hh, b_ih, b_hh) = layer[0].flatten(0, 1), layer[-4:]
+    if b_ih is None:
+        torch.mm(features, w_ih.t(), out=out)
+        return
+    bias = b_ih + b_hh
+    if kind == "gru":
+        bias[2 * w_hh.shape[1] :] = b_ih[2 * w_hh.shape[1] :]
+    torch.addmm(bias, features, w_ih.t(), out=out)
 
 
 def _weight_gradient(d_sums: Tensor, inputs: Tensor) -> Tensor:
-    """The gradient of weights (GH, F) from that of their products (T, B, GH) and what they multiplied (T, B, F).
+    """The gradient of weights (GH, F) from that of their products (N, GH) and what they multiplied (N, F).
 
     Few features make a product of few columns, which BLAS computes up to ten times slower than its transpose.
     """
-    rows, columns = d_sums.flatten(0, 1), inputs.flatten(0, 1)
-    return (columns.t() @ rows).t().contiguous() if columns.shape[1] <= 32 else rows.t() @ columns
+    return (inputs.t() @ d_sums).t().contiguous() if inputs.shape[1] <= 32 else d_sums.t() @ inputs
 
 
-def _weight_gradients(d_sums: Tensor, inputs: Tensor, has_bias: bool) -> tuple[Tensor, Tensor | None]:
-    return _weight_gradient(d_sums, inputs), d_sums.sum((0, 1)) if has_bias else None
+def _tasks_and_threads(n_layers: int, n_steps: int, n_sequences: int, size: int) -> tuple[int, int]:
+    """Tasks that the segments of each layer are shared out to, and threads: each has a millisecond of work or so, and
+    each task at least two sequences."""
+    products, threads = n_steps * n_sequences * size * size, torch.get_num_threads()
+    tasks = max(1, min(threads // n_layers, n_sequences // 2, products // 8_000_000))
+    return tasks, min(threads, tasks * n_layers) if products >= _WORTH_A_THREAD else 1
+
+
+_WORTH_A_THREAD = 4_000_000  # products: a millisecond or so
+
+
+def worth_joining(features: Tensor, size: int) -> bool:
+    """Whether layers over (T, B, F) gain from one call: small ones its overhead, large ones a thread each.
+
+    Large ones on one thread lose, for their arrays are then so large that the system clears them every time.
+    """
+    n_steps, n_sequences, _ = features.shape
+    return torch.get_num_threads() > 1 or n_steps * n_sequences * size * size < _WORTH_A_THREAD
 
 
 # Acting
 
 
-def lstm_step(layers: Sequence[Parameters]) -> NumpyStep:
-    """The acting step of stacked LSTM layers, on the parameters as they are now."""
-    return _Step("lstm_step", [joined(*layer) for layer in layers], layers[0][1].shape[1], carried=2)
+def step(kind: Kind, layers: Sequence[Parameters]) -> NumpyStep:
+    """The acting step of stacked layers, on their parameters as they are now."""
+    return _Step(kind, layers)
 
 
-def gru_step(layers: Sequence[Parameters]) -> NumpyStep:
-    """The acting step of stacked GRU layers, on the parameters as they are now."""
-    return _Step("gru_step", [gru_joined(*layer) for layer in layers], layers[0][1].shape[1], carried=1)
+def joined(kind: Kind, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights (GH, F + H) and biases (GH) of ``W [x, h] + b``.
 
-
-def rnn_step(layers: Sequence[Parameters], relu: bool) -> NumpyStep:
-    """The acting step of stacked layers of the plain network, on the parameters as they are now."""
-    return _Step("rnn_step", [joined(*layer) for layer in layers], layers[0][1].shape[1], carried=1, numbers=(relu,))
-
-
-def joined(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights (GH, F + H) and biases (GH) of ``W [x, h] + b``, for cells whose two products only meet in a sum."""
-    weights = torch.cat((w_ih.detach(), w_hh.detach()), dim=1)
-    if b_ih is None or b_hh is None:
-        return weights, w_hh.new_zeros(len(w_hh)).detach()
-    return weights, (b_ih + b_hh).detach()
-
-
-def gru_joined(w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Weights (4H, F + H) and biases (4H) of a GRU: r, z of both, n of the features, n of the state (r gates it)."""
-    size = w_hh.shape[1]
-    r_z, n = slice(0, 2 * size), slice(2 * size, 3 * size)
-    none = w_hh.new_zeros(3 * size)
+    Of a GRU (4H, F + H) and (4H): n of the features, r and z of both, n of the state, which r multiplies.
+    """
+    none = w_hh.new_zeros(len(w_hh))
     b_ih, b_hh = (none if bias is None else bias for bias in (b_ih, b_hh))
-    of_features = torch.cat((w_ih, w_ih.new_zeros(size, w_ih.shape[1])))
-    of_state = torch.cat((w_hh[r_z], w_hh.new_zeros(size, size), w_hh[n]))
-    bias = torch.cat((b_ih[r_z] + b_hh[r_z], b_ih[n], b_hh[n]))
-    return torch.cat((of_features, of_state), dim=1).detach(), bias.detach()
+    if kind == "gru":
+        size = w_hh.shape[1]
+        w_ih, b_ih = (torch.cat((it[2 * size :], it[: 2 * size], torch.zeros_like(it[:size]))) for it in (w_ih, b_ih))
+        w_hh, b_hh = (torch.cat((torch.zeros_like(it[:size]), it)) for it in (w_hh, b_hh))
+    return torch.cat((w_ih, w_hh), dim=1).detach(), (b_ih + b_hh).detach()
 
 
 class _Step:
@@ -370,21 +224,17 @@ class _Step:
     for its address takes longer than many a kernel runs. What comes in is copied there, and what goes out is a copy.
     """
 
-    def __init__(
-        self,
-        name: str,
-        layers: Sequence[tuple[Tensor, Tensor]],
-        hidden_size: int,
-        carried: int,
-        numbers: tuple[int, ...] = (),
-    ) -> None:
-        self._function, self._numbers = library[name], numbers
-        self._hidden_size, self._carried = hidden_size, carried
-        self._n_features = layers[0][0].shape[1] - hidden_size
-        self._layers = []
-        for weights, bias in layers:
-            n_sums, n_inputs = weights.shape
-            packed = torch.empty(library.size("packed_size", (n_inputs, n_sums)))
+    def __init__(self, kind: Kind, layers: Sequence[Parameters]) -> None:
+        self._cell, self._size = _CELLS[kind], layers[0][1].shape[1]
+        self._further, self._n_features = _further_units(self._size), layers[0][0].shape[1]
+        self._layers: list[tuple[Tensor, Tensor]] = []
+        for parameters in layers:
+            if self._further:
+                parameters = _with_further_units(parameters, self._further)
+                if self._layers:  # what comes from below is padded too
+                    parameters = (torch.nn.functional.pad(parameters[0], (0, self._further)), *parameters[1:])
+            weights, bias = joined(kind, *parameters)
+            packed = torch.empty(library.size("packed_size", weights.shape[::-1]))
             library["pack"]((weights.contiguous(), packed))
             self._layers.append((packed, bias))
         self._batch_size = -1
@@ -394,7 +244,7 @@ class _Step:
     ) -> tuple[Array, NumpyState]:
         if len(episode_starts) != self._batch_size:
             self._make_room(len(episode_starts))
-        masks = state[self._carried :]
+        masks = state[self._cell.parts :]
         np.copyto(self._features, features)
         np.copyto(self._starts, episode_starts)
         for room, part in zip(self._before, state, strict=False):
@@ -408,17 +258,21 @@ class _Step:
         return after[0][:, -1], after + masks
 
     def _make_room(self, batch_size: int) -> None:
-        depth, size = len(self._layers), self._hidden_size
-        features, between = torch.empty(batch_size, self._n_features), torch.empty(batch_size, size)
+        depth, parts, width = len(self._layers), self._cell.parts, self._size + self._further
+        features, between = torch.empty(batch_size, self._n_features), torch.zeros(batch_size, width)
         starts = torch.empty(batch_size, dtype=torch.bool)
-        before, after = torch.empty(2, self._carried, depth, batch_size, size)  # each layer's in one piece
+        before, after = torch.zeros(2, depth, parts, batch_size, width)
         self._runs = [
-            self._function.prepared(
-                (between if layer else features, *before[:, layer], starts, packed, bias, *after[:, layer]),
-                self._numbers,
+            library["step"].prepared(
+                (between if layer else features, before[layer], starts, packed, bias, after[layer]),
+                (self._cell.number,),
             )
             for layer, (packed, bias) in enumerate(self._layers)
         ]
-        self._features, self._between, self._starts = features.numpy(), between.numpy(), starts.numpy()
-        self._before, self._after = (tuple(part.transpose(1, 2).numpy()) for part in (before, after))  # (B, D, H) each
+        self._features, self._starts = features.numpy(), starts.numpy()
+        self._between = between[:, : self._size].numpy()
+        self._before, self._after = (  # (B, D, H) each
+            tuple(part[..., : self._size].transpose(0, 1).numpy() for part in room.unbind(1))
+            for room in (before, after)
+        )
         self._batch_size = batch_size

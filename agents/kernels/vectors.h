@@ -10,7 +10,6 @@
 #define TILE 16 /* columns that a row of registers holds */
 
 typedef float vec __attribute__((vector_size(32), aligned(4), may_alias));
-typedef double dvec __attribute__((vector_size(64), aligned(8), may_alias)); /* LANES of them */
 typedef int32_t ivec __attribute__((vector_size(32), aligned(4), may_alias));
 
 INLINE vec load(const float *from) { return *(const vec *)from; }

@@ -5,6 +5,7 @@ positions of a block and the window before it, C steps of a chunk; ``agents.memo
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels.devices import to_device
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
 from agents.memory.layers import check_sizes, numpy_linear
-from agents.memory.precision import in_own_precision
 from agents.memory.recurrent import GRU, LSTM
 from agents.memory.window import (
+    Chunk,
     SlidingWindow,
     by_slot,
     chunks,
@@ -108,14 +109,9 @@ class AttentionMemory(Memory):
 
     @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        *carried, window, count = state
-        outputs = self.recurrent(features, tuple(carried), episode_starts).transpose(0, 1)  # (B, T, H)
-        slots = torch.cat((window, outputs), dim=1)  # (B, K, H)
+        outputs, slots, found = self._attend(features, state, episode_starts)
         values = finite(slots)
-        contexts = [
-            self._weights(outputs[:, chunk.steps], slots[:, chunk.positions], chunk.hidden) @ values[:, chunk.positions]
-            for chunk in chunks(count, to_device(episode_starts, count.device), self.window)
-        ]
+        contexts = [weights @ values[:, chunk.positions] for chunk, weights in found]
         return self._combined(torch.cat(contexts, dim=1), outputs).transpose(0, 1)
 
     @in_own_precision
@@ -125,14 +121,21 @@ class AttentionMemory(Memory):
         The last is the step's own output, the one before it that of the step before, and so on; 0 where that was in
         another episode, or never.
         """
+        _, _, found = self._attend(features, state, episode_starts)
+        return torch.cat([by_slot(weights, self.window) for _, weights in found], dim=1).transpose(0, 1)
+
+    def _attend(
+        self, features: Tensor, state: State, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor, Iterator[tuple[Chunk, Tensor]]]:
+        """The recurrence's outputs (B, T, H), the window before them (B, K, H), and each chunk's weights."""
         *carried, window, count = state
         outputs = self.recurrent(features, tuple(carried), episode_starts).transpose(0, 1)
         slots = torch.cat((window, outputs), dim=1)
-        weights = [
-            by_slot(self._weights(outputs[:, chunk.steps], slots[:, chunk.positions], chunk.hidden), self.window)
-            for chunk in chunks(count, to_device(episode_starts, count.device), self.window)
-        ]
-        return torch.cat(weights, dim=1).transpose(0, 1)
+        to_see = chunks(count, to_device(episode_starts, count.device), self.window)
+        weights = (
+            (chunk, self._weights(outputs[:, chunk.steps], slots[:, chunk.positions], chunk.hidden)) for chunk in to_see
+        )
+        return outputs, slots, weights
 
     def numpy_step(self) -> NumpyStep | None:
         """For float32 on a CPU. One thread at a time."""

@@ -3,7 +3,7 @@
 A memory maps a stream of features to a stream of outputs and knows nothing of reinforcement learning. It has two
 forms that must agree: ``step``, one step for acting, and ``unroll``, a whole sequence at once for learning.
 
-Axes: T time, B sequences (or environments), F features in, H features out, C steps whose state is asked for.
+Axes: T time, B sequences (or environments), F features in, H features out, C steps whose state is requested.
 
 State is always a tuple of tensors, batch first: ``(B, ...)`` each; ``()`` for no memory. It comes in and goes out, a
 memory hides none.
@@ -12,7 +12,7 @@ memory hides none.
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from agents.kernels.aside import Part, touched_within
 from agents.kernels.contract import Array as Array  # so that memories find them here
 from agents.kernels.contract import NumpyState as NumpyState
 from agents.kernels.contract import NumpyStep as NumpyStep
+from agents.kernels.contract import State as State
 from agents.kernels.devices import to_device
 
-State = tuple[Tensor, ...]
+Result = TypeVar("Result")
 
 
 class Memory(nn.Module, ABC):
@@ -178,7 +179,7 @@ class Memory(nn.Module, ABC):
         )
 
     def renew(self, state: State) -> State:
-        """Draws anew what is random but constant through a rollout (dropout masks); called as a rollout starts."""
+        """Redraws what is random but constant through a rollout (dropout masks); called as a rollout starts."""
         return state
 
     def computed_by(self) -> Part:
@@ -193,27 +194,20 @@ class Memory(nn.Module, ABC):
         step = self.numpy_step()
         if step is None:
             return None
-        rows, last = np.zeros((0, self.input_size), dtype=np.float32), np.zeros(0, dtype=np.intp)
 
         def written_out(
             places: NDArray[Any], state: NumpyState, episode_starts: NDArray[np.bool_]
         ) -> tuple[Array, NumpyState]:
-            nonlocal rows, last
-            if len(rows) == len(places):
-                rows[np.arange(len(last)), last] = 0.0
-            else:
-                rows = np.zeros((len(places), self.input_size), dtype=np.float32)
-            last = places.copy()
-            rows[np.arange(len(last)), last] = 1.0
-            output, after = step(rows, state, episode_starts)
-            return output.copy() if output is rows else output, after
+            rows = np.zeros((len(places), self.input_size), dtype=np.float32)
+            rows[np.arange(len(places)), places] = 1.0
+            return step(rows, state, episode_starts)
 
         return written_out
 
     def numpy_step(self) -> NumpyStep | None:
         """``step`` on NumPy arrays with the parameters as they are now, or None where only torch has it.
 
-        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Built anew for
+        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Rebuilt for
         every rollout, so it may copy and rearrange the parameters. Must agree with ``step`` to 1e-6 relative; must not
         write into its arguments.
         """
@@ -256,6 +250,26 @@ def _of_checked_steps(method: Callable[..., Any]) -> Callable[..., Any]:
         return checked_step
 
     return make
+
+
+def in_own_precision(
+    method: Callable[[Any, Tensor, State, Tensor], Result],
+) -> Callable[[Any, Tensor, State, Tensor], Result]:
+    """A memory's ``step`` or ``unroll``, taken out of autocast, with features in the type of its weights.
+
+    What a state holds is rounded again at every step, and the two forms of a memory sum in different orders: in half
+    precision they would drift apart, and the first ratio of an update from one.
+    """
+
+    @functools.wraps(method)
+    def precise(self: Memory, features: Tensor, state: State, episode_starts: Tensor) -> Result:
+        device = features.device.type
+        if not torch.is_autocast_enabled(device):
+            return method(self, features, state, episode_starts)
+        with torch.autocast(device, enabled=False):
+            return method(self, features.to(next(self.parameters()).dtype), state, episode_starts)
+
+    return precise
 
 
 class NoMemory(Memory):

@@ -1,15 +1,14 @@
-"""Cuts a (T, B) block at its episode starts into pieces, and lays their steps out without padding.
+"""Splits a (T, B) block at its episode starts into segments, and lays their steps out without padding.
 
-Axes: T time, B sequences, N = T * B steps, P pieces, L steps of the longest piece.
+Axes: T time, B sequences, N = T * B steps, P segments, L steps of the longest segment.
 
-A piece is what one sequence holds of one episode: no reset lies inside it. Pieces are sorted by length, longest first,
-and their steps are *packed*: the first step of every piece, then the second step of those that have one, and so on.
-So the pieces alive at the k-th step are always the first ones, each step is a block of consecutive rows, and none of
-them is padding: torch's ``PackedSequence`` layout, here taken straight from the resets.
+A segment is what one sequence holds of one episode: no reset lies inside it. Segments are sorted by length, longest
+first, and their steps are *packed*: the first step of every segment, then the second step of those that have one, and
+so on. So the segments alive at the k-th step are always the first ones, each step is a block of consecutive rows, and
+none of them is padding: torch's ``PackedSequence`` layout, here taken straight from the resets.
 """
 
 import functools
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,15 +24,15 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Where the steps of a (T, B) block go, as ``cut`` found it."""
+class Segments:
+    """Where the steps of a (T, B) block go, as ``split`` found it."""
 
     batch_sizes: Indices
-    """(L,) pieces alive at each step, never growing: the rows of each block of the packed layout."""
+    """(L,) segments alive at each step, never growing: the rows of each block of the packed layout."""
     sequence: Indices
-    """(P,) the sequence each piece is from, longest piece first."""
+    """(P,) the sequence each segment is from, longest segment first."""
     carried: NDArray[np.bool_]
-    """(P,) true where a piece goes on from the state before the block, false where it starts from the initial one."""
+    """(P,) true where a segment goes on from the state before the block, false where it starts from the initial one."""
     packed: Indices | None
     """(N,) step ``t * B + b`` of each packed row; None where nothing moves (no resets but at the first step)."""
 
@@ -48,14 +47,14 @@ class Pieces:
 
     @cached_property
     def before(self) -> Indices:
-        """(N,) where the state that each packed row starts from is found: first P rows before the pieces, then N."""
+        """(N,) where the state that each packed row starts from is found: first P rows before the segments, then N."""
         alive_before = np.concatenate((self.batch_sizes[:1], self.batch_sizes[:-1]))
-        n_pieces, n_steps = self.batch_sizes[0], self.batch_sizes.sum()
-        return np.arange(n_pieces, n_pieces + n_steps) - np.repeat(alive_before, self.batch_sizes)
+        n_segments, n_steps = self.batch_sizes[0], self.batch_sizes.sum()
+        return np.arange(n_segments, n_segments + n_steps) - np.repeat(alive_before, self.batch_sizes)
 
     @cached_property
     def starting_row(self) -> Indices:
-        """(P,) the row that each piece starts from, of the states of B sequences and, last, the initial one."""
+        """(P,) the row that each segment starts from, of the states of B sequences and, last, the initial one."""
         return np.where(self.carried, self.sequence, self.sequence.max() + 1)
 
     def on(self, device: torch.device, name: str) -> Tensor:
@@ -74,53 +73,48 @@ class Pieces:
         sizes: list[int] = self.batch_sizes.tolist()
         return sizes
 
-    @cached_property
-    def bounds(self) -> list[int]:
-        """(L + 1,) first packed row of each step's block, and N, as Python's numbers."""
-        return [0, *itertools.accumulate(self.sizes)]
 
+def split(episode_starts: Tensor) -> Segments:
+    """The segments of a block from its (T, B) episode starts, boolean, on the CPU.
 
-def cut(episode_starts: Tensor) -> Pieces:
-    """The pieces of a block from its (T, B) episode starts, boolean, on the CPU.
-
-    Layers, and the memories of actor and critic, go through the same block one after the other: the last few are kept.
+    The last few are kept: layers, and the memories of actor and critic, go through the same block.
     """
     n_steps, n_sequences = episode_starts.shape
-    return _cut(episode_starts.numpy().tobytes(), n_steps, n_sequences)
+    return _split(episode_starts.numpy().tobytes(), n_steps, n_sequences)
 
 
-def at_pieces(state: Tensor, pieces: Pieces) -> Tensor:
-    """The state before a block (B, ...) -> the state before each of its pieces (P, ...).
+def at_segments(state: Tensor, segments: Segments) -> Tensor:
+    """The state before a block (B, ...) -> the state before each of its segments (P, ...).
 
-    A piece that starts an episode starts from zeros; or, of a state (B + 1, ...), from the last row.
+    A segment that starts an episode starts from zeros; or, of a state (B + 1, ...), from the last row.
     """
-    if len(state) > pieces.sequence.max() + 1:
-        return state.index_select(0, pieces.on(state.device, "starting_row"))
-    sequence, carried = pieces.on(state.device, "sequence"), pieces.on(state.device, "carried")
+    if len(state) > segments.sequence.max() + 1:
+        return state.index_select(0, segments.on(state.device, "starting_row"))
+    sequence, carried = segments.on(state.device, "sequence"), segments.on(state.device, "carried")
     return state.index_select(0, sequence).masked_fill(~carried.view(-1, *[1] * (state.dim() - 1)), 0.0)
 
 
-def take_rows(rows: Tensor, pieces: Pieces, back: bool = False) -> Tensor:
+def take_rows(rows: Tensor, segments: Segments, back: bool = False) -> Tensor:
     """Rows in the order of the block (N, ...) -> packed, or ``back``. The gradient takes the way back."""
-    if pieces.packed is None or pieces.unpacked is None:
+    if segments.packed is None or segments.unpacked is None:
         return rows
-    there, again = pieces.on(rows.device, "packed"), pieces.on(rows.device, "unpacked")
+    there, again = segments.on(rows.device, "packed"), segments.on(rows.device, "unpacked")
     order = (again, there) if back else (there, again)
     result: Tensor = _TakeRows.apply(rows, *order)  # type: ignore[no-untyped-call]
     return result
 
 
 @functools.lru_cache(maxsize=8)
-def _cut(starts_bytes: bytes, n_steps: int, n_sequences: int) -> Pieces:
+def _split(starts_bytes: bytes, n_steps: int, n_sequences: int) -> Segments:
     episode_starts = np.frombuffer(starts_bytes, dtype=np.bool_).reshape(n_steps, n_sequences)
     if not episode_starts[1:].any():
-        return Pieces(
+        return Segments(
             batch_sizes=np.full(n_steps, n_sequences),
             sequence=np.arange(n_sequences),
             carried=~episode_starts[0],
             packed=None,
         )
-    starts = episode_starts.T.copy()  # (B, T): the steps of a piece are consecutive
+    starts = episode_starts.T.copy()  # (B, T): the steps of a segment are consecutive
     carried_sequence = ~starts[:, 0]
     starts[:, 0] = True
     first = np.flatnonzero(starts)
@@ -131,12 +125,12 @@ def _cut(starts_bytes: bytes, n_steps: int, n_sequences: int) -> Pieces:
 
     batch_sizes = len(first) - np.cumsum(np.bincount(lengths))[:-1]
     step = np.repeat(np.arange(len(batch_sizes)), batch_sizes)
-    piece = np.arange(starts.size) - (np.cumsum(batch_sizes) - batch_sizes)[step]
-    return Pieces(
+    segment = np.arange(starts.size) - (np.cumsum(batch_sizes) - batch_sizes)[step]
+    return Segments(
         batch_sizes=batch_sizes,
         sequence=sequence,
         carried=carried_sequence[sequence] & (time == 0),
-        packed=(time[piece] + step) * n_sequences + sequence[piece],
+        packed=(time[segment] + step) * n_sequences + sequence[segment],
     )
 
 

@@ -1,4 +1,4 @@
-"""Blocks that memories and encoders share: gates, positions, a normalisation, and checks of their sizes.
+"""Blocks that memories and encoders share: gates, positions, a normalization, and checks of their sizes.
 
 Axes: N positions, H units; ``...`` stands for any axes before.
 """
@@ -31,23 +31,23 @@ def check_heads(hidden_size: int, heads: int) -> None:
         raise ValueError(f"heads ({heads}) must divide hidden_size ({hidden_size}); use one of {fitting}")
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     """(..., H) with mean 0 and variance 1 over the units, and no scale of its own: the linear map after it has one."""
     return nn.functional.layer_norm(x, x.shape[-1:], eps=NORM_EPSILON)
 
 
-def numpy_normalised(x: Array) -> Array:
-    """``normalised`` of (B, H) in NumPy."""
+def numpy_normalized(x: Array) -> Array:
+    """``normalized`` of (B, H) in NumPy."""
     n_units = x.shape[-1]
     mean: Array = np.add.reduce(x, axis=-1, keepdims=True)
     mean /= np.float32(n_units)
-    centred = x - mean
-    variance = np.add.reduce(centred * centred, axis=-1, keepdims=True)
+    centered = x - mean
+    variance = np.add.reduce(centered * centered, axis=-1, keepdims=True)
     variance /= np.float32(n_units)
     variance += np.float32(NORM_EPSILON)
     np.sqrt(variance, out=variance)
-    centred /= variance
-    return centred
+    centered /= variance
+    return centered
 
 
 def numpy_sigmoid(x: Array) -> Array:

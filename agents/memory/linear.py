@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels.aside import once_differentiable, why_torch
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
-from agents.memory.layers import check_sizes, normalised, numpy_linear, numpy_normalised, numpy_sigmoid
-from agents.memory.precision import in_own_precision
+from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
+from agents.memory.layers import check_sizes, normalized, numpy_linear, numpy_normalized, numpy_sigmoid
 from agents.memory.recurrent import HORIZON, check_horizon, chrono_bias
 
 NumpyLayer = Callable[[Array, NDArray[Any], NDArray[Any]], Array]
@@ -30,11 +29,11 @@ NumpyLayer = Callable[[Array, NDArray[Any], NDArray[Any]], Array]
 
 
 class LinearRecurrence(Memory):
-    """What minGRU and LRU share: an embedding, then D residual layers ``x' = x + read(scan(normalised(x)))``.
+    """What minGRU and LRU share: an embedding, then D residual layers ``x' = x + read(scan(normalized(x)))``.
 
     State: one part, what each layer carries, (B, D, N) or (B, D, N, 2).
 
-    Args, beside those of each class:
+    Args, in addition to those of each class:
         input_size: F.
         hidden_size: H, also the size of the output.
         num_layers: D, each on the output of the one below.
@@ -215,7 +214,7 @@ class _Layer(nn.Module):
 
     def forward(self, stream: Tensor, carry: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(..., H), and what makes states of decay and inputs -> stream (..., H) and states (..., N)."""
-        x = normalised(stream)
+        x = normalized(stream)
         states = carry(*self.terms(x))
         return stream + self.read(states, x), states
 
@@ -241,7 +240,7 @@ class _MinGRULayer(_Layer):
         super().__init__()
         self.gates = nn.Linear(hidden_size, 2 * hidden_size)  # z, n
         self.output = nn.Linear(hidden_size, 2 * hidden_size)
-        _initialise(self.gates, self.output)
+        _initialize(self.gates, self.output)
         if chrono_horizon is not None:
             self.gates.bias.data[:hidden_size] = -chrono_bias(hidden_size, chrono_horizon)
 
@@ -257,7 +256,7 @@ class _MinGRULayer(_Layer):
         gates_of, output_of = (numpy_linear(linear.weight, linear.bias) for linear in (self.gates, self.output))
 
         def layer(stream: Array, before: NDArray[Any], after: NDArray[Any]) -> Array:
-            gates = gates_of(numpy_normalised(stream))
+            gates = gates_of(numpy_normalized(stream))
             size = gates.shape[1] // 2
             candidate = gates[:, size:]
             squashed = numpy_sigmoid(gates)
@@ -284,7 +283,7 @@ class _LRULayer(_Layer):
         self.readout = nn.Parameter(torch.randn(hidden_size, 2 * state_size) / math.sqrt(state_size))
         self.skip = nn.Parameter(torch.randn(hidden_size))
         self.output = nn.Linear(hidden_size, 2 * hidden_size)
-        _initialise(self.output)
+        _initialize(self.output)
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1)
@@ -308,7 +307,7 @@ class _LRULayer(_Layer):
         output_of = numpy_linear(self.output.weight, self.output.bias)
 
         def layer(stream: Array, before: NDArray[Any], after: NDArray[Any]) -> Array:
-            x = numpy_normalised(stream)
+            x = numpy_normalized(stream)
             np.multiply(decay, before, out=after)
             np.add(after, inputs_of(x).view(np.complex64), out=after)
             y = readout_of(np.ascontiguousarray(after).view(np.float32))
@@ -321,7 +320,7 @@ class _LRULayer(_Layer):
 _HALF = np.float32(0.5)
 
 
-def _initialise(*linears: nn.Linear) -> None:
+def _initialize(*linears: nn.Linear) -> None:
     for linear in linears:
         for part in linear.weight.data.chunk(2):
             nn.init.xavier_uniform_(part)

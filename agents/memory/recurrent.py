@@ -1,18 +1,14 @@
 """RNN, LSTM and GRU with torch's equations and parameter names, and resets inside the sequence.
 
-Axes: T time, B sequences (or environments), F features in, H hidden units, G gates of a cell, D layers; packed axes as
-in ``agents.memory.episodes``: N = T * B steps, P pieces.
+Axes: T time, B sequences (or environments), F features in, H hidden units, G gates of a cell, D layers.
 
-``unroll`` cuts the block at its episode starts and runs every piece at once, so a reset costs nothing and no padding is
-ever computed. Parameters are named as in ``torch.nn.LSTM`` (``weight_ih_l0``, ...), so its state dicts load.
+``unroll`` splits the block at its episode starts and runs every segment at once, so a reset costs nothing and no
+padding is ever computed. Parameters are named as in ``torch.nn.LSTM`` (``weight_ih_l0``, ...), so its state dicts load.
 """
 
 import math
 import warnings
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,20 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels import recurrent as compiled
+from agents.kernels import reference
 from agents.kernels.aside import MISSING, Part, why_torch
-from agents.kernels.contract import Array, Kernels, NumpyState, NumpyStep, Parameters, Steps
+from agents.kernels.contract import Array, Kind, NumpyState, NumpyStep, Parameters
 from agents.kernels.devices import to_device
 from agents.memory import numpy_step, packed, through_time
-from agents.memory.core import Memory, State
+from agents.memory.core import Memory, State, in_own_precision
+from agents.memory.layers import check_sizes
 
-Initialisation = Literal["orthogonal", "torch"]
+Initialization = Literal["orthogonal", "torch"]
 
 HORIZON = 256
-"""Steps over which memories remember from the start, where not told another number."""
+"""Steps over which memories remember at initialization, by default."""
 
 
 class Recurrent(Memory):
-    """What RNN, LSTM and GRU share: layers, initialisation, consistent dropout, the way through a block of episodes.
+    """What RNN, LSTM and GRU share: layers, initialization, consistent dropout, the way through a block of episodes.
 
     State: the parts carried by the cell, (B, D, H) each; with dropout one more part, the masks (B, D - 1, H).
 
@@ -45,7 +43,7 @@ class Recurrent(Memory):
     Under ``torch.autocast`` a cell still computes in float32: what it carries sums up over hundreds of steps, for which
     the 8 bits of bfloat16 are too few, and neither cuDNN's recurrent kernels as torch has them nor every CPU's take it.
 
-    Args, beside those of each class:
+    Args, in addition to those of each class:
         input_size: F.
         hidden_size: H, also the size of the output.
         num_layers: D, each on the output of the one below.
@@ -54,8 +52,7 @@ class Recurrent(Memory):
         learned_initial_state: whether an episode starts from a state that is learned, 0 at first, instead of from 0.
     """
 
-    kind: str
-    """Of its cell, as ``agents.kernels.recurrent`` names it."""
+    kind: Kind
     gates: ClassVar[int]
     carried_parts: ClassVar[int] = 1
     starts_on_host = True
@@ -67,10 +64,11 @@ class Recurrent(Memory):
         num_layers: int,
         bias: bool,
         dropout: float,
-        initialisation: Initialisation,
+        initialization: Initialization,
         learned_initial_state: bool,
     ) -> None:
-        _check_sizes(input_size, hidden_size, num_layers, dropout)
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        _check_dropout(dropout, num_layers)
         super().__init__(input_size, output_size=hidden_size)
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -83,7 +81,7 @@ class Recurrent(Memory):
             self.register_parameter(f"weight_hh_l{layer}", nn.Parameter(torch.empty(rows, hidden_size)))
             for name in ("bias_ih", "bias_hh"):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(rows)) if bias else None)
-        self._initialise(initialisation)
+        self._initialize(initialization)
         self.initial: nn.Parameter | None = None
         if learned_initial_state:
             self.initial = nn.Parameter(torch.zeros(self.carried_parts, num_layers, hidden_size))
@@ -141,10 +139,8 @@ class Recurrent(Memory):
         kept = torch.full_like(state[-1], 1 - self.dropout)
         return (*state[:-1], torch.bernoulli(kept) / (1 - self.dropout))
 
+    @in_own_precision
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        if torch.is_autocast_enabled(features.device.type):
-            with _in_float32(features.device.type):
-                return self.step(features.to(self._dtype), state, episode_starts)
         carried, masks = state[: self.carried_parts], state[self.carried_parts :]
         reset = episode_starts.view(-1, 1, 1)
         if self.initial is None:
@@ -162,53 +158,47 @@ class Recurrent(Memory):
             return output, tuple(part.unsqueeze(1) for part in after[0])
         return output, (*(torch.stack(layers, dim=1) for layers in zip(*after, strict=True)), *masks)
 
+    @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        if why_torch() or self._steps_otherwise():
-            return self._stepped(features, state, to_device(episode_starts, features.device))
-        starts, output = episode_starts.cpu(), features
-        if torch.is_autocast_enabled(features.device.type):
-            output = features.to(self._dtype)
-        with _in_float32(features.device.type):
-            kernels = self._kernels(output)
-            for layer in range(self.num_layers):
-                if layer > 0 and self._drops:
-                    output = output * state[-1][:, layer - 1]
-                before = self.before_layer(layer, state)
-                output = self._through(kernels, output, before, starts, self._layer_parameters(layer))
+        if self._steps_otherwise():
+            outputs = []
+            for x, starts in zip(features, to_device(episode_starts, features.device), strict=True):
+                output, state = self.step(x, state, starts)
+                outputs.append(output)
+            return torch.stack(outputs)
+        kernels: Any = self._kernels(features)
+        starts, output = episode_starts if kernels is reference else episode_starts.cpu(), features
+        for layer in range(self.num_layers):
+            of_layer, before, parameters = self.layer_arguments(layer, output, state)
+            output = kernels.unroll(self.kind, of_layer, before, starts, parameters)
         return output
 
-    def _stepped(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        """``unroll`` by one step after the other, in torch's operations alone."""
-        step = self.step if self._steps_otherwise() else partial(Recurrent.step, self)
-        outputs = []
-        for x, starts in zip(features, episode_starts, strict=True):
-            output, state = step(x, state, starts)
-            outputs.append(output)
-        return torch.stack(outputs)
+    def layer_arguments(self, layer: int, output: Tensor, state: State) -> tuple[Tensor, State, Parameters]:
+        """What a layer of a block takes: its features (T, B, F), with dropout that of the layer below; what it starts
+        from, (B, H) each, a learned initial state as one more row, the last; its parameters."""
+        if layer > 0 and self._drops:
+            output = output * state[-1][:, layer - 1]
+        before = tuple(part[:, layer] for part in state[: self.carried_parts])
+        if self.initial is not None:
+            starting = self.initial[:, layer].unsqueeze(1)
+            before = tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
+        return output, before, self._layer_parameters(layer)
 
     def _steps_otherwise(self) -> bool:
         """Whether a subclass has changed the step, and left ``unroll`` to follow it."""
         cls = type(self)
-        if cls in (LSTM, GRU, RNN) or cls.unroll is not Recurrent.unroll:
-            return False
-        cell = next(known for known in (LSTM, GRU, RNN, Recurrent) if isinstance(self, known))._cell
-        return cls.step is not Recurrent.step or cls._cell is not cell
+        return cls.unroll is Recurrent.unroll and (cls.step is not Recurrent.step or cls._cell is not Recurrent._cell)
 
     def computed_by(self) -> Part:
-        weight = self._recurrent_weight
         if reason := why_torch():
             return Part("torch", reason)
         if self._steps_otherwise():
             return Part("torch", f"{type(self).__name__} has a step of its own")
+        weight = self._recurrent_weight
         kernels = self._kernels(weight)
-        if kernels is packed:
-            return Part("torch")
-        if kernels is compiled:
-            return Part("compiled")
-        if not compiled.available:
-            return Part("NumPy", MISSING)
-        fits = self.hidden_size % 8 == 0
-        return Part("NumPy", f"it is {weight.dtype}" if fits else f"{self.hidden_size} units are no multiple of 8")
+        if kernels is through_time:
+            return Part("NumPy", f"it is {weight.dtype}" if compiled.available else MISSING)
+        return Part("compiled" if kernels is compiled else "torch")
 
     def numpy_step(self) -> NumpyStep | None:
         """For float32 on a CPU. What a step returns is never written over and may be kept. One thread at a time."""
@@ -240,7 +230,8 @@ class Recurrent(Memory):
         weights = layers[0][1]
         if weights.device.type != "cpu" or weights.dtype != torch.float32:
             return None
-        step = self._step_of(compiled if compiled.takes(weights, self.hidden_size) else numpy_step, layers)
+        make = compiled.step if compiled.takes(weights) else numpy_step.step
+        step = make(self.kind, layers)
         if self.initial is None:
             return step
         initial = self.initial.detach().numpy().copy()
@@ -257,37 +248,17 @@ class Recurrent(Memory):
 
         return from_initial_state
 
-    @abstractmethod
     def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
         """One step of one layer: (B, F), (B, H) each -> (B, H) each, the output first."""
+        return reference.cell(self.kind, features, state, parameters)
 
-    @abstractmethod
-    def _through(
-        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
-    ) -> Tensor:
-        """One layer over a block: (T, B, F), (B, H) each, (T, B) on the CPU -> (T, B, H)."""
-
-    @abstractmethod
-    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
-        """The acting step of all layers, compiled or by ``numpy_step``."""
-
-    def before_layer(self, layer: int, state: State) -> State:
-        """What a layer of a block starts from, as kernels take it: (B, H) each; a learned initial state as one more
-        row, the last."""
-        before = tuple(part[:, layer] for part in state[: self.carried_parts])
-        if self.initial is None:
-            return before
-        starting = self.initial[:, layer].unsqueeze(1)
-        return tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
-
-    def _kernels(self, features: Tensor) -> Kernels:
-        if compiled.takes(features, self.hidden_size):
+    def _kernels(self, features: Tensor) -> Any:
+        """The fastest of the modules that ``agents.kernels.contract`` names which takes these."""
+        if why_torch():
+            return reference
+        if compiled.takes(features):
             return compiled
         return through_time if features.device.type == "cpu" else packed
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self._recurrent_weight.dtype
 
     @property
     def _recurrent_weight(self) -> Tensor:
@@ -304,12 +275,12 @@ class Recurrent(Memory):
         )
         return w_ih, w_hh, b_ih, b_hh
 
-    def _initialise(self, initialisation: Initialisation) -> None:
-        if initialisation == "torch":
+    def _initialize(self, initialization: Initialization) -> None:
+        if initialization == "torch":
             bound = 1 / math.sqrt(self.hidden_size)
             for parameter in self.parameters():
                 nn.init.uniform_(parameter, -bound, bound)
-        elif initialisation == "orthogonal":
+        elif initialization == "orthogonal":
             for name, parameter in self.named_parameters():
                 if name.startswith("bias"):
                     nn.init.zeros_(parameter)
@@ -318,7 +289,7 @@ class Recurrent(Memory):
                     for gate in parameter.data.chunk(self.gates):
                         fill(gate)
         else:
-            raise ValueError(f"initialisation must be 'orthogonal' or 'torch'; got {initialisation!r}")
+            raise ValueError(f"initialization must be 'orthogonal' or 'torch'; got {initialization!r}")
 
     def _set_bias(self, layer: int, gate: int, total: Tensor | float) -> None:
         """Sets what a gate's two biases add up to; without biases there is nothing to set."""
@@ -333,7 +304,7 @@ class RNN(Recurrent):
     """The plain recurrent network (Elman 1990): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or with relu.
 
     Args:
-        initialisation: "orthogonal" (recurrent weights orthogonal, input weights Xavier, biases 0) or "torch"
+        initialization: "orthogonal" (recurrent weights orthogonal, input weights Xavier, biases 0) or "torch"
             (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.RNN`` draws them)
     """
 
@@ -348,25 +319,14 @@ class RNN(Recurrent):
         nonlinearity: Literal["tanh", "relu"] = "tanh",
         bias: bool = True,
         dropout: float = 0.0,
-        initialisation: Initialisation = "orthogonal",
+        initialization: Initialization = "orthogonal",
         learned_initial_state: bool = False,
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu'; got {nonlinearity!r}")
-        self.nonlinearity, self.kind = nonlinearity, f"rnn_{nonlinearity}"
-        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
-
-    def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
-        cell: Any = torch.rnn_tanh_cell if self.nonlinearity == "tanh" else torch.rnn_relu_cell
-        return (cell(features, state[0], *parameters),)
-
-    def _through(
-        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
-    ) -> Tensor:
-        return kernels.rnn(features, state[0], episode_starts, parameters, self.nonlinearity == "relu")
-
-    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
-        return steps.rnn_step(layers, self.nonlinearity == "relu")
+        self.nonlinearity = nonlinearity
+        self.kind = "rnn_tanh" if nonlinearity == "tanh" else "rnn_relu"
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialization, learned_initial_state)
 
 
 class LSTM(Recurrent):
@@ -376,16 +336,16 @@ class LSTM(Recurrent):
     ``c' = f c + i g``, ``h' = o tanh(c')``.
 
     Args:
-        initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
+        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
             "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.LSTM`` draws them)
         chrono_horizon: the longest dependency expected, in steps: forget biases are drawn so that units forget over
             2 to this many steps, input biases are their negatives (see ``chrono_bias``); None leaves them as the
-            initialisation drew them. No effect without ``bias``
+            initialization drew them. No effect without ``bias``
         forget_bias: instead of that, what the forget gate's two biases add up to, of all units alike (Jozefowicz et
             al. 2015: 1)
     """
 
-    kind = "lstm"
+    kind: Kind = "lstm"
     gates = 4
     carried_parts = 2
 
@@ -397,7 +357,7 @@ class LSTM(Recurrent):
         *,
         bias: bool = True,
         dropout: float = 0.0,
-        initialisation: Initialisation = "orthogonal",
+        initialization: Initialization = "orthogonal",
         forget_bias: float | None = None,
         chrono_horizon: float | None = HORIZON,
         learned_initial_state: bool = False,
@@ -405,7 +365,7 @@ class LSTM(Recurrent):
         check_horizon(chrono_horizon)
         if forget_bias is not None and not math.isfinite(forget_bias):
             raise ValueError(f"forget_bias must be a finite number or None; got {forget_bias!r}")
-        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialization, learned_initial_state)
         for layer in range(num_layers):
             if forget_bias is not None:
                 self._set_bias(layer, gate=1, total=forget_bias)
@@ -413,19 +373,6 @@ class LSTM(Recurrent):
                 kept = chrono_bias(hidden_size, chrono_horizon)
                 self._set_bias(layer, gate=0, total=-kept)
                 self._set_bias(layer, gate=1, total=kept)
-
-    def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
-        cell: Any = torch.lstm_cell  # its stub asks for biases, which may be None
-        after: State = cell(features, state, *parameters)
-        return after
-
-    def _through(
-        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
-    ) -> Tensor:
-        return kernels.lstm(features, state[0], state[1], episode_starts, parameters)
-
-    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
-        return steps.lstm_step(layers)
 
 
 class GRU(Recurrent):
@@ -435,14 +382,14 @@ class GRU(Recurrent):
     ``h' = (1 - z) n + z h``.
 
     Args:
-        initialisation: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
+        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
             "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.GRU`` draws them)
         chrono_horizon: the longest dependency expected, in steps: the biases of z, which here is the gate that
             keeps, are drawn so that units forget over 2 to this many steps (see ``chrono_bias``); None leaves them as
-            the initialisation drew them. No effect without ``bias``
+            the initialization drew them. No effect without ``bias``
     """
 
-    kind = "gru"
+    kind: Kind = "gru"
     gates = 3
 
     def __init__(
@@ -453,44 +400,45 @@ class GRU(Recurrent):
         *,
         bias: bool = True,
         dropout: float = 0.0,
-        initialisation: Initialisation = "orthogonal",
+        initialization: Initialization = "orthogonal",
         chrono_horizon: float | None = HORIZON,
         learned_initial_state: bool = False,
     ) -> None:
         check_horizon(chrono_horizon)
-        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialisation, learned_initial_state)
+        super().__init__(input_size, hidden_size, num_layers, bias, dropout, initialization, learned_initial_state)
         if chrono_horizon is not None:
             for layer in range(num_layers):
                 self._set_bias(layer, gate=1, total=chrono_bias(hidden_size, chrono_horizon))
 
-    def _cell(self, features: Tensor, state: State, parameters: Parameters) -> State:
-        cell: Any = torch.gru_cell  # its stub asks for biases, which may be None
-        return (cell(features, state[0], *parameters),)
 
-    def _through(
-        self, kernels: Kernels, features: Tensor, state: State, episode_starts: Tensor, parameters: Parameters
-    ) -> Tensor:
-        return kernels.gru(features, state[0], episode_starts, parameters)
+def unroll_together(
+    memories: Sequence[Memory], features: Sequence[Tensor], states: Sequence[State], episode_starts: Tensor
+) -> tuple[Tensor, ...] | None:
+    """What each ``unroll`` gives, bit for bit, with layers of compiled memories of a kind and size in one call; None
+    where they are none. Features (T, B, F) each, states before the first step, (T, B) -> (T, B, H) each."""
+    first = memories[0]
+    if (
+        torch.is_autocast_enabled("cpu")
+        or not isinstance(first, Recurrent)
+        or not compiled.worth_joining(features[0], first.hidden_size)
+    ):
+        return None
+    for memory, of in zip(memories, features, strict=True):
+        if type(memory) not in (RNN, LSTM, GRU) or not compiled.takes(of) or _shape(memory) != _shape(first):
+            return None
+    for memory, of, state in zip(memories, features, states, strict=True):
+        memory.check(of.shape, state, episode_starts)
+    outputs, starts, alike = tuple(features), episode_starts.cpu(), [m for m in memories if isinstance(m, Recurrent)]
+    for layer in range(first.num_layers):
+        given = [
+            m.layer_arguments(layer, output, state) for m, output, state in zip(alike, outputs, states, strict=True)
+        ]
+        outputs = compiled.unroll_together(first.kind, given, starts)
+    return outputs
 
-    def _step_of(self, steps: Steps, layers: Sequence[Parameters]) -> NumpyStep:
-        return steps.gru_step(layers)
 
-
-@contextmanager
-def _in_float32(device_type: str) -> Iterator[None]:
-    """Without autocast; and where that was off already, without the shortened products (TF32) that cuDNN's recurrent
-    kernels take by default on a GPU: ``step`` has none, and both must agree to 1e-5."""
-    if torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
-            yield
-    elif device_type == "cuda" and torch.backends.cudnn.allow_tf32:
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32 = True
-    else:
-        yield
+def _shape(memory: Any) -> tuple[Kind, int, int]:
+    return memory.kind, memory.num_layers, memory.hidden_size
 
 
 def chrono_bias(units: int, horizon: float) -> Tensor:
@@ -503,10 +451,7 @@ def chrono_bias(units: int, horizon: float) -> Tensor:
     return torch.empty(units).uniform_(0.0, math.log(horizon - 1.0))
 
 
-def _check_sizes(input_size: int, hidden_size: int, num_layers: int, dropout: float) -> None:
-    for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
+def _check_dropout(dropout: float, num_layers: int) -> None:
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1); got {dropout!r}")
     if dropout > 0 and num_layers == 1:

@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels.aside import all_modules_hooked, touched
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
+from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
 from agents.memory.layers import (
     GRUGate,
     check_heads,
     check_sizes,
-    normalised,
+    normalized,
     numpy_linear,
-    numpy_normalised,
+    numpy_normalized,
     numpy_sigmoid,
     sinusoidal_positions,
 )
-from agents.memory.precision import in_own_precision
 from agents.memory.window import (
     Chunk,
     SlidingWindow,
@@ -46,13 +45,13 @@ from agents.memory.window import (
 class GTrXL(Memory):
     """The gated transformer (Parisotto et al. 2020, "Stabilizing Transformers for Reinforcement Learning").
 
-    Each of D layers is ``x' = gate(x, relu(attention(normalised(x))))``, ``x'' = gate(x', relu(mlp(normalised(x'))))``,
+    Each of D layers is ``x' = gate(x, relu(attention(normalized(x))))``, ``x'' = gate(x', relu(mlp(normalized(x'))))``,
     with gates as of a GRU that start near the identity, so that the memory begins as a feed-forward network. Attention
     is Transformer-XL's (Dai et al. 2019): scores of content and of distance, over the M steps before and the step
-    itself. Layers on top of each other reach D * M steps back. The normalisations have no scale of their own: the
+    itself. Layers on top of each other reach D * M steps back. The normalizations have no scale of their own: the
     linear maps after them have one.
 
-    State: the normalised input of each layer at the last M steps, (B, D, M, H), and how many of them are of the
+    State: the normalized input of each layer at the last M steps, (B, D, M, H), and how many of them are of the
     episode, (B, 1). A sequence attends to the window that came with it as to constants: its gradient ends there.
 
     Args:
@@ -106,21 +105,14 @@ class GTrXL(Memory):
         seen = visible(count, self.window)
         stream, newest = self.embedding(features), []
         for layer, module in enumerate(self._layers()):
-            x = normalised(stream)
+            x = normalized(stream)
             newest.append(x)
             stream = module(stream, x, window[:, layer], seen, self._distances)
         return stream, push(window, count, torch.stack(newest, dim=1))
 
     @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        window, count = state
-        to_see = chunks(count, episode_starts, self.window)
-        since_start = None if self.initial is None else _steps_since_start(episode_starts)
-        stream: Tensor = self.embedding(features).transpose(0, 1)  # (B, T, H)
-        for layer, module in enumerate(self._layers()):
-            first_slot = None if since_start is None or self.initial is None else (self.initial[layer], since_start)
-            stream = module(stream, window[:, layer], to_see, self._distances, first_slot)
-        return stream.transpose(0, 1)
+        return self._attend(features, state, episode_starts)[0]
 
     @in_own_precision
     def attention_weights(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
@@ -129,15 +121,24 @@ class GTrXL(Memory):
         The last is the step itself, the one before it the step before, and so on; 0 where that was in another episode,
         or never. A learned first slot is where a step before the episode's first would be.
         """
+        _, weights = self._attend(features, state, episode_starts, with_weights=True)
+        return torch.stack(weights, dim=1).permute(3, 0, 1, 2, 4)
+
+    def _attend(
+        self, features: Tensor, state: State, episode_starts: Tensor, with_weights: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Outputs (T, B, H), and with ``with_weights`` each layer's weights (B, A, T, M + 1)."""
         window, count = state
         to_see = chunks(count, episode_starts, self.window)
         since_start = None if self.initial is None else _steps_since_start(episode_starts)
-        stream, found = self.embedding(features).transpose(0, 1), []
+        stream, found = self.embedding(features).transpose(0, 1), []  # (B, T, H)
         for layer, module in enumerate(self._layers()):
             first_slot = None if since_start is None or self.initial is None else (self.initial[layer], since_start)
-            found.append(module.attention_weights(stream, window[:, layer], to_see, self._distances, first_slot))
-            stream = module.unroll(stream, window[:, layer], to_see, self._distances, first_slot)
-        return torch.stack(found, dim=1).permute(3, 0, 1, 2, 4)
+            given = (stream, window[:, layer], to_see, self._distances, first_slot)
+            if with_weights:
+                found.append(module.attention_weights(*given))
+            stream = module(*given)
+        return stream.transpose(0, 1), found
 
     def numpy_step(self) -> NumpyStep | None:
         """For float32 on a CPU. One thread at a time."""
@@ -237,7 +238,7 @@ class _Layer(nn.Module):
         return output
 
     def step(self, stream: Tensor, x: Tensor, window: Tensor, seen: Tensor, distances: Tensor) -> Tensor:
-        """(B, H), normalised (B, H), (B, M, H), (B, M) slots that count, (M + 1, H) -> (B, H).
+        """(B, H), normalized (B, H), (B, M, H), (B, M) slots that count, (M + 1, H) -> (B, H).
 
         Queries are taken to the slots, not the M slots to keys: that is M times less work.
         """
@@ -254,7 +255,7 @@ class _Layer(nn.Module):
         self, stream: Tensor, window: Tensor, to_see: list[Chunk], distances: Tensor, first_slot: FirstSlot | None
     ) -> Tensor:
         """(B, T, H), (B, M, H), chunks, (M + 1, H) -> (B, T, H)."""
-        x = normalised(stream)
+        x = normalized(stream)
         slots = torch.cat((window, x), dim=1)  # (B, K, H)
         values = finite(self._heads_first(self.value(slots)))
         attended = []
@@ -271,7 +272,7 @@ class _Layer(nn.Module):
     ) -> Tensor:
         """As ``unroll`` -> (B, A, T, M + 1)."""
         n_slots, found = len(distances) - 1, []
-        x = normalised(stream)
+        x = normalized(stream)
         slots = torch.cat((window, x), dim=1)
         for chunk, weights in self._weights(x, slots, to_see, distances, first_slot):
             if first_slot is None:
@@ -307,7 +308,7 @@ class _Layer(nn.Module):
         n_slot_columns = n_heads * n_units
 
         def layer(stream: Array, slots: Array, mask: Array | None) -> Array:
-            x = numpy_normalised(stream)
+            x = numpy_normalized(stream)
             slots[:, -1] = x
             of_x = to_scores(x)
             scores = of_x[:, :n_slot_columns].reshape(len(x), n_heads, n_units) @ slots.transpose(0, 2, 1)
@@ -316,7 +317,7 @@ class _Layer(nn.Module):
                 scores += mask
             attended = to_stream((numpy_softmax(scores) @ slots).reshape(len(x), -1))
             stream = attention_gate(stream, np.maximum(attended, _ZERO, out=attended))
-            wide = widen(numpy_normalised(stream))
+            wide = widen(numpy_normalized(stream))
             narrowed = narrow(np.maximum(wide, _ZERO, out=wide))
             return mlp_gate(stream, np.maximum(narrowed, _ZERO, out=narrowed))
 
@@ -374,7 +375,7 @@ class _Layer(nn.Module):
 
     def _gated(self, stream: Tensor, attended: Tensor) -> Tensor:
         stream = self.attention_gate(stream, self.output(attended).relu())
-        widened = self.widen(normalised(stream)).relu()
+        widened = self.widen(normalized(stream)).relu()
         gated: Tensor = self.mlp_gate(stream, self.narrow(widened).relu())
         return gated
 

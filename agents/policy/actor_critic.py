@@ -51,7 +51,7 @@ from agents.kernels.plan import (
     value_layers_of,
 )
 from agents.memory import Memory, NumpyStep, State, make_memory
-from agents.memory.together import unroll_together, worth_unrolling_together
+from agents.memory.recurrent import unroll_together
 from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head
 from agents.policy.state_layouts import Given, is_own, is_pair, parts_of, read_episode_starts, read_state
 
@@ -569,8 +569,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             return self._of_both(_unrolled(self.memory_actor, pi_features, actor_state, episode_starts))
         memories, features = (self.memory_actor, self.memory_critic), (pi_features, vf_features)
         called = memories_called(self) if self._heads is None else self._heads.memories_called
-        if not called and worth_unrolling_together(memories, features):
-            both = unroll_together(memories, features, (actor_state, critic_state), episode_starts.cpu())
+        states = (actor_state, critic_state)
+        if not called and (both := unroll_together(memories, features, states, episode_starts)):
             return Remembered(both[0].flatten(0, 1), both[1].flatten(0, 1))
         hidden = _unrolled(self.memory_actor, pi_features, actor_state, episode_starts)
         return Remembered(hidden, _unrolled(self.memory_critic, vf_features, critic_state, episode_starts))
@@ -662,7 +662,7 @@ class LstmPolicy(RecurrentActorCriticPolicy):
             acting and learning alike, so that probability ratios start at one (Hausknecht & Wagener 2022).
 
     The state of ``predict`` is (hidden, cell), each (layers, B, units), as there. Initial weights are torch's own; the
-    general policy with ``memory="lstm"`` initialises with more care.
+    general policy with ``memory="lstm"`` initializes with more care.
     """
 
     _default_extractor: type[BaseFeaturesExtractor] = FlattenExtractor
@@ -719,7 +719,7 @@ class LstmPolicy(RecurrentActorCriticPolicy):
             memory_kwargs=dict(
                 hidden_size=lstm_hidden_size,
                 num_layers=n_lstm_layers,
-                initialisation="torch",
+                initialization="torch",
                 chrono_horizon=None,
                 **_checked_lstm_kwargs(self.lstm_kwargs),
             ),

@@ -1,5 +1,6 @@
 """Settings files are read strictly, and what is written reads back."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -148,3 +149,11 @@ def test_a_run_of_an_older_version_keeps_what_a_setting_was_before_it_had_a_name
     assert written(file, older).env.previous_action_reward is False
     assert written(file, whole) == Settings()
     assert written(file, "seed: 1").env.previous_action_reward is None
+
+
+def test_the_former_name_of_initialization_is_read_in_a_run_and_refused_elsewhere(file: Path) -> None:
+    policy = dataclasses.replace(Settings().policy, memory="gru", memory_kwargs={"initialization": "torch"})
+    older = dump(dataclasses.replace(Settings(), policy=policy)).replace("initialization", "initialisation")
+    assert written(file, older).policy.memory_kwargs == {"initialization": "torch"}
+    with pytest.raises(SettingsError, match="did you mean 'initialization'"):
+        written(file, "policy: {memory: gru, memory_kwargs: {initialisation: torch}}")

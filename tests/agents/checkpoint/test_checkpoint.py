@@ -43,7 +43,7 @@ from tests.agents.probe_envs import (
     vectorized,
 )
 from tests.pairs import each, pairwise
-from tests.saved_files import loaded, saved
+from tests.saved_files import edited, loaded, saved
 
 Model = Any
 
@@ -156,6 +156,19 @@ def test_a_file_from_before_a_setting_has_its_default() -> None:
     again: Any = RecurrentPPO.load(file, device="cpu")
     assert again.autocast is again.policy.autocast is None
     assert (again.refresh_states, again.burn_in, again.rollout_buffer.burn_in) == (False, 0, 0)
+
+
+def test_a_file_with_the_former_name_of_initialization_loads() -> None:
+    kwargs = dict(memory_kwargs=dict(hidden_size=8, initialization="torch"))
+    model = small_ppo(clocks(), "lstm", policy_kwargs=kwargs)
+
+    def rename(agent: Any) -> None:
+        stored = agent["settings"]["policy_kwargs"]["memory_kwargs"]
+        stored["initialisation"] = stored.pop("initialization")
+
+    again = RecurrentPPO.load(edited(saved(model), rename), device="cpu")
+    assert again.policy_kwargs["memory_kwargs"]["initialization"] == "torch"
+    assert_same_weights(model, again)
 
 
 def test_policies_and_optimizers_by_name_come_back() -> None:

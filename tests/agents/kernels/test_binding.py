@@ -19,6 +19,7 @@ from agents.kernels.binding import DECLARATIONS, SIZE_FUNCTIONS, Function, Misma
 pytestmark = pytest.mark.skipif(not (heads.available and recurrent.available), reason="built without a C compiler")
 
 T, F, H, A = 3, 5, 8, 2
+LSTM, GRU = 2, 3
 SIZES = (2, 3)
 WIDTHS = (5, 16, 7)
 
@@ -41,8 +42,9 @@ def starts(*shape: int) -> Tensor:
     return found
 
 
-def block(n: int, *gates: int) -> list[tuple[int, ...]]:
-    return [(T, n, gate * H) for gate in gates]
+def over_time(n: int, *gates: int) -> list[tuple[int, ...]]:
+    """Of two memories: T steps of n sequences."""
+    return [(2, T, n, gate, H) if gate else (2, T, n, H) for gate in gates]
 
 
 def layers(n: int, *kinds: str) -> list[Tensor | None]:
@@ -61,34 +63,25 @@ def choices(n: int) -> list[Tensor]:
 # By the number n of sequences, environments or steps.
 CALLS: dict[str, Callable[[int], Call]] = {
     "pack": lambda n: Call(floats((4 * H, F + H), (64 * (F + H),))),
-    "lstm_forward": lambda n: Call(
-        [*floats(*block(n, 4), (4 * H, H), (n, H), (n, H)), starts(T, n), *floats(*block(n, 1, 4, 1, 1, 1))], (0, 1)
-    ),
-    "lstm_backward": lambda n: Call(
+    "forward": lambda n: Call(
         [
-            *floats(*block(n, 1), (4 * H, H), (n, H)),
+            *floats(*over_time(n, 3), (2, 3, H, H), (2, H), (1, 2, n, H)),
             starts(T, n),
-            *floats(*block(n, 4, 1, 1, 4), (n, H), (n, H)),
+            *floats(*over_time(n, 0), (2, *over_time(n, 0)[0])),
         ],
-        (0, 1, 0),
+        (GRU, 1, 1),
     ),
-    "gru_forward": lambda n: Call(
-        [*floats(*block(n, 3), (3 * H, H), (H,), (n, H)), starts(T, n), *floats(*block(n, 1, 3, 1, 1))], (0, 1)
+    "backward": lambda n: Call(
+        [
+            *floats(*over_time(n, 0), (2, 3, H, H), (1, 2, n, H)),
+            starts(T, n),
+            *floats(*over_time(n, 3), (2, *over_time(n, 0)[0]), *over_time(n, 3, 3), (1, 2, n, H)),
+        ],
+        (GRU, 1, 1),
     ),
-    "gru_backward": lambda n: Call(
-        [*floats(*block(n, 1), (3 * H, H)), starts(T, n), *floats(*block(n, 3, 1, 1, 3, 3), (n, H))], (0, 1, 0)
+    "step": lambda n: Call(
+        [*floats((n, F), (2, n, H)), starts(n), *floats((64 * (F + H),), (4 * H,), (2, n, H))], (LSTM,)
     ),
-    "rnn_forward": lambda n: Call(
-        [*floats(*block(n, 1), (H, H), (n, H)), starts(T, n), *floats(*block(n, 1, 1))], (0, 1, 1)
-    ),
-    "rnn_backward": lambda n: Call(
-        [*floats(*block(n, 1), (H, H)), starts(T, n), *floats(*block(n, 1, 1), (n, H))], (0, 1, 0, 1)
-    ),
-    "lstm_step": lambda n: Call(
-        [*floats((n, F), (n, H), (n, H)), starts(n), *floats((64 * (F + H),), (4 * H,), (n, H), (n, H))]
-    ),
-    "gru_step": lambda n: Call([*floats((n, F), (n, H)), starts(n), *floats((64 * (F + H),), (4 * H,), (n, H))]),
-    "rnn_step": lambda n: Call([*floats((n, F), (n, H)), starts(n), *floats((64 * (F + H),), (H,), (n, H))], (0,)),
     "perceptron_pack": lambda n: Call([*floats((perceptron_size(),)), *layers(n, "weights", "biases")], (), WIDTHS),
     "perceptron_run": lambda n: Call(floats((n, 5), (perceptron_size(),), (16 * n,), (n, 7)), (1, 0), WIDTHS),
     "perceptron_forward": lambda n: Call(
@@ -107,12 +100,8 @@ CALLS: dict[str, Callable[[int], Call]] = {
     "gaussian_forward": lambda n: Call(floats((n, A), (A,), (n, A), (n,))),
     "gaussian_backward": lambda n: Call(floats((n, A), (A,), (n, A), (n,), (n, A), (A,))),
     "clipped_objective": lambda n: Call([*floats(*[(n,)] * 10), *floats((6,))], (1, 0.2, 0.1, 0.01, 0.5)),
-    "clip_gradients": lambda n: Call(floats((n, 5), (17,)), (0.5,)),
-    "adam": lambda n: Call(floats(*[(n, 5), (17,)] * 4, (), ()), (0.01, 0.9, 0.999, 1e-5)),
 }
 FUNCTIONS: dict[str, Function] = {**recurrent.library.functions, **heads.library.functions}
-LISTS = [name for name, function in FUNCTIONS.items() if function.declaration.lists]
-OF_ANY_SHAPE = {"clip_gradients"}  # the one function that takes an array of any shape, and as many as there are
 MAY_GROW = {("pack", 0, 0)}  # outputs up to the next multiple of a tile fit into the same packed array
 
 every_function = pytest.mark.parametrize("name", CALLS)
@@ -145,7 +134,7 @@ def test_what_fits_is_computed(name: str, n: int) -> None:
 
 @every_function
 def test_an_array_of_another_length_is_refused(name: str) -> None:
-    for call, at, tensor in arrays(name) if name not in OF_ANY_SHAPE else ():
+    for call, at, tensor in arrays(name):
         for axis, length in enumerate(tensor.shape):
             if (name, at, axis) in MAY_GROW:
                 continue
@@ -157,7 +146,7 @@ def test_an_array_of_another_length_is_refused(name: str) -> None:
 
 @every_function
 def test_an_array_of_another_number_of_axes_is_refused(name: str) -> None:
-    for call, at, tensor in arrays(name) if name not in OF_ANY_SHAPE else ():
+    for call, at, tensor in arrays(name):
         for other in (tensor[None], tensor.sum().to(tensor.dtype) if tensor.dim() else torch.ones(2)):
             with pytest.raises(MismatchError, match=name):
                 FUNCTIONS[name](*changed(call, at, other))
@@ -189,22 +178,21 @@ def test_a_missing_array_is_refused(name: str) -> None:
         if not optional[at]:
             with pytest.raises(MismatchError, match="None"):
                 FUNCTIONS[name](*changed(call, at, None))
-    if name in LISTS:
-        for at in range(len(call.tensors)):
-            with pytest.raises(MismatchError, match="None"):
-                FUNCTIONS[name](*changed(call, at, None))
-    if name in OF_ANY_SHAPE:
-        return
     with pytest.raises(MismatchError, match="arrays"):
         FUNCTIONS[name](*call._replace(tensors=call.tensors[:-1]))
 
 
-@pytest.mark.parametrize("name", ["lstm_backward", "gru_backward", "rnn_backward"])
-def test_gradients_of_a_learned_start_need_a_row_for_each_episode(name: str) -> None:
+@pytest.mark.parametrize("name", ["forward", "backward", "step"])
+def test_sizes_that_are_not_those_of_the_kind_of_cell_are_refused(name: str) -> None:
     call = CALLS[name](2)
-    learned = call._replace(numbers=(0, 1, 1, *call.numbers[3:]))
-    with pytest.raises(MismatchError, match="what is in its arrays"):
-        FUNCTIONS[name](*learned)
+    for kind in {-1, 0, 1, 2, 3, 4} - {call.numbers[0]}:
+        with pytest.raises(MismatchError, match="what is in its arrays"):
+            FUNCTIONS[name](*call._replace(numbers=(kind, *call.numbers[1:])))
+    if name != "step":
+        at = 2 if name == "forward" else 7  # what only a GRU has
+        for wrong in (changed(call, at, None), call._replace(numbers=(GRU, 0, 1)), call._replace(numbers=(GRU, 1, 0))):
+            with pytest.raises(MismatchError, match="what is in its arrays"):
+                FUNCTIONS[name](*wrong)
 
 
 def test_choices_that_do_not_add_up_to_the_logits_are_refused() -> None:
@@ -229,9 +217,9 @@ def test_widths_that_are_none_are_refused() -> None:
 
 
 def test_hidden_units_must_fill_registers() -> None:
-    tensors: list[Any] = [*floats((T, 2, 6), (6, 6), (2, 6)), starts(T, 2), *floats((T, 2, 6), (T, 2, 6))]
+    tensors: list[Any] = [*floats((2, F), (1, 2, 6)), starts(2), *floats((64 * (F + 6),), (6,), (1, 2, 6))]
     with pytest.raises(MismatchError, match="multiple of 8"):
-        FUNCTIONS["rnn_forward"](tensors, (0, 1, 0))
+        FUNCTIONS["step"](tensors, (0,))
 
 
 def test_what_was_checked_once_is_checked_again_for_other_shapes() -> None:
@@ -240,31 +228,6 @@ def test_what_was_checked_once_is_checked_again_for_other_shapes() -> None:
         FUNCTIONS["gaussian_forward"](*call)
         with pytest.raises(MismatchError):
             FUNCTIONS["gaussian_forward"](*changed(call, 3, torch.zeros(3)))
-
-
-def test_gradients_that_come_anew_are_checked_at_every_call() -> None:
-    call = CALLS["adam"](2)
-    given: Any = call.tensors
-    step = FUNCTIONS["adam"].with_first_list(given[2:])
-    step(given[:2], call.numbers)
-    for at, tensor in enumerate(given[:2]):
-        bad: list[tuple[type[Exception], Tensor]] = [
-            (TypeError, tensor.double()),
-            (TypeError, torch.stack((tensor, tensor), dim=-1)[..., 0]),
-            (TypeError, tensor.to("meta")),
-            (MismatchError, tensor[:-1]),
-            (MismatchError, tensor[None]),
-        ]
-        for error, other in bad:
-            with pytest.raises(error):
-                step([other if at == number else one for number, one in enumerate(given[:2])], call.numbers)
-    short: list[Any] = [given[:1], given[:3], []]
-    for others in short:
-        with pytest.raises(MismatchError, match="takes 2 gradients"):
-            step(others, call.numbers)
-    assert [float(count) for count in given[8:]] == [1.5, 1.5]  # of no call but the one that fits
-    with pytest.raises(MismatchError):
-        FUNCTIONS["adam"].with_first_list(given[3:])
 
 
 def test_what_is_known_by_its_shapes_is_still_checked_for_its_type() -> None:

@@ -1,4 +1,4 @@
-"""What comes in at a memory's methods: right numbers or an error, for every registered memory.
+"""What comes in at a memory's methods: correct numbers or an error, for every registered memory.
 
 Axes: T time, B sequences, F features in.
 """
@@ -124,7 +124,7 @@ def test_features_and_episode_starts_of_other_shapes_are_refused(name: str, kwar
 
 @every_memory
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
-def test_features_of_another_type_give_right_numbers_or_an_error(
+def test_features_of_another_type_give_correct_numbers_or_an_error(
     name: str, kwargs: dict[str, Any], dtype: torch.dtype
 ) -> None:
     memory = build(name, kwargs)
@@ -140,7 +140,7 @@ def test_features_of_another_type_give_right_numbers_or_an_error(
 
 @every_memory_with_state
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_weights_of_another_type_give_right_numbers_or_an_error(
+def test_weights_of_another_type_give_correct_numbers_or_an_error(
     name: str, kwargs: dict[str, Any], dtype: torch.dtype
 ) -> None:
     """Each in its turn, and a memory all of that type."""
@@ -170,15 +170,6 @@ def test_arrays_laid_out_otherwise_give_the_same(name: str, kwargs: dict[str, An
         same(door(spread(features), tuple(map(spread, state)), spread(starts)), door(features, state, starts))
         turned = tuple(part.transpose(0, -1).contiguous().transpose(0, -1) for part in state)
         same(door(features, turned, starts), door(features, state, starts))
-
-
-@every_memory
-def test_a_state_with_a_gradient_gives_the_same(name: str, kwargs: dict[str, Any]) -> None:
-    memory = build(name, kwargs)
-    features, state, starts = given(memory)
-    asked = tuple(part.clone().requires_grad_() for part in state)
-    for door in doors(memory):
-        same(door(features, asked, starts), door(features, state, starts))
 
 
 @every_memory

@@ -1,59 +1,58 @@
-"""How a block is cut at its episode starts."""
+"""How a block is split at its episode starts."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from agents.memory.episodes import at_pieces, cut, take_rows
+from agents.memory.episodes import at_segments, split, take_rows
 
 
 def test_a_block_by_hand() -> None:
     # Two sequences of four steps; the first starts an episode at step 3, the second at steps 0 and 1.
     starts = torch.tensor([[False, True], [False, True], [False, False], [True, False]])
-    pieces = cut(starts)
-    # Pieces, longest first: sequence 0 from step 0 (3 steps), 1 from 1 (3), 0 from 3 (1), 1 from 0 (1).
-    assert pieces.sequence.tolist() == [0, 1, 0, 1]
-    assert pieces.carried.tolist() == [True, False, False, False]
-    assert pieces.sizes == [4, 2, 2]
-    assert pieces.bounds == [0, 4, 6, 8]
-    assert pieces.packed is not None
-    assert [divmod(step, 2) for step in pieces.packed.tolist()] == [
-        *((0, 0), (1, 1), (3, 0), (0, 1)),  # (t, b) of the first step of every piece
+    segments = split(starts)
+    # Segments, longest first: sequence 0 from step 0 (3 steps), 1 from 1 (3), 0 from 3 (1), 1 from 0 (1).
+    assert segments.sequence.tolist() == [0, 1, 0, 1]
+    assert segments.carried.tolist() == [True, False, False, False]
+    assert segments.sizes == [4, 2, 2]
+    assert segments.packed is not None
+    assert [divmod(step, 2) for step in segments.packed.tolist()] == [
+        *((0, 0), (1, 1), (3, 0), (0, 1)),  # (t, b) of the first step of every segment
         *((1, 0), (2, 1)),
         *((2, 0), (3, 1)),
     ]
-    assert pieces.before.tolist() == [0, 1, 2, 3, 4, 5, 8, 9]  # among four rows of state, then the eight packed ones
+    assert segments.before.tolist() == [0, 1, 2, 3, 4, 5, 8, 9]  # among four rows of state, then the eight packed ones
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_block_without_resets_inside_stays_as_it_is(first: bool) -> None:
     starts = torch.zeros(5, 3, dtype=torch.bool)
     starts[0] = first
-    pieces = cut(starts)
-    assert pieces.packed is None
-    assert pieces.sizes == [3] * 5
-    assert pieces.carried.tolist() == [not first] * 3
+    segments = split(starts)
+    assert segments.packed is None
+    assert segments.sizes == [3] * 5
+    assert segments.carried.tolist() == [not first] * 3
     rows = torch.arange(15.0).view(15, 1)
-    assert take_rows(rows, pieces) is rows
+    assert take_rows(rows, segments) is rows
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.2, 0.7, 1.0])
-def test_packed_rows_follow_each_piece_step_by_step(rate: float) -> None:
+def test_packed_rows_follow_each_segment_step_by_step(rate: float) -> None:
     torch.manual_seed(0)
     n_steps, n_sequences = 40, 7
     starts = torch.rand(n_steps, n_sequences) < rate
-    pieces = cut(starts)
-    assert pieces.packed is not None
-    assert sorted(pieces.packed.tolist()) == list(range(n_steps * n_sequences))
-    assert pieces.sizes == sorted(pieces.sizes, reverse=True)
-    time, sequence = np.divmod(pieces.packed, n_sequences)
-    for size, start in zip(pieces.sizes, pieces.bounds, strict=False):
-        assert (sequence[start : start + size] == pieces.sequence[:size]).all()
-    for row, before in enumerate(pieces.before - pieces.sizes[0]):
-        if before < 0:  # a piece's first step
-            piece = before + pieces.sizes[0]
-            assert pieces.carried[piece] == (time[row] == 0 and not starts[0, sequence[row]])
+    segments = split(starts)
+    assert segments.packed is not None
+    assert sorted(segments.packed.tolist()) == list(range(n_steps * n_sequences))
+    assert segments.sizes == sorted(segments.sizes, reverse=True)
+    time, sequence = np.divmod(segments.packed, n_sequences)
+    for size, start in zip(segments.sizes, np.cumsum(segments.sizes) - segments.sizes, strict=True):
+        assert (sequence[start : start + size] == segments.sequence[:size]).all()
+    for row, before in enumerate(segments.before - segments.sizes[0]):
+        if before < 0:  # a segment's first step
+            segment = before + segments.sizes[0]
+            assert segments.carried[segment] == (time[row] == 0 and not starts[0, sequence[row]])
             assert time[row] == 0 or starts[time[row], sequence[row]]
         else:
             assert (time[before], sequence[before]) == (time[row] - 1, sequence[row])
@@ -62,29 +61,29 @@ def test_packed_rows_follow_each_piece_step_by_step(rate: float) -> None:
 
 def test_rows_come_back_where_they_were_and_so_do_gradients() -> None:
     torch.manual_seed(0)
-    pieces = cut(torch.rand(9, 4) < 0.3)
+    segments = split(torch.rand(9, 4) < 0.3)
     rows = torch.randn(36, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.equal(take_rows(take_rows(rows, pieces), pieces, back=True), rows)
+    assert torch.equal(take_rows(take_rows(rows, segments), segments, back=True), rows)
 
     def there(x: Tensor) -> Tensor:
-        return take_rows(x, pieces)
+        return take_rows(x, segments)
 
     assert torch.autograd.gradcheck(there, rows)
 
 
-def test_a_piece_takes_the_state_only_where_it_goes_on() -> None:
+def test_a_segment_takes_the_state_only_where_it_goes_on() -> None:
     starts = torch.tensor([[False, True], [True, False]])
     state = torch.tensor([[10.0], [torch.nan]])
-    pieces = cut(starts)
-    assert dict(zip(pieces.carried.tolist(), at_pieces(state, pieces).tolist(), strict=True)) == {
+    segments = split(starts)
+    assert dict(zip(segments.carried.tolist(), at_segments(state, segments).tolist(), strict=True)) == {
         True: [10.0],
         False: [0.0],
     }
 
 
-def test_every_step_of_a_piece_counts_once_whatever_the_block() -> None:
+def test_every_step_of_a_segment_counts_once_whatever_the_block() -> None:
     for n_steps, n_sequences in ((1, 1), (1, 5), (5, 1), (200, 3)):
         for starts in (torch.zeros(n_steps, n_sequences), torch.ones(n_steps, n_sequences)):
-            pieces = cut(starts.bool())
-            assert sum(pieces.sizes) == n_steps * n_sequences
-            assert len(pieces.sequence) == pieces.sizes[0]
+            segments = split(starts.bool())
+            assert sum(segments.sizes) == n_steps * n_sequences
+            assert len(segments.sequence) == segments.sizes[0]

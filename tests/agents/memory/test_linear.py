@@ -96,7 +96,7 @@ def g(x: float) -> float:
 
 @pytest.mark.parametrize("b_n", [1.5, -1.5])
 def test_one_unit_of_a_mingru_by_hand(b_n: float) -> None:
-    """One unit is normalised to 0, so that the biases alone decide."""
+    """One unit is normalized to 0, so that the biases alone decide."""
     memory = MinGRU(1, 1, 1)
     layer: Any = memory.layers[0]
     b_z, embedded, before = 0.4, 0.7, 2.0
@@ -112,7 +112,7 @@ def test_one_unit_of_a_mingru_by_hand(b_n: float) -> None:
     assert output.item() == near(expected)
 
 
-def test_a_mingru_of_two_units_sees_the_normalised_features() -> None:
+def test_a_mingru_of_two_units_sees_the_normalized_features() -> None:
     memory = MinGRU(2, 2, 1)
     layer: Any = memory.layers[0]
     memory.embedding.weight.data = torch.eye(2)

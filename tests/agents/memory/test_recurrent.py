@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU: hand-computed steps, initialisation, dropout, torch's state dicts, errors of shape."""
+"""RNN, LSTM and GRU: hand-computed steps, initialization, dropout, torch's state dicts, errors of shape."""
 
 import math
 import warnings
@@ -101,12 +101,12 @@ def test_the_state_dict_is_torchs_and_so_are_the_outputs(ours: Any, theirs: Any,
 
 
 @EVERY_CELL
-def test_torchs_initialisation_draws_what_torch_draws(ours: Any, theirs: Any) -> None:
+def test_torchs_initialization_draws_what_torch_draws(ours: Any, theirs: Any) -> None:
     kwargs = {} if ours is RNN else {"chrono_horizon": None}
     torch.manual_seed(3)
     layer = theirs(5, 8, 2)
     torch.manual_seed(3)
-    memory = ours(5, 8, 2, initialisation="torch", **kwargs)
+    memory = ours(5, 8, 2, initialization="torch", **kwargs)
     for name, value in layer.state_dict().items():
         assert torch.equal(memory.state_dict()[name], value), name
 
@@ -128,19 +128,19 @@ def total_bias(memory: Recurrent, layer: int, gate: int) -> Tensor:
     return biases.detach()[gate * size : (gate + 1) * size]
 
 
-def test_an_lstm_starts_with_the_forget_bias_asked_for_and_no_other() -> None:
+def test_an_lstm_starts_with_the_given_forget_bias_and_no_other() -> None:
     memory = LSTM(5, 8, 2, forget_bias=3.0)
     for layer in range(2):
         assert (total_bias(memory, layer, 1) == 3.0).all()
         assert all((total_bias(memory, layer, gate) == 0).all() for gate in (0, 2, 3))
     assert (total_bias(LSTM(5, 8, chrono_horizon=None), 0, 1) == 0.0).all()
-    torch_like = LSTM(5, 8, initialisation="torch", forget_bias=2.0)
+    torch_like = LSTM(5, 8, initialization="torch", forget_bias=2.0)
     assert (total_bias(torch_like, 0, 1) == 2.0).all()
     assert (total_bias(torch_like, 0, 0) != 0.0).all()
 
 
 @pytest.mark.parametrize("horizon", [2, 10.0, 400])
-def test_chrono_initialisation_spreads_time_scales_up_to_the_horizon(horizon: float) -> None:
+def test_chrono_initialization_spreads_time_scales_up_to_the_horizon(horizon: float) -> None:
     torch.manual_seed(0)
     lstm = LSTM(5, 512, 2, chrono_horizon=horizon)
     gru = GRU(5, 512, 2, chrono_horizon=horizon)
@@ -155,7 +155,7 @@ def test_chrono_initialisation_spreads_time_scales_up_to_the_horizon(horizon: fl
         assert (total_bias(gru, layer, 0) == 0).all()
 
 
-def test_memories_spread_their_time_scales_where_not_told_otherwise() -> None:
+def test_memories_spread_their_time_scales_by_default() -> None:
     torch.manual_seed(0)
     for memory in (LSTM(5, 512), GRU(5, 512)):
         times = 1 + total_bias(memory, 0, 1).exp()
@@ -194,32 +194,6 @@ def test_without_dropout_there_is_no_mask_to_renew() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(LSTM(5, 8, 1, dropout=0.5).initial_state(3)) == 2
-
-
-@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("hidden_size", [8, 6])
-def test_shapes_that_do_not_fit_are_refused_before_a_kernel_trusts_them(name: str, hidden_size: int) -> None:
-    memory: Any = make_memory(name, 5, {"hidden_size": hidden_size, "num_layers": 2})
-    features, state, starts = torch.zeros(4, 3, 5), memory.initial_state(3), torch.zeros(4, 3, dtype=torch.bool)
-    memory.unroll(features, state, starts)
-    wrong = [
-        (features[..., :4], state, starts),
-        (features[:, :2], state, starts),
-        (features, memory.initial_state(2), starts),
-        (features, (*state, state[0]), starts),
-        (features, (state[0][:, :1], *state[1:]), starts),
-        (features, state, starts[:, :2]),
-        (features, state, starts[:3]),
-    ]
-    for arguments in wrong:
-        with pytest.raises(ValueError, match=r"expects features \(B, 5\)"):
-            memory.unroll(*arguments)
-    with pytest.raises(TypeError, match="episode_starts must be boolean"):
-        memory.unroll(features, state, starts.float())
-    step = memory.numpy_step()
-    for x, before, start in wrong[:-1]:
-        with pytest.raises(ValueError, match=r"expects features \(B, 5\)"):
-            step(x[0].numpy(), tuple(part.numpy() for part in before), start[0].numpy())
 
 
 def test_a_numpy_step_is_there_for_single_precision_only() -> None:
