@@ -1,4 +1,4 @@
-"""Training speed on a GPU: RecuRL with acting captured or not and with bfloat16 or not, and sb3-contrib, in turn.
+"""Training speed on a GPU: RecuRL compiled or not and with bfloat16 or not, and sb3-contrib, in turn.
 
     python benchmarks/gpu.py                    every case, some minutes; a record goes to docs/results/gpu.json
     python benchmarks/gpu.py --envs 8 --units 64 --turns 3 --no-record
@@ -93,7 +93,7 @@ class Timed:
     def __init__(self, contender: Any, rollout: int, settings: Settings) -> None:
         self._contender, self._rollout, self._device = contender, rollout, settings.device
         self._turns: list[tuple[float, ...]] = []
-        self._iterate(2)  # kernels are loaded and chosen, acting is captured
+        self._iterate(2)  # kernels are loaded and chosen, acting is compiled
         self._n_iterations = max(1, int(settings.seconds / self._iterate(1).whole + 0.5))
 
     def take_turn(self) -> None:
@@ -120,24 +120,25 @@ def builders(device: str) -> dict[str, Any]:
     def theirs(env_of: Any) -> Any:
         return lambda case: contender(sb3_contrib.RecurrentPPO, case, env_of(case), device)
 
-    def ours(captured: bool, autocast: str | None) -> Any:
+    def ours(compiled: bool, autocast: str | None) -> Any:
         def build(case: Any) -> Any:
-            return contender(agents.RecurrentPPO, case, fast_env(case), device, captured, autocast=autocast)
+            return contender(agents.RecurrentPPO, case, fast_env(case), device, compiled, autocast=autocast)
 
         return build
 
     return {
         BASE: theirs(usual_env),
         "sb3-contrib, fast env": theirs(fast_env),
-        "RecuRL, not captured": ours(False, None),
+        "RecuRL, not compiled": ours(False, None),
         "RecuRL": ours(True, None),
-        "RecuRL, bfloat16, not captured": ours(False, "bfloat16"),
+        "RecuRL, bfloat16, not compiled": ours(False, "bfloat16"),
         "RecuRL, bfloat16": ours(True, "bfloat16"),
     }
 
 
-def contender(algorithm: Any, case: Any, env: Any, device: str, captured: bool = True, **settings: Any) -> Any:
+def contender(algorithm: Any, case: Any, env: Any, device: str, compiled: bool = True, **settings: Any) -> Any:
     """An algorithm on a device, its collecting and its training timed until the device is done with them."""
+    import sb3_contrib
     import torch
     from contenders import Sb3Contender
 
@@ -155,7 +156,8 @@ def contender(algorithm: Any, case: Any, env: Any, device: str, captured: bool =
         policy_kwargs=dict(lstm_hidden_size=case.network.hidden, net_arch=dict(pi=widths, vf=widths)),
         **settings,
     )
-    model.captures_acting = captured
+    if algorithm is not sb3_contrib.RecurrentPPO:
+        model.policy.compiles_on_gpu = compiled
     if device.startswith("cuda"):
         model.collect_rollouts = finished(model.collect_rollouts)
         model.train = finished(model.train)

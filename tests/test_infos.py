@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-import agents.algorithms.on_policy
+import agents.algorithms.experience
 import agents.analysis.evaluation
 import envs
 import envs.vector.infos
@@ -78,7 +78,7 @@ def learned(env: VecEnv) -> dict[str, Any]:
     buffer, evaluation = model.rollout_buffer, evaluate(model, env, 4, seed=0)
     env.close()
     return {
-        "valid": buffer.real,
+        "valid": buffer.valid,
         "episode_starts": buffer.episode_starts,
         "advantages": buffer.advantages,
         "weights": torch.cat([part.flatten() for part in model.policy.parameters()]),
@@ -101,7 +101,7 @@ def test_what_an_environment_says_changes_nothing(stepper: str) -> None:
 
 
 def test_names_of_our_own_are_private_and_alike_on_both_sides() -> None:
-    assert agents.algorithms.on_policy.RESET_STEP == envs.vector.infos.RESET_STEP
+    assert agents.algorithms.experience.RESET_STEP == envs.vector.infos.RESET_STEP
     assert agents.analysis.evaluation.FAILED == envs.vector.infos.FAILED
     for name in (envs.vector.infos.RESET_STEP, envs.vector.infos.FAILED):
         assert name.startswith("recurl.")

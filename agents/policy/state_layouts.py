@@ -8,8 +8,10 @@ layout of ``predict``. Arrays and pairs are read in the layout of ``predict`` wh
 that fits: the two look alike only where there are as many layers as environments. Nothing is ever broadcast.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +19,7 @@ from torch import Tensor
 
 from agents.memory.core import State
 
-Flip = Callable[[State], State]
-
-
-class Part(NamedTuple):
-    """One part of a state, but for its leading axis of B."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+Of = Literal["both", "actor", "critic"]
 
 
 class Given(NamedTuple):
@@ -34,56 +29,108 @@ class Given(NamedTuple):
     returned: Callable[[State], Any]
 
 
-def parts_of(state: State) -> tuple[Part, ...]:
-    return tuple(Part(tuple(part.shape[1:]), part.dtype) for part in state)
-
-
-def is_own(state: Any, parts: Sequence[Part], batch_size: int) -> bool:
-    """Whether a state is in the policy's own layout and types, as it nearly always is: nothing need be read."""
-    return (
-        type(state) is tuple
-        and len(state) == len(parts)
-        and all(
-            isinstance(part, Tensor) and part.dtype is expected.dtype and part.shape == (batch_size, *expected.shape)
-            for part, expected in zip(state, parts, strict=True)
-        )
-    )
-
-
-def is_pair(state: Any) -> bool:
-    """Whether this is an actor's and a critic's state: sb3-contrib's ``RNNStates`` or its tuple."""
-    return isinstance(state, tuple | list) and len(state) == 2 and all(isinstance(part, tuple | list) for part in state)
-
-
-def read_state(
-    state: Any, parts: Sequence[Part], batch_size: int, flip: Flip, device: torch.device, as_predict: bool = False
-) -> Given:
-    """A state of ``parts`` for ``batch_size`` observations.
+class StateReader:
+    """Reads states of a policy from any layout.
 
     Args:
+        actor: a state of the actor's memory, (1, ...) each.
+        critic: of a memory of the critic's own; ``()`` if there is none.
         flip: between the policy's own layout and that of ``predict``; its own inverse.
-        as_predict: what fits both layouts is in that of ``predict``, as arrays always are.
-
-    Raises:
-        ValueError: it fits neither layout; the message has the shapes of both.
     """
-    if not isinstance(state, tuple | list):
-        raise ValueError(f"state must be a tuple of tensors or arrays, got {type(state).__name__}; {_EXPECTED}")
-    given = tuple(_tensor(part, device) for part in state)
-    flipped = flip(given) if all(part.dim() > 1 for part in given) else given
-    fits = _fits(given, parts, batch_size)
-    as_predict = as_predict or any(isinstance(part, np.ndarray) for part in state)
-    if _fits(flipped, parts, batch_size) and (as_predict or not fits):
-        return Given(_typed(flipped, parts), flip)
-    if fits:
-        return Given(_typed(given, parts), lambda after: after)
-    own = [(batch_size, *part.shape) for part in parts]
-    of_predict = [tuple(part.shape) for part in flip(tuple(torch.empty(shape, device="meta") for shape in own))]
-    layouts = f"{own} (batch first)" + (f" or {of_predict} (as predict() gives it)" if of_predict != own else "")
-    raise ValueError(
-        f"state has shapes {[tuple(part.shape) for part in given]}, expected {layouts} for {batch_size} "
-        f"observations; {_EXPECTED}, and None or a new one when the number of environments changes"
-    )
+
+    def __init__(self, actor: State, critic: State, flip: Callable[[State], State]) -> None:
+        self._actor, self._critic, self._flip = _parts_of(actor), _parts_of(critic), flip
+
+    def read(
+        self, state: Any, batch_size: int, device: torch.device, of: Of = "both", as_predict: bool = False
+    ) -> Given:
+        """The state of both memories, of the actor's, or of both where only the critic's part matters.
+
+        Args:
+            as_predict: what fits both layouts is in that of ``predict``, as arrays always are.
+
+        Raises:
+            ValueError: it fits neither layout; the message has the shapes of both.
+        """
+        actor, critic, both = self._actor, self._critic, self._actor + self._critic
+        if not as_predict and _is_own(state, actor if of == "actor" else both, batch_size):
+            return Given(state, _unchanged)
+        read = functools.partial(self._read, batch_size=batch_size, device=device)
+        if _is_pair(state):
+            return self._read_pair(state, read, of)
+        n_parts = len(state) if isinstance(state, tuple | list) else 0
+        if of == "actor":
+            given = read(state, actor if n_parts == len(actor) else both, as_predict=as_predict)
+            return given._replace(state=given.state[: len(actor)])
+        if of == "critic" and critic and n_parts == len(critic):
+            given = read(state, critic)
+            unused = tuple(torch.zeros((batch_size, *part.shape), dtype=part.dtype, device=device) for part in actor)
+            return given._replace(state=unused + given.state)
+        return read(state, both)
+
+    def _read_pair(self, pair: Any, read: Callable[..., Given], of: Of) -> Given:
+        """The states of actor and critic, which are one state where one memory serves both."""
+        actor = read(pair[0], self._actor, as_predict=True)
+        if of == "actor":
+            return actor
+        n, make = len(self._actor), getattr(type(pair), "_make", type(pair))
+        if not self._critic:
+            return Given(actor.state, lambda after: make((actor.returned(after), actor.returned(after))))
+        critic = read(pair[1], self._critic, as_predict=True)
+        return Given(
+            actor.state + critic.state,
+            lambda after: make((actor.returned(after[:n]), critic.returned(after[n:]))),
+        )
+
+    def _read(
+        self, state: Any, parts: "Parts", batch_size: int, device: torch.device, as_predict: bool = False
+    ) -> Given:
+        if not isinstance(state, tuple | list):
+            raise ValueError(f"state must be a tuple of tensors or arrays, got {type(state).__name__}; {_EXPECTED}")
+        given = tuple(_tensor(part, device) for part in state)
+        flipped = self._flip(given) if all(part.dim() > 1 for part in given) else given
+        fits = _fits(given, parts, batch_size)
+        as_predict = as_predict or any(isinstance(part, np.ndarray) for part in state)
+        if _fits(flipped, parts, batch_size) and (as_predict or not fits):
+            return Given(_typed(flipped, parts), self._flip)
+        if fits:
+            return Given(_typed(given, parts), _unchanged)
+        own = [(batch_size, *part.shape) for part in parts]
+        of_predict = [tuple(part.shape) for part in self._flip(tuple(torch.empty(size, device="meta") for size in own))]
+        layouts = f"{own} (batch first)" + (f" or {of_predict} (as predict() gives it)" if of_predict != own else "")
+        raise ValueError(
+            f"state has shapes {[tuple(part.shape) for part in given]}, expected {layouts} for {batch_size} "
+            f"observations; {_EXPECTED}, and None or a new one when the number of environments changes"
+        )
+
+
+def takes_states(of: Of) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A policy's method of one step, (observations, state, episode starts, ...) -> (..., state after), made public.
+
+    The state comes in any layout and leaves in the same, under sb3-contrib's name ``lstm_states`` too. Episode starts
+    are truth values or numbers.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def run(
+            policy: Any,
+            obs: Any,
+            state: Any = None,
+            episode_starts: Any = None,
+            *args: Any,
+            lstm_states: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            batch_size = _batch_size(obs)
+            starts = read_episode_starts(episode_starts, (batch_size,), policy.device)
+            given = policy.read_state(state if lstm_states is None else lstm_states, batch_size, of)
+            result = method(policy, obs, given.state, starts, *args, **kwargs)
+            return result if of == "critic" else (*result[:-1], given.returned(result[-1]))
+
+        return run
+
+    return decorate
 
 
 def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -98,7 +145,7 @@ def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.devic
             "initial_state(n) and torch.ones(n)"
         )
     tensor = torch.as_tensor(starts, device=device)
-    if tensor.numel() != np.prod(shape) or tensor.dim() > len(shape) + 1:
+    if tensor.numel() != math.prod(shape) or tensor.dim() > len(shape) + 1:
         raise ValueError(
             f"episode_starts has shape {tuple(tensor.shape)}, expected {shape}: one entry for each observation, true "
             "where it is the first of an episode"
@@ -106,7 +153,41 @@ def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.devic
     return tensor.reshape(shape).bool()
 
 
+class _Part(NamedTuple):
+    """One part of a state, but for its leading axis of B."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Parts = tuple[_Part, ...]
+
 _EXPECTED = "hand in what initial_state() or the last call returned"
+
+
+def _parts_of(state: State) -> Parts:
+    return tuple(_Part(tuple(part.shape[1:]), part.dtype) for part in state)
+
+
+def _unchanged(state: State) -> State:
+    return state
+
+
+def _is_own(state: Any, parts: Parts, batch_size: int) -> bool:
+    """Whether a state is in the policy's own layout and types, as it nearly always is: nothing need be read."""
+    return (
+        type(state) is tuple
+        and len(state) == len(parts)
+        and all(
+            isinstance(part, Tensor) and part.dtype is expected.dtype and part.shape == (batch_size, *expected.shape)
+            for part, expected in zip(state, parts, strict=True)
+        )
+    )
+
+
+def _is_pair(state: Any) -> bool:
+    """Whether this is an actor's and a critic's state: sb3-contrib's ``RNNStates`` or its tuple."""
+    return isinstance(state, tuple | list) and len(state) == 2 and all(isinstance(part, tuple | list) for part in state)
 
 
 def _tensor(part: Any, device: torch.device) -> Tensor:
@@ -116,7 +197,7 @@ def _tensor(part: Any, device: torch.device) -> Tensor:
         raise ValueError(f"state must hold tensors or arrays, got {type(part).__name__}; {_EXPECTED}") from error
 
 
-def _fits(state: State, parts: Sequence[Part], batch_size: int) -> bool:
+def _fits(state: State, parts: Parts, batch_size: int) -> bool:
     return len(state) == len(parts) and all(
         part.shape == (batch_size, *expected.shape)
         and not part.is_complex()
@@ -125,5 +206,14 @@ def _fits(state: State, parts: Sequence[Part], batch_size: int) -> bool:
     )
 
 
-def _typed(state: State, parts: Sequence[Part]) -> State:
+def _typed(state: State, parts: Parts) -> State:
     return tuple(part.to(expected.dtype) for part, expected in zip(state, parts, strict=True))
+
+
+def _batch_size(obs: Any) -> int:
+    """B of observations (B, ...)."""
+    while isinstance(obs, dict):
+        obs = next(iter(obs.values()))
+    if obs.dim() == 0:
+        raise ValueError("observations must have a leading axis of environments, (B, ...); got a single number")
+    return len(obs)

@@ -97,7 +97,7 @@ class Sample(NamedTuple):
     actions: Tensor
     old_log_probs: Tensor
     episode_starts: Tensor
-    real: Tensor
+    valid: Tensor
     state: State
 
 
@@ -116,7 +116,7 @@ def draw(buffer: SequenceRolloutBuffer, steps: int, rng: np.random.Generator) ->
         take(buffer.actions),
         take(buffer.log_probs),
         take(buffer.episode_starts),
-        take(buffer.real),
+        take(buffer.valid),
         tuple(part[stretch].index_select(0, chosen.to(part.device)) for part in buffer.states),
     )
 
@@ -153,10 +153,10 @@ def _passed(policy: RecurrentActorCriticPolicy, sample: Sample) -> tuple[Tensor,
     shape = sample.episode_starts.shape
     observations = map_observations(lambda part: part.flatten(0, 1), sample.observations)
     with torch.no_grad():
-        features, critic_features = policy._encode(observations, shape)
+        features, critic_features = policy.encode(observations, shape)
     inputs = features.detach().clone().requires_grad_()
-    hidden = policy._unroll(inputs, critic_features, sample.state, sample.episode_starts).actor
-    parameters = policy._distribution_parameters(hidden, observations)
+    hidden, _ = policy.unroll(inputs, critic_features, sample.state, sample.episode_starts)
+    parameters = policy.distribution_parameters(hidden, observations)
     log_probs, _ = policy.head.evaluate(parameters, sample.actions.flatten(0, 1))
     return inputs, hidden.view(*shape, -1), log_probs.view(shape)
 
@@ -165,14 +165,14 @@ def _gradient_by_lag(gradient: Tensor, sample: Sample) -> dict[str, float]:
     """(L, S, F) -> the norm at lags 0, 1, 2, 4, ..., as far as an episode in the sample reaches back."""
     norms = gradient.float().norm(dim=-1).flip(0).cpu()
     episode = sample.episode_starts.cpu().cumsum(0)
-    reaches = (episode == episode[-1]).flip(0) & sample.real.cpu()[-1]
+    reaches = (episode == episode[-1]).flip(0) & sample.valid.cpu()[-1]
     lags = [0, *(2**i for i in range(len(norms).bit_length()) if 2**i < len(norms))]
     return {f"gradient_lag_{lag}": float(norms[lag][reaches[lag]].mean()) for lag in lags if reaches[lag].any()}
 
 
 def _drift_by_position(log_probs: Tensor, sample: Sample) -> dict[str, float]:
     """(L, S) -> the mean |log ratio| in each quarter of the sequences."""
-    drift, real = (log_probs - sample.old_log_probs).abs().cpu(), sample.real.cpu()
+    drift, real = (log_probs - sample.old_log_probs).abs().cpu(), sample.valid.cpu()
     n_parts = min(QUARTERS, len(drift))
     parts = zip(drift.tensor_split(n_parts), real.tensor_split(n_parts), strict=True)
     return {f"ratio_drift_{i + 1}": float(part[taken].mean()) for i, (part, taken) in enumerate(parts) if taken.any()}

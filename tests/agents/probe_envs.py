@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 from agents import RecurrentPPO
-from agents.algorithms.on_policy import RESET_STEP
+from agents.algorithms.experience import RESET_STEP
 from agents.memory import MEMORIES, State
 from agents.policy.actor_critic import CRITIC_MEMORIES, RecurrentActorCriticPolicy
 from tests.tolerance import close

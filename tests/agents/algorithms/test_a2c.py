@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents import RecurrentA2C
-from agents.algorithms.on_policy import RESET_STEP
+from agents.algorithms.experience import RESET_STEP
 from tests.agents.algorithms.test_ppo import CountSteps, KeepPolicy, by_hand
 from tests.agents.probe_envs import (
     ACTION_SPACES,

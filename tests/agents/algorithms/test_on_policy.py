@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMoni
 from torch import Tensor
 
 from agents import RecurrentA2C, RecurrentPPO
-from agents.algorithms.on_policy import RESET_STEP
+from agents.algorithms.experience import RESET_STEP
 from agents.memory import State
 from agents.rollout.buffer import map_observations
 from tests.agents.probe_envs import (

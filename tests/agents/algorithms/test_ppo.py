@@ -246,11 +246,11 @@ def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
     buffer = model.rollout_buffer
     left_out = [(1, 0), (5, 2)]
     for t, b in left_out:
-        buffer.real[t, b] = False
+        buffer.valid[t, b] = False
         buffer.advantages[t, b] = buffer.returns[t, b] = 1e6  # must not count
-    buffer._all_real = False
+    buffer._all_valid = False
     (batch,) = buffer.get(None)
-    real = buffer.advantages[buffer.real]
+    real = buffer.advantages[buffer.valid]
     normal = (real - real.mean()) / (real.std() + 1e-8)
     _, terms = model._loss(batch)
     # All ratios are one, so that the loss is -mean of the normalised advantages.

@@ -14,13 +14,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from agents.memory import State
-from agents.policy.actor_critic import (
-    GruPolicy,
-    LstmPolicy,
-    MultiInputLstmPolicy,
-    RecurrentActorCriticPolicy,
-    RnnPolicy,
-)
+from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
+from agents.policy.contrib import LstmPolicy, MultiInputLstmPolicy
 from tests.agents.probe_envs import (
     ACTION_SPACES,
     ALL_ACTIONS,

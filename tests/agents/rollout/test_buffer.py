@@ -149,7 +149,7 @@ def test_every_step_comes_exactly_once_in_whole_sequences_with_all_that_belongs_
         hidden, other = batch.state
         assert torch.equal(hidden, numbers[0][:, None, None].expand(-1, 2, 3).float())
         assert torch.equal(other, numbers[0][:, None].expand(-1, 4) + 0.5)
-        assert batch.real is None
+        assert batch.valid is None
         assert torch.equal(batch.steps(numbers), numbers.flatten())
         seen += numbers.flatten().tolist()
     assert sorted(seen) == sorted(100 * t + b for t in range(n_steps) for b in range(n_envs))
@@ -354,8 +354,8 @@ def test_steps_that_are_no_transitions_are_left_out_and_all_others_come_once(
     buffer.compute_returns_and_advantage(torch.ones(3), np.zeros(3, dtype=bool))
     seen: list[int] = []
     for batch in buffer.get(batch_size):
-        assert batch.real is not None
-        assert batch.real.any()  # else there would be nothing to learn from, and a mean over nothing
+        assert batch.valid is not None
+        assert batch.valid.any()  # else there would be nothing to learn from, and a mean over nothing
         seen += batch.steps(numbers_of(batch)).tolist()
     assert sorted(seen) == sorted(100 * t + b for t in range(4) for b in range(3) if (t, b) not in left_out)
 
@@ -364,9 +364,9 @@ def test_a_rollout_without_reset_steps_after_one_with_them_is_real_throughout() 
     buffer = fill(make_buffer(4, 3), close=False)
     buffer.mark_reset_step([1])
     buffer.compute_returns_and_advantage(torch.ones(3), np.zeros(3, dtype=bool))
-    assert next(buffer.get(None)).real is not None
+    assert next(buffer.get(None)).valid is not None
     buffer.reset()
-    assert next(fill(buffer).get(None)).real is None
+    assert next(fill(buffer).get(None)).valid is None
 
 
 def test_closing_a_rollout_computes_its_advantages_and_returns() -> None:
@@ -443,7 +443,7 @@ def test_what_comes_from_the_host_stays_there_whatever_the_training_device(
         return batch.old_values, batch.old_log_probs
 
     buffer.recompute(evaluate, batch_size)
-    assert buffer.rewards.device.type == buffer.real.device.type == "cpu"
+    assert buffer.rewards.device.type == buffer.valid.device.type == "cpu"
     assert sum(seen) == sum((100 * t + b) % 7 == 0 for t in range(4) for b in range(3))
 
 

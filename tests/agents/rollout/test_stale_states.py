@@ -85,7 +85,8 @@ class Followed(RecurrentPPO):
 
     @torch.no_grad()
     def _step(self, observations: Any, t: int, state: State, starts: Tensor) -> State:
-        after: State = self.policy._step(map_observations(lambda part: part[t], observations), state, starts[t])[1]
+        here = map_observations(lambda part: part[t], observations)
+        after: State = self.policy(here, state, starts[t], deterministic=True)[3]
         return after
 
 
