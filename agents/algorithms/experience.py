@@ -34,26 +34,24 @@ class Step(NamedTuple):
     infos: Any
 
 
-class Truncations(NamedTuple):
-    """Episodes truncated by a time limit at one step: which environments, their last observations, the states after."""
+class Truncated(NamedTuple):
+    """An episode that a time limit ended, with its last observation and the state after its last step, (1, ...)."""
 
     step: int
-    environments: list[int]
-    observations: list[Any]
+    environment: int
+    observation: Any
     state: State
 
 
-def truncations(n_steps: int, step: Step, actor: Actor) -> Truncations | None:
-    """The episodes that ended at this step without a terminal state; None if there are none."""
-    environments = [
-        int(i)
-        for i in np.flatnonzero(step.dones)
+def truncated_episodes(n_steps: int, step: Step, actor: Actor) -> list[Truncated]:
+    """The episodes that ended at this step without a terminal state."""
+    return [
+        Truncated(
+            n_steps, i, step.infos[i]["terminal_observation"], actor.end(tuple(part[[i]] for part in step.lstm_states))
+        )
+        for i in np.flatnonzero(step.dones).tolist()
         if step.infos[i].get("TimeLimit.truncated", False) and step.infos[i].get("terminal_observation") is not None
     ]
-    if not environments:
-        return None
-    last = [step.infos[i]["terminal_observation"] for i in environments]
-    return Truncations(n_steps, environments, last, actor.end(tuple(part[environments] for part in step.lstm_states)))
 
 
 def reset_steps(episode_starts: NDArray[np.bool_], infos: Any) -> list[int]:
@@ -124,14 +122,14 @@ def check_experience(observations: Any, rewards: torch.Tensor, rollout: str) -> 
         raise FloatingPointError(f"the {what} of environment {i} at step {t} of {rollout} is not finite") from None
 
 
-def check_last_observations(truncated: list[Truncations], last: Any, rollout: str) -> None:
+def check_last_observations(truncated: list[Truncated], last: Any, rollout: str) -> None:
     """Raises FloatingPointError for a number that is not finite in the observations that values are bootstrapped from:
     those of truncated episodes, and (B, ...) after the rollout."""
-    for step, environments, observations, _ in truncated:
-        for (i,) in not_finite(stack(observations), axes=1):
+    for episode in truncated:
+        if not_finite(episode.observation, axes=0):
             raise FloatingPointError(
-                f"the last observation of the episode of environment {environments[i]} that ended at step {step} of "
-                f"{rollout} is not finite"
+                f"the last observation of the episode of environment {episode.environment} that ended at step "
+                f"{episode.step} of {rollout} is not finite"
             )
     for (i,) in not_finite(last, axes=1):
         raise FloatingPointError(f"the observation of environment {i} after {rollout} is not finite")

@@ -31,7 +31,7 @@ from agents.algorithms.callbacks import all_callbacks, needs_steps, skip_steps
 from agents.algorithms.compiled import CompiledPolicy
 from agents.algorithms.experience import (
     Step,
-    Truncations,
+    Truncated,
     all_finite,
     as_bools,
     check_experience,
@@ -40,7 +40,7 @@ from agents.algorithms.experience import (
     reset_steps,
     stack,
     steps_in_two_calls,
-    truncations,
+    truncated_episodes,
 )
 from agents.checkpoint.agent import (
     SavableAlgorithm,
@@ -249,7 +249,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         calls_back = needs_steps(callback)
         actor = make_actor(self.policy, self._rng, self._compiled_policy().act if self._compiles("acting") else None)
         carried = actor.begin(self._starting_state(env.num_envs))  # the state that belongs to self._last_obs
-        truncated: list[Truncations] = []
+        truncated: list[Truncated] = []
         names = dict(self=self, env=env, callback=callback, rollout_buffer=rollout_buffer)
         callback.update_locals({**names, "n_rollout_steps": n_rollout_steps})
         try:
@@ -317,7 +317,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         step: Step,
         n_steps: int,
         resets: list[int],
-        truncated: list[Truncations],
+        truncated: list[Truncated],
     ) -> None:
         """The last part of a step: rewards, and the episodes that ended."""
         buffer.add_rewards(step.rewards)
@@ -325,8 +325,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             buffer.mark_reset_step(resets)
         if np.count_nonzero(step.dones):
             self._update_info_buffer([step.infos[i] for i in np.flatnonzero(step.dones)], step.dones[step.dones])
-            if found := truncations(n_steps, step, actor):
-                truncated.append(found)
+            truncated += truncated_episodes(n_steps, step, actor)
 
     def _compiles(self, part: str) -> bool:
         """Whether "acting" or the "objective" is compiled for a GPU, which is experimental."""
@@ -351,7 +350,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             check_experience(seen, buffer.rewards[:step], after)
             raise
 
-    def _close_rollout(self, buffer: SequenceRolloutBuffer, truncated: list[Truncations]) -> None:
+    def _close_rollout(self, buffer: SequenceRolloutBuffer, truncated: list[Truncated]) -> None:
         """From rewards and values to returns and advantages."""
         if not bool(buffer.rewards.isfinite().all()):  # while they are the environments', with no value in them
             check_experience(buffer.observations, buffer.rewards, self._rollout_before())
@@ -405,13 +404,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             )
 
     def _starting_state(self, n_envs: int) -> State:
-        """The carried state, with what is random for a rollout drawn anew."""
+        """The carried state, with what is random for a rollout drawn again."""
         if self._last_state is None:
             self._last_state = self.policy.initial_state(n_envs)
         return tuple(part.detach() for part in self.policy.renew(self._last_state))
 
     def _state_to_keep(self, state: Any, episode_starts: NDArray[np.bool_]) -> Any:
-        """The state before a step: the initial one where an episode starts, not the dead episode's last."""
+        """The state before a step: the initial one where an episode starts, not the last of the episode before."""
         if not episode_starts.any():
             return state
         tensors = tuple(torch.as_tensor(part, device=self.device) for part in state)
@@ -442,18 +441,16 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         warmed = self.policy.states_along(before.observations, kept, before.episode_starts, [n_steps])
         return tuple(part.index_copy(0, sequences, after[0]) for part, after in zip(batch.state, warmed, strict=True))
 
-    def _bootstrap_time_limits(self, buffer: SequenceRolloutBuffer, truncated: list[Truncations]) -> None:
-        """Adds gamma * V(s_{t+1}) to the last reward of every episode cut by a time limit, in one pass of the network.
+    def _bootstrap_time_limits(self, buffer: SequenceRolloutBuffer, truncated: list[Truncated]) -> None:
+        """Adds gamma * V(s_{t+1}) to the last reward of every episode truncated by a time limit, in one pass.
 
         V is that of the terminal observation, through the state after s_t; the carried state is not touched.
         """
         if not truncated:
             return
-        steps = [step for step, environments, _, _ in truncated for _ in environments]
-        environments = [i for _, chosen, _, _ in truncated for i in chosen]
-        observations = stack([observation for _, _, last, _ in truncated for observation in last])
-        state = tuple(torch.cat(parts) for parts in zip(*(state for _, _, _, state in truncated), strict=True))
-        values = self._values_of(observations, state, np.zeros(len(steps), dtype=bool))
+        steps, environments, observations, states = map(list, zip(*truncated, strict=True))
+        state = tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+        values = self._values_of(stack(observations), state, np.zeros(len(steps), dtype=bool))
         buffer.rewards[steps, environments] += self.gamma * values.cpu()
 
     def _last_values(self) -> torch.Tensor:
@@ -466,7 +463,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             values: torch.Tensor = self.policy.predict_values(tensors, state, episode_starts)
             return values
 
-    def _check_finite(self, buffer: SequenceRolloutBuffer, truncated: list[Truncations]) -> None:
+    def _check_finite(self, buffer: SequenceRolloutBuffer, truncated: list[Truncated]) -> None:
         """Raises FloatingPointError, naming the source, before a number that is not finite reaches the weights."""
         # Observations too: a memory's gates turn infinite ones into finite numbers, with gradients that are not.
         if bool(

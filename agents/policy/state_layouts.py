@@ -20,6 +20,7 @@ from torch import Tensor
 from agents.memory.core import State
 
 Of = Literal["both", "actor", "critic"]
+Layout = Callable[[State], State]
 
 
 class Given(NamedTuple):
@@ -38,7 +39,7 @@ class StateReader:
         flip: between the policy's own layout and that of ``predict``; its own inverse.
     """
 
-    def __init__(self, actor: State, critic: State, flip: Callable[[State], State]) -> None:
+    def __init__(self, actor: State, critic: State, flip: Layout) -> None:
         self._actor, self._critic, self._flip = _parts_of(actor), _parts_of(critic), flip
 
     def read(
@@ -52,49 +53,45 @@ class StateReader:
         Raises:
             ValueError: it fits neither layout; the message has the shapes of both.
         """
-        actor, critic, both = self._actor, self._critic, self._actor + self._critic
+        actor, both = self._actor, self._actor + self._critic
         if not as_predict and _is_own(state, actor if of == "actor" else both, batch_size):
             return Given(state, _unchanged)
-        read = functools.partial(self._read, batch_size=batch_size, device=device)
         if _is_pair(state):
-            return self._read_pair(state, read, of)
-        n_parts = len(state) if isinstance(state, tuple | list) else 0
+            return self._read_pair(state, batch_size, device, of)
+        given = _tensors(state, device)
+        as_predict = as_predict or any(isinstance(part, np.ndarray) for part in state)
+        alone = {"both": both, "actor": actor, "critic": self._critic or both}[of]
+        parts = alone if len(given) == len(alone) else both
+        layout = self._layout_of(given, parts, batch_size, as_predict)
+        read = tuple(part.to(expected.dtype) for part, expected in zip(layout(given), parts, strict=True))
         if of == "actor":
-            given = read(state, actor if n_parts == len(actor) else both, as_predict=as_predict)
-            return given._replace(state=given.state[: len(actor)])
-        if of == "critic" and critic and n_parts == len(critic):
-            given = read(state, critic)
-            unused = tuple(torch.zeros((batch_size, *part.shape), dtype=part.dtype, device=device) for part in actor)
-            return given._replace(state=unused + given.state)
-        return read(state, both)
+            read = read[: len(actor)]
+        elif parts is not both:  # the critic's alone: what the actor's is does not matter
+            read = (*(torch.zeros((batch_size, *part.shape), dtype=part.dtype, device=device) for part in actor), *read)
+        return Given(read, layout)
 
-    def _read_pair(self, pair: Any, read: Callable[..., Given], of: Of) -> Given:
+    def _read_pair(self, pair: Any, batch_size: int, device: torch.device, of: Of) -> Given:
         """The states of actor and critic, which are one state where one memory serves both."""
-        actor = read(pair[0], self._actor, as_predict=True)
+        actor = self.read(pair[0], batch_size, device, "actor", as_predict=True)
         if of == "actor":
             return actor
         n, make = len(self._actor), getattr(type(pair), "_make", type(pair))
         if not self._critic:
             return Given(actor.state, lambda after: make((actor.returned(after), actor.returned(after))))
-        critic = read(pair[1], self._critic, as_predict=True)
+        critic = self.read(pair[1], batch_size, device, "critic", as_predict=True)
         return Given(
-            actor.state + critic.state,
+            actor.state + critic.state[n:],
             lambda after: make((actor.returned(after[:n]), critic.returned(after[n:]))),
         )
 
-    def _read(
-        self, state: Any, parts: "Parts", batch_size: int, device: torch.device, as_predict: bool = False
-    ) -> Given:
-        if not isinstance(state, tuple | list):
-            raise ValueError(f"state must be a tuple of tensors or arrays, got {type(state).__name__}; {_EXPECTED}")
-        given = tuple(_tensor(part, device) for part in state)
+    def _layout_of(self, given: State, parts: "Parts", batch_size: int, as_predict: bool) -> Layout:
+        """From the layout of a state to the policy's own."""
         flipped = self._flip(given) if all(part.dim() > 1 for part in given) else given
         fits = _fits(given, parts, batch_size)
-        as_predict = as_predict or any(isinstance(part, np.ndarray) for part in state)
         if _fits(flipped, parts, batch_size) and (as_predict or not fits):
-            return Given(_typed(flipped, parts), self._flip)
+            return self._flip
         if fits:
-            return Given(_typed(given, parts), _unchanged)
+            return _unchanged
         own = [(batch_size, *part.shape) for part in parts]
         of_predict = [tuple(part.shape) for part in self._flip(tuple(torch.empty(size, device="meta") for size in own))]
         layouts = f"{own} (batch first)" + (f" or {of_predict} (as predict() gives it)" if of_predict != own else "")
@@ -190,11 +187,13 @@ def _is_pair(state: Any) -> bool:
     return isinstance(state, tuple | list) and len(state) == 2 and all(isinstance(part, tuple | list) for part in state)
 
 
-def _tensor(part: Any, device: torch.device) -> Tensor:
+def _tensors(state: Any, device: torch.device) -> State:
+    if not isinstance(state, tuple | list):
+        raise ValueError(f"state must be a tuple of tensors or arrays, got {type(state).__name__}; {_EXPECTED}")
     try:
-        return torch.as_tensor(part, device=device)
+        return tuple(torch.as_tensor(part, device=device) for part in state)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"state must hold tensors or arrays, got {type(part).__name__}; {_EXPECTED}") from error
+        raise ValueError(f"state must hold tensors or arrays, got {state[0]!r:.20}; {_EXPECTED}") from error
 
 
 def _fits(state: State, parts: Parts, batch_size: int) -> bool:
@@ -204,10 +203,6 @@ def _fits(state: State, parts: Parts, batch_size: int) -> bool:
         and (expected.dtype.is_floating_point or not part.is_floating_point())
         for part, expected in zip(state, parts, strict=True)
     )
-
-
-def _typed(state: State, parts: Parts) -> State:
-    return tuple(part.to(expected.dtype) for part, expected in zip(state, parts, strict=True))
 
 
 def _batch_size(obs: Any) -> int:
