@@ -188,7 +188,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     def _setup_model(self) -> None:
         """Networks, buffer, random source."""
-        _keep_freed_memory()
+        keep_freed_memory()
         self._check_settings()
         self._setup_lr_schedule()
         # Without a seed of its own it follows torch's, which a script may have set.
@@ -619,7 +619,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         ]
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Has the C library keep what is freed for the next update, where it would give blocks of megabytes back at once.
 
     glibc raises its limits to the largest block that was ever freed, 32 MiB at most; without that an update with 256

@@ -9,8 +9,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from torch import Tensor
 
 from agents import RecurrentPPO
 from agents.algorithms.experience import RESET_STEP
@@ -128,6 +131,20 @@ class Recorder(VecEnvWrapper):
         return np.stack([np.ones(self.num_envs, dtype=bool), *self.dones[:-1]])
 
 
+class AtRolloutEnd(BaseCallback):
+    """Calls a function with the model at the end of every rollout, before the update."""
+
+    def __init__(self, look: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._look(self.model)
+
+
 class NextStepReset(VecEnv):
     """A vector environment that resets on the step after an episode's end, and says so in that step's infos.
 
@@ -230,6 +247,14 @@ def small_ppo(
         settings.update(use_sde=True, sde_sample_freq=3)
         arguments.update(squash_output=actions == "squashed gsde")
     return cls("RecurrentPolicy", env, policy_kwargs=arguments, **{**settings, **kwargs})
+
+
+def weights(model: Any) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.policy.parameters()]
+
+
+def equal_weights(left: Any, right: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
 
 
 def copy_of(policy: RecurrentActorCriticPolicy) -> RecurrentActorCriticPolicy:

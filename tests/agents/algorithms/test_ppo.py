@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
@@ -20,17 +19,17 @@ from tests.agents.probe_envs import (
     ALL_ACTIONS,
     ALL_CRITIC_MEMORIES,
     ALL_MEMORIES,
+    AtRolloutEnd,
     Clock,
     MaskedClock,
     clocks,
     copy_of,
+    equal_weights,
     small_ppo,
     vectorized,
 )
 from tests.pairs import each, pairwise
 from tests.tolerance import close, near
-
-WITH_STATE = [memory for memory in ALL_MEMORIES if memory != "none"]
 
 
 class Watched(RecurrentPPO):
@@ -83,14 +82,10 @@ def test_the_first_ratio_is_one_however_the_rollout_is_cut(kwargs: dict[str, Any
     assert first_ratio_is_one(small_ppo(clocks(), memory, cls=Watched, **kwargs))
 
 
-@pytest.mark.parametrize(("memory", "critic_memory"), each(WITH_STATE, ALL_CRITIC_MEMORIES))
-def test_the_first_ratio_is_one_with_dropout_between_layers(memory: str, critic_memory: str) -> None:
+@pytest.mark.parametrize("memory", ["rnn", "lstm", "gru"])
+def test_the_first_ratio_is_one_with_dropout_between_layers(memory: str) -> None:
     kwargs = dict(memory_kwargs=dict(hidden_size=8, num_layers=2, dropout=0.5))
-    try:
-        model = small_ppo(clocks(), memory, critic_memory, cls=Watched, policy_kwargs=kwargs)
-    except TypeError:
-        pytest.skip(f"{memory} has no dropout between layers")
-    assert first_ratio_is_one(model)
+    assert first_ratio_is_one(small_ppo(clocks(), memory, "separate", cls=Watched, policy_kwargs=kwargs))
 
 
 def test_the_first_ratio_is_one_with_the_dropout_of_contribs_policies() -> None:
@@ -99,37 +94,32 @@ def test_the_first_ratio_is_one_with_the_dropout_of_contribs_policies() -> None:
     assert first_ratio_is_one(model)
 
 
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_the_first_ratio_is_one_under_a_normaliser_that_moves(memory: str) -> None:
-    env = VecNormalize(vectorized(lambda i: Clock(i, ACTION_SPACES["box"]), 3))
-    assert first_ratio_is_one(small_ppo(env, memory, "separate", cls=Watched))
-
-
 @pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ["discrete", "discrete from one", "multi discrete"]))
-def test_the_first_ratio_is_one_with_masked_actions(memory: str, actions: str) -> None:
+def test_the_first_ratio_is_one_with_masked_actions_and_under_a_normalizer_that_moves(
+    memory: str, actions: str
+) -> None:
     env = vectorized(lambda i: MaskedClock(i, ACTION_SPACES[actions]), 3)
     assert first_ratio_is_one(small_ppo(env, memory, cls=Watched, policy_kwargs=dict(action_mask="mask")))
+    normalized = VecNormalize(vectorized(lambda i: Clock(i, ACTION_SPACES["box"]), 3))
+    assert first_ratio_is_one(small_ppo(normalized, memory, "separate", cls=Watched), n_rollouts=2)
 
 
 # What an update computes
 
 
-class KeepPolicy(BaseCallback):
+class KeepPolicy(AtRolloutEnd):
     """The policy as it was when its last rollout ended, which is before the update."""
 
     policy: RecurrentActorCriticPolicy
 
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.policy = copy_of(self.model.policy)
+    def __init__(self) -> None:
+        super().__init__(lambda model: setattr(self, "policy", copy_of(model.policy)))
 
 
 def by_hand(policy: RecurrentActorCriticPolicy, buffer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Values, log-probabilities and entropies (T, B), one step at a time through torch.distributions.
 
-    Every stretch of the buffer's sequence length starts from the state stored for it, so no gradient crosses.
+    Every segment of the buffer's sequence length starts from the state stored for it, so no gradient crosses.
     """
     rows = []
     state: Any = ()
@@ -176,14 +166,20 @@ def updated_by_hand(policy: RecurrentActorCriticPolicy, model: Any) -> tuple[lis
     return [parameter.detach() for parameter in parameters], figures
 
 
+WITH_ENTROPY = [actions for actions in ALL_ACTIONS if "gsde" not in actions]
+
+
 @pytest.mark.parametrize(
-    ("memory", "critic_memory", "sequence_length"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, [None, 4, 1])
+    ("memory", "critic_memory", "sequence_length", "actions"),
+    pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, [None, 4, 1], WITH_ENTROPY),
 )
-def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, sequence_length: int | None) -> None:
+def test_an_update_is_the_one_computed_by_hand(
+    memory: str, critic_memory: str, sequence_length: int | None, actions: str
+) -> None:
     """Three epochs, with steps large enough that ratios and values are clipped."""
     keep = KeepPolicy()
     model = small_ppo(
-        clocks("multi discrete"),
+        clocks(actions),
         memory,
         critic_memory,
         sequence_length=sequence_length,
@@ -195,6 +191,7 @@ def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, 
         ent_coef=0.1,
         vf_coef=0.7,
         max_grad_norm=0.5,
+        normalize_advantage=sequence_length != 1,
         policy_kwargs=dict(optimizer_class=torch.optim.SGD),
     )
     model._update_current_progress_remaining = lambda *_: None  # schedules stay at their start
@@ -205,26 +202,6 @@ def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, 
     assert model.logger.name_to_value["train/loss"] == near(figures["train/loss"])
     assert model.logger.name_to_value["train/approx_kl"] == near(figures["train/approx_kl"], scale=1.0)
     assert figures["clipped"] > 0  # else the clipping was not tested
-
-
-@pytest.mark.parametrize("actions", [actions for actions in ALL_ACTIONS if "gsde" not in actions])
-def test_an_update_is_the_one_computed_by_hand_for_every_action_space(actions: str) -> None:
-    keep = KeepPolicy()
-    kwargs = dict(optimizer_class=torch.optim.SGD)
-    model = small_ppo(
-        clocks(actions),
-        "gru",
-        batch_size=None,
-        n_epochs=2,
-        normalize_advantage=False,
-        ent_coef=0.1,
-        policy_kwargs=kwargs,
-    )
-    model._update_current_progress_remaining = lambda *_: None
-    model.learn(24, callback=keep)
-    expected, _ = updated_by_hand(keep.policy, model)
-    for parameter, hand in zip(model.policy.parameters(), expected, strict=True):
-        assert close(parameter, hand)
 
 
 def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None:
@@ -240,7 +217,7 @@ def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None
             assert close(mean, getattr(whole, name))
 
 
-def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
+def test_advantages_are_normalized_over_the_valid_steps_of_a_minibatch() -> None:
     model = small_ppo(clocks(), learning_rate=0.0, normalize_advantage="batch")
     model.learn(24)
     buffer = model.rollout_buffer
@@ -253,7 +230,7 @@ def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
     real = buffer.advantages[buffer.valid]
     normal = (real - real.mean()) / (real.std() + 1e-8)
     _, terms = model._loss(batch)
-    # All ratios are one, so that the loss is -mean of the normalised advantages.
+    # All ratios are one, so that the loss is -mean of the normalized advantages.
     assert terms.policy_loss.item() == near(-float(normal.mean()), scale=1.0)
     assert terms.value_loss.item() < 1e6
     assert terms.approx_kl.item() == near(0.0, scale=1.0)
@@ -342,15 +319,11 @@ def test_schedules_move_with_progress_and_are_logged_under_the_usual_names() -> 
 
     rates: list[float] = []
 
-    class Rates(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            rates.append(self.model.policy.optimizer.param_groups[0]["lr"])
+    def note(model: Any) -> None:
+        rates.append(model.policy.optimizer.param_groups[0]["lr"])
 
     model = small_ppo(clocks(), learning_rate=half(1e-2), clip_range=half(0.4), clip_range_vf=half(0.8))
-    model.learn(96, callback=Rates())
+    model.learn(96, callback=AtRolloutEnd(note))
     assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
     logged = model.logger.name_to_value
     assert logged["train/clip_range"] == pytest.approx(0.0)
@@ -365,58 +338,46 @@ def test_schedules_move_with_progress_and_are_logged_under_the_usual_names() -> 
 # Seeds
 
 
-def run_weights(**kwargs: Any) -> list[Tensor]:
-    actions = kwargs.pop("actions", "discrete")
-    model = small_ppo(clocks(actions), actions=actions, **kwargs)
-    model.learn(48)
-    return [parameter.detach() for parameter in model.policy.parameters()]
+def learned(n_steps: int = 48, actions: str = "discrete", **kwargs: Any) -> Any:
+    return small_ppo(clocks(actions), actions=actions, **kwargs).learn(n_steps)
 
 
-def equal(left: list[Tensor], right: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+DROPOUT = dict(memory_kwargs=dict(hidden_size=8, num_layers=2, dropout=0.5))
 
 
-@pytest.mark.parametrize(("memory", "critic_memory"), each(ALL_MEMORIES, ["shared", "separate"]))
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(memory: str, critic_memory: str) -> None:
-    kwargs = dict(memory=memory, critic_memory=critic_memory)
-    first = run_weights(seed=7, **kwargs)
+@pytest.mark.parametrize(
+    ("memory", "actions", "policy_kwargs"),
+    [(memory, actions, None) for memory, actions in each(ALL_MEMORIES, ALL_ACTIONS)] + [("lstm", "discrete", DROPOUT)],
+)
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(memory: str, actions: str, policy_kwargs: Any) -> None:
+    kwargs = dict(memory=memory, critic_memory="separate", actions=actions, policy_kwargs=policy_kwargs)
+    first = learned(seed=7, **kwargs)
     torch.rand(3)  # whatever ran in between
-    assert equal(first, run_weights(seed=7, **kwargs))
-    assert not equal(first, run_weights(seed=8, **kwargs))
-
-
-@pytest.mark.parametrize("actions", ALL_ACTIONS)
-def test_the_same_seed_gives_the_same_weights_for_every_action_space(actions: str) -> None:
-    assert equal(run_weights(seed=7, actions=actions), run_weights(seed=7, actions=actions))
-
-
-def test_the_same_seed_gives_the_same_dropout() -> None:
-    kwargs = dict(policy_kwargs=dict(memory_kwargs=dict(hidden_size=8, num_layers=2, dropout=0.5)))
-    assert equal(run_weights(seed=7, **kwargs), run_weights(seed=7, **kwargs))
+    assert equal_weights(first, learned(seed=7, **kwargs))
+    assert not equal_weights(first, learned(seed=8, **kwargs))
 
 
 def test_without_a_seed_torchs_own_decides() -> None:
-    def run(seed: int) -> list[Tensor]:
+    def run(seed: int) -> Any:
         torch.manual_seed(seed)
-        return run_weights(seed=None)
+        return learned(seed=None)
 
-    assert equal(run(5), run(5))
-    assert not equal(run(5), run(6))
+    assert equal_weights(run(5), run(5))
+    assert not equal_weights(run(5), run(6))
 
 
 def test_a_seed_set_later_decides_what_follows() -> None:
-    def run(seed: int, n_before: int) -> list[Tensor]:
+    def run(seed: int, n_before: int) -> Any:
         kwargs = dict(optimizer_class=torch.optim.SGD)
         model = small_ppo(clocks(lengths=(100,)), learning_rate=0.0, seed=1, policy_kwargs=kwargs)
         model.learn(24 * n_before)
         model.set_random_seed(seed)
         model.lr_schedule = lambda _: 1e-2
         model.set_env(clocks(lengths=(100,)))
-        model.learn(48)
-        return [parameter.detach() for parameter in model.policy.parameters()]
+        return model.learn(48)
 
-    assert equal(run(5, 1), run(5, 2))
-    assert not equal(run(5, 1), run(6, 1))
+    assert equal_weights(run(5, 1), run(5, 2))
+    assert not equal_weights(run(5, 1), run(6, 1))
 
 
 def test_gradients_of_all_that_the_optimizer_holds_are_cleared_for_every_minibatch() -> None:

@@ -185,15 +185,9 @@ class OfItsOwnDistribution(RecurrentActorCriticPolicy):
         return tuple(2 * part for part in super().distribution_parameters(hidden, obs))
 
 
-class Greedy(CategoricalHead):
-    def sample(self, parameters: Any) -> Any:
-        return self.mode(parameters)
-
-
-class OfItsOwnHead(RecurrentActorCriticPolicy):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.head = Greedy(self.action_space)
+class OfItsOwnEncoding(RecurrentActorCriticPolicy):
+    def encode(self, obs: Any, shape: Any) -> Any:
+        return tuple(part - 1 for part in super().encode(obs, shape))
 
 
 class OfItsOwnFeatures(RecurrentActorCriticPolicy):
@@ -223,6 +217,7 @@ class Shifted(FlattenExtractor):
         dict(cls=OfAnExtendedNetwork),
         dict(cls=OfItsOwnValue),
         dict(cls=OfItsOwnDistribution),
+        dict(cls=OfItsOwnEncoding),
         dict(cls=OfItsOwnFeatures),
         dict(features_extractor_class=Shifted),
         dict(memory=Forgetful, memory_kwargs=dict(hidden_size=4)),
@@ -233,33 +228,31 @@ def test_a_policy_with_code_of_its_own_acts_by_that_code(kwargs: dict[str, Any])
     assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
 
 
-def test_a_policy_with_a_forward_of_its_own_acts_through_it() -> None:
-    class Constant(RecurrentActorCriticPolicy):
+def test_a_policy_with_a_forward_or_a_head_of_its_own_acts_by_it() -> None:
+    class Ones(CategoricalHead):
+        def sample(self, parameters: Any) -> Any:
+            return torch.ones_like(super().sample(parameters))
+
+    class OfItsOwnHead(RecurrentActorCriticPolicy):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.head = Ones(self.action_space)  # type: ignore[arg-type]
+
+    class OfItsOwnForward(RecurrentActorCriticPolicy):
         def forward(self, obs: Any, state: Any, episode_starts: Any, deterministic: bool = False) -> Any:
             actions, values, log_probs, state = super().forward(obs, state, episode_starts, deterministic)
             return torch.ones_like(actions), values, log_probs, state
 
-    policy = make_policy(cls=Constant)
-    actor = make_actor(policy, np.random.default_rng(0))
-    for observations, starts in a_rollout(OBSERVATIONS):
-        actions, *_ = actor.act(observations, actor.begin(policy.initial_state(B)), starts)
-        assert (actions == 1).all()
-
-
-def test_a_policy_with_a_head_of_its_own_acts_by_that_head() -> None:
-    policy = make_policy(cls=OfItsOwnHead)
-    actor = make_actor(policy, np.random.default_rng(0))
-    state = actor.begin(policy.initial_state(B))
-    for observations, starts in a_rollout(OBSERVATIONS):
-        hidden, *_ = policy._step(torch.as_tensor(observations), state, torch.as_tensor(starts))
-        logits, *_ = policy.distribution_parameters(hidden, None)
-        actions, finish = actor.act(observations, state, starts)
-        assert actions.tolist() == logits.argmax(-1).tolist()
-        *_, state = finish()
+    for cls in (OfItsOwnHead, OfItsOwnForward):
+        policy = make_policy(cls=cls)
+        actor = make_actor(policy, np.random.default_rng(0))
+        for observations, starts in a_rollout(OBSERVATIONS):
+            actions, *_ = actor.act(observations, actor.begin(policy.initial_state(B)), starts)
+            assert (actions == 1).all()
 
 
 @pytest.mark.parametrize("layer", ["value_net", "mlp_extractor.value_net.0"])
-def test_a_method_put_in_place_of_a_layers_is_not_passed_by(layer: str) -> None:
+def test_a_hook_on_a_layer_or_a_replaced_method_is_not_passed_by(layer: str) -> None:
     policy = make_policy()
     module = policy.get_submodule(layer)
     observations = torch.as_tensor(a_rollout(OBSERVATIONS)[0][0])
@@ -269,12 +262,9 @@ def test_a_method_put_in_place_of_a_layers_is_not_passed_by(layer: str) -> None:
     module.forward = lambda x: forward(x) + 1  # type: ignore[method-assign]
     assert not torch.allclose(policy.predict_values(observations, state, starts), before)
     assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
-
-
-def test_a_hook_on_a_layer_is_not_passed_by() -> None:
-    policy = make_policy()
-    policy.value_net.register_forward_hook(lambda module, inputs, output: output + 1)
-    assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
+    hooked = make_policy()
+    hooked.get_submodule(layer).register_forward_hook(lambda module, inputs, output: output + 1)
+    assert_equals_the_policy(hooked, make_actor(hooked, np.random.default_rng(0)))
 
 
 def test_acting_changes_neither_the_state_that_came_in_nor_the_parameters() -> None:
@@ -289,7 +279,7 @@ def test_acting_changes_neither_the_state_that_came_in_nor_the_parameters() -> N
         assert all(torch.equal(a, b) for a, b in zip((*state, *policy.parameters()), kept, strict=True))
 
 
-def test_an_actor_draws_from_the_source_of_chance_it_was_given_and_from_no_other() -> None:
+def test_an_actor_draws_from_the_random_source_it_was_given_and_from_no_other() -> None:
     policy = make_policy()
     observations, starts = a_rollout(OBSERVATIONS)[0]
 
