@@ -257,6 +257,33 @@ def equal_weights(left: Any, right: Any) -> bool:
     return all(torch.equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
 
 
+class Watched(RecurrentPPO):
+    """Compares, in the epoch before the first optimizer step, what learning computes with what the buffer holds."""
+
+    n_checked = 0
+    furthest = 0.0
+
+    def _train_epoch(self, history: Any, auxiliary: Any) -> bool:
+        buffer = self.rollout_buffer
+        for chosen in [] if history else list(buffer._of_an_epoch(self.batch_size, ahead=True)):
+            batch = buffer._batch(chosen)
+            values, log_probs, _ = self.policy.evaluate_actions(
+                batch.observations, batch.actions, self._state_before(batch), batch.episode_starts
+            )
+            for found, stored in ((values, batch.old_values), (log_probs, batch.old_log_probs)):
+                self.furthest = max(self.furthest, float((found - stored).abs().max()))
+            self.n_checked += values.numel()
+        return super()._train_epoch(history, auxiliary)
+
+    def first_ratios(self, n_rollouts: int = 4) -> float:
+        """Learns, in two calls, and gives the largest difference that was found."""
+        total = n_rollouts * self.n_steps * self.n_envs
+        self.learn(total // 2)
+        self.learn(total // 2, reset_num_timesteps=False)
+        assert self.n_checked == total
+        return self.furthest
+
+
 def copy_of(policy: RecurrentActorCriticPolicy) -> RecurrentActorCriticPolicy:
     """A policy of its own with the same weights as they are now, in evaluation mode."""
     copied = type(policy)(**policy._get_constructor_parameters())
