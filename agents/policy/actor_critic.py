@@ -51,6 +51,15 @@ from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head
 from agents.policy.state_layouts import Given, Of, StateReader, read_episode_starts, takes_states
 
 CRITIC_MEMORIES = ("shared", "detached", "separate", "none")
+RENAMED = {
+    "remember": "encode and unroll",
+    "judge": "evaluate_heads",
+    "_encode": "encode",
+    "_unroll": "unroll",
+    "_value": "values",
+    "_distribution_parameters": "distribution_parameters",
+}
+"""Methods of a policy by the names they had."""
 
 
 class Projection(Memory):
@@ -123,6 +132,12 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     compiles_on_gpu: bool = False
     """Experimental: whether acting and the objective are compiled by ``torch.compile`` on a GPU."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses an override that would never be called."""
+        super().__init_subclass__(**kwargs)
+        for name in RENAMED.keys() & vars(cls).keys():
+            raise TypeError(f"{cls.__name__} overrides {name}, which is called {RENAMED[name]} now: rename it")
 
     def __init__(
         self,

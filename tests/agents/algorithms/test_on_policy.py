@@ -15,8 +15,6 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     EvalCallback,
-    EveryNTimesteps,
-    StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 from torch import Tensor
@@ -41,7 +39,6 @@ from tests.agents.probe_envs import (
     small_ppo,
     states_equal,
     vectorized,
-    weights,
 )
 from tests.agents.rollout.test_returns import slow_advantages
 from tests.pairs import each, pairwise
@@ -580,39 +577,6 @@ def test_a_list_of_callbacks_with_code_of_its_own_is_called_at_every_step() -> N
     assert own.n_steps == 16
 
 
-def test_callbacks_that_trigger_others_and_those_that_stop_work() -> None:
-    counting = Counting()
-    recorder = clocks()
-    model = small_ppo(recorder)
-    stop = StopTrainingOnMaxEpisodes(max_episodes=2)  # for each environment
-    nested = CallbackList([CallbackList([EveryNTimesteps(6, Every())]), stop])
-    model.learn(10_000, callback=[counting, nested])
-    assert model.num_timesteps < 100
-    assert np.sum(recorder.dones) >= 6
-    assert Every.n_triggers == model.num_timesteps // 6
-
-
-class Every(BaseCallback):
-    n_triggers = 0
-
-    def _on_step(self) -> bool:
-        Every.n_triggers += 1
-        return True
-
-
-@pytest.mark.parametrize("cls", ALGORITHMS)
-def test_a_callback_may_end_training_within_a_rollout_and_training_may_go_on(cls: Any) -> None:
-    recorder = clocks()
-    model = small_ppo(recorder, cls=cls)
-    before = weights(model)
-    model.learn(1000, callback=lambda locals_, globals_: False)
-    assert model.num_timesteps == 3
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
-    model.learn(24, reset_num_timesteps=False)
-    assert model.num_timesteps == 27
-    assert not all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
-
-
 def test_rewards_changed_by_a_callback_are_the_ones_learned_from() -> None:
     def shape(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
         locals_["rewards"][:] = 5.0
@@ -667,13 +631,6 @@ def test_another_number_of_environments_is_refused_with_what_to_do() -> None:
     model = small_ppo(clocks())
     with pytest.raises(AssertionError, match=r"you must use `RecurrentPPO\.load"):
         model.set_env(clocks(n_envs=2))
-
-
-def test_a_single_environment_that_is_no_vector_is_trained_on() -> None:
-    model = small_ppo(Clock(0, ACTION_SPACES["multi discrete"]), n_steps=8)
-    model.learn(16)
-    assert model.n_envs == 1
-    assert len(model.ep_info_buffer) > 0
 
 
 def test_progress_runs_from_one_to_zero_and_not_below() -> None:

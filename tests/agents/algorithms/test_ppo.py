@@ -262,20 +262,25 @@ def test_a_divergence_past_the_target_ends_the_update_before_the_step_that_would
     assert run(1e-7) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("n_envs", "n_steps", "sequence_length", "batch_size", "n_expected"),
-    [(3, 7, None, 5, 3), (3, 7, 1, 5, 5), (3, 8, 4, 8, 3), (3, 8, 4, 1000, 1), (3, 8, 2, 1, 12), (1, 1, None, 1, 1)],
-)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_every_divisibility_is_survived(
-    memory: str, n_envs: int, n_steps: int, sequence_length: int | None, batch_size: int, n_expected: int
-) -> None:
+DIVISIONS = [
+    (3, 7, 7, 5, 3),
+    (3, 7, 1, 5, 5),
+    (3, 8, 4, 8, 3),
+    (3, 8, 4, 1000, 1),
+    (3, 8, 2, 1, 12),
+    (1, 1, None, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("memory", "division"), each(ALL_MEMORIES, DIVISIONS))
+def test_every_divisibility_is_survived(memory: str, division: tuple[Any, ...]) -> None:
+    n_envs, n_steps, sequence_length, batch_size, n_expected = division
     CountSteps.n_steps = 0
     model = small_ppo(
         clocks(n_envs=n_envs),
         memory,
         n_steps=n_steps,
-        sequence_length=sequence_length if n_steps != 7 or sequence_length else 7,
+        sequence_length=sequence_length,
         batch_size=batch_size,
         n_epochs=1,
         policy_kwargs=dict(optimizer_class=CountSteps),

@@ -486,3 +486,8 @@ def test_all_parameters_of_a_policy_are_learned() -> None:
             policy = make_policy(memory, critic_memory)
             learned = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
             assert learned == {id(parameter) for parameter in policy.parameters()}
+
+
+def test_an_override_by_a_methods_former_name_is_refused_with_the_new_one() -> None:
+    with pytest.raises(TypeError, match="Own overrides judge, which is called evaluate_heads now"):
+        type("Own", (RecurrentActorCriticPolicy,), {"judge": lambda self: None})
