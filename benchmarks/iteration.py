@@ -161,7 +161,7 @@ def watch_steps(watch: Clock) -> Callable[[], None]:
     """Parts of an acting step, which are made anew for every rollout. Returns what undoes it."""
     import agents.rollout.numpy_actor as acting
 
-    makers = {"_step_of": "memory's step", "_layers_of": "heads", "_sampler_of": "sampling"}
+    makers = {"_layers_of": "heads", "_sampler_of": "sampling"}
     before = {name: getattr(acting, name) for name in makers}
     for name, part in makers.items():
         made = before[name]
