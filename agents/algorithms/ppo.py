@@ -30,18 +30,16 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             ``"MlpGruPolicy"``, ``"MlpRnnPolicy"``, the general ``"RecurrentPolicy"``, or a
             ``RecurrentActorCriticPolicy`` class.
         env: a Gymnasium environment or id, or a Stable-Baselines3 vector environment.
-        learning_rate: a number, or a function of the progress remaining (from 1 to 0).
+        learning_rate, clip_range: a number, or a function of the progress remaining (from 1 to 0). ``clip_range`` is
+            how far the probability ratio may leave one.
         n_steps: steps of each environment per update.
         batch_size: steps of a minibatch; minibatches are whole sequences. None for the whole rollout.
         n_epochs: passes over a rollout per update.
-        gamma: discount factor, in [0, 1].
-        gae_lambda: bias against variance in the advantage estimate, in [0, 1].
-        clip_range: how far the probability ratio may leave one; a number or a function of the progress remaining.
+        gamma, gae_lambda: discount factor, and bias against variance in the advantage estimate; in [0, 1].
         clip_range_vf: how far the value may move in an update, None for no limit. Depends on the scale of rewards.
         normalize_advantage: "batch": to mean 0 and standard deviation 1 in each minibatch; "rollout": once for the
-            whole rollout, with a floor under the deviation, so that a policy that has solved its task stays there
-            (``agents.rollout.returns.advantage_scale``). True: by minibatch for sb3-contrib's policies, as there, else
-            by rollout.
+            whole rollout, with a floor under the deviation (``agents.rollout.returns.advantage_scale``). True: by
+            minibatch for sb3-contrib's policies, as there, else by rollout.
         ent_coef, vf_coef: weights of entropy and value loss.
         max_grad_norm: the gradient's norm is clipped here.
         use_sde, sde_sample_freq: generalized state-dependent exploration for Box actions, and the steps after which its
@@ -60,14 +58,11 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             values and log-probabilities are recomputed by the pass that learns, so that ratios start at one; the policy
             that acted differs from it by its rounding, about one part in 250 of a hidden layer's outputs.
         refresh_states: before every epoch but the first, the states that sequences start from are recomputed with the
-            weights as they then are, by going through the rollout from its start. For sequences shorter than the
-            rollout, whose kept states would else be those of the policy that acted. Ratios stay relative to that
-            policy: its log-probabilities and values are not touched.
+            weights as they then are, from the rollout's start. Ratios stay relative to the policy that acted.
         burn_in: from 0 to sequence_length. The state a sequence starts from is kept this many steps before it, and
-            taken through them with the weights as they are whenever the sequence is learned from, without gradient
-            (Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning"). Every
-            collected step is still learned from once an epoch; the first sequence of a rollout starts from its kept
-            state. With ``refresh_states`` the states kept are refreshed between epochs, and burnt in during them.
+            taken through them with the current weights, without gradient, whenever the sequence is learned from
+            (Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning"). The first
+            sequence of a rollout starts from its kept state.
     """
 
     n_epochs: int

@@ -3,10 +3,9 @@
     observation -> graph encoder -> graph features -> memory -> heads -> latent a
                         `-> node features z_1 .. z_N, past the memory -> logit_i = w . tanh(A a + B z_i + b)
 
-The memory carries what the graph as a whole was, step by step; what it holds asks every node that is there now, with
-the same weights for each. So when nodes change places the probabilities of their actions change places with them, and
-what is learned of one node holds for all. The logits are those of a pointer network (Vinyals, Fortunato & Jaitly,
-2015).
+The memory carries what the graph as a whole was; its output is compared with every present node, with the same weights
+for each, so that permuted nodes have permuted probabilities. The logits are those of a pointer network (Vinyals,
+Fortunato & Jaitly, 2015).
 
 Axes: T time, B observations, N nodes, G features of a graph, Z of a node, H of the memory.
 """

@@ -3,11 +3,10 @@
 Axes: T steps of a rollout, B environments, L steps of a training sequence, C = T / L sequences an environment,
 S sequences of a minibatch, R of them with steps before them, K steps of burn-in.
 
-What is collected lies in tensors (T, B, ...) on the training device, but for rewards, episode starts and the flags of
-reset steps: these come from the host and are needed there, so they stay on the CPU, and reading a minibatch never makes
-the host wait for an accelerator. A memory's state is kept only where a training sequence starts, or K steps before,
-(C, B, ...): what it takes grows with T / L and not with T. Minibatches are whole sequences with the state before their
-first step; there is no padding and there are no masks, since resets live in the memory.
+What is collected lies in tensors (T, B, ...) on the training device, but for rewards, episode starts and which steps
+are valid: these are needed on the host and stay there, so that reading a minibatch never waits for an accelerator. A
+memory's state is kept only where a training sequence starts, or K steps before, (C, B, ...): its size grows with T / L
+and not with T. There is no padding and there are no masks, since resets live in the memory.
 
 Observations are one tensor, or a (nested) dict of tensors, in the dtype of their space (images stay bytes).
 """
