@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.kernels import gradient_step, heads
 
 Number = Any
-"""A float, or a scalar tensor where a compiled function must not be compiled anew for every value."""
+"""A float, or a scalar tensor where a compiled function must not be recompiled for every value."""
 
 
 class Figures(NamedTuple):

@@ -497,8 +497,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """Stable-Baselines3's, on observations as the policy sees them.
 
         Raises:
-            ValueError: they are of another shape; where the last action and reward are missing in them, it is said how
-                an environment comes to show them.
+            ValueError: they are of another shape; if the last action and reward are missing in them, the message says
+                how an environment comes to show them.
         """
         try:
             return super().predict(observation, state, episode_start, deterministic)

@@ -252,7 +252,7 @@ _CONSTRUCTION = {
 _STATES = {"initial_state", "reset_state", "renew", "reset_noise", "set_training_mode"}
 _PREDICTING = {
     *("predict", "_predict", "get_distribution", "predict_values", "obs_to_tensor", "is_vectorized_observation"),
-    *("import_state", "export_state", "read_state", "_batch_first", "_warn_of_lost_memory"),
+    *("import_state", "export_state", "_batch_first", "_warn_of_lost_memory"),
 }
 _LEARNING = {"evaluate_actions", "evaluate_heads", "unroll", "states_along", "_states_along"}
 

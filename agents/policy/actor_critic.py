@@ -520,14 +520,14 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         layers = value_layers_of(self)[0] if self._heads is None else self._heads.value_layers
         if layers is not None and fused.takes(hidden):
             return fused.perceptron(layers, hidden).squeeze(-1)
-        values: Tensor = self.value_net(self._hidden_layers(self.mlp_extractor.forward_critic, hidden))
+        values: Tensor = self.value_net(_hidden_layers(self, self.mlp_extractor.forward_critic, hidden))
         return values.squeeze(-1)
 
     def distribution_parameters(self, hidden: Tensor, obs: Any) -> Parameters:
         """(N, H) of the actor's memory, and the observations for their mask -> the parameters of the action head."""
         layers = policy_layers_of(self)[0] if self._heads is None else self._heads.policy_layers
         if layers is None or not fused.takes(hidden):
-            latent = self._hidden_layers(self.mlp_extractor.forward_actor, hidden)
+            latent = _hidden_layers(self, self.mlp_extractor.forward_actor, hidden)
             output = self.action_net(latent)
         elif self.use_sde:
             latent = fused.perceptron(layers, hidden)
@@ -542,10 +542,6 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             return (output,)
         allowed = obs[self.action_mask].reshape(output.shape).bool()
         return (output.masked_fill(~allowed, torch.finfo(output.dtype).min),)
-
-    @_in_autocast
-    def _hidden_layers(self, layers: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        return layers(hidden)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = ("memory", "memory_kwargs", "critic_memory", "action_mask", "privileged", "share_features_extractor")
@@ -564,6 +560,11 @@ class GruPolicy(RecurrentActorCriticPolicy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"memory": "gru", **kwargs})
+
+
+@_in_autocast
+def _hidden_layers(policy: RecurrentActorCriticPolicy, layers: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    return layers(hidden)
 
 
 def _arguments_of_stable_baselines3(*args: Any, **kwargs: Any) -> dict[str, Any]:
