@@ -15,7 +15,8 @@ from agents.deploy.contrib import import_contrib
 from agents.deploy.player import Player
 from agents.encoders import ENCODERS
 from agents.memory import MEMORIES, Memory
-from agents.policy.actor_critic import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy, RecurrentActorCriticPolicy
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.contrib import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from agents.runs.previous import hand_in_wrapper
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Training speed on a GPU: RecuRL with acting captured or not and with bfloat16 or not, and sb3-contrib, in turn.
+"""Training speed on a GPU: RecuRL compiled or not and with bfloat16 or not, and sb3-contrib, in turn.
 
     python benchmarks/gpu.py                    every case, some minutes; a record goes to docs/results/gpu.json
     python benchmarks/gpu.py --envs 8 --units 64 --turns 3 --no-record
@@ -86,10 +86,10 @@ def builders(device: str) -> dict[str, Callable[[Any], Contender]]:
     def theirs(env_of: Any) -> Any:
         return lambda case: Sb3Contender(model_of(case, sb3_contrib.RecurrentPPO, env_of(case), device=device), finish)
 
-    def ours(captured: bool, autocast: str | None) -> Any:
+    def ours(compiled: bool, autocast: str | None) -> Any:
         def build(case: Any) -> Contender:
             model = model_of(case, agents.RecurrentPPO, fast_env(case), device=device, autocast=autocast)
-            model.captures_acting = captured
+            model.policy.compiles_on_gpu = compiled
             return Sb3Contender(model, finish)
 
         return build
@@ -97,9 +97,9 @@ def builders(device: str) -> dict[str, Callable[[Any], Contender]]:
     return {
         BASE: theirs(usual_env),
         "sb3-contrib, fast env": theirs(fast_env),
-        "RecuRL, not captured": ours(False, None),
+        "RecuRL, not compiled": ours(False, None),
         "RecuRL": ours(True, None),
-        "RecuRL, bfloat16, not captured": ours(False, "bfloat16"),
+        "RecuRL, bfloat16, not compiled": ours(False, "bfloat16"),
         "RecuRL, bfloat16": ours(True, "bfloat16"),
     }
 

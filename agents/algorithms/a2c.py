@@ -4,10 +4,9 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
 
 from agents.algorithms.losses import clip_gradients, normalized, policy_gradient, value_error
-from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, settings_of
 from agents.checks.arguments import check_mapping, check_positive
 from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
@@ -56,36 +55,15 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         sequence_length: int | None = None,
         autocast: str | None = None,
     ) -> None:
+        settings = settings_of(locals())
+        del settings["rms_prop_eps"], settings["use_rms_prop"]
         check_mapping("policy_kwargs", policy_kwargs)
-        policy_kwargs = dict(policy_kwargs or {})
+        settings["policy_kwargs"] = policy_kwargs = dict(policy_kwargs or {})
         if use_rms_prop and "optimizer_class" not in policy_kwargs:
             check_positive("rms_prop_eps", rms_prop_eps)
             policy_kwargs["optimizer_class"] = torch.optim.RMSprop
             policy_kwargs["optimizer_kwargs"] = dict(alpha=0.99, eps=rms_prop_eps, weight_decay=0)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            batch_size=None,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            normalize_advantage=normalize_advantage,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            sequence_length=sequence_length,
-            autocast=autocast,
-            _init_setup_model=_init_setup_model,
-        )
+        super().__init__(**settings)
 
     def train(self) -> None:
         """One update: a single gradient step on every sequence of the rollout."""
@@ -114,22 +92,14 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         clip_gradients(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         self._n_updates += 1
-        self._record(policy_loss, value_loss, entropy_loss)
-        for name, mean in auxiliary.means().items():
-            self.logger.record(f"train/{name}", mean)
-
-    def _record(self, policy_loss: torch.Tensor, value_loss: torch.Tensor, entropy_loss: torch.Tensor) -> None:
-        buffer = self.rollout_buffer
-        explained = explained_variance(
-            buffer.values[buffer.real].cpu().numpy(), buffer.returns[buffer.real].cpu().numpy()
+        self._record_update(
+            {
+                "entropy_loss": entropy_loss.item(),
+                "policy_loss": policy_loss.item(),
+                "value_loss": value_loss.item(),
+                **auxiliary.means(),
+            }
         )
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/explained_variance", float(explained))
-        self.logger.record("train/entropy_loss", entropy_loss.item())
-        self.logger.record("train/policy_loss", policy_loss.item())
-        self.logger.record("train/value_loss", value_loss.item())
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", self.policy.log_std.detach().exp().mean().item())
 
     def learn(
         self: SelfRecurrentA2C,

@@ -1,12 +1,13 @@
-"""Experimental: an update's objective on a GPU, compiled by ``torch.compile``.
+"""Experimental: a policy's acting step and PPO's objective on a GPU, compiled by ``torch.compile``.
 
-Heads, probabilities, PPO's objective and their gradients are some hundred small kernels on a GPU, which
-``torch.compile`` joins. It gives the numbers of the policy's own code, to which tests hold it on a CPU; what it saves
-has not been measured on a GPU. ``compiles_update = False`` on an agent does without.
+On a GPU both are bound by the launches of some hundred small kernels, which ``torch.compile`` joins and, for acting,
+replays as CUDA graphs. Asked for by ``model.policy.compiles_on_gpu = True``; not timed on a GPU. Tests hold it to the
+policy's own numbers on a CPU.
 
-Axis: N steps of a minibatch.
+Axes: B environments, N steps of a minibatch.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,39 +16,41 @@ import torch
 from torch import Tensor
 
 from agents.algorithms.losses import Figures, ppo_objective
+from agents.memory import State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.buffer import SequenceBatch, map_observations
 
-Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
+Compile = Callable[..., Callable[..., Any]]  # (function, mode=...) -> the same function, compiled
 
 
-def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
-    return compiled
+class CompiledPolicy:
+    """What is compiled of a policy, at the first call of each part, and again for inputs of other shapes.
 
-
-class CompiledObjective:
-    """A minibatch's loss and figures, from what the memories gave.
-
-    Compiled when the first minibatch of a size comes, which takes a while; a policy that cannot be compiled computes as
-    it is, after one warning that says why. Numbers that may move while training goes on are handed in as tensors, so
-    that nothing is compiled anew for them.
+    A policy that cannot be compiled computes as it is, after one warning that says why.
 
     Args:
-        compile: makes of a function one that does the same; ``torch.compile`` by default.
+        compile: in place of ``torch.compile``.
     """
 
-    def __init__(self, policy: RecurrentActorCriticPolicy, compile: Compile = _compile) -> None:
+    def __init__(self, policy: RecurrentActorCriticPolicy, compile: Compile | None = None) -> None:
         self.policy = policy
-        self._compile = compile
-        self._behind_memory = compile(self._compute)
+        self._compile = compile or functools.partial(torch.compile, dynamic=False)
+        self._forward = self._compile(policy.forward, mode="reduce-overhead")
+        self._objective = self._compile(self._evaluate, mode="default")
         self._works = True
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What was compiled computes with this policy: a copy compiles its own."""
-        return CompiledObjective, (self.policy, self._compile)
+        return CompiledPolicy, (self.policy, self._compile)
 
-    def __call__(
+    def act(self, observations: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, Tensor, Tensor, State]:
+        """As the policy's ``forward``."""
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        *step, state = self._run(self._forward, self.policy.forward, observations, state, episode_starts)
+        actions, values, log_probs = (part.clone() for part in step)  # the next replay writes over them
+        return actions, values, log_probs, tuple(part.clone() for part in state)
+
+    def objective(
         self,
         batch: SequenceBatch,
         *,
@@ -58,69 +61,44 @@ class CompiledObjective:
         vf_coef: float,
     ) -> tuple[Tensor, Figures]:
         """As ``agents.algorithms.losses.ppo_objective``, of a minibatch every step of which is a transition."""
-
-        def on_device(number: float) -> Tensor:
-            return torch.full((), number, device=batch.old_values.device)
-
-        hidden = self.policy.remember(batch.observations, batch.state, batch.episode_starts)
-        arguments = (
+        flat = map_observations(lambda part: part.flatten(0, 1), batch.observations)
+        features = self.policy.encode(flat, batch.episode_starts.shape)
+        hidden = self.policy.unroll(*features, batch.state, batch.episode_starts)
+        numbers = dict(clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef)
+        # As tensors, so that nothing is compiled again where a schedule moves them.
+        moving = {
+            name: None if number is None else torch.full((), number, device=batch.old_values.device)
+            for name, number in numbers.items()
+        }
+        steps = (batch.old_log_probs, batch.old_values, batch.advantages, batch.returns)
+        loss, figures = self._run(
+            self._objective,
+            self._evaluate,
             hidden,
-            map_observations(lambda part: part.flatten(0, 1), batch.observations),
+            flat,
             batch.actions.flatten(0, 1),
-            batch.old_log_probs.flatten(),
-            batch.old_values.flatten(),
-            batch.advantages.flatten(),
-            batch.returns.flatten(),
-            normalize,
-            on_device(clip_range),
-            None if clip_range_vf is None else on_device(clip_range_vf),
-            on_device(ent_coef),
-            on_device(vf_coef),
+            [part.flatten() for part in steps],
+            {"normalize": normalize, **moving},
         )
-        if self._works:
-            try:
-                loss, figures = self._behind_memory(*arguments)
-                return loss, Figures(*figures)
-            except Exception as error:
-                self._works = False
-                reason = str(error).partition("\n")[0]
-                warnings.warn(
-                    f"the update is not compiled, because {type(error).__name__}: {reason}; it computes as it is, "
-                    "which is slower (compiles_update = False on the agent asks for that without this warning)",
-                    UserWarning,
-                    stacklevel=2,
-                )
-        loss, figures = self._compute(*arguments)
         return loss, Figures(*figures)
 
-    def _compute(
-        self,
-        hidden: Any,
-        observations: Any,
-        actions: Tensor,
-        old_log_probs: Tensor,
-        old_values: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-        normalize: bool,
-        clip_range: Tensor,
-        clip_range_vf: Tensor | None,
-        ent_coef: Tensor,
-        vf_coef: Tensor,
+    def _evaluate(
+        self, hidden: Any, observations: Any, actions: Tensor, steps: list[Tensor], settings: dict[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        values, log_probs, entropies = self.policy.judge(hidden, observations, actions)
-        loss, figures = ppo_objective(
-            log_probs,
-            entropies,
-            values,
-            old_log_probs,
-            old_values,
-            advantages,
-            returns,
-            normalize=normalize,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-        )
+        values, log_probs, entropies = self.policy.evaluate_heads(hidden, observations, actions)
+        loss, figures = ppo_objective(log_probs, entropies, values, *steps, **settings)
         return loss, tuple(figures)
+
+    def _run(self, compiled: Callable[..., Any], function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._works:
+            try:
+                return compiled(*arguments)
+            except Exception as error:
+                self._works = False
+                warnings.warn(
+                    f"the policy is not compiled, because {type(error).__name__}: {str(error).partition(chr(10))[0]}; "
+                    "it computes as it is, which is slower (policy.compiles_on_gpu = False asks for that)",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        return function(*arguments)

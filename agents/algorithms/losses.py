@@ -1,6 +1,6 @@
 """Losses of actor-critic algorithms as pure functions.
 
-Axis: N steps of a minibatch, every one a real transition.
+Axis: N steps of a minibatch, every one a transition.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from torch import Tensor
 from agents.kernels import heads
 
 Number = Any
-"""A float, or a scalar tensor where a compiled function must not be compiled anew for every value."""
+"""A float, or a scalar tensor where a compiled function must not be recompiled for every value."""
 
 
 class Figures(NamedTuple):
@@ -34,42 +34,37 @@ def ppo_objective(
     old_values: Tensor,
     advantages: Tensor,
     returns: Tensor,
-    *,
-    normalize: bool,
-    clip_range: Number,
-    clip_range_vf: Number | None,
-    ent_coef: Number,
-    vf_coef: Number,
+    **settings: Number,
 ) -> tuple[Tensor, Figures]:
     """PPO's loss (Schulman et al. 2017, equation 9, negated), and what is logged of it; all tensors are (N,).
 
         L = clipped_surrogate + ent_coef * entropy_loss + vf_coef * value_error,  entropy_loss = -mean H,
 
-    or mean log pi(a|s) in place of -mean H where ``entropies`` is None: an estimate by the actions taken. Compiled
-    where that is to be had, with the same result, unless coefficients are tensors; no value leaves the device.
+    or mean log pi(a|s) in place of -mean H where ``entropies`` is None: an estimate by the actions taken. Compiled if
+    available, with the same result, unless a setting is a tensor; no value leaves the device.
+
+    Args:
+        settings: normalize, clip_range, clip_range_vf, ent_coef, vf_coef.
     """
-    settings: dict[str, Any] = dict(
-        normalize=normalize, clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef
-    )
     constants = (old_log_probs, old_values, advantages, returns)
     if (
-        heads.takes(log_probs, values)
-        and not any(isinstance(number, Tensor) for number in settings.values())
-        and not any(part.requires_grad for part in constants)
+        not heads.takes(log_probs, values)
+        or any(isinstance(number, Tensor) for number in settings.values())
+        or any(part.requires_grad for part in constants)
     ):
-        loss, figures = heads.clipped_objective(
-            log_probs,
-            entropies,
-            values,
-            *constants,
-            in_torch=lambda *given: _ppo_objective(*given, **settings)[0],
-            **settings,
-        )
-        return loss, Figures(*figures.unbind())
-    return _ppo_objective(log_probs, entropies, values, *constants, **settings)
+        return _in_torch(log_probs, entropies, values, *constants, **settings)
+    loss, figures = heads.clipped_objective(
+        log_probs,
+        entropies,
+        values,
+        *constants,
+        in_torch=lambda *given: _in_torch(*given, **settings)[0],
+        **settings,
+    )
+    return loss, Figures(*figures.unbind())
 
 
-def _ppo_objective(
+def _in_torch(
     log_probs: Tensor,
     entropies: Tensor | None,
     values: Tensor,
@@ -84,7 +79,6 @@ def _ppo_objective(
     ent_coef: Number,
     vf_coef: Number,
 ) -> tuple[Tensor, Figures]:
-    """``ppo_objective`` in torch's operations."""
     log_ratio = log_probs - old_log_probs
     policy_loss = clipped_surrogate(log_ratio, normalized(advantages) if normalize else advantages, clip_range)
     value_loss = value_error(values, returns, old_values, clip_range_vf)

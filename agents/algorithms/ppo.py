@@ -1,20 +1,18 @@
-"""Proximal policy optimisation with memory (Schulman et al. 2017): what an update is.
+"""Proximal policy optimization with memory (Schulman et al. 2017): what an update is.
 
-Axes: L steps of a sequence, S sequences of a minibatch, N real steps of a minibatch.
+Axes: L steps of a sequence, S sequences of a minibatch, N valid steps of a minibatch.
 """
 
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
-from agents.algorithms.compiled import CompiledObjective
 from agents.algorithms.losses import Figures, clip_gradients, ppo_objective
-from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, settings_of
 from agents.checks.arguments import check_count, check_positive, check_range, check_switch
 from agents.encoders.auxiliary import AuxiliaryTerms
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
@@ -31,22 +29,20 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             ``"MlpGruPolicy"``, ``"MlpRnnPolicy"``, the general ``"RecurrentPolicy"``, or a
             ``RecurrentActorCriticPolicy`` class.
         env: a Gymnasium environment or id, or a Stable-Baselines3 vector environment.
-        learning_rate: a number, or a function of the progress remaining (from 1 to 0).
+        learning_rate, clip_range: a number, or a function of the progress remaining (from 1 to 0). ``clip_range`` is
+            how far the probability ratio may leave one.
         n_steps: steps of each environment per update.
         batch_size: steps of a minibatch; minibatches are whole sequences. None for the whole rollout.
         n_epochs: passes over a rollout per update.
-        gamma: discount factor, in [0, 1].
-        gae_lambda: bias against variance in the advantage estimate, in [0, 1].
-        clip_range: how far the probability ratio may leave one; a number or a function of the progress remaining.
+        gamma, gae_lambda: discount factor, and bias against variance in the advantage estimate; in [0, 1].
         clip_range_vf: how far the value may move in an update, None for no limit. Depends on the scale of rewards.
         normalize_advantage: "batch": to mean 0 and standard deviation 1 in each minibatch; "rollout": once for the
-            whole rollout, with a floor under the deviation, so that a policy that has solved its task stays there
-            (``agents.rollout.returns.advantage_scale``). True: by minibatch for sb3-contrib's policies, as there, else
-            by rollout.
+            whole rollout, with a floor under the deviation (``agents.rollout.returns.advantage_scale``). True: by
+            minibatch for sb3-contrib's policies, as there, else by rollout.
         ent_coef, vf_coef: weights of entropy and value loss.
         max_grad_norm: the gradient's norm is clipped here.
-        use_sde, sde_sample_freq: generalised state-dependent exploration for Box actions, and how often its noise is
-            drawn anew (-1: once a rollout).
+        use_sde, sde_sample_freq: generalized state-dependent exploration for Box actions, and the steps after which its
+            noise is drawn again (-1: once a rollout).
         target_kl: stops an update's epochs early at 1.5 times this divergence; None for never.
         stats_window_size: episodes that the logged mean return is over.
         tensorboard_log: folder for TensorBoard, None for none.
@@ -58,23 +54,21 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             n_steps. None for the whole rollout, or for as much of it as a minibatch holds.
         autocast: ``"bfloat16"`` computes encoder, memory and hidden layers under ``torch.autocast``; None in float32.
             RNN, LSTM and GRU keep float32, and so do last layers, losses, returns, weights and optimizer. A rollout's
-            values and log-probabilities are computed anew by the pass that learns, so that ratios start at one; the
-            policy that acted differs from it by its rounding.
-        refresh_states: before every epoch but the first, the states that sequences start from are computed anew with
-            the weights as they then are, by going through the rollout from its start. For sequences shorter than the
-            rollout, whose kept states would else be those of the policy that acted. Ratios stay relative to that
-            policy: its log-probabilities and values are not touched.
+            values and log-probabilities are recomputed by the pass that learns, so that ratios start at one; the policy
+            that acted differs from it by its rounding, about one part in 250 of a hidden layer's outputs.
+        refresh_states: before every epoch but the first, the states that sequences start from are recomputed with the
+            weights as they then are, from the rollout's start. Ratios stay relative to the policy that acted.
         burn_in: from 0 to sequence_length. The state a sequence starts from is kept this many steps before it, and
-            taken through them with the weights as they are whenever the sequence is learned from, without gradient
-            (Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning"). Every
-            collected step is still learned from once an epoch; the first sequence of a rollout starts from its kept
-            state. With ``refresh_states`` the states kept are refreshed between epochs, and burnt in during them.
+            taken through them with the current weights, without gradient, whenever the sequence is learned from
+            (Kapturowski et al. 2019, "Recurrent Experience Replay in Distributed Reinforcement Learning"). The first
+            sequence of a rollout starts from its kept state.
     """
 
-    numbers = ("clip_range", "clip_range_vf", "target_kl")
-
-    compiles_update: ClassVar[bool] = True
-    """Whether what an update does behind the memory is compiled on a GPU; set False on an agent to do without."""
+    n_epochs: int
+    clip_range: float | Schedule
+    clip_range_vf: float | Schedule | None
+    target_kl: float | None
+    refresh_states: bool
 
     def __init__(
         self,
@@ -108,37 +102,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         refresh_states: bool = False,
         burn_in: int = 0,
     ) -> None:
-        self._compiled: CompiledObjective | None = None
-        self.n_epochs = n_epochs
-        self.clip_range = clip_range
-        self.clip_range_vf = clip_range_vf
-        self.target_kl = target_kl
-        self.refresh_states = refresh_states
-        self.burn_in = burn_in
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            normalize_advantage=normalize_advantage,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            sequence_length=sequence_length,
-            autocast=autocast,
-            _init_setup_model=_init_setup_model,
-        )
+        super().__init__(**settings_of(locals()))
 
     def _check_settings(self) -> None:
         super()._check_settings()
@@ -169,17 +133,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         """One update: epochs of minibatches of whole sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        if not self.compiles_update or self.policy.objective_plan().how != "torch.compile":
-            self._compiled = None
-        elif self._compiled is None or self._compiled.policy is not self.policy:
-            self._compiled = CompiledObjective(self.policy)
-        with self.policy.planned():
-            self._learn_from_rollout()
-
-    def _learn_from_rollout(self) -> None:
         history: list[Figures] = []
         auxiliary = AuxiliaryTerms(self.policy)
-        with self._watching_weights():
+        with self.policy.planned(), self._watching_weights():
             for epoch in range(self.n_epochs):
                 if self.refresh_states and epoch > 0:
                     self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
@@ -192,9 +148,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
                         print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                     break
         if history:  # else no step of the rollout was a transition
-            self._record(history, first_of_epoch)
-            for name, mean in auxiliary.means().items():
-                self.logger.record(f"train/{name}", mean)
+            self._record(history, first_of_epoch, auxiliary)
 
     def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
@@ -228,8 +182,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             ent_coef=self.ent_coef,
             vf_coef=self.vf_coef,
         )
-        if self._compiled is not None and batch.real is None:
-            return self._compiled(batch, **settings)
+        if batch.valid is None and self._compiles("objective"):
+            return self._compiled_policy().objective(batch, **settings)
         values, log_probs, entropy = self.policy.evaluate_actions(
             batch.observations, batch.actions, batch.state, batch.episode_starts
         )
@@ -250,28 +204,22 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         clip_range = FloatSchedule(self.clip_range)(progress)
         return clip_range, None if self.clip_range_vf is None else FloatSchedule(self.clip_range_vf)(progress)
 
-    def _record(self, history: list[Figures], first_of_epoch: int) -> None:
+    def _record(self, history: list[Figures], first_of_epoch: int, auxiliary: AuxiliaryTerms) -> None:
         """Logs an update under Stable-Baselines3's names; the one place where figures leave the device."""
-        figures = torch.stack([torch.stack(terms) for terms in history]).cpu().numpy()
-        loss, policy_loss, value_loss, entropy_loss, kl, clipped = figures.T
-        buffer = self.rollout_buffer
-        explained = explained_variance(
-            buffer.values[buffer.real].cpu().numpy(), buffer.returns[buffer.real].cpu().numpy()
-        )
+        figures = Figures(*torch.stack([torch.stack(terms) for terms in history]).cpu().T)
         clip_range, clip_range_vf = self._clip_ranges()
-        self.logger.record("train/entropy_loss", float(np.mean(entropy_loss)))
-        self.logger.record("train/policy_gradient_loss", float(np.mean(policy_loss)))
-        self.logger.record("train/value_loss", float(np.mean(value_loss)))
-        self.logger.record("train/approx_kl", float(np.mean(kl[first_of_epoch:])))
-        self.logger.record("train/clip_fraction", float(np.mean(clipped)))
-        self.logger.record("train/loss", float(loss[-1]))
-        self.logger.record("train/explained_variance", float(explained))
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", self.policy.log_std.detach().exp().mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/clip_range", clip_range)
-        if clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", clip_range_vf)
+        terms = {
+            "entropy_loss": figures.entropy_loss.mean().item(),
+            "policy_gradient_loss": figures.policy_loss.mean().item(),
+            "value_loss": figures.value_loss.mean().item(),
+            "approx_kl": figures.approx_kl[first_of_epoch:].mean().item(),
+            "clip_fraction": figures.clip_fraction.mean().item(),
+            "loss": figures.loss[-1].item(),
+            "clip_range": clip_range,
+            **({} if clip_range_vf is None else {"clip_range_vf": clip_range_vf}),
+            **auxiliary.means(),
+        }
+        self._record_update(terms)
 
     def learn(
         self: SelfRecurrentPPO,

@@ -331,7 +331,7 @@ class _Watched(_Copy):
 
     def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
         actions = super().act(observation, reward)
-        for i, part in enumerate(self.policy._import_state(self._state, len(self._starts))):
+        for i, part in enumerate(self.policy.import_state(self._state, len(self._starts))):
             self._take(i, part.cpu().double().numpy(), part.is_floating_point())
         self._n += len(self._starts)
         return actions
@@ -386,9 +386,9 @@ class _Changed(_Copy):
 
     def _with(self, carried: tuple[NDArray[Any], ...], starts: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
         """The changed state; the memory itself resets where an episode starts."""
-        state = self.policy._import_state(carried, len(starts))
+        state = self.policy.import_state(carried, len(starts))
         at = torch.as_tensor(starts, device=self.policy.device)
-        return self.policy._export_state(self._change(self.policy.memory_actor.reset(state, at)))
+        return self.policy.export_state(self._change(self.policy.memory_actor.reset(state, at)))
 
     def _change(self, state: State) -> State:
         raise NotImplementedError

@@ -20,7 +20,8 @@ from rich.table import Table
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, is_vecenv_wrapped
 
-from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, reset_steps
+from agents.algorithms.experience import reset_steps
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import normalizer_state, previous_inputs, undisturbed
 from agents.deploy.player import Player
 

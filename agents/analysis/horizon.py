@@ -148,7 +148,7 @@ def _norms(policy: RecurrentActorCriticPolicy, recording: Recording, asked: NDAr
     at = torch.as_tensor(asked, device=inputs.device)
     outputs = memory.unroll(inputs, memory.initial_state(n_asked), starts)[at, torch.arange(n_asked)]
     rows = map_observations(lambda part: part[at], tensors)
-    parameters = policy._distribution_parameters(outputs, rows)[0].flatten(1)  # (B, K)
+    parameters = policy.distribution_parameters(outputs, rows)[0].flatten(1)  # (B, K)
     squares = torch.zeros(n_steps, n_asked, dtype=torch.float64)
     for direction in _directions(policy.action_space, parameters.shape[1]):
         one = (parameters * direction.to(parameters)).sum()

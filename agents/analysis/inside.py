@@ -158,7 +158,7 @@ def _of_encoder(policy: RecurrentActorCriticPolicy, recording: Recording) -> dic
     tensors, _ = policy.obs_to_tensor(recording.seen)
     space = policy.observation_space
     read: Any = preprocess_obs(tensors, space, normalize_images=policy.normalize_images)
-    weights = encoder.attention_weights(policy._seen_by_actor(read)).double().cpu().numpy()
+    weights = encoder.attention_weights(policy.seen_by_actor(read)).double().cpu().numpy()
     n_heads = weights.shape[1]
     return {
         "encoder" if n_heads == 1 else f"encoder, head {head + 1}": Attention(weights[:, head], False)

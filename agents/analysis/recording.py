@@ -179,7 +179,7 @@ def through_policy(
     tensors, _ = policy.obs_to_tensor(seen)
     starts = torch.zeros(n_steps, 1, dtype=torch.bool)
     starts[0] = True
-    features, critic_features = policy._encode(tensors, starts.shape)
+    features, critic_features = policy.encode(tensors, starts.shape)
     return tensors, features, critic_features, policy.initial_state(1), starts
 
 
@@ -229,14 +229,14 @@ def _thought(policy: RecurrentActorCriticPolicy, seen: Any, n_steps: int) -> dic
     """What networks gave over the episode, in one pass."""
     with torch.no_grad():
         tensors, features, critic_features, state, starts = through_policy(policy, seen, n_steps)
-        hidden = policy._unroll(features, critic_features, state, starts)
-        parameters = policy._distribution_parameters(hidden.actor, tensors)
+        hidden, _ = policy.unroll(features, critic_features, state, starts)
+        parameters = policy.distribution_parameters(hidden, tensors)
         is_discrete = hasattr(policy.action_space, "n") and parameters[0].shape[-1] == policy.action_space.n
         probabilities = parameters[0].softmax(-1) if is_discrete and policy.action_space.shape == () else None
     return {
         "probabilities": None if probabilities is None else probabilities.cpu().numpy(),
         "features": features[:, 0].float().cpu().numpy(),
-        "outputs": hidden.actor.float().cpu().numpy(),
+        "outputs": hidden.float().cpu().numpy(),
     }
 
 

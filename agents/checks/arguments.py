@@ -11,36 +11,31 @@ from torch import nn
 
 
 def check_range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
-    """Raises ValueError unless ``value`` is a finite number in [low, high]."""
-    if not _is_number(value) or not np.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if not low <= value <= high:
-        span = f"at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be {span}, got {value!r}")
+    """Raises ValueError, as all checks do, unless ``value`` is a finite number in [low, high]."""
+    _require(_is_number(value) and np.isfinite(value), name, "a finite number", value)
+    span = f"at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
+    _require(low <= value <= high, name, span, value)
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a number above 0; infinity is let through, as 'no limit'."""
-    if not _is_number(value) or not value > 0:
-        raise ValueError(f"{name} must be a number above 0, got {value!r}")
+    """A number above 0; infinity is let through, as 'no limit'."""
+    _require(_is_number(value) and value > 0, name, "a number above 0", value)
 
 
 def check_count(name: str, value: Any, low: int = 1) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least ``low``."""
-    if not _is_whole(value) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
+    """A whole number of at least ``low``."""
+    _require(_is_whole(value) and value >= low, name, f"a whole number of at least {low}", value)
 
 
 def check_schedule(name: str, value: Any, low: float) -> None:
-    """Raises ValueError unless ``value`` is a number of at least ``low`` or a function of the progress remaining."""
+    """A number of at least ``low`` or a function of the progress remaining."""
     if not callable(value):
         check_range(name, value, low)
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is True or False: a string such as "no" would count as true."""
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+    """True or False: a string such as "no" would count as true."""
+    _require(isinstance(value, bool | np.bool_), name, "True or False", value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
@@ -53,33 +48,31 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def check_normalization(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is True, False, "batch" or "rollout"."""
-    if not isinstance(value, bool | np.bool_) and value not in ("batch", "rollout"):
-        raise ValueError(f"{name} must be True, False, 'batch' or 'rollout', got {value!r}")
+    """True, False, "batch" or "rollout"."""
+    is_known = isinstance(value, bool | np.bool_) or value in ("batch", "rollout")
+    _require(is_known, name, "True, False, 'batch' or 'rollout'", value)
 
 
 def check_seed(seed: Any) -> None:
-    """Raises ValueError unless ``seed`` is None or what NumPy and torch both take as one."""
-    if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**32):
-        raise ValueError(f"seed must be None or a whole number from 0 to 2**32 - 1, got {seed!r}")
+    """None or what NumPy and torch both take as one."""
+    is_seed = seed is None or (_is_whole(seed) and 0 <= seed < 2**32)
+    _require(is_seed, "seed", "None or a whole number from 0 to 2**32 - 1", seed)
 
 
 def check_sde_sample_freq(value: Any) -> None:
-    """Raises ValueError unless ``value`` is -1, for once a rollout, or a number of steps."""
-    if not _is_whole(value) or (value < 1 and value != -1):
-        raise ValueError(f"sde_sample_freq must be -1 (once a rollout) or a number of steps, got {value!r}")
+    """-1, for once a rollout, or a number of steps."""
+    is_known = _is_whole(value) and (value >= 1 or value == -1)
+    _require(is_known, "sde_sample_freq", "-1 (once a rollout) or a number of steps", value)
 
 
 def check_total_timesteps(value: Any) -> None:
-    """Raises ValueError unless ``value`` is a number of at least 0: others would end training before it began."""
-    if not _is_number(value) or not value >= 0:
-        raise ValueError(f"total_timesteps must be a number of at least 0, got {value!r}")
+    """A number of at least 0: others would end training before it began."""
+    _require(_is_number(value) and value >= 0, "total_timesteps", "a number of at least 0", value)
 
 
 def check_mapping(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a dict or None."""
-    if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be a dict of arguments, got {value!r}")
+    """A dict or None."""
+    _require(value is None or isinstance(value, Mapping), name, "a dict of arguments", value)
 
 
 def check_policy_name(name: str, known: Iterable[str]) -> None:
@@ -153,7 +146,7 @@ def check_acts_as_it_learns(policy: nn.Module) -> None:
         if _differs_in_training(layer):
             raise ValueError(
                 f"{name} ({type(layer).__name__}) computes something else in training than in acting, so that "
-                "probability ratios do not start at one; use LayerNorm or GroupNorm for normalisation, the memory's "
+                "probability ratios do not start at one; use LayerNorm or GroupNorm for normalization, the memory's "
                 "own dropout, or keep the layer in evaluation mode"
             )
 
@@ -168,6 +161,11 @@ def _differs_in_training(layer: nn.Module) -> bool:
     if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
         return layer.training and layer.dropout > 0
     return layer.training and isinstance(layer, nn.RReLU)
+
+
+def _require(is_right: Any, name: str, expected: str, value: Any) -> None:
+    if not is_right:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The one place that decides how a policy is computed: compiled, in NumPy, by torch, or captured as a CUDA graph.
+"""The one place that decides how a policy is computed: compiled, in NumPy, or by torch.
 
     print(model.policy.plan())
     encoder: torch; memory: compiled; heads: torch, because action_net has a forward hook; ...
@@ -25,6 +25,7 @@ from agents.kernels import heads as fused
 from agents.kernels.aside import MISSING, Part, all_modules_hooked, overridden, touched, touched_within, why_torch
 
 TORCH = Part("torch")
+_EXPERIMENTAL = "compiling for a GPU is experimental and to be asked for: policy.compiles_on_gpu = True"
 
 
 class Heads(NamedTuple):
@@ -37,7 +38,7 @@ class Heads(NamedTuple):
 
 
 class Acting(NamedTuple):
-    """How a rollout acts: in "NumPy", "captured", or "torch"; for NumPy the steps of actor's and critic's memories."""
+    """How a rollout acts: "NumPy", "torch" or "torch.compile"; for NumPy the steps of actor's and critic's memories."""
 
     part: Part
     steps: tuple[Any, ...] = ()
@@ -76,7 +77,7 @@ def plan_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Plan:
         heads_of(policy).part,
         _distribution_of(policy),
         objective_of(policy, base),
-        acting_of(policy, base, action_heads, policy.device.type == "cuda").part,
+        acting_of(policy, base, action_heads).part,
     )
 
 
@@ -165,10 +166,12 @@ def _distribution_of(policy: Any) -> Part:
 
 
 def objective_of(policy: Any, base: type) -> Part:
-    """How PPO's objective and, on a GPU, the heads and loss of an update are computed."""
+    """How PPO's objective and, if compiled on a GPU, the heads before it are computed."""
     if policy.device.type != "cuda":
         reason = why_torch() if fused.available else MISSING
         return Part("compiled" if reason is None else "torch", reason)
+    if not policy.compiles_on_gpu:
+        return Part("torch", _EXPERIMENTAL)
     reason = why_torch() or overridden(policy, base, _NOT_IN_AN_UPDATE) or touched_within("policy", policy)
     return Part("torch.compile" if reason is None else "torch", reason)
 
@@ -176,17 +179,15 @@ def objective_of(policy: Any, base: type) -> Part:
 # Acting
 
 
-def acting_of(policy: Any, base: type, action_heads: tuple[type, ...], captured: bool) -> Acting:
-    """How a rollout acts with the policy as it is when it starts.
-
-    Args:
-        captured: whether a step is to be captured as a CUDA graph, in place of running in NumPy.
-    """
+def acting_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Acting:
+    """How a rollout acts with the policy as it is when it starts."""
+    if policy.device.type != "cpu" and not policy.compiles_on_gpu:
+        return Acting(Part("torch", _EXPERIMENTAL))
     reason = why_torch() or overridden(policy, base, _NOT_IN_ACTING) or touched_within("policy", policy)
-    if captured:
+    if policy.device.type != "cpu":
         if isinstance(policy.action_dist, StateDependentNoiseDistribution):
             reason = "state-dependent exploration replaces its noise matrices"
-        return Acting(Part("captured" if reason is None else "torch", reason))
+        return Acting(Part("torch.compile" if reason is None else "torch", reason))
     if reason := reason or _why_no_numpy(policy, action_heads):
         return Acting(Part("torch", reason))
     memories = [memory for memory in (policy.memory_actor, policy.memory_critic) if memory is not None]
@@ -245,14 +246,15 @@ _LAYERS_IN_NUMPY = (nn.Linear, nn.Tanh, nn.ReLU)
 
 _CONSTRUCTION = {
     *("__init__", "_build", "_build_mlp_extractor", "_make_heads", "make_features_extractor"),
+    *("_make_memory", "_make_projection"),
     *("_get_constructor_parameters", "_get_data", "save", "load", "extra_repr"),
 }
 _STATES = {"initial_state", "reset_state", "renew", "reset_noise", "set_training_mode"}
 _PREDICTING = {
     *("predict", "_predict", "get_distribution", "predict_values", "obs_to_tensor", "is_vectorized_observation"),
-    *("_import_state", "_import_episode_start", "_export_state", "_batch_first", "_notice_lost_memory"),
+    *("import_state", "export_state", "_batch_first", "_warn_of_lost_memory"),
 }
-_LEARNING = {"evaluate_actions", "remember", "judge", "_unroll", "states_along", "_states_along"}
+_LEARNING = {"evaluate_actions", "evaluate_heads", "unroll", "states_along", "_states_along"}
 
 # What may be replaced since it is not passed by; all other methods may not, whichever they are.
 _NOT_IN_ACTING = _CONSTRUCTION | _STATES | _PREDICTING | _LEARNING

@@ -122,7 +122,7 @@ class Memory(nn.Module, ABC):
         Nothing is broadcast and nothing converted: the state has the shapes, and the types, that ``initial_state``
         gives for as many sequences. What fits is remembered by its shapes, for the same come again and again.
         """
-        if torch._C._is_tracing() or torch.compiler.is_compiling():  # sizes are no numbers there
+        if torch.compiler.is_compiling() or torch._C._is_tracing():  # sizes are no numbers there
             return
         try:
             given = (features, episode_starts.shape, episode_starts.dtype)

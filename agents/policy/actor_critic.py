@@ -8,11 +8,12 @@ critic has one of its own. State comes in and goes out; the policy hides none.
 """
 
 import functools
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import (
-    BaseFeaturesExtractor,
-    CombinedExtractor,
-    FlattenExtractor,
-    MlpExtractor,
-    NatureCNN,
-)
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
@@ -53,9 +48,18 @@ from agents.kernels.plan import (
 from agents.memory import Memory, NumpyStep, State, make_memory
 from agents.memory.recurrent import unroll_together
 from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head
-from agents.policy.state_layouts import Given, is_own, is_pair, parts_of, read_episode_starts, read_state
+from agents.policy.state_layouts import Given, Of, StateReader, read_episode_starts, takes_states
 
 CRITIC_MEMORIES = ("shared", "detached", "separate", "none")
+RENAMED = {
+    "remember": "encode and unroll",
+    "judge": "evaluate_heads",
+    "_encode": "encode",
+    "_unroll": "unroll",
+    "_value": "values",
+    "_distribution_parameters": "distribution_parameters",
+}
+"""Methods of a policy by the names they had."""
 
 
 class Projection(Memory):
@@ -83,13 +87,6 @@ class Projection(Memory):
         return lambda features, state, episode_starts: (features @ by_column + offset, ())
 
 
-class Remembered(NamedTuple):
-    """What the memories of actor and critic give, (N, H) each."""
-
-    actor: Tensor
-    critic: Tensor
-
-
 def _in_autocast(compute: Callable[..., Any]) -> Callable[..., Any]:
     """A part of a policy that computes in the policy's ``autocast``; what comes out is in float32 all the same."""
 
@@ -104,40 +101,10 @@ def _in_autocast(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _widened(result: Any, narrow: torch.dtype) -> Any:
-    """The same tensor or (nested, named) tuple of tensors, with float32 in place of ``narrow``."""
+    """The same tensor or (nested) tuple of tensors, with float32 in place of ``narrow``."""
     if isinstance(result, Tensor):
         return result.float() if result.dtype == narrow else result
-    parts = [_widened(part, narrow) for part in result]
-    return type(result)(*parts) if isinstance(result, Remembered) else tuple(parts)
-
-
-def _takes_states(of: Literal["both", "actor", "critic"]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A method of one step, (observations, state, episode starts, ...) -> (..., state after): a public entrance.
-
-    The state of both memories, or of one, comes in any layout of ``agents.policy.state_layouts``, goes out in the same;
-    under sb3-contrib's name ``lstm_states`` too. Episode starts are truth values or numbers.
-    """
-
-    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def run(
-            policy: "RecurrentActorCriticPolicy",
-            obs: Any,
-            state: Any = None,
-            episode_starts: Any = None,
-            *args: Any,
-            lstm_states: Any = None,
-            **kwargs: Any,
-        ) -> Any:
-            batch_size = _batch_size(obs)
-            starts = read_episode_starts(episode_starts, (batch_size,), policy.device)
-            given = policy._read_state(state if lstm_states is None else lstm_states, batch_size, of)
-            result = method(policy, obs, given.state, starts, *args, **kwargs)
-            return result if of == "critic" else (*result[:-1], given.returned(result[-1]))
-
-        return run
-
-    return decorate
+    return tuple(_widened(part, narrow) for part in result)
 
 
 class RecurrentActorCriticPolicy(ActorCriticPolicy):
@@ -145,83 +112,68 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     Args:
         memory: a name in ``agents.memory.MEMORIES``, ``"module:Class"``, or a ``Memory`` class.
-        memory_kwargs: arguments of the memory beside its input size, e.g. ``dict(hidden_size=128)``.
+        memory_kwargs: arguments of the memory other than its input size, e.g. ``dict(hidden_size=128)``.
         critic_memory: what the critic remembers with. ``"shared"``: the actor's memory, shaped by both losses;
             ``"detached"``: the actor's memory without the critic's gradient; ``"separate"``: one of its own;
             ``"none"``: nothing, a linear layer in its place.
         action_mask: the key of a Dict observation that says which actions are allowed, (n,) true where allowed for
-            Discrete(n), the choices of all axes side by side for MultiDiscrete. Forbidden actions get probability 0.
+            Discrete(n), the choices of all axes in a row for MultiDiscrete. Forbidden actions get probability 0.
         privileged: keys of a Dict observation that only the critic sees, in training; the actor needs none of them, and
             ``predict`` may leave them out. The critic then has an extractor of its own, and ``critic_memory`` is
             ``"separate"`` or ``"none"``.
-        features_extractor_class: None chooses by the observation space.
 
-    The other arguments are those of ``stable_baselines3.common.policies.ActorCriticPolicy``.
+    The other arguments are those of ``stable_baselines3.common.policies.ActorCriticPolicy``, in its order or by name;
+    ``features_extractor_class`` None, the default, chooses by the observation space.
     """
 
     autocast: torch.dtype | None = None
     """What encoder, memory and hidden layers compute in under ``torch.autocast``; None: as their weights are. The last
     layers and the distribution are always in float32, where a value of 100 keeps its digits. Set by the algorithm."""
 
+    compiles_on_gpu: bool = False
+    """Experimental: whether acting and the objective are compiled by ``torch.compile`` on a GPU."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses an override that would never be called."""
+        super().__init_subclass__(**kwargs)
+        for name in RENAMED.keys() & vars(cls).keys():
+            raise TypeError(f"{cls.__name__} overrides {name}, which is called {RENAMED[name]} now: rename it")
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = nn.Tanh,
-        ortho_init: bool = True,
-        use_sde: bool = False,
-        log_std_init: float = 0.0,
-        full_std: bool = True,
-        use_expln: bool = False,
-        squash_output: bool = False,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        share_features_extractor: bool = True,
-        normalize_images: bool = True,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
+        *args: Any,
         memory: str | type[Memory] = "lstm",
         memory_kwargs: dict[str, Any] | None = None,
         critic_memory: str = "shared",
         action_mask: str | None = None,
         privileged: Sequence[str] = (),
+        **kwargs: Any,
     ) -> None:
+        given = _arguments_of_stable_baselines3(observation_space, action_space, lr_schedule, *args, **kwargs)
         check_observation_space(observation_space)
         check_mapping("memory_kwargs", memory_kwargs)
         make_action_head(action_space)  # before anything is built on a space that it refuses
-        share_features_extractor = share_features_extractor and not privileged
+        share_features_extractor = given.get("share_features_extractor", True) and not privileged
         _check_privileged(privileged, observation_space)
         _check_critic_memory(critic_memory, share_features_extractor)
+        _check_action_mask(action_mask, observation_space, action_space)
         self.privileged = tuple(privileged)
         self._preprocessed_space = with_flat_choices(observation_space)
-        _check_action_mask(action_mask, observation_space, action_space)
         self.memory, self.memory_kwargs = memory, dict(memory_kwargs or {})
         self.critic_memory, self.action_mask = critic_memory, action_mask
         self._warned_of_lost_memory, self._calls_without_state = False, 0
         self._heads: Heads | None = None
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            net_arch,
-            activation_fn,
-            ortho_init,
-            use_sde,
-            log_std_init,
-            full_std,
-            use_expln,
-            squash_output,
-            features_extractor_class or default_encoder(observation_space),
-            features_extractor_kwargs,
-            share_features_extractor,
-            normalize_images,
-            optimizer_class,
-            _with_fused_adam(optimizer_class, optimizer_kwargs),
+        given["share_features_extractor"] = share_features_extractor
+        given["features_extractor_class"] = given.get("features_extractor_class") or default_encoder(observation_space)
+        given["optimizer_kwargs"] = _with_fused_adam(
+            given.get("optimizer_class", torch.optim.Adam), given.get("optimizer_kwargs")
         )
+        super().__init__(**given)
         exploration = self.action_dist if isinstance(self.action_dist, StateDependentNoiseDistribution) else None
-        self.head: ActionHead = make_action_head(action_space, exploration, squash_output)
+        self.head: ActionHead = make_action_head(action_space, exploration, self.squash_output)
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Stable-Baselines3 asks first for the actor's extractor, then for the critic's if it is to have its own."""
@@ -237,32 +189,34 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         return chosen(with_flat_choices(space), **self.features_extractor_kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        """Stable-Baselines3's hook behind the features extractor: here the memories come in, then the heads."""
+        """Stable-Baselines3's hook after the features extractor: here the memories come in, then the heads."""
         # Some of Stable-Baselines3's extractors count their features in NumPy's integers.
-        self.memory_actor = make_memory(self.memory, int(self.features_dim), self.memory_kwargs)
+        self.memory_actor = self._make_memory(int(self.features_dim))
         self.memory_critic: Memory | None = None
         critic_features = int(self.vf_features_extractor.features_dim)
         if self.critic_memory == "separate":
-            self.memory_critic = make_memory(self.memory, critic_features, self.memory_kwargs)
+            self.memory_critic = self._make_memory(critic_features)
         elif self.critic_memory == "none":
-            self.memory_critic = Projection(critic_features, self.memory_actor.output_size)
-        self._n_actor_parts = len(self.memory_actor.initial_state(1))
-        self._state_parts = parts_of(self.initial_state(1))
+            self.memory_critic = self._make_projection(critic_features)
+        actor = self.memory_actor.initial_state(1)
+        self._n_actor_parts = len(actor)
+        self._states = StateReader(actor, self.initial_state(1)[len(actor) :], self._batch_first)
         super()._build(lr_schedule)
 
+    def _make_memory(self, input_size: int) -> Memory:
+        return make_memory(self.memory, input_size, self.memory_kwargs)
+
+    def _make_projection(self, input_size: int) -> Memory:
+        return Projection(input_size, self.memory_actor.output_size)
+
     def _build_mlp_extractor(self) -> None:
-        """Stable-Baselines3's hook behind the memories, which a subclass may replace: heads on ``lstm_output_dim``."""
+        """Stable-Baselines3's hook after the memories, which a subclass may replace."""
         self.mlp_extractor = self._make_heads(self.memory_actor.output_size)
         if self.memory_critic is not None and self.memory_critic.output_size != self.memory_actor.output_size:
             # The critic sees more than the actor, and its memory is as wide as what it sees.
             of_critic = self._make_heads(self.memory_critic.output_size)
             self.mlp_extractor.value_net = of_critic.value_net
             self.mlp_extractor.latent_dim_vf = of_critic.latent_dim_vf
-
-    @property
-    def lstm_output_dim(self) -> int:
-        """Size of what the actor's memory gives, and its heads read: sb3-contrib's name for it."""
-        return self.memory_actor.output_size
 
     def _make_heads(self, size: int) -> MlpExtractor:
         return MlpExtractor(size, self.net_arch, self.activation_fn, device=self.device)
@@ -274,27 +228,27 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def reset_state(self, state: State, episode_starts: Tensor) -> State:
         """The state with the initial one where ``episode_starts`` (B,) is true."""
-        state = self._read_state(state, len(episode_starts)).state
-        return self._of_each_memory(state, lambda memory, part: memory.reset(part, episode_starts))
+        state = self.read_state(state, len(episode_starts)).state
+        return _joined(memory.reset(part, episode_starts) for memory, part in self._memories(state))
 
     def renew(self, state: State) -> State:
-        """What is random but constant through a rollout (dropout masks), drawn anew."""
-        return self._of_each_memory(state, lambda memory, part: memory.renew(part))
+        """The state with what is random but constant through a rollout (dropout masks) drawn again."""
+        return _joined(memory.renew(part) for memory, part in self._memories(state))
 
-    def _of_each_memory(self, state: State, function: Callable[[Memory, State], State]) -> State:
-        actor_state = function(self.memory_actor, state[: self._n_actor_parts])
-        if self.memory_critic is None:
-            return actor_state
-        return actor_state + function(self.memory_critic, state[self._n_actor_parts :])
+    def _memories(self, state: State) -> list[tuple[Memory, State]]:
+        """The actor's memory and its part of a state, then the critic's if it has one of its own."""
+        memories = [(self.memory_actor, state[: self._n_actor_parts])]
+        if self.memory_critic is not None:
+            memories.append((self.memory_critic, state[self._n_actor_parts :]))
+        return memories
 
     def plan(self) -> Plan:
         """How each part is computed as the policy is now (compiled, in NumPy, by torch), and why: to be printed."""
         return plan_of(self, RecurrentActorCriticPolicy, HEADS)
 
-    def acting_plan(self, captured: bool | None = None) -> Acting:
-        """How a rollout that starts now acts; ``captured`` is whether by a CUDA graph, None for: on a GPU."""
-        captured = self.device.type == "cuda" if captured is None else captured
-        return acting_of(self, RecurrentActorCriticPolicy, HEADS, captured)
+    def acting_plan(self) -> Acting:
+        """How a rollout that starts now acts."""
+        return acting_of(self, RecurrentActorCriticPolicy, HEADS)
 
     def objective_plan(self) -> Part:
         """How PPO's objective is computed."""
@@ -302,14 +256,14 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     @contextmanager
     def planned(self) -> Iterator[None]:
-        """Within it the policy is taken to stay as it is, and is not looked at anew for every pass: for an update."""
+        """Within it the policy is taken to stay as it is, and is not inspected for every pass: for an update."""
         outer, self._heads = self._heads, heads_of(self)
         try:
             yield
         finally:
             self._heads = outer
 
-    @_takes_states("both")
+    @takes_states("both")
     def forward(
         self, obs: Any, state: State, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, State]:
@@ -318,11 +272,11 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         Actions are as the buffer stores them, (B,) or (B, A); values and log-probabilities are (B,). The state comes as
         ``initial_state`` gives it, or in another layout of ``agents.policy.state_layouts``, and leaves in the same.
         """
-        hidden, state = self._step(obs, state, episode_starts)
-        parameters = self._distribution_parameters(hidden.actor, obs)
+        actor, critic, state = self._step(obs, state, episode_starts)
+        parameters = self.distribution_parameters(actor, obs)
         actions = self.head.mode(parameters) if deterministic else self.head.sample(parameters)
         log_probs, _ = self.head.evaluate(parameters, actions)
-        return actions, self._value(hidden.critic), log_probs, state
+        return actions, self.values(critic), log_probs, state
 
     def evaluate_actions(
         self, obs: Any, actions: Tensor, state: Any = None, episode_starts: Any = None, *, lstm_states: Any = None
@@ -336,24 +290,45 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             ValueError: the state is not that of B sequences, or observations and actions are not (L, B, ...).
         """
         shape = _sequence_shape(obs, actions, episode_starts)
-        state = self._read_state(state if lstm_states is None else lstm_states, shape[1]).state
-        hidden = self.remember(obs, state, read_episode_starts(episode_starts, shape))
-        values, log_probs, entropy = self.judge(hidden, _flatten_time(obs), actions.flatten(0, 1))
+        state = self.read_state(state if lstm_states is None else lstm_states, shape[1]).state
+        flat = _flatten_time(obs)
+        hidden = self.unroll(*self.encode(flat, shape), state, read_episode_starts(episode_starts, shape))
+        values, log_probs, entropy = self.evaluate_heads(hidden, flat, actions.flatten(0, 1))
         return values.view(shape), log_probs.view(shape), None if entropy is None else entropy.view(shape)
 
-    def remember(self, obs: Any, state: State, episode_starts: Tensor) -> Remembered:
-        """The first half of learning: sequences (L, B, ...), the state before them -> what memories give, (N, H)."""
-        state = self._read_state(state, episode_starts.shape[1]).state
-        pi_features, vf_features = self._encode(_flatten_time(obs), episode_starts.shape)
-        hidden: Remembered = self._unroll(pi_features, vf_features, state, episode_starts)
-        return hidden
+    @_in_autocast
+    def encode(self, obs: Any, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Observations (N, ...), all steps at once -> features of actor and critic in a leading ``shape``, (*, F)."""
+        pi_features = vf_features = self._features(self.seen_by_actor(obs), self.pi_features_extractor)
+        if not self.share_features_extractor:
+            vf_features = self._features(obs, self.vf_features_extractor)
+        return pi_features.view(*shape, -1), vf_features.view(*shape, -1)
 
-    def judge(self, hidden: Remembered, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The second half: what the memories gave, observations (N, ...), actions (N, A) -> values, log-probabilities,
-        entropies, (N,) each."""
-        parameters = self._distribution_parameters(hidden.actor, obs)
-        log_probs, entropies = self.head.evaluate(parameters, actions)
-        return self._value(hidden.critic), log_probs, entropies
+    @_in_autocast
+    def unroll(
+        self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Features (L, B, F), the state before them, (L, B) -> what the memories of actor and critic give, (N, H)."""
+        features, memories = (pi_features, vf_features), self._memories(state)
+        if self.memory_critic is not None:
+            owners = (self.memory_actor, self.memory_critic)
+            called = memories_called(self) if self._heads is None else self._heads.memories_called
+            states = (memories[0][1], memories[1][1])
+            if not called and (both := unroll_together(owners, features, states, episode_starts)) is not None:
+                return both[0].flatten(0, 1), both[1].flatten(0, 1)
+        hidden = [
+            memory(each, part, episode_starts if memory.starts_on_host else to_device(episode_starts, each.device))
+            for each, (memory, part) in zip(features, memories, strict=False)
+        ]
+        return self._of_actor_and_critic([output.flatten(0, 1) for output in hidden])
+
+    def evaluate_heads(
+        self, hidden: tuple[Tensor, Tensor], obs: Any, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What ``unroll`` gave, observations (N, ...), actions (N, A) -> values, log-probabilities, entropies, (N,)."""
+        actor, critic = hidden
+        log_probs, entropies = self.head.evaluate(self.distribution_parameters(actor, obs), actions)
+        return self.values(critic), log_probs, entropies
 
     @torch.no_grad()
     def states_along(
@@ -370,44 +345,39 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if not state:
             return ()
         n_steps, n_sequences = max(*at, 1), episode_starts.shape[1]
-        state = self._read_state(state, n_sequences).state
+        state = self.read_state(state, n_sequences).state
         stride = n_steps if at_once is None else max(at_once // n_sequences, 1)
         parts = [slice(first, min(first + stride, n_steps)) for first in range(0, n_steps, stride)]
-        encoded = [self._encode(_flatten_time(_steps(obs, part)), episode_starts[part].shape) for part in parts]
+        encoded = [self.encode(_flatten_time(_steps(obs, part)), episode_starts[part].shape) for part in parts]
         features = [torch.cat(of_parts) for of_parts in zip(*encoded, strict=True)]
-        states: State = self._states_along(*features, state, episode_starts, at)
+        states: State = self._states_along(features, state, episode_starts, at)
         return states
 
-    @_takes_states("critic")
+    @takes_states("critic")
     def predict_values(self, obs: Any, state: State, episode_starts: Tensor) -> Tensor:
         """V of observations (B, ...) through the state before them -> (B,). The state that came in stays as it was.
 
         ``state`` may hold the parts of both memories, or of the critic's own alone.
         """
-        hidden, _ = self._step(obs, state, episode_starts)
-        return self._value(hidden.critic)
+        _, critic, _ = self._step(obs, state, episode_starts)
+        return self.values(critic)
 
-    @_takes_states("actor")
+    @takes_states("actor")
     def get_distribution(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Distribution, State]:
         """Stable-Baselines3's distribution over actions after one step, and the actor's state after it.
 
         ``state`` may hold the actor's parts alone or those of the critic too.
         """
         hidden, state = self._actor_step(obs, state, episode_starts)
-        parameters = self._distribution_parameters(hidden, obs)
-        distribution: Any = self.action_dist
-        by_name = {"action_logits": parameters[0]} if len(parameters) == 1 else None
-        made: Distribution = (
-            distribution.proba_distribution(**by_name) if by_name else distribution.proba_distribution(*parameters)
-        )
-        return made, state
+        distribution: Distribution = self.action_dist.proba_distribution(*self.distribution_parameters(hidden, obs))
+        return distribution, state
 
     def _predict(  # type: ignore[override]
         self, observation: Any, state: State, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, State]:
         """One step of the actor alone: actions as the buffer stores them, and its state."""
         hidden, state = self._actor_step(observation, state, episode_starts)
-        parameters = self._distribution_parameters(hidden, observation)
+        parameters = self.distribution_parameters(hidden, observation)
         if not bool(parameters[0].isfinite().all()):
             raise FloatingPointError(
                 "the policy's output is not finite, as its weights or the observation; where training diverged, "
@@ -428,7 +398,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             observation: one observation, or a batch (B, ...).
             state: what the last call returned; None starts from the initial state.
             episode_start: (B,), true where the observation starts an episode; the memory is reset there.
-            deterministic: the most probable action in place of a sample.
+            deterministic: the mode of the distribution in place of a sample.
 
         Called again and again without a state it warns once: the policy then acts without its memory.
 
@@ -445,15 +415,18 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self.set_training_mode(False)
         tensors, vectorized = self.obs_to_tensor(observation)
         batch_size = len(next(iter(tensors.values()))) if isinstance(tensors, dict) else len(tensors)
-        self._notice_lost_memory(state, episode_start)
+        self._warn_of_lost_memory(state, episode_start)
+        starts = np.zeros(batch_size, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
+        if starts.size != batch_size:
+            raise ValueError(f"episode_start has {starts.size} entries for a batch of {batch_size} observations")
         with torch.no_grad():
-            actor_state = self._import_state(state, batch_size)
-            episode_starts = self._import_episode_start(episode_start, batch_size)
+            actor_state = self.import_state(state, batch_size)
+            episode_starts = torch.as_tensor(starts.reshape(-1), device=self.device)
             actions, actor_state = self._predict(tensors, actor_state, episode_starts, deterministic)
         for_environment = self.head.to_environment(actions.cpu().numpy())
         if not vectorized:
             for_environment = for_environment.squeeze(axis=0)
-        return for_environment, self._export_state(actor_state)
+        return for_environment, self.export_state(actor_state)
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
         """Stable-Baselines3's, which knows choices along one axis only: those of several come flattened."""
@@ -464,59 +437,25 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         tensors, vectorized = ActorCriticPolicy.obs_to_tensor(stand_in, flat)
         return tensors, vectorized
 
-    def _import_state(self, state: Any, batch_size: int) -> State:
-        """The actor's state from what the last ``predict`` returned."""
+    def import_state(self, state: Any, batch_size: int) -> State:
+        """The actor's state from what ``predict`` returned last; None: the initial one."""
         if state is None:
             return self.memory_actor.initial_state(batch_size)
-        return self._read_state(state, batch_size, "actor", as_predict=True).state
+        return self._states.read(state, batch_size, self.device, "actor", as_predict=True).state
 
-    def _read_state(
-        self,
-        state: Any,
-        batch_size: int,
-        of: Literal["both", "actor", "critic"] = "both",
-        as_predict: bool = False,
-    ) -> Given:
-        """The state of both memories, of the actor's, or of both with no care for the actor's, from any layout."""
-        n = self._n_actor_parts
-        actors, critics = self._state_parts[:n], self._state_parts[n:]
-        parts = actors if of == "actor" else self._state_parts
-        if not as_predict and is_own(state, parts, batch_size):
-            return Given(state, _as_it_is)
-        read = functools.partial(read_state, batch_size=batch_size, flip=self._batch_first, device=self.device)
-        if is_pair(state):
-            actor = read(state[0], actors, as_predict=True)
-            if of == "actor":
-                return actor
-            critic = read(state[1], critics, as_predict=True) if critics else actor
-            make = getattr(type(state), "_make", type(state))
-            return Given(
-                actor.state + (critic.state if critics else ()),
-                lambda after: make((actor.returned(after[:n]), critic.returned(after[n:] if critics else after))),
-            )
-        length = len(state) if isinstance(state, tuple | list) else None
-        if of == "actor":
-            given = read(state, actors if length == n else self._state_parts, as_predict=as_predict)
-            return given._replace(state=given.state[:n])
-        if of == "critic" and critics and length == len(critics):
-            given = read(state, critics)
-            return given._replace(state=self.memory_actor.initial_state(batch_size) + given.state)
-        return read(state, parts)
-
-    def _import_episode_start(self, episode_start: NDArray[Any] | None, batch_size: int) -> Tensor:
-        starts = np.zeros(batch_size, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
-        if starts.size != batch_size:
-            raise ValueError(f"episode_start has {starts.size} entries for a batch of {batch_size} observations")
-        return torch.as_tensor(starts.reshape(-1), device=self.device)
-
-    def _export_state(self, state: State) -> tuple[NDArray[Any], ...]:
+    def export_state(self, state: State) -> tuple[NDArray[Any], ...]:
+        """The actor's state as ``predict`` returns it."""
         return tuple(part.cpu().numpy() for part in self._batch_first(state))
+
+    def read_state(self, state: Any, batch_size: int, of: Of = "both") -> Given:
+        """The state of both memories, or what one of them needs, from any layout of ``agents.policy.state_layouts``."""
+        return self._states.read(state, batch_size, self.device, of)
 
     def _batch_first(self, state: State) -> State:
         """Between a memory's layout and that of ``predict``; its own inverse. Here they are the same."""
         return state
 
-    def _notice_lost_memory(self, state: Any, episode_start: Any) -> None:
+    def _warn_of_lost_memory(self, state: Any, episode_start: Any) -> None:
         at_start = episode_start is not None and np.asarray(episode_start).all()
         if state is not None or at_start or not self._n_actor_parts:
             self._calls_without_state = 0
@@ -532,14 +471,6 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
                 stacklevel=4,
             )
 
-    @_in_autocast
-    def _encode(self, obs: Any, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """Features for actor and critic, in the leading shape given: the encoder sees all steps at once."""
-        pi_features = vf_features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
-        if not self.share_features_extractor:
-            vf_features = self._features(obs, self.vf_features_extractor)
-        return pi_features.view(*shape, -1), vf_features.view(*shape, -1)
-
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
         flat = flat_choices(obs, self.observation_space)
@@ -547,55 +478,42 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         features: Tensor = extractor(seen)
         return features
 
-    def _seen_by_actor(self, obs: Any) -> Any:
+    def seen_by_actor(self, obs: Any) -> Any:
+        """Observations without what only the critic sees."""
         if not self.privileged:
             return obs
         return {key: part for key, part in obs.items() if key not in self.privileged}
 
     @_in_autocast
-    def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Remembered, State]:
-        pi_features, vf_features = self._encode(obs, episode_starts.shape)
-        actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
-        hidden, actor_state = self.memory_actor(pi_features, actor_state, episode_starts)
-        if self.memory_critic is None:
-            return self._of_both(hidden), actor_state
-        critic_hidden, critic_state = self.memory_critic(vf_features, critic_state, episode_starts)
-        return Remembered(hidden, critic_hidden), actor_state + critic_state
-
-    @_in_autocast
-    def _unroll(self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor) -> Remembered:
-        actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
-        if self.memory_critic is None:
-            return self._of_both(_unrolled(self.memory_actor, pi_features, actor_state, episode_starts))
-        memories, features = (self.memory_actor, self.memory_critic), (pi_features, vf_features)
-        called = memories_called(self) if self._heads is None else self._heads.memories_called
-        states = (actor_state, critic_state)
-        if not called and (both := unroll_together(memories, features, states, episode_starts)):
-            return Remembered(both[0].flatten(0, 1), both[1].flatten(0, 1))
-        hidden = _unrolled(self.memory_actor, pi_features, actor_state, episode_starts)
-        return Remembered(hidden, _unrolled(self.memory_critic, vf_features, critic_state, episode_starts))
+    def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, Tensor, State]:
+        """(B, ...) -> what the memories of actor and critic give, (B, H), and the state after."""
+        features = self.encode(obs, episode_starts.shape)
+        steps = [
+            memory(each, part, episode_starts)
+            for each, (memory, part) in zip(features, self._memories(state), strict=False)
+        ]
+        return *self._of_actor_and_critic([hidden for hidden, _ in steps]), _joined(after for _, after in steps)
 
     @_in_autocast
     def _states_along(
-        self, pi_features: Tensor, vf_features: Tensor, state: State, episode_starts: Tensor, at: Sequence[int]
+        self, features: Sequence[Tensor], state: State, episode_starts: Tensor, at: Sequence[int]
     ) -> State:
-        actor_state, critic_state = state[: self._n_actor_parts], state[self._n_actor_parts :]
-        states = self.memory_actor.states_along(pi_features, actor_state, episode_starts, at)
-        if self.memory_critic is None:
-            return states
-        return states + self.memory_critic.states_along(vf_features, critic_state, episode_starts, at)
+        return _joined(
+            memory.states_along(each, part, episode_starts, at)
+            for each, (memory, part) in zip(features, self._memories(state), strict=False)
+        )
 
-    def _of_both(self, hidden: Tensor) -> Remembered:
-        """One memory, which the critic's loss shapes or not."""
-        return Remembered(hidden, hidden.detach() if self.critic_memory == "detached" else hidden)
+    def _of_actor_and_critic(self, hidden: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What each memory gave; one serves both, and the critic's loss shapes it or not."""
+        return hidden[0], hidden[-1].detach() if self.critic_memory == "detached" else hidden[-1]
 
     @_in_autocast
     def _actor_step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        features = self._features(self._seen_by_actor(obs), self.pi_features_extractor)
+        features = self._features(self.seen_by_actor(obs), self.pi_features_extractor)
         hidden, after = self.memory_actor(features, state[: self._n_actor_parts], episode_starts)
         return hidden, after
 
-    def _value(self, hidden: Tensor) -> Tensor:
+    def values(self, hidden: Tensor) -> Tensor:
         """(N, H) of the critic's memory -> (N,)"""
         layers = value_layers_of(self)[0] if self._heads is None else self._heads.value_layers
         if layers is not None and fused.takes(hidden):
@@ -603,7 +521,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         values: Tensor = self.value_net(_hidden_layers(self, self.mlp_extractor.forward_critic, hidden))
         return values.squeeze(-1)
 
-    def _distribution_parameters(self, hidden: Tensor, obs: Any) -> Parameters:
+    def distribution_parameters(self, hidden: Tensor, obs: Any) -> Parameters:
         """(N, H) of the actor's memory, and the observations for their mask -> the parameters of the action head."""
         layers = policy_layers_of(self)[0] if self._heads is None else self._heads.policy_layers
         if layers is None or not fused.takes(hidden):
@@ -624,16 +542,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         return (output.masked_fill(~allowed, torch.finfo(output.dtype).min),)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
-        parameters.update(
-            memory=self.memory,
-            memory_kwargs=self.memory_kwargs,
-            critic_memory=self.critic_memory,
-            action_mask=self.action_mask,
-            privileged=self.privileged,
-            share_features_extractor=self.share_features_extractor,
-        )
-        return parameters
+        own = ("memory", "memory_kwargs", "critic_memory", "action_mask", "privileged", "share_features_extractor")
+        return {**super()._get_constructor_parameters(), **{name: getattr(self, name) for name in own}}
 
 
 class RnnPolicy(RecurrentActorCriticPolicy):
@@ -650,135 +560,19 @@ class GruPolicy(RecurrentActorCriticPolicy):
         super().__init__(*args, **{"memory": "gru", **kwargs})
 
 
-class LstmPolicy(RecurrentActorCriticPolicy):
-    """``"MlpLstmPolicy"``: the policy of ``sb3_contrib.RecurrentPPO``, argument by argument.
-
-    Args:
-        lstm_hidden_size: units of each layer.
-        n_lstm_layers: layers.
-        shared_lstm: the critic reads the actor's LSTM without shaping it (our ``critic_memory="detached"``).
-        enable_critic_lstm: the critic has an LSTM of its own (``"separate"``).
-        lstm_kwargs: ``bias`` and ``dropout`` of ``torch.nn.LSTM``. Dropout masks are drawn once a rollout and used in
-            acting and learning alike, so that probability ratios start at one (Hausknecht & Wagener 2022).
-
-    The state of ``predict`` is (hidden, cell), each (layers, B, units), as there. Initial weights are torch's own; the
-    general policy with ``memory="lstm"`` initializes with more care.
-    """
-
-    _default_extractor: type[BaseFeaturesExtractor] = FlattenExtractor
-
-    def __init__(
-        self,
-        observation_space: spaces.Space[Any],
-        action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
-        activation_fn: type[nn.Module] = nn.Tanh,
-        ortho_init: bool = True,
-        use_sde: bool = False,
-        log_std_init: float = 0.0,
-        full_std: bool = True,
-        use_expln: bool = False,
-        squash_output: bool = False,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        share_features_extractor: bool = True,
-        normalize_images: bool = True,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
-        optimizer_kwargs: dict[str, Any] | None = None,
-        lstm_hidden_size: int = 256,
-        n_lstm_layers: int = 1,
-        shared_lstm: bool = False,
-        enable_critic_lstm: bool = True,
-        lstm_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        self.lstm_hidden_size, self.n_lstm_layers = lstm_hidden_size, n_lstm_layers
-        self.shared_lstm, self.enable_critic_lstm = shared_lstm, enable_critic_lstm
-        self.lstm_kwargs = dict(lstm_kwargs or {})
-        if features_extractor_class is None:
-            _check_extractor_fits(type(self), self._default_extractor, observation_space, not normalize_images)
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            net_arch,
-            activation_fn,
-            ortho_init,
-            use_sde,
-            log_std_init,
-            full_std,
-            use_expln,
-            squash_output,
-            features_extractor_class or self._default_extractor,
-            features_extractor_kwargs,
-            share_features_extractor,
-            normalize_images,
-            optimizer_class,
-            optimizer_kwargs,
-            memory="lstm",
-            memory_kwargs=dict(
-                hidden_size=lstm_hidden_size,
-                num_layers=n_lstm_layers,
-                initialization="torch",
-                chrono_horizon=None,
-                **_checked_lstm_kwargs(self.lstm_kwargs),
-            ),
-            critic_memory=_critic_memory_of(shared_lstm, enable_critic_lstm),
-        )
-
-    @property
-    def lstm_actor(self) -> Memory:
-        """sb3-contrib's name for the actor's memory."""
-        return self.memory_actor
-
-    @property
-    def lstm_critic(self) -> Memory | None:
-        """sb3-contrib's name for the critic's own LSTM, None where it has none."""
-        return self.memory_critic if self.enable_critic_lstm else None
-
-    @property
-    def lstm_hidden_state_shape(self) -> tuple[int, int, int]:
-        """(layers, 1, units): of one environment's hidden or cell state in ``predict``."""
-        return (self.n_lstm_layers, 1, self.lstm_hidden_size)
-
-    def _batch_first(self, state: State) -> State:
-        return tuple(part.transpose(0, 1) for part in state)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
-        for ours in ("memory", "memory_kwargs", "critic_memory", "action_mask", "privileged"):
-            del parameters[ours]
-        names = ("lstm_hidden_size", "n_lstm_layers", "shared_lstm", "enable_critic_lstm", "lstm_kwargs")
-        parameters.update({name: getattr(self, name) for name in names})
-        return parameters
+@_in_autocast
+def _hidden_layers(policy: RecurrentActorCriticPolicy, layers: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    return layers(hidden)
 
 
-MlpLstmPolicy = LstmPolicy
+def _arguments_of_stable_baselines3(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Arguments of its actor-critic policy by name."""
+    return dict(inspect.signature(ActorCriticPolicy).bind(*args, **kwargs).arguments)
 
 
-class CnnLstmPolicy(LstmPolicy):
-    """``"CnnLstmPolicy"``: the same for images."""
-
-    _default_extractor = NatureCNN
-
-
-class MultiInputLstmPolicy(LstmPolicy):
-    """``"MultiInputLstmPolicy"``: the same for Dict observations."""
-
-    _default_extractor = CombinedExtractor
-
-
-def _as_it_is(state: State) -> State:
-    return state
-
-
-def _batch_size(obs: Any) -> int:
-    """B of observations (B, ...)."""
-    while isinstance(obs, dict):
-        obs = next(iter(obs.values()))
-    if obs.dim() == 0:
-        raise ValueError("observations must have a leading axis of environments, (B, ...); got a single number")
-    return len(obs)
+def _joined(states: Iterable[State]) -> State:
+    """The states of the memories, one after the other."""
+    return tuple(part for state in states for part in state)
 
 
 def _sequence_shape(obs: Any, actions: Tensor, episode_starts: Tensor) -> torch.Size:
@@ -792,18 +586,6 @@ def _sequence_shape(obs: Any, actions: Tensor, episode_starts: Tensor) -> torch.
             f"(L, B, ...); got {tuple(shape)}, {tuple(obs.shape)} and {tuple(actions.shape)}"
         )
     return shape
-
-
-@_in_autocast
-def _hidden_layers(policy: RecurrentActorCriticPolicy, layers: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-    return layers(hidden)
-
-
-def _unrolled(memory: Memory, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-    """(L, B, F) -> (L * B, H), the episode starts where the memory reads them."""
-    starts = episode_starts if memory.starts_on_host else to_device(episode_starts, features.device)
-    outputs: Tensor = memory(features, state, starts)
-    return outputs.flatten(0, 1)
 
 
 def _flatten_time(obs: Any) -> Any:
@@ -837,23 +619,6 @@ def _check_critic_memory(critic_memory: str, share_features_extractor: bool) -> 
         )
 
 
-def _check_extractor_fits(
-    policy: type[LstmPolicy], extractor: type[BaseFeaturesExtractor], space: spaces.Space[Any], normalized_image: bool
-) -> None:
-    """sb3-contrib's policies each have an extractor of their own, for one kind of observation."""
-    fits = CombinedExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
-    if extractor is not fits and not (extractor is NatureCNN and _is_image(space, normalized_image)):
-        name = "MultiInputLstmPolicy" if fits is CombinedExtractor else "MlpLstmPolicy"
-        hint = ", normalize_images=False if these are images of any type and range," if extractor is NatureCNN else ""
-        raise ValueError(
-            f'{policy.__name__} is not for observations of {space}; use "{name}"{hint} or give an extractor'
-        )
-
-
-def _is_image(space: spaces.Space[Any], normalized_image: bool) -> bool:
-    return is_image_space(space, check_channels=False, normalized_image=normalized_image)
-
-
 def _check_privileged(keys: Sequence[str], observation_space: spaces.Space[Any]) -> None:
     if not keys:
         return
@@ -882,30 +647,3 @@ def _check_action_mask(key: str | None, observation_space: spaces.Space[Any], ac
         raise ValueError(
             f"the action mask {key!r} has {size} entries, the action space {action_space} needs {expected}"
         )
-
-
-def _critic_memory_of(shared_lstm: bool, enable_critic_lstm: bool) -> str:
-    if shared_lstm and enable_critic_lstm:
-        raise ValueError(
-            "shared_lstm=True and enable_critic_lstm=True exclude each other: the critic reads the actor's LSTM or has "
-            "its own; set enable_critic_lstm=False to share"
-        )
-    return "detached" if shared_lstm else "separate" if enable_critic_lstm else "none"
-
-
-def _checked_lstm_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    reasons = {
-        "proj_size": "the hidden and cell state would differ in size; set lstm_hidden_size instead",
-        "bidirectional": "a policy cannot read the future; encoders over a window can",
-        "batch_first": "the layout is the policy's own affair",
-        "device": "use the algorithm's device argument",
-        "dtype": "policies are float32",
-    }
-    for name, value in kwargs.items():
-        if name in ("bias", "dropout"):
-            continue
-        if name in reasons and not value:
-            continue
-        reason = reasons.get(name, "it is no argument of an LSTM memory")
-        raise ValueError(f"lstm_kwargs: {name}={value!r} is not supported: {reason}. Supported are bias and dropout")
-    return {name: value for name, value in kwargs.items() if name in ("bias", "dropout")}

@@ -26,14 +26,18 @@ Parameters = tuple[Tensor, ...]
 
 
 class ActionHead(ABC):
-    """Sampling, modes, log-probabilities and entropies for one kind of action space."""
+    """Sampling, modes, log-probabilities and entropies for one kind of action space.
 
-    shape: tuple[int, ...]  # of one action as stored in the buffer
-    dtype: torch.dtype
-    n_outputs: int  # K of the layer before
+    Args:
+        shape, dtype: of one action as stored in the buffer.
+        n_outputs: K of the layer before.
+    """
 
     has_kernel: ClassVar[bool] = False
     """Whether ``evaluate`` has a compiled form."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, n_outputs: int) -> None:
+        self.shape, self.dtype, self.n_outputs = shape, dtype, n_outputs
 
     def check_outputs(self, n_outputs: int) -> None:
         """Raises a ValueError unless this many numbers a step are what the head takes."""
@@ -54,7 +58,7 @@ class ActionHead(ABC):
 
     @abstractmethod
     def mode(self, parameters: Parameters) -> Tensor:
-        """(N, K) -> (N, A), the most probable action."""
+        """(N, K) -> (N, A), the deterministic action."""
 
     @abstractmethod
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -71,13 +75,11 @@ class CategoricalHead(ActionHead):
     has_kernel = True
 
     def __init__(self, space: spaces.Discrete) -> None:
-        self.shape, self.dtype, self.n_outputs = (), torch.int64, int(space.n)
+        super().__init__((), torch.int64, int(space.n))
         self._start = int(space.start)
 
     def sample(self, parameters: Parameters) -> Tensor:
-        # Gumbel-max: the arg max of logits - log(Exp(1) noise) is a sample of softmax(logits).
-        logits = self._first(parameters)
-        return (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
+        return _gumbel_max(self._first(parameters))
 
     def mode(self, parameters: Parameters) -> Tensor:
         return self._first(parameters).argmax(-1)
@@ -95,17 +97,14 @@ class MultiCategoricalHead(ActionHead):
     has_kernel = True
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
-        self.shape, self.dtype = (len(space.nvec),), torch.int64
-        self._sizes = [int(n) for n in space.nvec]
-        self.n_outputs = sum(self._sizes)
-        self._choices = [CategoricalHead(spaces.Discrete(n)) for n in self._sizes]
-        self._start = np.asarray(space.start)
+        self._sizes, self._start = [int(n) for n in space.nvec], np.asarray(space.start)
+        super().__init__((len(self._sizes),), torch.int64, sum(self._sizes))
 
     def sample(self, parameters: Parameters) -> Tensor:
-        return torch.stack([choice.sample((logits,)) for choice, logits in self._split(parameters)], dim=-1)
+        return torch.stack([_gumbel_max(logits) for logits in self._split(parameters)], dim=-1)
 
     def mode(self, parameters: Parameters) -> Tensor:
-        return torch.stack([logits.argmax(-1) for _, logits in self._split(parameters)], dim=-1)
+        return torch.stack([logits.argmax(-1) for logits in self._split(parameters)], dim=-1)
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
         return heads.categorical(self._first(parameters), tuple(self._sizes), actions)
@@ -113,16 +112,25 @@ class MultiCategoricalHead(ActionHead):
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         return actions + self._start if self._start.any() else actions
 
-    def _split(self, parameters: Parameters) -> list[tuple[CategoricalHead, Tensor]]:
-        return list(zip(self._choices, torch.split(self._first(parameters), self._sizes, dim=-1), strict=True))
+    def _split(self, parameters: Parameters) -> tuple[Tensor, ...]:
+        return torch.split(self._first(parameters), self._sizes, dim=-1)
 
 
-class BernoulliHead(ActionHead):
+def _gumbel_max(logits: Tensor) -> Tensor:
+    """A sample of softmax(logits): the arg max of logits - log(Exp(1) noise)."""
+    return (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
+
+
+class _FlatHead(ActionHead):
+    """Of an action of any shape: stored flat in float32, one output for each component."""
+
+    def __init__(self, space: spaces.Box | spaces.MultiBinary) -> None:
+        super().__init__((math.prod(space.shape),), torch.float32, math.prod(space.shape))
+        self._space: Any = space
+
+
+class BernoulliHead(_FlatHead):
     """MultiBinary: independent bits."""
-
-    def __init__(self, space: spaces.MultiBinary) -> None:
-        self.shape, self.dtype, self.n_outputs = (math.prod(space.shape),), torch.float32, math.prod(space.shape)
-        self._space = space
 
     def sample(self, parameters: Parameters) -> Tensor:
         return torch.bernoulli(torch.sigmoid(self._first(parameters)))
@@ -132,23 +140,18 @@ class BernoulliHead(ActionHead):
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._first(parameters)
-        probability = torch.sigmoid(logits)
-        cross = torch.nn.functional.binary_cross_entropy_with_logits
-        log_prob = -cross(logits, actions, reduction="none").sum(-1)
-        return log_prob, cross(logits, probability, reduction="none").sum(-1)
+        cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+        log_prob = -cross_entropy(logits, actions, reduction="none").sum(-1)
+        return log_prob, cross_entropy(logits, torch.sigmoid(logits), reduction="none").sum(-1)
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         return actions.astype(np.int8).reshape(-1, *self._space.shape)
 
 
-class GaussianHead(ActionHead):
+class GaussianHead(_FlatHead):
     """Box: a diagonal Gaussian with a standard deviation of its own; actions are clipped on their way out."""
 
     has_kernel = True
-
-    def __init__(self, space: spaces.Box) -> None:
-        self.shape, self.dtype, self.n_outputs = (math.prod(space.shape),), torch.float32, math.prod(space.shape)
-        self._space = space
 
     def sample(self, parameters: Parameters) -> Tensor:
         mean, log_std = self._first(parameters), parameters[1]
@@ -167,15 +170,15 @@ class GaussianHead(ActionHead):
         return _within(self._space, actions.reshape(-1, *self._space.shape))
 
 
-class StateDependentHead(ActionHead):
-    """Box with generalised state-dependent exploration (Raffin et al. 2021), computed by Stable-Baselines3's class.
+class StateDependentHead(_FlatHead):
+    """Box with generalized state-dependent exploration (Raffin et al. 2021), computed by Stable-Baselines3's class.
 
     With ``squash`` the action lies in [-1, 1] and is scaled to the space's bounds on its way out.
     """
 
     def __init__(self, space: spaces.Box, distribution: StateDependentNoiseDistribution, squash: bool) -> None:
-        self.shape, self.dtype, self.n_outputs = (math.prod(space.shape),), torch.float32, math.prod(space.shape)
-        self._space, self._distribution, self._squash = space, distribution, squash
+        super().__init__(space)
+        self._distribution, self._squash = distribution, squash
 
     def sample(self, parameters: Parameters) -> Tensor:
         return self._distribution.proba_distribution(*parameters).sample()
@@ -203,27 +206,19 @@ def check_action_space(space: spaces.Space[Any], use_sde: bool = False, squash: 
         ValueError: state-dependent exploration of what is not continuous, or squashed between bounds that are infinite.
     """
     make_action_head(space)
-    if not isinstance(space, spaces.Box):
-        if use_sde:
-            raise ValueError(
-                "generalized State-Dependent Exploration (gSDE) can only be used with continuous actions (Box); set "
-                f"use_sde=False for {space}"
-            )
-        return
-    if squash and not space.is_bounded("both"):
+    if use_sde and not isinstance(space, spaces.Box):
+        raise ValueError(
+            "generalized State-Dependent Exploration (gSDE) can only be used with continuous actions (Box); set "
+            f"use_sde=False for {space}"
+        )
+    if squash and isinstance(space, spaces.Box) and not space.is_bounded("both"):
         raise ValueError(
             f"squash_output=True scales actions to the bounds of their space, and {space} has infinite ones; set "
             "squash_output=False, or bounds with gymnasium.wrappers.RescaleAction or a wrapper of yours"
         )
 
 
-HEADS: tuple[type[ActionHead], ...] = (
-    CategoricalHead,
-    MultiCategoricalHead,
-    BernoulliHead,
-    GaussianHead,
-    StateDependentHead,
-)
+HEADS = (CategoricalHead, MultiCategoricalHead, BernoulliHead, GaussianHead, StateDependentHead)
 
 
 def make_action_head(

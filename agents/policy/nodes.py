@@ -3,10 +3,9 @@
     observation -> graph encoder -> graph features -> memory -> heads -> latent a
                         `-> node features z_1 .. z_N, past the memory -> logit_i = w . tanh(A a + B z_i + b)
 
-The memory carries what the graph as a whole was, step by step; what it holds asks every node that is there now, with
-the same weights for each. So when nodes change places the probabilities of their actions change places with them, and
-what is learned of one node holds for all. The logits are those of a pointer network (Vinyals, Fortunato & Jaitly,
-2015).
+The memory carries what the graph as a whole was; its output is compared with every present node, with the same weights
+for each, so that permuted nodes have permuted probabilities. The logits are those of a pointer network (Vinyals,
+Fortunato & Jaitly, 2015).
 
 Axes: T time, B observations, N nodes, G features of a graph, Z of a node, H of the memory.
 """
@@ -20,7 +19,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.encoders.graph import GraphEncoder
-from agents.memory import Memory, State, make_memory
+from agents.memory import Memory, State
 from agents.policy.actor_critic import Projection, RecurrentActorCriticPolicy
 from agents.policy.heads import Parameters
 
@@ -95,7 +94,7 @@ class Pointer(nn.Module):
 class NodeActionPolicy(RecurrentActorCriticPolicy):
     """``"NodeActionPolicy"``: action i of Discrete(n) is about node ``first_node + i`` of a graph observation.
 
-    Nodes that are not there have probability 0; ``action_mask`` forbids others beside them. The encoder is the graph
+    Nodes that are not there have probability 0; ``action_mask`` forbids others too. The encoder is the graph
     encoder with ``output="both"``, which is set here; its other settings go in ``features_extractor_kwargs``.
 
     Args:
@@ -138,17 +137,16 @@ class NodeActionPolicy(RecurrentActorCriticPolicy):
         self.action_net = Pointer(latent_size, encoder.node_features, self.first_node, n).to(self.device)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
+    def _make_memory(self, input_size: int) -> Memory:
+        return Passing(super()._make_memory(input_size - self._passed), self._passed)
+
+    def _make_projection(self, input_size: int) -> Memory:
+        graph_features, output_size = input_size - self._passed, self.memory_actor.output_size - self._passed
+        return Passing(Projection(graph_features, output_size), self._passed)
+
     def _build_mlp_extractor(self) -> None:
-        size = self._encoder.graph_features
-        memory = make_memory(self.memory, size, self.memory_kwargs)
-        self.memory_actor = Passing(memory, self._passed)
-        self.memory_critic = None
-        if self.critic_memory == "separate":
-            self.memory_critic = Passing(make_memory(self.memory, size, self.memory_kwargs), self._passed)
-        elif self.critic_memory == "none":
-            self.memory_critic = Passing(Projection(size, memory.output_size), self._passed)
-        self._n_actor_parts = len(self.memory_actor.initial_state(1))
-        self.mlp_extractor = PassingHeads(self._make_heads(memory.output_size), self._passed)  # type: ignore[assignment]
+        heads = self._make_heads(self.memory_actor.output_size - self._passed)
+        self.mlp_extractor = PassingHeads(heads, self._passed)  # type: ignore[assignment]
 
     @property
     def _encoder(self) -> GraphEncoder:
@@ -159,8 +157,8 @@ class NodeActionPolicy(RecurrentActorCriticPolicy):
     def _passed(self) -> int:
         return self._encoder.max_nodes * self._encoder.node_features
 
-    def _distribution_parameters(self, latent: Tensor, obs: Any) -> Parameters:
-        (logits,) = super()._distribution_parameters(latent, obs)
+    def distribution_parameters(self, latent: Tensor, obs: Any) -> Parameters:
+        (logits,) = super().distribution_parameters(latent, obs)
         there = obs["node_mask"][:, self.first_node : self.first_node + logits.shape[1]].bool()
         return (logits.masked_fill(~there, torch.finfo(logits.dtype).min),)
 

@@ -8,8 +8,10 @@ layout of ``predict``. Arrays and pairs are read in the layout of ``predict`` wh
 that fits: the two look alike only where there are as many layers as environments. Nothing is ever broadcast.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +19,8 @@ from torch import Tensor
 
 from agents.memory.core import State
 
-Flip = Callable[[State], State]
-
-
-class Part(NamedTuple):
-    """One part of a state, but for its leading axis of B."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+Of = Literal["both", "actor", "critic"]
+Layout = Callable[[State], State]
 
 
 class Given(NamedTuple):
@@ -34,56 +30,104 @@ class Given(NamedTuple):
     returned: Callable[[State], Any]
 
 
-def parts_of(state: State) -> tuple[Part, ...]:
-    return tuple(Part(tuple(part.shape[1:]), part.dtype) for part in state)
-
-
-def is_own(state: Any, parts: Sequence[Part], batch_size: int) -> bool:
-    """Whether a state is in the policy's own layout and types, as it nearly always is: nothing need be read."""
-    return (
-        type(state) is tuple
-        and len(state) == len(parts)
-        and all(
-            isinstance(part, Tensor) and part.dtype is expected.dtype and part.shape == (batch_size, *expected.shape)
-            for part, expected in zip(state, parts, strict=True)
-        )
-    )
-
-
-def is_pair(state: Any) -> bool:
-    """Whether this is an actor's and a critic's state: sb3-contrib's ``RNNStates`` or its tuple."""
-    return isinstance(state, tuple | list) and len(state) == 2 and all(isinstance(part, tuple | list) for part in state)
-
-
-def read_state(
-    state: Any, parts: Sequence[Part], batch_size: int, flip: Flip, device: torch.device, as_predict: bool = False
-) -> Given:
-    """A state of ``parts`` for ``batch_size`` observations.
+class StateReader:
+    """Reads states of a policy from any layout.
 
     Args:
+        actor: a state of the actor's memory, (1, ...) each.
+        critic: of a memory of the critic's own; ``()`` if there is none.
         flip: between the policy's own layout and that of ``predict``; its own inverse.
-        as_predict: what fits both layouts is in that of ``predict``, as arrays always are.
-
-    Raises:
-        ValueError: it fits neither layout; the message has the shapes of both.
     """
-    if not isinstance(state, tuple | list):
-        raise ValueError(f"state must be a tuple of tensors or arrays, got {type(state).__name__}; {_EXPECTED}")
-    given = tuple(_tensor(part, device) for part in state)
-    flipped = flip(given) if all(part.dim() > 1 for part in given) else given
-    fits = _fits(given, parts, batch_size)
-    as_predict = as_predict or any(isinstance(part, np.ndarray) for part in state)
-    if _fits(flipped, parts, batch_size) and (as_predict or not fits):
-        return Given(_typed(flipped, parts), flip)
-    if fits:
-        return Given(_typed(given, parts), lambda after: after)
-    own = [(batch_size, *part.shape) for part in parts]
-    of_predict = [tuple(part.shape) for part in flip(tuple(torch.empty(shape, device="meta") for shape in own))]
-    layouts = f"{own} (batch first)" + (f" or {of_predict} (as predict() gives it)" if of_predict != own else "")
-    raise ValueError(
-        f"state has shapes {[tuple(part.shape) for part in given]}, expected {layouts} for {batch_size} "
-        f"observations; {_EXPECTED}, and None or a new one when the number of environments changes"
-    )
+
+    def __init__(self, actor: State, critic: State, flip: Layout) -> None:
+        self._actor, self._critic, self._flip = _parts_of(actor), _parts_of(critic), flip
+
+    def read(
+        self, state: Any, batch_size: int, device: torch.device, of: Of = "both", as_predict: bool = False
+    ) -> Given:
+        """The state of both memories, of the actor's, or of both where only the critic's part matters.
+
+        Args:
+            as_predict: what fits both layouts is in that of ``predict``, as arrays always are.
+
+        Raises:
+            ValueError: it fits neither layout; the message has the shapes of both.
+        """
+        actor, both = self._actor, self._actor + self._critic
+        if not as_predict and _is_own(state, actor if of == "actor" else both, batch_size):
+            return Given(state, _unchanged)
+        if _is_pair(state):
+            return self._read_pair(state, batch_size, device, of)
+        given = _tensors(state, device)
+        as_predict = as_predict or any(isinstance(part, np.ndarray) for part in state)
+        alone = {"both": both, "actor": actor, "critic": self._critic or both}[of]
+        parts = alone if len(given) == len(alone) else both
+        layout = self._layout_of(given, parts, batch_size, as_predict)
+        read = tuple(part.to(expected.dtype) for part, expected in zip(layout(given), parts, strict=True))
+        if of == "actor":
+            read = read[: len(actor)]
+        elif parts is not both:  # the critic's alone: what the actor's is does not matter
+            read = (*(torch.zeros((batch_size, *part.shape), dtype=part.dtype, device=device) for part in actor), *read)
+        return Given(read, layout)
+
+    def _read_pair(self, pair: Any, batch_size: int, device: torch.device, of: Of) -> Given:
+        """The states of actor and critic, which are one state where one memory serves both."""
+        actor = self.read(pair[0], batch_size, device, "actor", as_predict=True)
+        if of == "actor":
+            return actor
+        n, make = len(self._actor), getattr(type(pair), "_make", type(pair))
+        if not self._critic:
+            return Given(actor.state, lambda after: make((actor.returned(after), actor.returned(after))))
+        critic = self.read(pair[1], batch_size, device, "critic", as_predict=True)
+        return Given(
+            actor.state + critic.state[n:],
+            lambda after: make((actor.returned(after[:n]), critic.returned(after[n:]))),
+        )
+
+    def _layout_of(self, given: State, parts: "Parts", batch_size: int, as_predict: bool) -> Layout:
+        """From the layout of a state to the policy's own."""
+        flipped = self._flip(given) if all(part.dim() > 1 for part in given) else given
+        fits = _fits(given, parts, batch_size)
+        if _fits(flipped, parts, batch_size) and (as_predict or not fits):
+            return self._flip
+        if fits:
+            return _unchanged
+        own = [(batch_size, *part.shape) for part in parts]
+        of_predict = [tuple(part.shape) for part in self._flip(tuple(torch.empty(size, device="meta") for size in own))]
+        layouts = f"{own} (batch first)" + (f" or {of_predict} (as predict() gives it)" if of_predict != own else "")
+        raise ValueError(
+            f"state has shapes {[tuple(part.shape) for part in given]}, expected {layouts} for {batch_size} "
+            f"observations; {_EXPECTED}, and None or a new one when the number of environments changes"
+        )
+
+
+def takes_states(of: Of) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A policy's method of one step, (observations, state, episode starts, ...) -> (..., state after), made public.
+
+    The state comes in any layout and leaves in the same, under sb3-contrib's name ``lstm_states`` too. Episode starts
+    are truth values or numbers.
+    """
+
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def run(
+            policy: Any,
+            obs: Any,
+            state: Any = None,
+            episode_starts: Any = None,
+            *args: Any,
+            lstm_states: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            batch_size = _batch_size(obs)
+            starts = read_episode_starts(episode_starts, (batch_size,), policy.device)
+            given = policy.read_state(state if lstm_states is None else lstm_states, batch_size, of)
+            result = method(policy, obs, given.state, starts, *args, **kwargs)
+            return result if of == "critic" else (*result[:-1], given.returned(result[-1]))
+
+        return run
+
+    return decorate
 
 
 def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -98,7 +142,7 @@ def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.devic
             "initial_state(n) and torch.ones(n)"
         )
     tensor = torch.as_tensor(starts, device=device)
-    if tensor.numel() != np.prod(shape) or tensor.dim() > len(shape) + 1:
+    if tensor.numel() != math.prod(shape) or tensor.dim() > len(shape) + 1:
         raise ValueError(
             f"episode_starts has shape {tuple(tensor.shape)}, expected {shape}: one entry for each observation, true "
             "where it is the first of an episode"
@@ -106,17 +150,53 @@ def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.devic
     return tensor.reshape(shape).bool()
 
 
+class _Part(NamedTuple):
+    """One part of a state, but for its leading axis of B."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Parts = tuple[_Part, ...]
+
 _EXPECTED = "hand in what initial_state() or the last call returned"
 
 
-def _tensor(part: Any, device: torch.device) -> Tensor:
+def _parts_of(state: State) -> Parts:
+    return tuple(_Part(tuple(part.shape[1:]), part.dtype) for part in state)
+
+
+def _unchanged(state: State) -> State:
+    return state
+
+
+def _is_own(state: Any, parts: Parts, batch_size: int) -> bool:
+    """Whether a state is in the policy's own layout and types, as it nearly always is: nothing need be read."""
+    return (
+        type(state) is tuple
+        and len(state) == len(parts)
+        and all(
+            isinstance(part, Tensor) and part.dtype is expected.dtype and part.shape == (batch_size, *expected.shape)
+            for part, expected in zip(state, parts, strict=True)
+        )
+    )
+
+
+def _is_pair(state: Any) -> bool:
+    """Whether this is an actor's and a critic's state: sb3-contrib's ``RNNStates`` or its tuple."""
+    return isinstance(state, tuple | list) and len(state) == 2 and all(isinstance(part, tuple | list) for part in state)
+
+
+def _tensors(state: Any, device: torch.device) -> State:
+    if not isinstance(state, tuple | list):
+        raise ValueError(f"state must be a tuple of tensors or arrays, got {type(state).__name__}; {_EXPECTED}")
     try:
-        return torch.as_tensor(part, device=device)
+        return tuple(torch.as_tensor(part, device=device) for part in state)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"state must hold tensors or arrays, got {type(part).__name__}; {_EXPECTED}") from error
+        raise ValueError(f"state must hold tensors or arrays, got {state[0]!r:.20}; {_EXPECTED}") from error
 
 
-def _fits(state: State, parts: Sequence[Part], batch_size: int) -> bool:
+def _fits(state: State, parts: Parts, batch_size: int) -> bool:
     return len(state) == len(parts) and all(
         part.shape == (batch_size, *expected.shape)
         and not part.is_complex()
@@ -125,5 +205,10 @@ def _fits(state: State, parts: Sequence[Part], batch_size: int) -> bool:
     )
 
 
-def _typed(state: State, parts: Sequence[Part]) -> State:
-    return tuple(part.to(expected.dtype) for part, expected in zip(state, parts, strict=True))
+def _batch_size(obs: Any) -> int:
+    """B of observations (B, ...)."""
+    while isinstance(obs, dict):
+        obs = next(iter(obs.values()))
+    if obs.dim() == 0:
+        raise ValueError("observations must have a leading axis of environments, (B, ...); got a single number")
+    return len(obs)

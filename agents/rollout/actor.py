@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from agents.memory import State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
@@ -30,16 +29,16 @@ class Actor(Protocol):
     def act(self, observations: Any, state: Any, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
         """(B, ...), state before, (B,) -> actions (B, A), and what to call for the rest while the environments step."""
 
-    def on_host(self, actions: Any) -> NDArray[Any]:
-        """The actions that ``act`` returned last, as an array."""
-
 
 class TorchActor:
-    """Acts through the policy, whatever it is made of."""
+    """Acts through the policy, whatever it is made of.
 
-    def __init__(self, policy: RecurrentActorCriticPolicy) -> None:
-        self._policy = policy
-        self._on_cpu = policy.device.type == "cpu"
+    Args:
+        forward: what computes a step in place of the policy's call.
+    """
+
+    def __init__(self, policy: RecurrentActorCriticPolicy, forward: Callable[..., Any] | None = None) -> None:
+        self._device, self._forward = policy.device, forward or policy
 
     def begin(self, state: State) -> State:
         return state
@@ -49,14 +48,11 @@ class TorchActor:
 
     def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
         with torch.no_grad():
-            actions, values, log_probs, state = self._policy(
-                map_observations(lambda part: torch.as_tensor(part, device=self._policy.device), observations),
+            actions, values, log_probs, state = self._forward(
+                map_observations(lambda part: torch.as_tensor(part, device=self._device), observations),
                 state,
-                torch.as_tensor(episode_starts, device=self._policy.device),
+                torch.as_tensor(episode_starts, device=self._device),
             )
-        if self._on_cpu:
+        if self._device.type == "cpu":
             return actions.numpy(), lambda: (values.numpy(), log_probs.numpy(), state)
         return actions, lambda: (values, log_probs, state)
-
-    def on_host(self, actions: Any) -> NDArray[Any]:
-        return actions.cpu().numpy() if isinstance(actions, Tensor) else actions

@@ -3,18 +3,16 @@
 Axes: T steps of a rollout, B environments, L steps of a training sequence, C = T / L sequences an environment,
 S sequences of a minibatch, R of them with steps before them, K steps of burn-in.
 
-What is collected lies in tensors (T, B, ...) on the training device, but for rewards, episode starts and the flags of
-reset steps: these come from the host and are needed there, so they stay on the CPU, and reading a minibatch never makes
-the host wait for an accelerator. A memory's state is kept only where a training sequence starts, or K steps before,
-(C, B, ...): what it takes grows with T / L and not with T. Minibatches are whole sequences with the state before their
-first step; there is no padding and there are no masks, since resets live in the memory.
+What is collected lies in tensors (T, B, ...) on the training device, but for rewards, episode starts and which steps
+are valid: these are needed on the host and stay there, so that reading a minibatch never waits for an accelerator. A
+memory's state is kept only where a training sequence starts, or K steps before, (C, B, ...): its size grows with T / L
+and not with T. There is no padding and there are no masks, since resets live in the memory.
 
 Observations are one tensor, or a (nested) dict of tensors, in the dtype of their space (images stay bytes).
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +47,8 @@ class SequenceBatch(NamedTuple):
     """S whole sequences of L steps, time first.
 
     ``state`` is the one before each sequence's first step, (S, ...) each; or, of sequences with ``burn_in``, the one
-    before the first step of that. ``real`` is None where every step is a transition, which is the rule; else (L, S),
-    false at the steps in which an environment only reset itself. ``episode_starts`` and ``real`` are on the CPU, all
+    before the first step of that. ``valid`` is None where every step is a transition, which is the rule; else (L, S),
+    false at the steps in which an environment only reset itself. ``episode_starts`` and ``valid`` are on the CPU, all
     else is on the training device.
     """
 
@@ -62,14 +60,14 @@ class SequenceBatch(NamedTuple):
     returns: Tensor
     episode_starts: Tensor
     state: State
-    real: Tensor | None
+    valid: Tensor | None
     burn_in: BurnIn | None = None
 
     def steps(self, field: Tensor) -> Tensor:
-        """(L, S, ...) -> (N, ...): the real steps of a field, in time order."""
-        if self.real is None:
+        """(L, S, ...) -> (N, ...): the valid steps of a field, in time order."""
+        if self.valid is None:
             return field.flatten(0, 1)
-        rows = to_device(self.real.flatten().nonzero()[:, 0], field.device)
+        rows = to_device(self.valid.flatten().nonzero()[:, 0], field.device)
         return field.flatten(0, 1).index_select(0, rows)
 
 
@@ -111,40 +109,36 @@ class SequenceRolloutBuffer:
         check_burn_in(n_steps, self.sequence_length, burn_in)
         self._rng = rng if rng is not None else np.random.default_rng()
 
-        def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = self.device) -> Tensor:
-            return torch.zeros((n_steps, n_envs, *shape), dtype=dtype, device=device)
+        def room(shape: tuple[int, ...], dtype: torch.dtype, on: torch.device | str = self.device) -> Tensor:
+            return torch.zeros((n_steps, n_envs, *shape), dtype=dtype, device=on)
 
         self.observations: Observations = _room_for_observations(observation_space, room)
         self.actions = room(actions.shape, actions.dtype)
-        self.rewards = room((), torch.float32, torch.device("cpu"))
-        self.values = room((), torch.float32)
-        self.log_probs = room((), torch.float32)
-        self.episode_starts = room((), torch.bool, torch.device("cpu"))
-        self.advantages = room((), torch.float32)
-        self.returns = room((), torch.float32)
-        self.real = room((), torch.bool, torch.device("cpu"))
-        self._all_real = True
+        self.values, self.log_probs, self.advantages, self.returns = (room((), torch.float32) for _ in range(4))
+        self.rewards = room((), torch.float32, "cpu")
+        self.episode_starts, self.valid = room((), torch.bool, "cpu"), room((), torch.bool, "cpu")
+        self._all_valid = True
         self.kept_at = [max(first - burn_in, 0) for first in range(0, n_steps, self.sequence_length)]
-        """(C,) the step before which the state of each stretch of sequences is kept."""
+        """(C,) the step before which the state of each segment of sequences is kept."""
         self.states: State = tuple(
             torch.zeros((len(self.kept_at), *part.shape), dtype=part.dtype, device=self.device) for part in state
         )
-        self._writable = _Writable(self)
+        self._rows = _rows_of(self)
         self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the views through which it is written: those of a copy belong to the copy's own tensors."""
-        return {name: value for name, value in vars(self).items() if name != "_writable"}
+        return {name: value for name, value in vars(self).items() if name != "_rows"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._writable = _Writable(self)
+        self._rows = _rows_of(self)
 
     def reset(self) -> None:
         """Empties the buffer for the next rollout."""
         self.pos, self.full, self._closed = 0, False, False
         self._next_order: NDArray[np.int64] | None = None
-        self.real.fill_(True)
+        self.valid.fill_(True)
 
     def size(self) -> int:
         """Steps collected so far, each environment counted once."""
@@ -172,48 +166,47 @@ class SequenceRolloutBuffer:
         """
         if self.full:
             raise RuntimeError(f"the rollout buffer holds {self.buffer_size} steps and is full; call reset() first")
-        put_observations(self._writable.observations, self.pos, observations)
-        self._writable.episode_starts[self.pos] = episode_starts
-        for stretch in self._stretches_kept():
-            for kept, part in zip(self._writable.states, state, strict=True):
-                kept[stretch] = part
+        put_observations(self._rows.observations, self.pos, observations)
+        self._rows.episode_starts[self.pos] = episode_starts
+        for segment in self._segments_kept():
+            for kept, part in zip(self._rows.states, state, strict=True):
+                kept[segment] = part
 
     def add_actions(self, actions: Any, values: Any, log_probs: Any) -> None:
-        """A step's second part: what the policy chose and thought of it."""
-        self._writable.actions[self.pos] = actions
-        self._writable.values[self.pos] = values
-        self._writable.log_probs[self.pos] = log_probs
+        """A step's second part: what actor and critic gave."""
+        self._rows.actions[self.pos] = actions
+        self._rows.values[self.pos] = values
+        self._rows.log_probs[self.pos] = log_probs
 
     def add_rewards(self, rewards: Any) -> None:
-        """A step's last part: what came of it. The next step follows."""
+        """A step's last part, after which the next step follows."""
         if np.shape(rewards) != (self.n_envs,):
             raise ValueError(f"rewards must have the shape {(self.n_envs,)}, got {np.shape(rewards)}")
-        self._writable.rewards[self.pos] = rewards
+        self._rows.rewards[self.pos] = rewards
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
     def keeps_state(self) -> bool:
         """Whether the state before the next step to be added is kept: a sequence, or its burn-in, starts there."""
-        return bool(self._stretches_kept())
+        return bool(self._segments_kept())
 
-    def _stretches_kept(self) -> list[int]:
-        """The stretches whose state is the one before the next step: the first two of them where K is L."""
-        stretch, rest = divmod(self.pos + self.burn_in, self.sequence_length)
+    def _segments_kept(self) -> list[int]:
+        """The segments whose state is the one before the next step: the first two of them where K is L."""
+        segment, rest = divmod(self.pos + self.burn_in, self.sequence_length)
         first = [0] if self.pos == 0 else []
-        return [*first, stretch] if rest == 0 and 0 < stretch < len(self.kept_at) else first
+        return [*first, segment] if rest == 0 and 0 < segment < len(self.kept_at) else first
 
     def mark_reset_step(self, environments: Any) -> None:
-        """Says that in the step added last these environments only reset themselves: no transition, not trained on."""
-        self.real[self.pos - 1, environments] = False
+        """Marks that in the step added last these environments only reset themselves: no transition, not trained on."""
+        self.valid[self.pos - 1, environments] = False
 
     def recompute(
         self, evaluate: Callable[[SequenceBatch], tuple[Tensor, Tensor]], batch_size: int | None = None
     ) -> None:
         """Replaces the values and log-probabilities that acting gave by those that learning starts from.
 
-        For where acting and learning round differently. ``evaluate`` gives a minibatch's values and log-probabilities,
-        (L, S) each; it gets the very minibatches of the next epoch, so that even arithmetic whose rounding depends on
-        the company (matrix products choose their way by size) gives the same again. Before the rollout is closed.
+        For when acting and learning round differently; before the rollout is closed. ``evaluate`` gives those of a
+        minibatch, (L, S) each. It gets the very minibatches of the next epoch, since matrix products round by size.
         """
         self._check_full()
         for chosen in self._of_an_epoch(batch_size, ahead=True):
@@ -245,7 +238,7 @@ class SequenceRolloutBuffer:
             self.gae_lambda,
         )
         self.returns = self.advantages + self.values
-        self._all_real = bool(self.real.all())
+        self._all_valid = bool(self.valid.all())
         self._closed = True
 
     def get(self, batch_size: int | None = None) -> Iterator[SequenceBatch]:
@@ -260,7 +253,7 @@ class SequenceRolloutBuffer:
             raise RuntimeError("the rollout has no returns yet; call compute_returns_and_advantage() before reading")
         for chosen in self._of_an_epoch(batch_size):
             batch = self._batch(chosen)
-            if batch.real is None or batch.real.any():
+            if batch.valid is None or batch.valid.any():
                 yield batch
 
     def _check_full(self) -> None:
@@ -274,14 +267,14 @@ class SequenceRolloutBuffer:
         n_sequences = self.n_envs * (self.buffer_size // self.sequence_length)
         n_batches = number_of_minibatches(n_sequences, self.sequence_length, batch_size)
         if n_batches == 1:
-            yield _All(self.sequence_length, self.n_envs, torch.arange(n_sequences))
+            yield _Sequences(self.sequence_length, self.n_envs, torch.arange(n_sequences))
             return
         order = self._rng.permutation(n_sequences) if self._next_order is None else self._next_order
         self._next_order = order if ahead else None
         on_host = torch.from_numpy(order)
         on_device = to_device(on_host, self.device)
-        for host, device in zip(on_host.tensor_split(n_batches), on_device.tensor_split(n_batches), strict=True):
-            yield _Some(self.sequence_length, self.n_envs, host, device)
+        for chosen in zip(on_host.tensor_split(n_batches), on_device.tensor_split(n_batches), strict=True):
+            yield _Sequences(self.sequence_length, self.n_envs, *chosen)
 
     def _batch(self, chosen: "_Sequences") -> SequenceBatch:
         take = chosen.take
@@ -294,7 +287,7 @@ class SequenceRolloutBuffer:
             returns=take(self.returns),
             episode_starts=take(self.episode_starts),
             state=tuple(map(chosen.take_state, self.states)),
-            real=None if self._all_real else take(self.real),
+            valid=None if self._all_valid else take(self.valid),
             burn_in=self._steps_before(chosen) if self.burn_in and self.states else None,
         )
 
@@ -304,10 +297,10 @@ class SequenceRolloutBuffer:
         if not len(later):
             return None
         before = chosen.on_host[later] - self.n_envs
-        stretches_before = _Some(self.sequence_length, self.n_envs, before, to_device(before, self.device))
+        segments_before = _Sequences(self.sequence_length, self.n_envs, before, to_device(before, self.device))
 
         def take(field: Tensor) -> Tensor:
-            return stretches_before.take(field, self.burn_in)
+            return segments_before.take(field, self.burn_in)
 
         return BurnIn(
             observations=map_observations(take, self.observations),
@@ -316,91 +309,54 @@ class SequenceRolloutBuffer:
         )
 
 
-@dataclass(frozen=True)
-class _Sequences(ABC):
+class _Sequences(NamedTuple):
     """Which sequences a minibatch is made of: reads them out of a field (T, B, ...), and writes into one.
 
-    Sequences are numbered stretch after stretch of time; ``on_host`` are the numbers (S,) on the CPU.
+    Sequences are numbered segment after segment of time. ``on_host`` are the numbers (S,) on the CPU, ``on_device`` on
+    the training device; None where they are all sequences in order, which need no gathering.
     """
 
     length: int
     n_envs: int
     on_host: Tensor
-
-    @abstractmethod
-    def take(self, field: Tensor) -> Tensor:
-        """(T, B, ...) -> (L, S, ...)"""
-
-    @abstractmethod
-    def put(self, field: Tensor, values: Tensor) -> None:
-        """Writes (L, S) where ``take`` reads it from (T, B)."""
-
-    @abstractmethod
-    def take_state(self, part: Tensor) -> Tensor:
-        """(C, B, ...) -> (S, ...)"""
-
-    def by_stretch(self, field: Tensor) -> Tensor:
-        """(T, B, ...) -> (C, L, B, ...), a view."""
-        return field.view(-1, self.length, *field.shape[1:])
-
-
-class _All(_Sequences):
-    """All of them, those of the same stretch of time side by side: S = C * B."""
-
-    def take(self, field: Tensor) -> Tensor:
-        return self.by_stretch(field).transpose(0, 1).flatten(1, 2)
-
-    def put(self, field: Tensor, values: Tensor) -> None:
-        self.by_stretch(field).copy_(values.view(self.length, -1, self.n_envs).transpose(0, 1))
-
-    def take_state(self, part: Tensor) -> Tensor:
-        return part.flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class _Some(_Sequences):
-    """S of them, whose numbers are on the training device too."""
-
-    on_device: Tensor
+    on_device: Tensor | None = None
 
     def take(self, field: Tensor, last: int | None = None) -> Tensor:
         """(T, B, ...) -> (L, S, ...), or only the ``last`` steps of each."""
+        if self.on_device is None:
+            return self._by_segment(field).transpose(0, 1).flatten(1, 2)
+        numbers = self._numbers(field)
         if self.length == len(field):
-            return field.index_select(1, self._numbers(field))
-        stretch, environment = self._where(field)
-        stretches = self.by_stretch(field)[:, -(last or self.length) :]
-        return stretches.transpose(1, 2)[stretch, environment].transpose(0, 1)
+            return field.index_select(1, numbers)
+        segments = self._by_segment(field)[:, -(last or self.length) :]
+        return segments.transpose(1, 2)[numbers // self.n_envs, numbers % self.n_envs].transpose(0, 1)
 
     def put(self, field: Tensor, values: Tensor) -> None:
-        stretch, environment = self._where(field)
-        self.by_stretch(field).transpose(1, 2)[stretch, environment] = values.transpose(0, 1)
+        """Writes (L, S) where ``take`` reads it from (T, B)."""
+        numbers = self._numbers(field)
+        self._by_segment(field).transpose(1, 2)[numbers // self.n_envs, numbers % self.n_envs] = values.transpose(0, 1)
 
     def take_state(self, part: Tensor) -> Tensor:
-        return part.flatten(0, 1).index_select(0, self._numbers(part))
+        """(C, B, ...) -> (S, ...)"""
+        return part.flatten(0, 1) if self.on_device is None else part.flatten(0, 1)[self._numbers(part)]
+
+    def _by_segment(self, field: Tensor) -> Tensor:
+        """(T, B, ...) -> (C, L, B, ...), a view."""
+        return field.view(-1, self.length, *field.shape[1:])
 
     def _numbers(self, field: Tensor) -> Tensor:
-        return self.on_host if field.device == self.on_host.device else self.on_device
-
-    def _where(self, field: Tensor) -> tuple[Tensor, Tensor]:
-        """(S,), (S,): the stretch and the environment of each."""
-        numbers = self._numbers(field)
-        return numbers // self.n_envs, numbers % self.n_envs
+        return self.on_host if self.on_device is None or field.device.type == "cpu" else self.on_device
 
 
-class _Writable:
+def _rows_of(buffer: SequenceRolloutBuffer) -> SimpleNamespace:
     """The buffer's tensors as something that takes arrays and tensors by assignment: NumPy views on a CPU."""
 
-    def __init__(self, buffer: SequenceRolloutBuffer) -> None:
-        def view(tensor: Tensor) -> Any:
-            return tensor.numpy() if tensor.device.type == "cpu" else _DeviceRows(tensor)
+    def view(tensor: Tensor) -> Any:
+        return tensor.numpy() if tensor.device.type == "cpu" else _DeviceRows(tensor)
 
-        self.observations = map_observations(view, buffer.observations)
-        self.actions = view(buffer.actions)
-        self.rewards = view(buffer.rewards)
-        self.episode_starts = view(buffer.episode_starts)
-        self.values = view(buffer.values)
-        self.log_probs = view(buffer.log_probs)
-        self.states = tuple(view(part) for part in buffer.states)
+    names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs")
+    fields = {name: map_observations(view, getattr(buffer, name)) for name in names}
+    return SimpleNamespace(**fields, states=tuple(map(view, buffer.states)))
 
 
 class _DeviceRows:
@@ -460,7 +416,7 @@ def map_observations(function: Callable[[Any], Any], observations: Any) -> Any:
 
 
 def put_observations(to: Any, row: int, observations: Any) -> None:
-    """``to[row] = observations`` for each leaf, which must have its shape: none is broadcast, no number is bent.
+    """``to[row] = observations`` for each leaf, which must have its shape: nothing is broadcast or changed.
 
     Raises:
         ValueError: it has another shape, or a number that the dtype of the space cannot hold.
@@ -485,10 +441,10 @@ def _check_holds(dtype: Any, observations: NDArray[Any]) -> None:
     if dtype.kind == "f" or np.can_cast(observations.dtype, dtype):
         return
     with np.errstate(invalid="ignore"):
-        bent = observations.astype(dtype) != observations
-    if bent.any():
+        changed = observations.astype(dtype) != observations
+    if changed.any():
         raise ValueError(
-            f"an observation is {observations[bent].flat[0]}, which its space of {dtype} cannot hold: mend the "
+            f"an observation is {observations[changed].flat[0]}, which its space of {dtype} cannot hold: mend the "
             "environment, or its observation_space"
         )
 

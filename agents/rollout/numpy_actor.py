@@ -2,14 +2,13 @@
 
 A step of a small network on a CPU is bound by the overhead of calls, and NumPy has a fraction of torch's. So where
 every part of a policy is of a kind known here, its acting step runs in NumPy on the parameters as they are when a
-rollout starts; they do not change before it ends. On a GPU the step is bound by the launches of its kernels, so it is
-captured once as a CUDA graph and replayed with one launch. Everything else acts through the policy itself. All give the
-same numbers up to rounding, which a test holds them to.
+rollout starts; they do not change before it ends. Everything else acts through the policy itself. Both give the same
+numbers up to rounding.
 
 Axes: B environments, F features, A components of an action.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.actor import Actor, Finish, TorchActor
-from agents.rollout.capture import GraphActor
 
 Array = NDArray[np.float32]
 Layers = Callable[[Array], Array]
@@ -78,28 +76,17 @@ class NumpyActor:
 
         return actions, finish
 
-    def on_host(self, actions: NDArray[Any]) -> NDArray[Any]:
-        return actions
-
 
 def make_actor(
-    policy: RecurrentActorCriticPolicy,
-    rng: np.random.Generator,
-    last: GraphActor | None = None,
-    capture: bool = True,
+    policy: RecurrentActorCriticPolicy, rng: np.random.Generator, forward: Callable[..., Any] | None = None
 ) -> Actor:
     """The actor with the least overhead for this policy, as its plan says that it is now.
 
     Args:
-        last: the actor of the rollout before, if it was captured; where it still fits it is used again.
-        capture: whether acting on a GPU is captured as a CUDA graph.
+        forward: the policy's step as it is compiled for a GPU, if it is.
     """
     acting = policy.acting_plan()
-    if acting.part.how == "NumPy":
-        return NumpyActor(policy, rng, acting.steps)
-    if policy.device.type != "cuda" or not capture:
-        return TorchActor(policy)
-    return last if last is not None and last.acts_for(policy) else GraphActor(policy)
+    return NumpyActor(policy, rng, acting.steps) if acting.part.how == "NumPy" else TorchActor(policy, forward)
 
 
 def _features_of(space: spaces.Space[Any]) -> Callable[[Any], NDArray[Any]]:
@@ -109,52 +96,40 @@ def _features_of(space: spaces.Space[Any]) -> Callable[[Any], NDArray[Any]]:
     return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
 
 
-_ACTIVATIONS: dict[type[nn.Module], Callable[[Array, Array], object]] = {
-    nn.Tanh: lambda x, out: np.tanh(x, out=out),
-    nn.ReLU: lambda x, out: np.maximum(x, np.float32(0.0), out=out),
-}
-
-
 def _layers_of(*networks: nn.Module) -> Layers:
     """Networks one after the other as one function on arrays, whose result the next call may write over."""
     compiled = fused.layers_of(*networks)
     if compiled is not None:
         return fused.PackedPerceptron(compiled)
-    steps: list[Any] = []
-    for network in networks:
-        for layer in network if isinstance(network, nn.Sequential) else [network]:
-            if isinstance(layer, nn.Linear):
-                # Transposed once, so that a step is a plain matrix product.
-                weight = np.ascontiguousarray(layer.weight.detach().numpy().T)
-                steps.append((weight, None if layer.bias is None else layer.bias.detach().numpy(), None))
-            else:
-                steps.append((None, None, _ACTIVATIONS[type(layer)]))
+    layers = [_layer(layer) for network in networks for layer in _parts(network)]
 
     def run(x: Array) -> Array:
-        fresh = False  # the memory's output is not ours to write over
-        for weight, bias, activation in steps:
-            if activation is not None:
-                x = x if fresh else x.copy()
-                activation(x, x)
-            else:
-                x = x @ weight
-                if bias is not None:
-                    x += bias
-            fresh = True
+        for layer in layers:
+            x = layer(x)
         return x
 
     return run
 
 
+def _parts(network: nn.Module) -> Iterable[nn.Module]:
+    return network if isinstance(network, nn.Sequential) else [network]
+
+
+def _layer(layer: nn.Module) -> Layers:
+    if isinstance(layer, nn.Linear):
+        weight = np.ascontiguousarray(layer.weight.detach().numpy().T)  # once, so that a step is a plain product
+        bias = 0 if layer.bias is None else layer.bias.detach().numpy()
+        return lambda x: x @ weight + bias
+    return np.tanh if isinstance(layer, nn.Tanh) else lambda x: np.maximum(x, np.float32(0))
+
+
 def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> Sample:
     space = policy.action_space
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and fused.available:
-        return _compiled_sampler(space, rng)
     if isinstance(space, spaces.Discrete):
-        return lambda logits, latent: _sample_categorical(logits, rng)
+        return _discrete_sampler(int(space.n), rng)
     if isinstance(space, spaces.MultiDiscrete):
-        edges = np.cumsum([int(n) for n in space.nvec])[:-1]
-        return lambda logits, latent: _sample_several(np.split(logits, edges, axis=1), rng)
+        draw = _categorical_sampler([int(n) for n in space.nvec], rng)
+        return lambda logits, latent: draw(logits)
     if isinstance(space, spaces.MultiBinary):
         return lambda logits, latent: _sample_bits(logits, rng)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
@@ -162,17 +137,31 @@ def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) ->
     return _gaussian_sampler(policy.log_std.detach().numpy(), rng)
 
 
-def _compiled_sampler(space: spaces.Discrete | spaces.MultiDiscrete, rng: np.random.Generator) -> Sample:
-    if isinstance(space, spaces.MultiDiscrete):
-        several = fused.CategoricalSampler([int(n) for n in space.nvec])
-        return lambda logits, latent: several(logits, rng)
-    one = fused.CategoricalSampler([int(space.n)])
+def _discrete_sampler(n: int, rng: np.random.Generator) -> Sample:
+    draw = _categorical_sampler([n], rng)
 
     def sample(logits: Array, latent: Array) -> tuple[NDArray[np.int64], Array]:
-        actions, log_probs = one(logits, rng)
+        actions, log_probs = draw(logits)
         return actions[:, 0], log_probs
 
     return sample
+
+
+def _categorical_sampler(
+    sizes: list[int], rng: np.random.Generator
+) -> Callable[[Array], tuple[NDArray[np.int64], Array]]:
+    """(B, K) logits of choices of these sizes -> a choice of each, and their joint log-probability."""
+    if fused.available:
+        sampler = fused.CategoricalSampler(sizes)
+        return lambda logits: sampler(logits, rng)
+    edges = np.cumsum(sizes)[:-1]
+
+    def draw(logits: Array) -> tuple[NDArray[np.int64], Array]:
+        choices = [_sample_categorical(part, rng) for part in np.split(logits, edges, axis=1)]
+        log_probs: Array = np.sum([log_prob for _, log_prob in choices], axis=0, dtype=np.float32)
+        return np.stack([action for action, _ in choices], axis=1), log_probs
+
+    return draw
 
 
 def _sample_categorical(logits: Array, rng: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
@@ -182,12 +171,6 @@ def _sample_categorical(logits: Array, rng: np.random.Generator) -> tuple[NDArra
     shifted = logits - logits.max(axis=1, keepdims=True)
     chosen = shifted[np.arange(len(actions)), actions]
     return actions, chosen - np.log(np.exp(shifted).sum(axis=1))
-
-
-def _sample_several(logits: list[Array], rng: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
-    choices = [_sample_categorical(part, rng) for part in logits]
-    log_probs: Array = np.sum([log_prob for _, log_prob in choices], axis=0, dtype=np.float32)
-    return np.stack([action for action, _ in choices], axis=1), log_probs
 
 
 def _sample_bits(logits: Array, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -211,7 +194,7 @@ def _gaussian_sampler(log_std: Array, rng: np.random.Generator) -> Sample:
 
 
 def _state_dependent_sampler(distribution: StateDependentNoiseDistribution, log_std: Tensor) -> Sample:
-    """Noise that is a function of the state, by matrices that the policy's ``reset_noise`` draws anew."""
+    """Noise that is a function of the state, by matrices that the policy's ``reset_noise`` draws."""
     variances = distribution.get_std(log_std.detach()).square().numpy()  # (features, A)
 
     def sample(mean: Array, latent: Array) -> tuple[Array, Array]:

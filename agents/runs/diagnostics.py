@@ -116,7 +116,7 @@ def draw(buffer: SequenceRolloutBuffer, steps: int, rng: np.random.Generator) ->
         take(buffer.actions),
         take(buffer.log_probs),
         take(buffer.episode_starts),
-        take(buffer.real),
+        take(buffer.valid),
         tuple(part[stretch].index_select(0, chosen.to(part.device)) for part in buffer.states),
     )
 
@@ -153,10 +153,10 @@ def _passed(policy: RecurrentActorCriticPolicy, sample: Sample) -> tuple[Tensor,
     shape = sample.episode_starts.shape
     observations = map_observations(lambda part: part.flatten(0, 1), sample.observations)
     with torch.no_grad():
-        features, critic_features = policy._encode(observations, shape)
+        features, critic_features = policy.encode(observations, shape)
     inputs = features.detach().clone().requires_grad_()
-    hidden = policy._unroll(inputs, critic_features, sample.state, sample.episode_starts).actor
-    parameters = policy._distribution_parameters(hidden, observations)
+    hidden, _ = policy.unroll(inputs, critic_features, sample.state, sample.episode_starts)
+    parameters = policy.distribution_parameters(hidden, observations)
     log_probs, _ = policy.head.evaluate(parameters, sample.actions.flatten(0, 1))
     return inputs, hidden.view(*shape, -1), log_probs.view(shape)
 

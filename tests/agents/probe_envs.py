@@ -9,11 +9,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from torch import Tensor
 
 from agents import RecurrentPPO
-from agents.algorithms.on_policy import RESET_STEP
+from agents.algorithms.experience import RESET_STEP
 from agents.memory import MEMORIES, State
 from agents.policy.actor_critic import CRITIC_MEMORIES, RecurrentActorCriticPolicy
 from tests.tolerance import close
@@ -128,6 +131,20 @@ class Recorder(VecEnvWrapper):
         return np.stack([np.ones(self.num_envs, dtype=bool), *self.dones[:-1]])
 
 
+class AtRolloutEnd(BaseCallback):
+    """Calls a function with the model at the end of every rollout, before the update."""
+
+    def __init__(self, look: Callable[[Any], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._look(self.model)
+
+
 class NextStepReset(VecEnv):
     """A vector environment that resets on the step after an episode's end, and says so in that step's infos.
 
@@ -230,6 +247,41 @@ def small_ppo(
         settings.update(use_sde=True, sde_sample_freq=3)
         arguments.update(squash_output=actions == "squashed gsde")
     return cls("RecurrentPolicy", env, policy_kwargs=arguments, **{**settings, **kwargs})
+
+
+def weights(model: Any) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.policy.parameters()]
+
+
+def equal_weights(left: Any, right: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
+
+
+class Watched(RecurrentPPO):
+    """Compares, in the epoch before the first optimizer step, what learning computes with what the buffer holds."""
+
+    n_checked = 0
+    furthest = 0.0
+
+    def _train_epoch(self, history: Any, auxiliary: Any) -> bool:
+        buffer = self.rollout_buffer
+        for chosen in [] if history else list(buffer._of_an_epoch(self.batch_size, ahead=True)):
+            batch = buffer._batch(chosen)
+            values, log_probs, _ = self.policy.evaluate_actions(
+                batch.observations, batch.actions, self._state_before(batch), batch.episode_starts
+            )
+            for found, stored in ((values, batch.old_values), (log_probs, batch.old_log_probs)):
+                self.furthest = max(self.furthest, float((found - stored).abs().max()))
+            self.n_checked += values.numel()
+        return super()._train_epoch(history, auxiliary)
+
+    def first_ratios(self, n_rollouts: int = 4) -> float:
+        """Learns, in two calls, and gives the largest difference that was found."""
+        total = n_rollouts * self.n_steps * self.n_envs
+        self.learn(total // 2)
+        self.learn(total // 2, reset_num_timesteps=False)
+        assert self.n_checked == total
+        return self.furthest
 
 
 def copy_of(policy: RecurrentActorCriticPolicy) -> RecurrentActorCriticPolicy:

@@ -1,23 +1,48 @@
-"""What is compiled for a GPU computes what is computed without it: here on a CPU, traced as for the compiler."""
+"""What is compiled for a GPU computes what the policy itself does: here on a CPU, traced as for the compiler."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from agents.algorithms.compiled import CompiledObjective
+from agents.algorithms import on_policy
+from agents.algorithms.compiled import CompiledPolicy
 from agents.kernels import heads as fused
-from tests.agents.algorithms.test_ppo import clocks, small_ppo
+from agents.rollout.actor import TorchActor
+from tests.agents.probe_envs import ALL_MEMORIES, clocks, small_ppo
 from tests.pairs import each
 from tests.tolerance import assert_close
 
 SETTINGS: dict[str, Any] = dict(normalize=True, clip_range=0.2, clip_range_vf=None, ent_coef=0.01, vf_coef=0.5)
 
 
-def traced(function: Any) -> Any:
+def traced(function: Any, mode: str) -> Any:
     """As ``torch.compile`` traces it, gradients too, without generating code."""
-    return torch.compile(function, backend="aot_eager", dynamic=False, fullgraph=True)
+    backend = "eager" if mode == "reduce-overhead" else "aot_eager"
+    return torch.compile(function, backend=backend, dynamic=False, fullgraph=True)
+
+
+def untraced(function: Any, mode: str) -> Any:
+    return function
+
+
+@pytest.fixture(autouse=True)
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(fused, "available", False)  # there are none on a GPU
+    yield
+    torch._dynamo.reset()
+
+
+def trained(actions: str = "discrete", memory: str = "gru", critic: str = "shared", **kwargs: Any) -> tuple[Any, Any]:
+    """A model, and all of its last rollout."""
+    model = small_ppo(clocks(actions), memory, critic, actions=actions, ent_coef=0.01, **kwargs)
+    model.learn(24)
+    (batch,) = model.rollout_buffer.get(None)
+    model.policy.set_training_mode(True)
+    return model, batch
 
 
 def results(model: Any, loss: torch.Tensor, figures: Any) -> list[torch.Tensor]:
@@ -26,80 +51,110 @@ def results(model: Any, loss: torch.Tensor, figures: Any) -> list[torch.Tensor]:
     return [loss.detach(), *figures, *[part for part in gradients if part is not None]]
 
 
+@pytest.mark.slow  # the tracing alone takes seconds
+@pytest.mark.parametrize("memory", ALL_MEMORIES)
+def test_a_traced_step_acts_as_the_policy(memory: str) -> None:
+    model, _ = trained(memory=memory, critic="separate")
+    policy, compiled = model.policy, CompiledPolicy(model.policy, traced)
+    state, starts = policy.initial_state(3), torch.ones(3, dtype=torch.bool)
+    with torch.no_grad():
+        for seed in range(3):
+            observations = torch.rand(3, 3)
+            torch.manual_seed(seed)
+            *expected, _ = policy(observations, state, starts)
+            torch.manual_seed(seed)
+            *found, state = compiled.act(observations, state, starts)
+            for one, other in zip(found, expected, strict=True):
+                assert_close(one, other)
+            starts = torch.tensor([False, True, False])
+
+
+def test_an_agent_whose_parts_are_compiled_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(compiles: bool) -> list[Any]:
+        model = small_ppo(clocks(), "lstm", "separate")
+        model._compiled = CompiledPolicy(model.policy, untraced)
+        model._compiles = lambda part: compiles
+        monkeypatch.setattr(on_policy, "make_actor", lambda policy, rng, forward: TorchActor(policy, forward))
+        model.learn(48, callback=lambda *_: True)
+        return [*model.policy.parameters(), model.rollout_buffer.values, *model._last_state]
+
+    for one, other in zip(weights(True), weights(False), strict=True):
+        assert_close(one.detach(), other.detach())
+
+
 @pytest.mark.parametrize(
     ("critic", "actions"), each(["shared", "separate"], ["discrete", "box", "multi discrete", "multi binary"])
 )
-def test_the_traced_objective_is_the_one_that_is_not(
-    actions: str, critic: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fused, "available", False)
-    model = small_ppo(clocks(actions), "gru", critic, actions=actions, ent_coef=0.01)
-    model.learn(24)
-    (batch,) = model.rollout_buffer.get(None)
-    model.policy.set_training_mode(True)
-    objective = CompiledObjective(model.policy, traced)
-    for changed in ({}, dict(clip_range=0.1, clip_range_vf=0.3), dict(normalize=False, ent_coef=0.0)):
-        settings = {**SETTINGS, **changed}
-        found = results(model, *objective(batch, **settings))
-        wanted = results(model, *CompiledObjective(model.policy, lambda function: function)(batch, **settings))
-        for one, other in zip(found, wanted, strict=True):
-            assert_close(one, other)
-    torch._dynamo.reset()
-
-
-def test_the_objective_behind_the_memory_is_the_algorithms_own() -> None:
-    model = small_ppo(clocks(), "lstm", "separate", ent_coef=0.01, normalize_advantage="batch")
-    model.learn(24)
-    (batch,) = model.rollout_buffer.get(None)
-    found = results(model, *CompiledObjective(model.policy, lambda function: function)(batch, **SETTINGS))
+def test_the_objective_and_its_gradients_are_the_algorithms(actions: str, critic: str) -> None:
+    model, batch = trained(actions, critic=critic, normalize_advantage="batch")
+    found = results(model, *CompiledPolicy(model.policy, untraced).objective(batch, **SETTINGS))
     for one, other in zip(found, results(model, *model._loss(batch)), strict=True):
         assert_close(one, other)
 
 
-def test_a_schedule_that_moves_the_clipping_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "available", False)
-    model = small_ppo(clocks(), "gru")
-    model.learn(24)
-    (batch,) = model.rollout_buffer.get(None)
-    objective = CompiledObjective(model.policy, traced)
-    objective(batch, **SETTINGS)
+def test_a_traced_objective_has_the_same_gradients_and_is_not_traced_again_where_a_schedule_moves() -> None:
+    model, batch = trained("box", critic="separate")
+    compiled, reference = CompiledPolicy(model.policy, traced), CompiledPolicy(model.policy, untraced)
+    compiled.objective(batch, **SETTINGS)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for clip_range, ent_coef in ((0.19, 0.01), (0.05, 0.002), (0.001, 0.0)):
-            objective(batch, **{**SETTINGS, "clip_range": clip_range, "ent_coef": ent_coef})
-    assert objective._works
-    torch._dynamo.reset()
+        for clip_range, ent_coef in ((0.19, 0.01), (0.001, 0.0)):
+            settings = {**SETTINGS, "clip_range": clip_range, "ent_coef": ent_coef}
+            found = results(model, *compiled.objective(batch, **settings))
+            for one, other in zip(found, results(model, *reference.objective(batch, **settings)), strict=True):
+                assert_close(one, other)
+    assert compiled._works
 
 
-def test_where_it_cannot_be_compiled_it_computes_as_it_is_and_says_so_once() -> None:
-    def failing(function: Any) -> Any:
+def test_a_policy_that_cannot_be_compiled_computes_as_it_is_with_one_warning() -> None:
+    def failing(function: Any, mode: str) -> Any:
         def run(*_: Any) -> Any:
             raise RuntimeError("no compiler here\nand more")
 
         return run
 
-    model = small_ppo(clocks(), "gru")
-    model.learn(24)
-    (batch,) = model.rollout_buffer.get(None)
-    objective = CompiledObjective(model.policy, failing)
+    model, batch = trained()
+    compiled = CompiledPolicy(model.policy, failing)
     with pytest.warns(UserWarning, match="RuntimeError: no compiler here; it computes as it is"):
-        objective(batch, **SETTINGS)
-    loss, _ = objective(batch, **SETTINGS)  # without another warning, which would be an error here
+        compiled.objective(batch, **SETTINGS)
+    loss, _ = compiled.objective(batch, **SETTINGS)  # without another warning, which would be an error here
     assert loss.requires_grad
 
 
-def test_a_copy_of_what_was_compiled_computes_with_the_copy_of_its_policy() -> None:
-    model = small_ppo(clocks(), "gru")
-    model.learn(24)
-    (batch,) = model.rollout_buffer.get(None)
-    objective = CompiledObjective(model.policy, lambda function: lambda *arguments: function(*arguments))
-    copied = copy.deepcopy(objective)
+def test_a_copy_computes_with_the_copy_of_its_policy() -> None:
+    model, batch = trained()
+    compiled = CompiledPolicy(model.policy, untraced)
+    copied = copy.deepcopy(compiled)
     with torch.no_grad():
         copied.policy.value_net.bias += 1
-    loss, _ = objective(batch, **SETTINGS)
-    of_copy, _ = copied(batch, **SETTINGS)
+    loss, _ = compiled.objective(batch, **SETTINGS)
+    of_copy, _ = copied.objective(batch, **SETTINGS)
     assert copied.policy is not model.policy
     assert not torch.equal(of_copy.detach(), loss.detach())
 
 
-def test_only_an_update_on_a_gpu_is_compiled() -> None:
-    assert small_ppo(clocks(), "gru").policy.objective_plan().how != "torch.compile"
+def test_nothing_is_compiled_by_torch_unless_asked_for_and_on_a_gpu() -> None:
+    policy = small_ppo(clocks(), "gru").policy
+    policy.compiles_on_gpu = True
+    assert "torch.compile" not in str(policy.plan())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("memory", ALL_MEMORIES)
+def test_on_a_gpu_acting_and_learning_are_those_of_the_policy(memory: str) -> None:
+    model = small_ppo(clocks(), memory, "separate", device="cuda")
+    model.policy.compiles_on_gpu = True
+    model.learn(48)
+    assert model._compiled is not None
+    assert model._compiled._works
+    (batch,) = model.rollout_buffer.get(None)
+    compiled = results(model, *model._compiled.objective(batch, **SETTINGS))
+    policy_own = results(model, *CompiledPolicy(model.policy, untraced).objective(batch, **SETTINGS))
+    for one, other in zip(compiled, policy_own, strict=True):
+        assert_close(one.cpu(), other.cpu())
+    observations, starts = torch.ones(3, 3, device="cuda"), torch.zeros(3, dtype=torch.bool, device="cuda")
+    state = model.policy.initial_state(3)
+    with torch.no_grad():
+        actions, values, _, _ = model._compiled.act(observations, state, starts)
+        _, expected, _, _ = model.policy(observations, state, starts)
+    assert_close(values.cpu(), expected.cpu())
+    assert np.isin(actions.cpu().numpy(), [0, 1, 2]).all()

@@ -23,13 +23,11 @@ def test_normalized_advantages_have_mean_zero_and_deviation_one() -> None:
     assert result.argsort().tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("advantages", [[2.5], []])
-def test_fewer_than_two_steps_are_left_as_they_are(advantages: list[float]) -> None:
-    assert normalized(torch.tensor(advantages)).tolist() == advantages
-
-
-def test_equal_advantages_become_zero_and_not_nan() -> None:
-    assert normalized(torch.full((4,), 7.0)).tolist() == [0.0] * 4
+@pytest.mark.parametrize(("advantages", "expected"), [([2.5], [2.5]), ([], []), ([7.0] * 4, [0.0] * 4)])
+def test_advantages_without_a_deviation_are_normalized_without_nan(
+    advantages: list[float], expected: list[float]
+) -> None:
+    assert normalized(torch.tensor(advantages)).tolist() == expected
 
 
 def test_the_clipped_surrogate_is_the_one_computed_by_hand() -> None:
@@ -68,13 +66,9 @@ def test_the_policy_gradient_is_the_one_computed_by_hand() -> None:
     assert policy_gradient(torch.tensor([-1.0, -2.0]), torch.tensor([3.0, -1.0])).item() == near(0.5)
 
 
-def test_the_value_error_is_the_mean_square() -> None:
-    values, returns = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 5.0])
-    assert value_error(values, returns, torch.zeros(2), None).item() == near((1 + 9) / 2)
-
-
-def test_with_a_range_the_value_moves_only_so_far_from_the_old_one() -> None:
+def test_the_value_error_is_the_mean_square_of_values_that_move_only_so_far_from_the_old_ones() -> None:
     values, returns, old = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 5.0]), torch.tensor([0.0, 1.9])
+    assert value_error(values, returns, old, None).item() == near((1 + 9) / 2)
     # 0 + clip(1, +-0.5) = 0.5 -> 1.5^2; 1.9 + 0.1 = 2 -> 3^2
     assert value_error(values, returns, old, 0.5).item() == near((2.25 + 9) / 2)
 

@@ -15,14 +15,12 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     EvalCallback,
-    EveryNTimesteps,
-    StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 from torch import Tensor
 
 from agents import RecurrentA2C, RecurrentPPO
-from agents.algorithms.on_policy import RESET_STEP
+from agents.algorithms.experience import RESET_STEP
 from agents.memory import State
 from agents.rollout.buffer import map_observations
 from tests.agents.probe_envs import (
@@ -30,12 +28,14 @@ from tests.agents.probe_envs import (
     ALL_ACTIONS,
     ALL_CRITIC_MEMORIES,
     ALL_MEMORIES,
+    AtRolloutEnd,
     Clock,
     MaskedClock,
     NextStepReset,
     Recorder,
     clocks,
     copy_of,
+    equal_weights,
     small_ppo,
     states_equal,
     vectorized,
@@ -178,28 +178,19 @@ def test_a_time_limit_that_cuts_many_environments_at_once_bootstraps_each_throug
 
 def test_an_episode_that_ends_in_a_terminal_state_is_not_bootstrapped() -> None:
     recorder = clocks(ends="terminated")
-    replay = replayed(small_ppo(recorder, "lstm"), recorder)
-    assert replay.n_truncated == 0
+    assert replayed(small_ppo(recorder, "lstm"), recorder).n_truncated == 0
     assert np.any(recorder.dones)
 
 
 @pytest.mark.parametrize(("actions", "cls"), each(ALL_ACTIONS, ALGORITHMS))
 def test_a_replay_agrees_for_every_action_space_and_algorithm(actions: str, cls: Any) -> None:
     recorder = clocks(actions)
-    model = small_ppo(recorder, "gru", "separate", actions=actions, cls=cls)
-    replay = Replay(recorder)
-    if "gsde" in actions:
-        # The noise is part of the policy and drawn anew within a rollout; what is replayed takes the actions as given.
-        assert model.policy.use_sde
-    model.learn(48, callback=replay)
-    assert replay.n_rollouts == 2
+    replayed(small_ppo(recorder, "gru", "separate", actions=actions, cls=cls), recorder, n_rollouts=2)
 
 
-def test_a_replay_agrees_under_a_normaliser_that_moves() -> None:
+def test_a_replay_agrees_under_a_normalizer_that_moves() -> None:
     recorder = Recorder(VecNormalize(vectorized(lambda i: Clock(i, ACTION_SPACES["box"]), 3)))
-    model = small_ppo(recorder, "lstm", "separate")
-    assert replayed(model, recorder).n_truncated > 3
-    assert model.get_vec_normalize_env() is recorder.venv
+    assert replayed(small_ppo(recorder, "lstm", "separate"), recorder).n_truncated > 3
 
 
 @pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ["discrete", "multi discrete"]))
@@ -234,41 +225,27 @@ def test_with_dropout_the_masks_of_a_rollout_are_one_for_all_its_steps_and_new_f
     model = small_ppo(clocks(), "lstm", policy_kwargs=kwargs)
     seen: list[Tensor] = []
 
-    class Look(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
+    def look(model: Any) -> None:
+        masks = model.rollout_buffer.states[-1]
+        assert torch.equal(masks[0], masks[1])
+        assert set(masks.unique().tolist()) == {0.0, 2.0}
+        assert not torch.equal(masks[0, 0], masks[0, 1])  # each environment has its own
+        seen.append(masks[0].clone())
 
-        def _on_rollout_end(self) -> None:
-            masks = self.model.rollout_buffer.states[-1]
-            assert torch.equal(masks[0], masks[1])
-            assert set(masks.unique().tolist()) == {0.0, 2.0}
-            assert not torch.equal(masks[0, 0], masks[0, 1])  # each environment has its own
-            seen.append(masks[0].clone())
-
-    model.learn(72, callback=Look())
+    model.learn(72, callback=AtRolloutEnd(look))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
 
 
-def test_learning_anew_starts_episodes_and_memory_anew_and_learning_on_goes_on() -> None:
-    recorder = clocks(lengths=(100,))
-    model = small_ppo(recorder)
+def test_another_learn_restarts_episodes_and_memory_unless_it_goes_on() -> None:
+    model = small_ppo(clocks(lengths=(100,)))
     first_state: list[State] = []
-
-    class Look(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_end(self) -> None:
-            first_state.append(tuple(part[0].clone() for part in self.model.rollout_buffer.states))
-
-    model.learn(24, callback=Look())
-    model.learn(24, callback=Look(), reset_num_timesteps=False)
-    model.learn(24, callback=Look())
+    look = AtRolloutEnd(lambda model: first_state.append(tuple(p[0].clone() for p in model.rollout_buffer.states)))
+    model.learn(24, callback=look)
+    model.learn(24, callback=look, reset_num_timesteps=False)
+    model.learn(24, callback=look)
     initial = model.policy.initial_state(3)
-    assert states_equal(first_state[0], initial)
-    assert not states_equal(first_state[1], initial)
-    assert states_equal(first_state[2], initial)
+    assert [states_equal(state, initial) for state in first_state] == [True, False, True]
     assert model.num_timesteps == 24
 
 
@@ -328,8 +305,8 @@ def test_a_copy_of_an_agent_learns_what_the_agent_learns(copied: Any) -> None:
     assert equal_weights(agent, other)
 
 
-class Saying0And1(VecEnvWrapper):
-    """Says of an episode's end 0 or 1, as worker processes do where an environment's ``terminated`` is a number."""
+class EndsAsNumbers(VecEnvWrapper):
+    """Gives the ends of episodes as 0 and 1, as worker processes do if an environment's ``terminated`` is a number."""
 
     def reset(self) -> Any:
         return self.venv.reset()
@@ -339,19 +316,11 @@ class Saying0And1(VecEnvWrapper):
         return observations, rewards, dones.astype(np.int64), infos
 
 
-def test_ends_of_episodes_may_be_told_as_0_and_1() -> None:
-    plain, wrapped = small_ppo(clocks()), small_ppo(Saying0And1(clocks()))
+def test_ends_of_episodes_may_be_0_and_1() -> None:
+    plain, wrapped = small_ppo(clocks()), small_ppo(EndsAsNumbers(clocks()))
     for model in (plain, wrapped):
         model.learn(72)
     assert equal_weights(plain, wrapped)
-
-
-def weights(model: Any) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in model.policy.parameters()]
-
-
-def equal_weights(left: Any, right: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(weights(left), weights(right), strict=True))
 
 
 class Curious(BaseCallback):
@@ -403,7 +372,7 @@ def test_sampling_in_a_callback_leaves_training_as_it_was_where_acting_has_a_sou
     assert equal_weights(plain, trained("lstm", "separate", actions, Curious(deterministic=False)))
 
 
-def test_evaluating_on_the_training_environments_is_the_users_affair_but_keeps_the_memorys_shape() -> None:
+def test_evaluating_on_fewer_environments_keeps_the_memorys_shape() -> None:
     model = small_ppo(clocks())
     model.learn(24, callback=EvalCallback(clocks(n_envs=2), eval_freq=4, n_eval_episodes=3, verbose=0, warn=False))
     assert all(len(part) == 3 for part in model._last_state)
@@ -455,48 +424,44 @@ def next_step_model(**kwargs: Any) -> tuple[Any, NextStepReset]:
     return small_ppo(env, **kwargs), env
 
 
-class KeepRollouts(BaseCallback):
+class KeepRollouts(AtRolloutEnd):
     """Copies of every rollout's fields."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.fields = ("observations", "actions", "rewards", "values", "episode_starts", "advantages", "real")
+    def __init__(self) -> None:
         self.rollouts: list[dict[str, Tensor]] = []
+        super().__init__(self._keep)
 
-    def _on_step(self) -> bool:
-        return True
+    def _keep(self, model: Any) -> None:
+        names = ("observations", "rewards", "values", "episode_starts", "advantages", "valid")
+        self.rollouts.append({name: getattr(model.rollout_buffer, name).clone() for name in names})
 
-    def _on_rollout_end(self) -> None:
-        buffer = self.model.rollout_buffer
-        self.rollouts.append({name: getattr(buffer, name).clone() for name in self.fields})
-
-    def whole(self, name: str) -> Tensor:
+    def all(self, name: str) -> Tensor:
         return torch.cat([rollout[name] for rollout in self.rollouts])
 
 
 @pytest.mark.parametrize("sequence_length", [None, 1, 4])
 def test_a_step_in_which_an_environment_only_resets_itself_is_no_transition(sequence_length: int | None) -> None:
     model, env = next_step_model(sequence_length=sequence_length, batch_size=24, learning_rate=0.0)
-    keep = KeepRollouts(model)
+    keep = KeepRollouts()
     model.learn(96, callback=keep)
-    real = keep.whole("real")
-    assert {(t, b) for t, b in real.nonzero().tolist()} == set(env.transitions)
-    starts, observations = keep.whole("episode_starts"), keep.whole("observations")
-    # The observation of a real step is one of its own episode: at an episode's start its step is 0.
-    for t, b in real.nonzero().tolist():
+    valid = keep.all("valid")
+    assert {(t, b) for t, b in valid.nonzero().tolist()} == set(env.transitions)
+    starts, observations = keep.all("episode_starts"), keep.all("observations")
+    # The observation of a transition is one of its own episode: at an episode's start its step is 0.
+    for t, b in valid.nonzero().tolist():
         assert bool(starts[t, b]) == bool(observations[t, b, 2] == 0)
 
 
 def test_advantages_of_next_step_environments_are_those_of_the_episodes_alone() -> None:
     model, _ = next_step_model(sequence_length=4, learning_rate=0.0)
-    keep = KeepRollouts(model)
+    keep = KeepRollouts()
     model.learn(24, callback=keep)
     rollout = keep.rollouts[0]
     gamma, decay = model.gamma, model.gamma * model.gae_lambda
     n_checked = 0
     for b in range(3):
         for t in range(7, -1, -1):
-            if not rollout["real"][t, b] or t == 7:
+            if not rollout["valid"][t, b] or t == 7:
                 continue
             delta = rollout["rewards"][t, b] - rollout["values"][t, b]
             advantage = delta
@@ -508,8 +473,8 @@ def test_advantages_of_next_step_environments_are_those_of_the_episodes_alone() 
     assert n_checked > 10
 
 
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_what_a_reset_step_gives_reaches_neither_weights_nor_figures(memory: str) -> None:
+@pytest.mark.parametrize(("memory", "cls"), each(ALL_MEMORIES, ALGORITHMS))
+def test_what_a_reset_step_gives_reaches_neither_weights_nor_figures(memory: str, cls: Any) -> None:
     def run(reward: float) -> tuple[Any, dict[str, Any]]:
         class Other(NextStepReset):
             def _one(self, i: int) -> Any:
@@ -517,10 +482,8 @@ def test_what_a_reset_step_gives_reaches_neither_weights_nor_figures(memory: str
                 return observation, reward if info.get(RESET_STEP) else given, done, info
 
         env = Other([Clock(i, ACTION_SPACES["discrete"], lengths=(3, 5, 2, 4)) for i in range(3)])
-        model = small_ppo(env, memory, "separate")
-        model.learn(72)
-        figures = {name: value for name, value in model.logger.name_to_value.items() if name.startswith("train/")}
-        return model, figures
+        model = small_ppo(env, memory, "separate", cls=cls).learn(72)
+        return model, {name: value for name, value in model.logger.name_to_value.items() if name.startswith("train/")}
 
     (one, figures), (other, other_figures) = run(1000.0), run(-7.0)
     assert equal_weights(one, other)
@@ -590,21 +553,15 @@ def test_callbacks_are_called_at_every_step_with_what_the_environments_gave(cls:
         assert (shown["values"].shape, shown["log_probs"].shape) == ((3, 1), (3,))  # as Stable-Baselines3 has them
 
 
-def test_without_a_callback_the_counters_are_those_of_one() -> None:
+def test_without_a_callback_at_steps_the_counters_are_those_of_one() -> None:
     class Quiet(CallbackList):
-        """A list that overrides nothing: no step of it is called, and its counters are those of one called."""
+        """A list that overrides nothing: no step of it is called."""
 
-    silent, inner = CallbackList([]), CallbackList([])
-    outer = CallbackList([inner])
-    for callback in (silent, outer):
-        model = small_ppo(clocks())
-        model.learn(48, callback=callback)
-        assert (callback.n_calls, callback.num_timesteps) == (16, 48)
+    inner = CallbackList([])
+    for callback in (CallbackList([]), Quiet([]), CallbackList([inner])):
+        model = small_ppo(clocks()).learn(48, callback=callback)
+        assert (callback.n_calls, callback.num_timesteps, model.num_timesteps) == (16, 48, 48)
     assert (inner.n_calls, inner.num_timesteps) == (16, 48)
-    assert model.num_timesteps == 48
-    subclass = Quiet([])
-    small_ppo(clocks()).learn(48, callback=subclass)
-    assert (subclass.n_calls, subclass.num_timesteps) == (16, 48)
 
 
 def test_a_list_of_callbacks_with_code_of_its_own_is_called_at_every_step() -> None:
@@ -620,39 +577,6 @@ def test_a_list_of_callbacks_with_code_of_its_own_is_called_at_every_step() -> N
     assert own.n_steps == 16
 
 
-def test_callbacks_that_trigger_others_and_those_that_stop_work() -> None:
-    counting = Counting()
-    recorder = clocks()
-    model = small_ppo(recorder)
-    stop = StopTrainingOnMaxEpisodes(max_episodes=2)  # for each environment
-    nested = CallbackList([CallbackList([EveryNTimesteps(6, Every())]), stop])
-    model.learn(10_000, callback=[counting, nested])
-    assert model.num_timesteps < 100
-    assert np.sum(recorder.dones) >= 6
-    assert Every.n_triggers == model.num_timesteps // 6
-
-
-class Every(BaseCallback):
-    n_triggers = 0
-
-    def _on_step(self) -> bool:
-        Every.n_triggers += 1
-        return True
-
-
-@pytest.mark.parametrize("cls", ALGORITHMS)
-def test_a_callback_may_end_training_within_a_rollout_and_training_may_go_on(cls: Any) -> None:
-    recorder = clocks()
-    model = small_ppo(recorder, cls=cls)
-    before = weights(model)
-    model.learn(1000, callback=lambda locals_, globals_: False)
-    assert model.num_timesteps == 3
-    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
-    model.learn(24, reset_num_timesteps=False)
-    assert model.num_timesteps == 27
-    assert not all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
-
-
 def test_rewards_changed_by_a_callback_are_the_ones_learned_from() -> None:
     def shape(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
         locals_["rewards"][:] = 5.0
@@ -663,18 +587,18 @@ def test_rewards_changed_by_a_callback_are_the_ones_learned_from() -> None:
     assert (model.rollout_buffer.rewards == 5).all()
 
 
-def test_finished_episodes_are_told_with_their_true_returns() -> None:
+def test_finished_episodes_are_reported_with_their_true_returns() -> None:
     recorder = Recorder(VecNormalize(VecMonitor(vectorized(lambda i: Clock(i, ACTION_SPACES["discrete"]), 3))))
     model = small_ppo(recorder)
     model.learn(48)
-    told = [(info["l"], near(info["r"])) for info in model.ep_info_buffer]
+    reported = [(info["l"], near(info["r"])) for info in model.ep_info_buffer]
     expected = []
     for infos, dones in zip(recorder.infos, recorder.dones, strict=True):
         expected += [(infos[i]["episode"]["l"], infos[i]["episode"]["r"]) for i in np.flatnonzero(dones)]
     assert expected
-    assert told == expected
+    assert reported == expected
     # The first episode of environment 0 has three steps, rewarded 0.0, 0.1 and 0.2.
-    assert (3, near(0.3)) in told
+    assert (3, near(0.3)) in reported
 
 
 def test_success_is_counted_at_the_end_of_episodes_alone() -> None:
@@ -693,7 +617,7 @@ def test_success_is_counted_at_the_end_of_episodes_alone() -> None:
 # Environments
 
 
-def test_setting_environments_starts_them_and_the_memory_anew() -> None:
+def test_setting_environments_restarts_them_and_the_memory() -> None:
     first, second = clocks(lengths=(100,)), clocks(lengths=(100,))
     model = small_ppo(first, learning_rate=0.0)
     model.learn(24)
@@ -707,13 +631,6 @@ def test_another_number_of_environments_is_refused_with_what_to_do() -> None:
     model = small_ppo(clocks())
     with pytest.raises(AssertionError, match=r"you must use `RecurrentPPO\.load"):
         model.set_env(clocks(n_envs=2))
-
-
-def test_a_single_environment_that_is_no_vector_is_trained_on() -> None:
-    model = small_ppo(Clock(0, ACTION_SPACES["multi discrete"]), n_steps=8)
-    model.learn(16)
-    assert model.n_envs == 1
-    assert len(model.ep_info_buffer) > 0
 
 
 def test_progress_runs_from_one_to_zero_and_not_below() -> None:
@@ -730,12 +647,9 @@ def test_progress_runs_from_one_to_zero_and_not_below() -> None:
 
 
 def test_a_callback_that_needs_no_steps_is_called_at_none_and_counts_them_all_the_same() -> None:
-    class OncePerRollout(BaseCallback):
+    class OncePerRollout(AtRolloutEnd):
         needs_steps = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.steps = self.rollouts = 0
+        steps = rollouts = 0
 
         def _on_step(self) -> bool:
             self.steps += 1
@@ -744,7 +658,7 @@ def test_a_callback_that_needs_no_steps_is_called_at_none_and_counts_them_all_th
         def _on_rollout_end(self) -> None:
             self.rollouts += 1
 
-    callback = OncePerRollout()
+    callback = OncePerRollout(lambda model: None)
     model = small_ppo(clocks())
     model.learn(2 * model.n_steps * model.n_envs, callback)
     assert (callback.steps, callback.rollouts) == (0, 2)

@@ -9,45 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from agents import RecurrentPPO
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from tests.agents.probe_envs import (
     ACTION_SPACES,
     ALL_ACTIONS,
     ALL_CRITIC_MEMORIES,
     ALL_MEMORIES,
+    AtRolloutEnd,
     Clock,
     MaskedClock,
+    Watched,
     clocks,
     copy_of,
+    equal_weights,
     small_ppo,
     vectorized,
 )
 from tests.pairs import each, pairwise
 from tests.tolerance import close, near
-
-WITH_STATE = [memory for memory in ALL_MEMORIES if memory != "none"]
-
-
-class Watched(RecurrentPPO):
-    """Compares, before the first optimizer step of each update, what learning computes with what acting stored."""
-
-    n_checked = 0
-
-    def train(self) -> None:
-        self.policy.set_training_mode(True)
-        for batch in self.rollout_buffer.get(self.batch_size):
-            values, log_probs, _ = self.policy.evaluate_actions(
-                batch.observations, batch.actions, batch.state, batch.episode_starts
-            )
-            assert (log_probs - batch.old_log_probs).abs().max() <= 1e-5
-            assert (values - batch.old_values).abs().max() <= 1e-5
-            self.n_checked += values.numel()
-        super().train()
 
 
 @pytest.mark.parametrize(
@@ -55,81 +37,61 @@ class Watched(RecurrentPPO):
 )
 def test_the_first_ratio_is_one_and_the_values_are_those_stored(memory: str, critic_memory: str, actions: str) -> None:
     model = small_ppo(clocks(actions), memory, critic_memory, actions=actions, cls=Watched, n_epochs=1)
-    model.learn(48)
-    assert model.n_checked == 48
+    assert model.first_ratios(2) <= 1e-5
 
 
-def first_ratio_is_one(model: Any, n_rollouts: int = 4) -> bool:
-    total = n_rollouts * model.n_steps * model.n_envs
-    model.learn(total // 2)
-    model.learn(total // 2, reset_num_timesteps=False)
-    return bool(model.n_checked == total)
+CUTS: list[dict[str, Any]] = [
+    dict(sequence_length=None, batch_size=None),
+    dict(sequence_length=None, batch_size=4),
+    dict(sequence_length=1, batch_size=1),
+    dict(sequence_length=2, batch_size=7),
+    dict(n_steps=1, sequence_length=1),
+]
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "memory"),
-    each(
-        [
-            dict(sequence_length=None, batch_size=None),
-            dict(sequence_length=None, batch_size=4),
-            dict(sequence_length=1, batch_size=1),
-            dict(sequence_length=2, batch_size=7),
-            dict(n_steps=1, sequence_length=1),
-        ],
-        ALL_MEMORIES,
-    ),
-)
+@pytest.mark.parametrize(("kwargs", "memory"), each(CUTS, ALL_MEMORIES))
 def test_the_first_ratio_is_one_however_the_rollout_is_cut(kwargs: dict[str, Any], memory: str) -> None:
-    assert first_ratio_is_one(small_ppo(clocks(), memory, cls=Watched, **kwargs))
+    assert small_ppo(clocks(), memory, cls=Watched, **kwargs).first_ratios() <= 1e-5
 
 
-@pytest.mark.parametrize(("memory", "critic_memory"), each(WITH_STATE, ALL_CRITIC_MEMORIES))
-def test_the_first_ratio_is_one_with_dropout_between_layers(memory: str, critic_memory: str) -> None:
+@pytest.mark.parametrize("memory", ["rnn", "lstm", "gru"])
+def test_the_first_ratio_is_one_with_dropout_between_layers(memory: str) -> None:
     kwargs = dict(memory_kwargs=dict(hidden_size=8, num_layers=2, dropout=0.5))
-    try:
-        model = small_ppo(clocks(), memory, critic_memory, cls=Watched, policy_kwargs=kwargs)
-    except TypeError:
-        pytest.skip(f"{memory} has no dropout between layers")
-    assert first_ratio_is_one(model)
+    assert small_ppo(clocks(), memory, "separate", cls=Watched, policy_kwargs=kwargs).first_ratios() <= 1e-5
 
 
 def test_the_first_ratio_is_one_with_the_dropout_of_contribs_policies() -> None:
     kwargs = dict(lstm_hidden_size=8, n_lstm_layers=2, lstm_kwargs=dict(dropout=0.5))
     model = Watched("MlpLstmPolicy", clocks(), n_steps=8, batch_size=8, n_epochs=2, policy_kwargs=kwargs, device="cpu")
-    assert first_ratio_is_one(model)
-
-
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_the_first_ratio_is_one_under_a_normaliser_that_moves(memory: str) -> None:
-    env = VecNormalize(vectorized(lambda i: Clock(i, ACTION_SPACES["box"]), 3))
-    assert first_ratio_is_one(small_ppo(env, memory, "separate", cls=Watched))
+    assert model.first_ratios() <= 1e-5
 
 
 @pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ["discrete", "discrete from one", "multi discrete"]))
-def test_the_first_ratio_is_one_with_masked_actions(memory: str, actions: str) -> None:
+def test_the_first_ratio_is_one_with_masked_actions_and_under_a_normalizer_that_moves(
+    memory: str, actions: str
+) -> None:
     env = vectorized(lambda i: MaskedClock(i, ACTION_SPACES[actions]), 3)
-    assert first_ratio_is_one(small_ppo(env, memory, cls=Watched, policy_kwargs=dict(action_mask="mask")))
+    assert small_ppo(env, memory, cls=Watched, policy_kwargs=dict(action_mask="mask")).first_ratios() <= 1e-5
+    normalized = VecNormalize(vectorized(lambda i: Clock(i, ACTION_SPACES["box"]), 3))
+    assert small_ppo(normalized, memory, "separate", cls=Watched).first_ratios(2) <= 1e-5
 
 
 # What an update computes
 
 
-class KeepPolicy(BaseCallback):
+class KeepPolicy(AtRolloutEnd):
     """The policy as it was when its last rollout ended, which is before the update."""
 
     policy: RecurrentActorCriticPolicy
 
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        self.policy = copy_of(self.model.policy)
+    def __init__(self) -> None:
+        super().__init__(lambda model: setattr(self, "policy", copy_of(model.policy)))
 
 
 def by_hand(policy: RecurrentActorCriticPolicy, buffer: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Values, log-probabilities and entropies (T, B), one step at a time through torch.distributions.
 
-    Every stretch of the buffer's sequence length starts from the state stored for it, so no gradient crosses.
+    Every segment of the buffer's sequence length starts from the state stored for it, so no gradient crosses.
     """
     rows = []
     state: Any = ()
@@ -176,14 +138,20 @@ def updated_by_hand(policy: RecurrentActorCriticPolicy, model: Any) -> tuple[lis
     return [parameter.detach() for parameter in parameters], figures
 
 
+WITH_ENTROPY = [actions for actions in ALL_ACTIONS if "gsde" not in actions]
+
+
 @pytest.mark.parametrize(
-    ("memory", "critic_memory", "sequence_length"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, [None, 4, 1])
+    ("memory", "critic_memory", "sequence_length", "actions"),
+    pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, [None, 4, 1], WITH_ENTROPY),
 )
-def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, sequence_length: int | None) -> None:
+def test_an_update_is_the_one_computed_by_hand(
+    memory: str, critic_memory: str, sequence_length: int | None, actions: str
+) -> None:
     """Three epochs, with steps large enough that ratios and values are clipped."""
     keep = KeepPolicy()
     model = small_ppo(
-        clocks("multi discrete"),
+        clocks(actions),
         memory,
         critic_memory,
         sequence_length=sequence_length,
@@ -195,6 +163,7 @@ def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, 
         ent_coef=0.1,
         vf_coef=0.7,
         max_grad_norm=0.5,
+        normalize_advantage=sequence_length != 1,
         policy_kwargs=dict(optimizer_class=torch.optim.SGD),
     )
     model._update_current_progress_remaining = lambda *_: None  # schedules stay at their start
@@ -205,26 +174,6 @@ def test_an_update_is_the_one_computed_by_hand(memory: str, critic_memory: str, 
     assert model.logger.name_to_value["train/loss"] == near(figures["train/loss"])
     assert model.logger.name_to_value["train/approx_kl"] == near(figures["train/approx_kl"], scale=1.0)
     assert figures["clipped"] > 0  # else the clipping was not tested
-
-
-@pytest.mark.parametrize("actions", [actions for actions in ALL_ACTIONS if "gsde" not in actions])
-def test_an_update_is_the_one_computed_by_hand_for_every_action_space(actions: str) -> None:
-    keep = KeepPolicy()
-    kwargs = dict(optimizer_class=torch.optim.SGD)
-    model = small_ppo(
-        clocks(actions),
-        "gru",
-        batch_size=None,
-        n_epochs=2,
-        normalize_advantage=False,
-        ent_coef=0.1,
-        policy_kwargs=kwargs,
-    )
-    model._update_current_progress_remaining = lambda *_: None
-    model.learn(24, callback=keep)
-    expected, _ = updated_by_hand(keep.policy, model)
-    for parameter, hand in zip(model.policy.parameters(), expected, strict=True):
-        assert close(parameter, hand)
 
 
 def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None:
@@ -240,20 +189,20 @@ def test_the_loss_of_a_rollout_is_the_mean_of_those_of_its_minibatches() -> None
             assert close(mean, getattr(whole, name))
 
 
-def test_advantages_are_normalised_over_the_real_steps_of_a_minibatch() -> None:
+def test_advantages_are_normalized_over_the_valid_steps_of_a_minibatch() -> None:
     model = small_ppo(clocks(), learning_rate=0.0, normalize_advantage="batch")
     model.learn(24)
     buffer = model.rollout_buffer
     left_out = [(1, 0), (5, 2)]
     for t, b in left_out:
-        buffer.real[t, b] = False
+        buffer.valid[t, b] = False
         buffer.advantages[t, b] = buffer.returns[t, b] = 1e6  # must not count
-    buffer._all_real = False
+    buffer._all_valid = False
     (batch,) = buffer.get(None)
-    real = buffer.advantages[buffer.real]
+    real = buffer.advantages[buffer.valid]
     normal = (real - real.mean()) / (real.std() + 1e-8)
     _, terms = model._loss(batch)
-    # All ratios are one, so that the loss is -mean of the normalised advantages.
+    # All ratios are one, so that the loss is -mean of the normalized advantages.
     assert terms.policy_loss.item() == near(-float(normal.mean()), scale=1.0)
     assert terms.value_loss.item() < 1e6
     assert terms.approx_kl.item() == near(0.0, scale=1.0)
@@ -313,20 +262,25 @@ def test_a_divergence_past_the_target_ends_the_update_before_the_step_that_would
     assert run(1e-7) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("n_envs", "n_steps", "sequence_length", "batch_size", "n_expected"),
-    [(3, 7, None, 5, 3), (3, 7, 1, 5, 5), (3, 8, 4, 8, 3), (3, 8, 4, 1000, 1), (3, 8, 2, 1, 12), (1, 1, None, 1, 1)],
-)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_every_divisibility_is_survived(
-    memory: str, n_envs: int, n_steps: int, sequence_length: int | None, batch_size: int, n_expected: int
-) -> None:
+DIVISIONS = [
+    (3, 7, 7, 5, 3),
+    (3, 7, 1, 5, 5),
+    (3, 8, 4, 8, 3),
+    (3, 8, 4, 1000, 1),
+    (3, 8, 2, 1, 12),
+    (1, 1, None, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("memory", "division"), each(ALL_MEMORIES, DIVISIONS))
+def test_every_divisibility_is_survived(memory: str, division: tuple[Any, ...]) -> None:
+    n_envs, n_steps, sequence_length, batch_size, n_expected = division
     CountSteps.n_steps = 0
     model = small_ppo(
         clocks(n_envs=n_envs),
         memory,
         n_steps=n_steps,
-        sequence_length=sequence_length if n_steps != 7 or sequence_length else 7,
+        sequence_length=sequence_length,
         batch_size=batch_size,
         n_epochs=1,
         policy_kwargs=dict(optimizer_class=CountSteps),
@@ -342,15 +296,11 @@ def test_schedules_move_with_progress_and_are_logged_under_the_usual_names() -> 
 
     rates: list[float] = []
 
-    class Rates(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            rates.append(self.model.policy.optimizer.param_groups[0]["lr"])
+    def note(model: Any) -> None:
+        rates.append(model.policy.optimizer.param_groups[0]["lr"])
 
     model = small_ppo(clocks(), learning_rate=half(1e-2), clip_range=half(0.4), clip_range_vf=half(0.8))
-    model.learn(96, callback=Rates())
+    model.learn(96, callback=AtRolloutEnd(note))
     assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
     logged = model.logger.name_to_value
     assert logged["train/clip_range"] == pytest.approx(0.0)
@@ -365,58 +315,46 @@ def test_schedules_move_with_progress_and_are_logged_under_the_usual_names() -> 
 # Seeds
 
 
-def run_weights(**kwargs: Any) -> list[Tensor]:
-    actions = kwargs.pop("actions", "discrete")
-    model = small_ppo(clocks(actions), actions=actions, **kwargs)
-    model.learn(48)
-    return [parameter.detach() for parameter in model.policy.parameters()]
+def learned(n_steps: int = 48, actions: str = "discrete", **kwargs: Any) -> Any:
+    return small_ppo(clocks(actions), actions=actions, **kwargs).learn(n_steps)
 
 
-def equal(left: list[Tensor], right: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+DROPOUT = dict(memory_kwargs=dict(hidden_size=8, num_layers=2, dropout=0.5))
 
 
-@pytest.mark.parametrize(("memory", "critic_memory"), each(ALL_MEMORIES, ["shared", "separate"]))
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(memory: str, critic_memory: str) -> None:
-    kwargs = dict(memory=memory, critic_memory=critic_memory)
-    first = run_weights(seed=7, **kwargs)
+@pytest.mark.parametrize(
+    ("memory", "actions", "policy_kwargs"),
+    [(memory, actions, None) for memory, actions in each(ALL_MEMORIES, ALL_ACTIONS)] + [("lstm", "discrete", DROPOUT)],
+)
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(memory: str, actions: str, policy_kwargs: Any) -> None:
+    kwargs = dict(memory=memory, critic_memory="separate", actions=actions, policy_kwargs=policy_kwargs)
+    first = learned(seed=7, **kwargs)
     torch.rand(3)  # whatever ran in between
-    assert equal(first, run_weights(seed=7, **kwargs))
-    assert not equal(first, run_weights(seed=8, **kwargs))
-
-
-@pytest.mark.parametrize("actions", ALL_ACTIONS)
-def test_the_same_seed_gives_the_same_weights_for_every_action_space(actions: str) -> None:
-    assert equal(run_weights(seed=7, actions=actions), run_weights(seed=7, actions=actions))
-
-
-def test_the_same_seed_gives_the_same_dropout() -> None:
-    kwargs = dict(policy_kwargs=dict(memory_kwargs=dict(hidden_size=8, num_layers=2, dropout=0.5)))
-    assert equal(run_weights(seed=7, **kwargs), run_weights(seed=7, **kwargs))
+    assert equal_weights(first, learned(seed=7, **kwargs))
+    assert not equal_weights(first, learned(seed=8, **kwargs))
 
 
 def test_without_a_seed_torchs_own_decides() -> None:
-    def run(seed: int) -> list[Tensor]:
+    def run(seed: int) -> Any:
         torch.manual_seed(seed)
-        return run_weights(seed=None)
+        return learned(seed=None)
 
-    assert equal(run(5), run(5))
-    assert not equal(run(5), run(6))
+    assert equal_weights(run(5), run(5))
+    assert not equal_weights(run(5), run(6))
 
 
 def test_a_seed_set_later_decides_what_follows() -> None:
-    def run(seed: int, n_before: int) -> list[Tensor]:
+    def run(seed: int, n_before: int) -> Any:
         kwargs = dict(optimizer_class=torch.optim.SGD)
         model = small_ppo(clocks(lengths=(100,)), learning_rate=0.0, seed=1, policy_kwargs=kwargs)
         model.learn(24 * n_before)
         model.set_random_seed(seed)
         model.lr_schedule = lambda _: 1e-2
         model.set_env(clocks(lengths=(100,)))
-        model.learn(48)
-        return [parameter.detach() for parameter in model.policy.parameters()]
+        return model.learn(48)
 
-    assert equal(run(5, 1), run(5, 2))
-    assert not equal(run(5, 1), run(6, 1))
+    assert equal_weights(run(5, 1), run(5, 2))
+    assert not equal_weights(run(5, 1), run(6, 1))
 
 
 def test_gradients_of_all_that_the_optimizer_holds_are_cleared_for_every_minibatch() -> None:

@@ -79,7 +79,7 @@ def by_steps(player: Player, recording: Recording) -> Any:
     state, sums, counts = policy.memory_actor.initial_state(1), np.zeros(n_steps), np.zeros(n_steps)
     for t, features in enumerate(inputs):
         output, state = policy.memory_actor.step(features, state, torch.tensor([t == 0]))
-        parameters = policy._distribution_parameters(output, None)[0][0]
+        parameters = policy.distribution_parameters(output, None)[0][0]
         nvec = {3: [3], 5: [2, 3]}.get(len(parameters)) if policy.action_space.__class__.__name__ != "Box" else None
         if nvec is not None and "Binary" not in policy.action_space.__class__.__name__:
             parameters = torch.cat([part - part.mean() for part in parameters.split(nvec)])

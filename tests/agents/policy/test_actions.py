@@ -15,6 +15,7 @@ from tests.agents.probe_envs import ACTION_SPACES
 from tests.tolerance import close, near
 
 N = 5
+TWO = spaces.Discrete(2)
 PLAIN = [name for name in ACTION_SPACES if "gsde" not in name]
 
 
@@ -56,43 +57,23 @@ def head_of(name: str) -> tuple[spaces.Space[Any], ActionHead]:
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_log_probability_and_entropy_are_those_of_torch_distributions(name: str) -> None:
-    space, head = head_of(name)
-    parameters = some_parameters(space)
-    for actions in (head.sample(parameters), head.mode(parameters)):
-        log_probs, entropy = head.evaluate(parameters, actions)
-        expected_log_probs, expected_entropy = expected(space, parameters, actions)
-        assert log_probs.shape == (N,)
-        assert close(log_probs, expected_log_probs)
-        assert entropy is not None
-        assert entropy.shape == (N,)
-        assert close(entropy, expected_entropy)
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_log_probability_and_entropy_have_the_gradients_of_torch_distributions(name: str) -> None:
+def test_log_probability_and_entropy_and_their_gradients_are_those_of_torch_distributions(name: str) -> None:
     space, head = head_of(name)
     parameters = tuple(part.requires_grad_() for part in some_parameters(space))
-    actions = head.sample(parameters).detach()
 
     def gradients(log_probs: Tensor, entropy: Tensor) -> list[Tensor]:
         loss = (torch.arange(1.0, N + 1) * (log_probs + 0.3 * entropy)).sum()
         return list(torch.autograd.grad(loss, parameters))
 
-    log_probs, entropy = head.evaluate(parameters, actions)
-    assert entropy is not None
-    ours = gradients(log_probs, entropy)
-    theirs = gradients(*expected(space, parameters, actions))
-    assert all(close(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_actions_are_stored_in_the_shape_and_type_that_the_head_declares(name: str) -> None:
-    space, head = head_of(name)
-    parameters = some_parameters(space)
-    for actions in (head.sample(parameters), head.mode(parameters)):
+    for actions in (head.sample(parameters).detach(), head.mode(parameters).detach()):
         assert actions.shape == (N, *head.shape)
         assert actions.dtype == head.dtype
+        log_probs, entropy = head.evaluate(parameters, actions)
+        assert entropy is not None
+        found, reference = (log_probs, entropy), expected(space, parameters, actions)
+        for ours, theirs in zip((*found, *gradients(*found)), (*reference, *gradients(*reference)), strict=True):
+            assert ours.shape == theirs.shape
+            assert close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", list(ACTION_SPACES))
@@ -159,31 +140,27 @@ def test_the_ratio_of_a_joint_action_is_the_product_over_its_parts() -> None:
     assert close(both, (log_prob(1, 0) - log_prob(0, 0)) + (log_prob(0, 1) - log_prob(0, 0)))
 
 
-def test_discrete_samples_come_as_often_as_their_probabilities_say() -> None:
-    probabilities = torch.tensor([0.05, 0.15, 0.8])
-    head = make_action_head(spaces.Discrete(3))
+@pytest.mark.parametrize(
+    ("space", "parameters", "joint", "limit"),  # of chi square, which 0.1 % of fair samples exceed
+    [
+        (spaces.Discrete(3), np.log([0.05, 0.15, 0.8]), [0.05, 0.15, 0.8], 13.8),
+        (
+            spaces.MultiDiscrete([2, 3]),
+            np.log([0.3, 0.7, 0.2, 0.3, 0.5]),
+            np.outer([0.3, 0.7], [0.2, 0.3, 0.5]).ravel(),
+            20.5,
+        ),
+        (spaces.MultiBinary(2), [np.log(0.1 / 0.9), np.log(0.6 / 0.4)], np.outer([0.9, 0.1], [0.4, 0.6]).ravel(), 16.3),
+    ],
+)
+def test_samples_come_as_often_as_their_joint_probabilities(
+    space: Any, parameters: Any, joint: Any, limit: float
+) -> None:
     torch.manual_seed(1)
-    counts = head.sample((probabilities.log().expand(20_000, 3),)).bincount(minlength=3)
-    assert chi_square(counts.numpy(), probabilities.numpy()) < 13.8  # 0.1 % of fair samples exceed it
-
-
-def test_joint_samples_come_as_often_as_the_product_of_their_probabilities() -> None:
-    first, second = torch.tensor([0.3, 0.7]), torch.tensor([0.2, 0.3, 0.5])
-    head = make_action_head(spaces.MultiDiscrete([2, 3]))
-    torch.manual_seed(1)
-    samples = head.sample((torch.cat((first, second)).log().expand(20_000, 5),))
-    counts = (3 * samples[:, 0] + samples[:, 1]).bincount(minlength=6)
-    assert chi_square(counts.numpy(), torch.outer(first, second).flatten().numpy()) < 20.5
-
-
-def test_bits_come_independently_and_as_often_as_their_probabilities_say() -> None:
-    probabilities = torch.tensor([0.1, 0.6])
-    head = make_action_head(spaces.MultiBinary(2))
-    torch.manual_seed(1)
-    samples = head.sample((torch.logit(probabilities).expand(20_000, 2),)).long()
-    counts = (2 * samples[:, 0] + samples[:, 1]).bincount(minlength=4)
-    joint = np.outer([0.9, 0.1], [0.4, 0.6]).ravel()
-    assert chi_square(counts.numpy(), joint) < 16.3
+    logits = torch.tensor(np.array(parameters), dtype=torch.float32).expand(20_000, -1)
+    samples = make_action_head(space).sample((logits,)).long().reshape(20_000, -1)
+    number = samples @ torch.tensor({"MultiDiscrete": [3, 1], "MultiBinary": [2, 1]}.get(type(space).__name__, [1]))
+    assert chi_square(number.bincount(minlength=len(joint)).numpy(), joint) < limit
 
 
 def test_gaussian_samples_have_their_mean_and_deviation_and_do_not_correlate() -> None:
@@ -249,13 +226,8 @@ def test_squashed_actions_fill_the_bounds_and_have_no_entropy_in_closed_form() -
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Text(3), spaces.Tuple((spaces.Discrete(2),)), spaces.Dict(a=spaces.Discrete(2))]
+    "space", [spaces.Text(3), spaces.Tuple((spaces.Discrete(2),)), spaces.MultiDiscrete([[2, 3], [2, 2]])]
 )
 def test_other_spaces_are_refused_with_what_there_is(space: spaces.Space[Any]) -> None:
     with pytest.raises(NotImplementedError, match="use Discrete, MultiDiscrete, MultiBinary or Box"):
         make_action_head(space)
-
-
-def test_a_multi_discrete_space_of_several_axes_is_refused() -> None:
-    with pytest.raises((NotImplementedError, ValueError), match="MultiDiscrete"):
-        make_action_head(spaces.MultiDiscrete([[2, 3], [2, 2]]))

@@ -14,13 +14,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from agents.memory import State
-from agents.policy.actor_critic import (
-    GruPolicy,
-    LstmPolicy,
-    MultiInputLstmPolicy,
-    RecurrentActorCriticPolicy,
-    RnnPolicy,
-)
+from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
+from agents.policy.contrib import LstmPolicy, MultiInputLstmPolicy
 from tests.agents.probe_envs import (
     ACTION_SPACES,
     ALL_ACTIONS,
@@ -217,7 +212,7 @@ def has_gradient(module: nn.Module) -> bool:
     [("shared", True, True), ("detached", False, False), ("separate", False, True), ("none", False, True)],
 )
 @pytest.mark.parametrize("memory", WITH_STATE)
-def test_the_value_loss_shapes_the_actors_memory_only_where_it_is_shared(
+def test_the_value_loss_shapes_the_actors_memory_only_where_it_is_shared_and_the_policy_loss_always(
     memory: str, critic_memory: str, shapes_actor_memory: bool, shapes_extractor: bool
 ) -> None:
     policy = make_policy(memory, critic_memory, features_extractor_class=Linear)
@@ -231,13 +226,7 @@ def test_the_value_loss_shapes_the_actors_memory_only_where_it_is_shared(
     if critic_memory in ("separate", "none"):
         assert policy.memory_critic is not None
         assert has_gradient(policy.memory_critic)
-
-
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", WITH_STATE)
-def test_the_policy_loss_always_shapes_the_actors_memory_and_never_the_critic(memory: str, critic_memory: str) -> None:
-    policy = make_policy(memory, critic_memory, features_extractor_class=Linear)
-    (observations, starts), state = some_sequences(), some_state(policy)
+    policy.zero_grad()
     _, log_probs, _ = policy.evaluate_actions(observations, torch.ones(T, B, dtype=torch.int64), state, starts)
     log_probs.sum().backward()
     assert has_gradient(policy.memory_actor)
@@ -367,26 +356,19 @@ def test_predict_without_a_state_starts_from_the_initial_one(memory: str) -> Non
     assert all(close(a, b) for a, b in zip(state, by_flag, strict=True))
 
 
-def test_predict_takes_one_observation_or_a_batch_of_one() -> None:
-    policy = make_policy("gru", actions="box of two axes")
-    observation = np.ones(3, dtype=np.float32)
-    one, state = policy.predict(observation, deterministic=True)
-    batch, same_state = policy.predict(observation[None], deterministic=True)
-    assert one.shape == (2, 2)
-    assert batch.shape == (1, 2, 2)
-    assert np.array_equal(one, batch[0])
-    assert all(np.array_equal(a, b) for a, b in zip(state, same_state, strict=True))
-
-
 @pytest.mark.parametrize("actions", ALL_ACTIONS)
-def test_predicted_actions_lie_in_the_action_space(actions: str) -> None:
+def test_predicted_actions_lie_in_the_action_space_for_one_observation_and_for_a_batch(actions: str) -> None:
     policy = make_policy("rnn", actions=actions)
     for deterministic in (False, True):
         batch, _ = policy.predict(50 * np.ones((B, 3), dtype=np.float32), deterministic=deterministic)
         for action in batch:
             assert ACTION_SPACES[actions].contains(action)
-        one, _ = policy.predict(np.ones(3, dtype=np.float32), deterministic=deterministic)
-        assert ACTION_SPACES[actions].contains(one)
+    observation = np.ones(3, dtype=np.float32)
+    one, state = policy.predict(observation, deterministic=True)
+    batch, same_state = policy.predict(observation[None], deterministic=True)
+    assert ACTION_SPACES[actions].contains(one)
+    assert np.array_equal(one, batch[0])
+    assert all(np.array_equal(a, b) for a, b in zip(state, same_state, strict=True))
 
 
 def test_predict_changes_neither_what_came_in_nor_what_it_returned_before() -> None:
@@ -412,7 +394,7 @@ def test_a_state_or_episode_starts_of_another_size_are_refused() -> None:
         policy.predict(observation, state, np.zeros(3, dtype=bool))
 
 
-def messages(*calls: Any, memory: str = "lstm") -> list[str]:
+def warnings_of(*calls: Any, memory: str = "lstm") -> list[str]:
     """The warnings that calls of predict give, each call as (state is given, episode_start)."""
     policy = make_policy(memory)
     observation = np.ones((B, 3), dtype=np.float32)
@@ -425,19 +407,19 @@ def messages(*calls: Any, memory: str = "lstm") -> list[str]:
 
 
 def test_predicting_step_after_step_without_a_state_warns_once_that_the_memory_is_lost() -> None:
-    (message,) = messages(*[(False, None)] * 5)
+    (message,) = warnings_of(*[(False, None)] * 5)
     assert "acts without its memory" in message
     assert "model.predict(obs, state=state, episode_start=dones)" in message
-    (message,) = messages(*[(False, np.zeros(B, dtype=bool))] * 5)
+    (message,) = warnings_of(*[(False, np.zeros(B, dtype=bool))] * 5)
     assert "acts without its memory" in message
 
 
 def test_predicting_as_one_should_warns_of_nothing() -> None:
     first, later = np.ones(B, dtype=bool), np.zeros(B, dtype=bool)
-    assert messages((False, None), (True, None), (True, None)) == []
-    assert messages((False, first), (True, later), (True, later), (False, first), (True, later)) == []
-    assert messages((False, None), (True, later), (False, None), (True, later)) == []
-    assert messages(*[(False, None)] * 5, memory="none") == []
+    assert warnings_of((False, None), (True, None), (True, None)) == []
+    assert warnings_of((False, first), (True, later), (True, later), (False, first), (True, later)) == []
+    assert warnings_of((False, None), (True, later), (False, None), (True, later)) == []
+    assert warnings_of(*[(False, None)] * 5, memory="none") == []
 
 
 # Critics that know more
@@ -498,21 +480,14 @@ def test_policies_by_name_are_rebuilt_from_their_own_description(cls: Any, space
         assert torch.equal(parameter, dict(again.named_parameters())[name])
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "critic_memory"),
-    [
-        (dict(), "separate"),
-        (dict(enable_critic_lstm=False), "none"),
-        (dict(shared_lstm=True, enable_critic_lstm=False), "detached"),
-    ],
-)
-def test_the_critics_of_contrib_are_those_of_ours(kwargs: dict[str, bool], critic_memory: str) -> None:
-    assert LstmPolicy(BOX, ACTION_SPACES["discrete"], lambda _: 1e-3, **kwargs).critic_memory == critic_memory
-
-
 def test_all_parameters_of_a_policy_are_learned() -> None:
     for memory in ALL_MEMORIES:
         for critic_memory in ALL_CRITIC_MEMORIES:
             policy = make_policy(memory, critic_memory)
             learned = {id(parameter) for group in policy.optimizer.param_groups for parameter in group["params"]}
             assert learned == {id(parameter) for parameter in policy.parameters()}
+
+
+def test_an_override_by_a_methods_former_name_is_refused_with_the_new_one() -> None:
+    with pytest.raises(TypeError, match="Own overrides judge, which is called evaluate_heads now"):
+        type("Own", (RecurrentActorCriticPolicy,), {"judge": lambda self: None})

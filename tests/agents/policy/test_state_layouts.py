@@ -11,13 +11,14 @@ import torch
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from torch import Tensor
 
-from agents.policy.actor_critic import LstmPolicy, RecurrentActorCriticPolicy
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.contrib import LstmPolicy
 from tests.agents.policy.test_policy import BOX, make_policy, some_state
 from tests.agents.probe_envs import ACTION_SPACES, ALL_CRITIC_MEMORIES, ALL_MEMORIES
 
 L, B, LAYERS, UNITS = 5, 3, 2, 4
 WITH_STATE = [memory for memory in ALL_MEMORIES if memory != "none"]
-ENTRANCES = ("forward", "get_distribution", "predict_values", "evaluate_actions", "remember", "reset_state", "predict")
+ENTRANCES = ("forward", "get_distribution", "predict_values", "evaluate_actions", "reset_state", "predict")
 CRITICS: dict[str, dict[str, Any]] = {
     "separate": {},
     "shared": dict(shared_lstm=True, enable_critic_lstm=False),
@@ -39,7 +40,7 @@ def enter(
             return policy.predict(observations[0].numpy(), state, starts, deterministic=True)
         if entrance == "reset_state":
             return policy.reset_state(state, starts)
-        if entrance in ("evaluate_actions", "remember"):
+        if entrance in ("evaluate_actions",):
             sequences = torch.zeros(L, batch_size, dtype=torch.bool)
             actions = [torch.zeros(L, batch_size, dtype=torch.int64)] * (entrance == "evaluate_actions")
             return getattr(policy, entrance)(observations, *actions, state, sequences)
@@ -81,7 +82,7 @@ def test_a_state_of_other_environments_or_other_parts_is_refused(
     policy = make_policy(memory, critic_memory)
     own = some_state(policy)
     if entrance == "predict":
-        own = own[: policy._n_actor_parts]
+        own = own[: len(policy.memory_actor.initial_state(1))]
     wrong = {
         "of one environment": tuple(part[:1] for part in own),
         "of one more": tuple(torch.cat((part, part[:1])) for part in own),
@@ -106,7 +107,7 @@ def test_a_state_in_another_precision_or_as_arrays_gives_the_same_numbers(memory
     expected = enter(policy, entrance, state)
     assert_same(enter(policy, entrance, tuple(part.double() for part in state)), expected)
     assert_same(enter(policy, entrance, [part.numpy() for part in state]), expected)
-    if entrance not in ("evaluate_actions", "remember", "reset_state"):
+    if entrance not in ("evaluate_actions", "reset_state"):
         assert_same(enter(policy, entrance, state, starts=np.zeros(B, dtype=np.float32)), expected)
         assert_same(enter(policy, entrance, state, starts=torch.zeros(B)), expected)
 

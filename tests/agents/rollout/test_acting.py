@@ -3,9 +3,6 @@
 Axes: T steps, B environments.
 """
 
-import copy
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,27 +12,21 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from torch import nn
 
-from agents.algorithms import on_policy
-from agents.encoders.auxiliary import AuxiliaryTerms
-from agents.memory import GRU, MEMORIES, Memory
-from agents.policy.actor_critic import LstmPolicy, RecurrentActorCriticPolicy
+from agents.memory import GRU, MEMORIES
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.contrib import LstmPolicy
 from agents.policy.heads import CategoricalHead
 from agents.rollout.actor import TorchActor
-from agents.rollout.capture import GraphActor
 from agents.rollout.numpy_actor import NumpyActor, make_actor
 from tests.agents.policy.test_actions import chi_square
 from tests.agents.probe_envs import (
     ACTION_SPACES,
     ALL_CRITIC_MEMORIES,
     ALL_MEMORIES,
-    MaskedClock,
-    clocks,
     policy_arguments,
-    small_ppo,
     states_equal,
-    vectorized,
 )
-from tests.pairs import each, pairwise
+from tests.pairs import pairwise
 from tests.tolerance import close, near
 
 B = 5
@@ -185,24 +176,18 @@ class OfAnExtendedNetwork(RecurrentActorCriticPolicy):
 
 
 class OfItsOwnValue(RecurrentActorCriticPolicy):
-    def _value(self, hidden: Any) -> Any:
-        return 2 * super()._value(hidden)
+    def values(self, hidden: Any) -> Any:
+        return 2 * super().values(hidden)
 
 
 class OfItsOwnDistribution(RecurrentActorCriticPolicy):
-    def _distribution_parameters(self, hidden: Any, obs: Any) -> Any:
-        return tuple(2 * part for part in super()._distribution_parameters(hidden, obs))
+    def distribution_parameters(self, hidden: Any, obs: Any) -> Any:
+        return tuple(2 * part for part in super().distribution_parameters(hidden, obs))
 
 
-class Greedy(CategoricalHead):
-    def sample(self, parameters: Any) -> Any:
-        return self.mode(parameters)
-
-
-class OfItsOwnHead(RecurrentActorCriticPolicy):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.head = Greedy(self.action_space)
+class OfItsOwnEncoding(RecurrentActorCriticPolicy):
+    def encode(self, obs: Any, shape: Any) -> Any:
+        return tuple(part - 1 for part in super().encode(obs, shape))
 
 
 class OfItsOwnFeatures(RecurrentActorCriticPolicy):
@@ -232,6 +217,7 @@ class Shifted(FlattenExtractor):
         dict(cls=OfAnExtendedNetwork),
         dict(cls=OfItsOwnValue),
         dict(cls=OfItsOwnDistribution),
+        dict(cls=OfItsOwnEncoding),
         dict(cls=OfItsOwnFeatures),
         dict(features_extractor_class=Shifted),
         dict(memory=Forgetful, memory_kwargs=dict(hidden_size=4)),
@@ -242,33 +228,31 @@ def test_a_policy_with_code_of_its_own_acts_by_that_code(kwargs: dict[str, Any])
     assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
 
 
-def test_a_policy_with_a_forward_of_its_own_acts_through_it() -> None:
-    class Constant(RecurrentActorCriticPolicy):
+def test_a_policy_with_a_forward_or_a_head_of_its_own_acts_by_it() -> None:
+    class Ones(CategoricalHead):
+        def sample(self, parameters: Any) -> Any:
+            return torch.ones_like(super().sample(parameters))
+
+    class OfItsOwnHead(RecurrentActorCriticPolicy):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.head = Ones(self.action_space)  # type: ignore[arg-type]
+
+    class OfItsOwnForward(RecurrentActorCriticPolicy):
         def forward(self, obs: Any, state: Any, episode_starts: Any, deterministic: bool = False) -> Any:
             actions, values, log_probs, state = super().forward(obs, state, episode_starts, deterministic)
             return torch.ones_like(actions), values, log_probs, state
 
-    policy = make_policy(cls=Constant)
-    actor = make_actor(policy, np.random.default_rng(0))
-    for observations, starts in a_rollout(OBSERVATIONS):
-        actions, *_ = actor.act(observations, actor.begin(policy.initial_state(B)), starts)
-        assert (actions == 1).all()
-
-
-def test_a_policy_with_a_head_of_its_own_acts_by_that_head() -> None:
-    policy = make_policy(cls=OfItsOwnHead)
-    actor = make_actor(policy, np.random.default_rng(0))
-    state = actor.begin(policy.initial_state(B))
-    for observations, starts in a_rollout(OBSERVATIONS):
-        hidden, _ = policy._step(torch.as_tensor(observations), state, torch.as_tensor(starts))
-        logits, *_ = policy._distribution_parameters(hidden.actor, None)
-        actions, finish = actor.act(observations, state, starts)
-        assert actions.tolist() == logits.argmax(-1).tolist()
-        *_, state = finish()
+    for cls in (OfItsOwnHead, OfItsOwnForward):
+        policy = make_policy(cls=cls)
+        actor = make_actor(policy, np.random.default_rng(0))
+        for observations, starts in a_rollout(OBSERVATIONS):
+            actions, *_ = actor.act(observations, actor.begin(policy.initial_state(B)), starts)
+            assert (actions == 1).all()
 
 
 @pytest.mark.parametrize("layer", ["value_net", "mlp_extractor.value_net.0"])
-def test_a_method_put_in_place_of_a_layers_is_not_passed_by(layer: str) -> None:
+def test_a_hook_on_a_layer_or_a_replaced_method_is_not_passed_by(layer: str) -> None:
     policy = make_policy()
     module = policy.get_submodule(layer)
     observations = torch.as_tensor(a_rollout(OBSERVATIONS)[0][0])
@@ -278,12 +262,9 @@ def test_a_method_put_in_place_of_a_layers_is_not_passed_by(layer: str) -> None:
     module.forward = lambda x: forward(x) + 1  # type: ignore[method-assign]
     assert not torch.allclose(policy.predict_values(observations, state, starts), before)
     assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
-
-
-def test_a_hook_on_a_layer_is_not_passed_by() -> None:
-    policy = make_policy()
-    policy.value_net.register_forward_hook(lambda module, inputs, output: output + 1)
-    assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
+    hooked = make_policy()
+    hooked.get_submodule(layer).register_forward_hook(lambda module, inputs, output: output + 1)
+    assert_equals_the_policy(hooked, make_actor(hooked, np.random.default_rng(0)))
 
 
 def test_acting_changes_neither_the_state_that_came_in_nor_the_parameters() -> None:
@@ -298,7 +279,7 @@ def test_acting_changes_neither_the_state_that_came_in_nor_the_parameters() -> N
         assert all(torch.equal(a, b) for a, b in zip((*state, *policy.parameters()), kept, strict=True))
 
 
-def test_an_actor_draws_from_the_source_of_chance_it_was_given_and_from_no_other() -> None:
+def test_an_actor_draws_from_the_random_source_it_was_given_and_from_no_other() -> None:
     policy = make_policy()
     observations, starts = a_rollout(OBSERVATIONS)[0]
 
@@ -368,263 +349,3 @@ def test_state_dependent_noise_in_numpy_is_that_of_the_policy(kwargs: dict[str, 
 def test_squashed_actions_are_left_to_torch() -> None:
     policy = make_policy(ACTION_SPACES["squashed gsde"], use_sde=True, squash_output=True)
     assert isinstance(make_actor(policy, np.random.default_rng(0)), TorchActor)
-
-
-# One graph a step. Without a GPU a function stands in for its graph: what is captured is then called, not replayed.
-
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")),
-]
-
-
-def both_act(policy: RecurrentActorCriticPolicy, actor: Any, n_steps: int = 9) -> None:
-    """The actor's actions, values, log-probabilities and states are those of ``TorchActor``, bit for bit."""
-    reference = TorchActor(policy)
-    torch.manual_seed(5)
-    start = policy.renew(policy.initial_state(B))
-    kept = [part.clone() for part in start]
-
-    def run(actor: Any) -> list[Any]:
-        torch.manual_seed(6)
-        state, rows = actor.begin(start), []
-        for observations, starts in a_rollout(policy.observation_space, n_steps):
-            actions, finish = actor.act(observations, state, starts)
-            values, log_probs, state = finish()
-            outputs = [torch.as_tensor(part).cpu().clone() for part in (actions, values, log_probs)]
-            rows.append((actor.on_host(actions), *outputs, *(part.cpu() for part in actor.end(state))))
-        return rows
-
-    for ours, theirs in zip(run(actor), run(reference), strict=True):
-        assert isinstance(ours[0], np.ndarray)
-        for one, other in zip(ours, theirs, strict=True):
-            assert one.dtype == other.dtype
-            assert np.array_equal(one, other)
-    assert all(torch.equal(one, other) for one, other in zip(start, kept, strict=True))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    ("memory", "critic_memory", "action_space"),
-    pairwise(ALL_MEMORIES, ["shared", "separate"], [name for name in PLAIN if "gsde" not in name]),
-)
-def test_a_captured_step_is_the_policys(memory: str, critic_memory: str, action_space: str, device: str) -> None:
-    policy = make_policy(ACTION_SPACES[action_space], memory, critic_memory).to(device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        both_act(policy, GraphActor(policy))
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        dict(memory="lstm", memory_kwargs=dict(hidden_size=4, num_layers=3, dropout=0.5)),
-        dict(cls=LstmPolicy, lstm_hidden_size=5, n_lstm_layers=2),
-        dict(observation_space=spaces.Discrete(6)),
-        dict(observation_space=spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)),
-        dict(observation_space=spaces.Box(-1, 1, (3,), dtype=np.float64)),
-        dict(memory="none"),
-    ],
-)
-def test_whatever_is_captured_is_the_policys(kwargs: dict[str, Any], device: str) -> None:
-    policy = make_policy(**kwargs).to(device)
-    both_act(policy, GraphActor(policy))
-
-
-def counting(captures: list[int]) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
-        captures.append(1)
-        return function
-
-    return capture
-
-
-def test_a_step_is_captured_once_and_sees_what_the_optimizer_changes() -> None:
-    policy, captures = make_policy(critic_memory="separate"), list[int]()
-    actor = GraphActor(policy, counting(captures))
-    both_act(policy, actor)
-    before = [part.clone() for part in policy.parameters()]
-    for parameter in policy.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    policy.optimizer.step()
-    assert not any(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
-    both_act(policy, actor)
-    policy.load_state_dict(make_policy(critic_memory="separate").state_dict())
-    both_act(policy, actor)
-    assert len(captures) == 1
-
-
-def test_a_parameter_that_moved_in_memory_is_captured_anew() -> None:
-    policy, captures = make_policy(), list[int]()
-    actor = GraphActor(policy, counting(captures))
-    both_act(policy, actor)
-    policy.value_net.weight.data = 2 * policy.value_net.weight.data
-    both_act(policy, actor)
-    assert len(captures) == 2
-
-
-def test_another_number_of_environments_is_captured_anew() -> None:
-    policy, captures = make_policy(), list[int]()
-    actor = GraphActor(policy, counting(captures))
-    for n_envs, expected in ((2, 1), (2, 1), (3, 2)):
-        observations, starts = np.ones((n_envs, 2, 3), np.float32), np.ones(n_envs, dtype=bool)
-        actions, *_ = actor.act(observations, actor.begin(policy.initial_state(n_envs)), starts)
-        assert actor.on_host(actions).shape == (n_envs,)
-        assert len(captures) == expected
-
-
-def failing(function: Callable[[], None]) -> Callable[[], None]:
-    torch.rand(7)  # an attempt may draw
-    raise RuntimeError("operation not permitted when stream is capturing\nand more")
-
-
-def test_a_capture_that_fails_falls_back_with_one_warning_that_says_why() -> None:
-    policy = make_policy()
-    actor = GraphActor(policy, failing)
-    with pytest.warns(UserWarning, match="RuntimeError: operation not permitted when stream is capturing$") as caught:
-        both_act(policy, actor)
-    assert len(caught) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        both_act(policy, actor)
-
-
-def hooked() -> RecurrentActorCriticPolicy:
-    policy = make_policy()
-    policy.value_net.register_forward_hook(lambda module, inputs, output: output + 1)
-    return policy
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (hooked, "policy.value_net has a forward hook"),
-        (lambda: make_policy(cls=OfItsOwnValue), "OfItsOwnValue has _value of its own"),
-        (lambda: make_policy(ACTION_SPACES["gsde"], use_sde=True), "state-dependent exploration"),
-    ],
-)
-def test_a_policy_that_a_capture_would_pass_by_acts_eagerly(make: Any, reason: str) -> None:
-    policy, captures = make(), list[int]()
-    actor = GraphActor(policy, counting(captures))
-    with pytest.warns(UserWarning, match=reason) as caught:
-        both_act(policy, actor)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        both_act(policy, actor)
-    assert len(caught) == 1
-    assert not captures
-
-
-def test_a_hook_that_comes_after_the_capture_is_not_passed_by() -> None:
-    policy = make_policy()
-    actor = GraphActor(policy)
-    both_act(policy, actor)
-    policy.value_net.register_forward_hook(lambda module, inputs, output: output + 1)
-    with pytest.warns(UserWarning, match="hook"):
-        both_act(policy, actor)
-
-
-class DelayLine(Memory):
-    """Puts out what came in two steps ago: its state is handed on from part to part as it is."""
-
-    def __init__(self, input_size: int) -> None:
-        super().__init__(input_size, output_size=input_size)
-
-    def initial_state(self, batch_size: int) -> Any:
-        return (torch.zeros(batch_size, self.input_size), torch.zeros(batch_size, self.input_size))
-
-    def step(self, features: Any, state: Any, episode_starts: Any) -> Any:
-        return state[1] + 0.1 * features, (features, state[0])
-
-    def unroll(self, features: Any, state: Any, episode_starts: Any) -> Any:
-        raise NotImplementedError
-
-
-def test_a_memory_that_hands_its_state_on_as_it_came_is_captured_too() -> None:
-    policy = make_policy(memory=DelayLine, memory_kwargs={})  # type: ignore[arg-type]
-    both_act(policy, GraphActor(policy))
-
-
-def test_actions_handed_out_and_states_at_the_end_stay_as_they_were() -> None:
-    policy = make_policy(critic_memory="separate")
-    actor = GraphActor(policy)
-    state = actor.begin(policy.initial_state(B))
-    kept: list[Any] = []
-    copies: list[Any] = []
-    for observations, starts in a_rollout(OBSERVATIONS):
-        actions, finish = actor.act(observations, state, starts)
-        *_, state = finish()
-        kept += [torch.as_tensor(actor.on_host(actions)), *actor.end(state)]
-        copies += [part.clone() for part in kept[len(copies) :]]
-    assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore:acting is not captured")
-@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ["discrete", "box", "masked", "gsde"]))
-def test_an_agent_learns_the_same_whether_its_steps_are_captured_or_not(
-    memory: str, actions: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole rollouts, with resets, time limits and callbacks: what is written over is never read again."""
-    captures: list[int] = []
-
-    def learned(make: Callable[..., Any]) -> list[Any]:
-        monkeypatch.setattr(on_policy, "make_actor", make)
-        if actions == "masked":
-            env: Any = vectorized(lambda i: MaskedClock(i, ACTION_SPACES["discrete"]), 3)
-            model = small_ppo(env, memory, "separate", policy_kwargs=dict(action_mask="mask"))
-        else:
-            model = small_ppo(clocks(actions), memory, "separate", actions=actions)
-        model.learn(48, callback=lambda *_: True)
-        model.learn(24, reset_num_timesteps=False)
-        return [*model.policy.parameters(), model.rollout_buffer.values, *model._last_state]
-
-    def graph(policy: Any, rng: Any, last: Any, capture: bool) -> Any:
-        return last or GraphActor(policy, counting(captures))
-
-    eager = learned(lambda policy, *_: TorchActor(policy))
-    for one, other in zip(learned(graph), eager, strict=True):
-        assert torch.equal(one, other)
-    assert len(captures) == (actions != "gsde")
-
-
-def test_the_actor_is_chosen_by_device_arithmetic_and_what_was_captured_before() -> None:
-    policy, rng = make_policy(), np.random.default_rng(0)
-    assert isinstance(make_actor(policy, rng), NumpyActor)
-    policy.autocast = torch.bfloat16
-    assert isinstance(make_actor(policy, rng), TorchActor)
-    both_act(policy, GraphActor(policy))
-
-
-def test_a_copy_of_a_captured_actor_acts_for_the_copy_of_its_policy() -> None:
-    policy = make_policy()
-    actor = GraphActor(policy)
-    both_act(policy, actor)
-    copied = copy.deepcopy({"policy": policy, "actor": actor})
-    assert copied["actor"].acts_for(copied["policy"])
-    assert not copied["actor"].acts_for(policy)
-    with torch.no_grad():
-        copied["policy"].value_net.weight += 1
-    both_act(copied["policy"], copied["actor"])
-    both_act(policy, actor)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_on_a_gpu_an_update_and_a_captured_step_never_make_the_host_wait() -> None:
-    """But for the actions, for which the host waits by an event that this does not count."""
-    model = small_ppo(clocks(), "lstm", "separate", device="cuda")
-    model.learn(24)
-    mode = torch.cuda.get_sync_debug_mode()
-    actor, policy = model._captured_actor, model.policy
-    observations, starts = np.ones((3, *policy.observation_space.shape), np.float32), np.zeros(3, dtype=bool)
-    state = actor.begin(model._last_state)
-    actor.act(observations, state, starts)
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        for _ in range(3):
-            actions, finish = actor.act(observations, state, starts)
-            actor.on_host(actions)
-            *_, state = finish()
-        model._train_epoch([], AuxiliaryTerms(model.policy))
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)

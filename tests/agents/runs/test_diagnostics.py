@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import RecurrentA2C, RecurrentPPO
-from agents.algorithms.on_policy import needs_steps
+from agents.algorithms.callbacks import needs_steps
 from agents.memory import MEMORIES
 from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds, carried, draw, figures
 from tests.agents.analysis.echo import DelayLine, echo
