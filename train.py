@@ -38,6 +38,8 @@ def command(argv: Sequence[str] | None) -> None:
     if asked.print_config:
         print(configs.dump(asked.settings), end="")
     elif asked.dry_run:
+        from agents.runs.construction import make_environments
+
         if asked.resume is not None:
             opened(asked.resume, asked.settings, asked.trust, argv)
         configs.say(configs.plan(asked.settings))
@@ -62,6 +64,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
     Raises:
         SeedsFailed: some of them could not be trained; the others were.
     """
+    from agents.runs.analyses import print_seeds
     from agents.runs.directory import run_name
 
     group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
@@ -77,7 +80,7 @@ def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
         except CommandError as error:
             failed[seed] = error
             configs.say(f"seed {seed} failed: {error}", error=True)
-    show_seeds(runs)
+    print_seeds(runs)
     if failed:
         raise SeedsFailed(failed, seeds)
     return runs
@@ -90,17 +93,6 @@ class SeedsFailed(CommandError):
         told = "; ".join(f"seed {seed}: {error}" for seed, error in failed.items())
         super().__init__(f"{len(failed)} of {seeds} seeds failed. {told}")
         self.exit_code = next(iter(failed.values())).exit_code
-
-
-def show_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The final evaluations of several runs as one table, for the runs that have one."""
-    from agents.analysis.report import Record, Scored, grouped
-    from evaluate import print_groups
-
-    records = [Record(run.path, asdict(configs.read(run.settings))) for run in runs]
-    scored = [Scored.of(record, results[-1]) for record in records if (results := record.results())]
-    if scored:
-        print_groups(grouped(scored))
 
 
 def train(settings: Settings) -> RunDirectory:
@@ -146,7 +138,7 @@ def work(settings: Settings, run: RunDirectory, *, resumed: bool = False) -> Run
     with interruption.at_once():
         train_in(run, settings, interruption, resumed=resumed)
         if settings.evaluation.final_episodes:
-            from evaluate import evaluate_at_the_end
+            from agents.runs.analyses import evaluate_at_the_end
 
             told = settings.evaluation.deterministic
             evaluate_at_the_end(run, settings.evaluation.final_episodes, deterministic=told)
@@ -159,6 +151,7 @@ def train_in(run: RunDirectory, settings: Settings, interruption: Interruption, 
     import torch
 
     from agents.checkpoint import CheckpointError
+    from agents.runs.construction import make_environments
     from agents.runs.directory import RunError
     from agents.runs.training import learn
 
@@ -320,44 +313,12 @@ def film(settings: Settings, run: RunDirectory) -> None:
     """An episode of the best agent for Weights & Biases, where the environment can be rendered."""
     if settings.tracking.wandb == "off" or not settings.tracking.wandb_video:
         return
-    from evaluate import record_run
+    from agents.runs.analyses import Options, record_run
 
     try:
-        record_run(run, "best", run.videos / "best.mp4")
+        record_run(run, Options(), run.videos / "best.mp4")
     except CommandError as error:
         configs.say(f"no video: {error}", error=True)
-
-
-def make_environments(
-    settings: Settings,
-    n_envs: int,
-    seed: int | None = None,
-    render_mode: str | None = None,
-    *,
-    resumable: bool = False,
-) -> VecEnv:
-    """The task as the settings describe it, before normalisation."""
-    import envs
-    from agents.runs.threads import available_cpus
-
-    task = settings.env
-    workers = task.workers
-    if task.backend == "subprocess" and workers is None:
-        workers = available_cpus()  # within a container's share of the processors
-    with reported_as(EnvironmentFault, f"environment {task.id}"):
-        return envs.make(
-            task.id,
-            n_envs,
-            seed=seed,
-            env_kwargs=task.kwargs,
-            wrappers=configs.wrappers(settings),
-            backend=task.backend if render_mode is None else "serial",
-            render_mode=render_mode,
-            workers=workers if render_mode is None else None,
-            timeout=task.timeout if render_mode is None else None,
-            max_restarts=task.max_restarts,
-            resumable=resumable,
-        )
 
 
 def is_registered(env_id: str) -> bool:

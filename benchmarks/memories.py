@@ -172,8 +172,7 @@ def _cost_run(learner: str) -> Callable[[int], dict[str, Any]]:
         from stable_baselines3.common.callbacks import BaseCallback
 
         import configs
-        import train
-        from agents.runs.construction import make_agent
+        from agents.runs.construction import make_agent, make_environments
         from agents.runs.normalization import normalize
 
         class Clock(BaseCallback):
@@ -192,7 +191,7 @@ def _cost_run(learner: str) -> Callable[[int], dict[str, Any]]:
 
         (task,) = (task for task in TASKS if task.name == COST)
         settings = configs.parse(words(task, task.levels[1], learner, seed=0)).settings
-        env = normalize(train.make_environments(settings, settings.env.n_envs, settings.seed))
+        env = normalize(make_environments(settings, settings.env.n_envs, settings.seed))
         agent = make_agent(
             env, vars(settings.algorithm).copy(), vars(settings.policy).copy(), seed=settings.seed, device="cpu"
         )

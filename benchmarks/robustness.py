@@ -253,8 +253,8 @@ def work(folder: str, words: list[str]) -> None:
     """One run in this process: its result as a file in the folder."""
     sys.path.insert(0, str(ROOT))
     import configs
-    import evaluate
     import train
+    from agents.runs.analyses import Options, evaluate_run
 
     options = [
         *("--runs", folder, "--name", "run", "--threads", "1", "--device", "cpu", "--no-progress"),
@@ -269,7 +269,7 @@ def work(folder: str, words: list[str]) -> None:
     with open(run.path / "evaluations.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     last = {
-        way: evaluate.evaluate_run(run, "last", episodes=EPISODES, deterministic=way == "deterministic")["returns"]
+        way: evaluate_run(run, Options("last", EPISODES, deterministic=way == "deterministic"))["returns"]
         for way in ("sampled", "deterministic")
     }
     curve = [[int(row["step"]), float(row["mean_reward"])] for row in rows]

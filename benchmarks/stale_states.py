@@ -120,9 +120,8 @@ def _states_run(task: Task, way: str, seed: int) -> Callable[[int], dict[str, An
         import torch
 
         import configs
-        import train
         from agents import RecurrentPPO
-        from agents.runs.construction import ALGORITHMS, make_agent
+        from agents.runs.construction import ALGORITHMS, make_agent, make_environments
         from agents.runs.normalization import normalize
 
         class Measured(RecurrentPPO):
@@ -157,7 +156,7 @@ def _states_run(task: Task, way: str, seed: int) -> Callable[[int], dict[str, An
         ALGORITHMS["measured"] = Measured
         torch.set_num_threads(1)
         settings = configs.parse(words(task, way, seed)).settings
-        env = normalize(train.make_environments(settings, settings.env.n_envs, settings.seed))
+        env = normalize(make_environments(settings, settings.env.n_envs, settings.seed))
         algorithm = {**vars(settings.algorithm), "name": "measured"}
         agent: Any = make_agent(env, algorithm, vars(settings.policy).copy(), seed=settings.seed, device="cpu")
         agent.learn(steps or MEASURED_STEPS)

@@ -86,7 +86,8 @@ def test_an_agent_without_memory_is_told_so(trained: Path, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--inside", "--colour", "rewards"), "--colour rewards: no step of the episode has 'rewards'; there are"),
+        (("--inside", "--color", "rewards"), "--color rewards: no step of the episode has 'rewards'; there are"),
+        (("--inside", "--colour", "reward"), "is called --color now"),
         (("--horizon", "-1"), "must be at least 0, got -1"),
     ],
 )

@@ -105,17 +105,15 @@ def test_several_runs_give_one_table_one_file_and_one_page(
     assert "memory none" in (tmp_path / "all.html").read_text()
 
 
-def data_of(page: Path) -> dict[str, Any]:
-    text = page.read_text().split('<script type="application/json" id="data">')[1].split("</script>")[0]
-    content: dict[str, Any] = json.loads(text)
-    return content
+def episode_of(page: Path) -> Any:
+    return json.loads(page.read_text().split('<script type="application/json" id="data">')[1].split("</script>")[0])
 
 
 def test_a_runs_report_lies_in_the_run_and_is_numbered_where_there_is_one(runs: Path) -> None:
     for _ in range(2):
         assert evaluate.main([str(runs / "other"), "--episodes", "2", "--report"]) == 0
-    page = data_of(runs / "other" / "report.html")
-    assert page["episode"]["steps"] == len(page["episode"]["rewards"]) > 0
+    episode = episode_of(runs / "other" / "report.html")
+    assert episode["steps"] == len(episode["rewards"]) > 0
     assert (runs / "other" / "report-2.html").is_file()
 
 
@@ -123,7 +121,7 @@ def test_the_episode_of_a_report_is_one_that_an_evaluation_plays(runs: Path, tmp
     words = ["--episodes", "1", "--n-envs", "1", "--seed", "3", "--json", str(tmp_path / "one.json")]
     assert evaluate.main([str(runs / "pair-5"), *words, "--report", str(tmp_path / "one.html")]) == 0
     (played,) = json.loads((tmp_path / "one.json").read_text())["returns"]
-    assert data_of(tmp_path / "one.html")["episode"]["total"] == pytest.approx(played)
+    assert episode_of(tmp_path / "one.html")["total"] == pytest.approx(played)
 
 
 def test_a_run_that_has_not_saved_an_agent_yet_still_has_a_report(
@@ -136,7 +134,7 @@ def test_a_run_that_has_not_saved_an_agent_yet_still_has_a_report(
     (young / "evaluations.csv").unlink()
     assert evaluate.main([str(young), "--report", str(tmp_path / "young.html")]) == 0
     assert "holds no saved agent yet" in capsys.readouterr().err
-    assert data_of(tmp_path / "young.html")["episode"] is None
+    assert episode_of(tmp_path / "young.html") is None
     assert "There is no periodic evaluation" in (tmp_path / "young.html").read_text()
 
 

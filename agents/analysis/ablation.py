@@ -1,6 +1,6 @@
 """Whether an agent uses its memory: the same episodes again with the memory wiped, exchanged, or made noisy.
 
-Axes: N environments side by side, E episodes, C conditions.
+Axes: N environments side by side, B of them, E episodes, C conditions.
 
 A trained agent that carries a memory need not read it. So every condition plays the very episodes that the agent played
 with its memory intact (same seeds, and one episode an environment and seed, so that no earlier episode decides how a
@@ -9,6 +9,7 @@ later one begins), and is compared episode by episode.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.analysis.evaluation import CONFIDENCE, Interval, bootstrap, evaluate, mean
-from agents.checkpoint.agent import undisturbed
+from agents.analysis.episodes import with_policy_attributes
+from agents.analysis.evaluation import evaluate
+from agents.analysis.statistics import CONFIDENCE, Interval, Values, between, bootstrap, number
 from agents.deploy.player import Player
-from agents.memory import State
+from agents.memory import Memory, State
 
-Values = NDArray[np.float64]
-Ages = NDArray[np.int64]
+Lengths = NDArray[np.int64]
 
 NOISES = (0.1, 0.3, 1.0)
 """Scales of noise, in standard deviations of each number of the state."""
@@ -45,22 +46,38 @@ class Condition:
         amount: k of wiped every k steps, the scale of noise in standard deviations; else 0.
         returns: (E,) undiscounted true returns, in the order of the episodes.
         lengths: (E,) steps.
-        interval: of the mean return.
-        difference: of the mean return to that of the intact memory.
-        difference_interval: of the mean of the differences episode by episode.
+        intact: (E,) the returns of the same episodes with the memory intact.
     """
 
     kind: str
     amount: float
     returns: Values
-    lengths: Ages
-    interval: Interval
-    difference: float
-    difference_interval: Interval
+    lengths: Lengths
+    intact: Values
 
     @property
     def mean(self) -> float:
         return float(self.returns.mean())
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Of the mean return."""
+        return bootstrap(self.returns)
+
+    @property
+    def difference(self) -> float:
+        """Of the mean return to that of the intact memory."""
+        return float((self.returns - self.intact).mean())
+
+    @cached_property
+    def difference_interval(self) -> Interval:
+        """Of the mean of the differences episode by episode."""
+        return bootstrap(self.returns - self.intact)
+
+    @property
+    def falls(self) -> bool:
+        """Whether the return is lower than with the memory intact."""
+        return self.difference_interval.high < 0
 
     @property
     def name(self) -> str:
@@ -110,8 +127,8 @@ class Ablation:
     def enough(self) -> int | None:
         """The least k from which on wiping every k steps shows no loss; None where every k tried shows one."""
         least = None
-        for each in sorted(self._of_kind("wiped"), key=lambda each: -each.amount):
-            if each.difference_interval.high < 0:
+        for each in reversed(self._of_kind("wiped")):
+            if each.falls:
                 break
             least = int(each.amount)
         return least
@@ -123,25 +140,25 @@ class Ablation:
             return NOTHING
         if len(self.intact.returns) < LEAST:
             return f"too few episodes to tell whether the memory is used: play at least {LEAST}"
-        wiped = self.conditions[1]
-        before, after = number(self.intact.mean), number(wiped.mean)
-        low, high = wiped.difference_interval
-        if high < 0:
-            others = "".join(f", with another episode's to {number(each.mean)}" for each in self._of_kind("exchanged"))
+        wiped, exchanged = self.conditions[1], self._of_kind("exchanged")
+        before, after = number(self.intact.mean, 2), number(wiped.mean, 2)
+        if wiped.falls:
+            others = "".join(f", with another episode's to {number(each.mean, 2)}" for each in exchanged)
             return (
                 f"the agent uses its memory: without it the return falls from {before} to {after}{others}{self._reach}"
             )
-        if low > 0:
+        if wiped.difference_interval.low > 0:
             return f"the memory does harm: without it the return rises from {before} to {after}"
-        exchanged = [each for each in self._of_kind("exchanged") if each.difference_interval.high < 0]
-        if exchanged:
-            return (
-                f"the agent reads its memory: with another episode's the return falls from {before} to "
-                f"{number(exchanged[0].mean)}, though it does without (wiped at every step: {after})"
-            )
+        for each in exchanged:
+            if each.falls:
+                return (
+                    f"the agent reads its memory: with another episode's the return falls from {before} to "
+                    f"{number(each.mean, 2)}, though it does without (wiped at every step: {after})"
+                )
+        low, high = (number(edge, 2) for edge in wiped.difference_interval)
         return (
             f"no evidence that the agent uses its memory: without it the return is {after} instead of {before}, and "
-            f"the difference lies between {number(low)} and {number(high)}"
+            f"the difference lies between {low} and {high}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -163,9 +180,9 @@ class Ablation:
         for column in table.columns[1:]:
             column.justify = "right"
         for each in self.conditions:
-            cells = [each.name, number(each.mean), interval(each.interval)]
-            is_intact = each.kind == "intact"
-            table.add_row(*cells, *(["", ""] if is_intact else [number(each.difference), _differs(each)]))
+            differences = [number(each.difference, 2), between(each.difference_interval, 2)]
+            cells = [each.name, number(each.mean, 2), between(each.interval, 2)]
+            table.add_row(*cells, *([] if each is self.intact else differences))
         return table
 
     def _of_kind(self, kind: str) -> list[Condition]:
@@ -175,7 +192,7 @@ class Ablation:
     def _reach(self) -> str:
         if self.enough is not None:
             return f"; wiped every {self.enough} steps it shows no loss"
-        most = max(each.amount for each in self._of_kind("wiped"))
+        most = self._of_kind("wiped")[-1].amount
         return f"; even wiped only every {most:g} steps it falls" if most > 1 else ""
 
 
@@ -198,19 +215,19 @@ def ablate(
     untouched; such a state is of a kind that the agent knows, and a wiped one in mid-episode may not be: where wiping
     costs more than another episode's state, the agent does not only lack what it saw but is led astray. *Noise*:
     before every step but the first, Gaussian noise is added to each number of the state and carried on, in proportion
-    to that number's standard deviation over the intact episodes. A part (B, 1) of whole numbers is a count (of a
-    window's slots) and gets none.
+    to that number's standard deviation over the intact episodes. A part (B, 1) of integers is a count (of a window's
+    slots) and gets none.
 
     Args:
         player: the agent; nothing of it moves.
-        env: environments of the ablation's own, before normalisation. With one alone there is no other episode, and
+        env: environments of the ablation's own, before normalization. With one alone there is no other episode, and
             that condition is left out.
         episodes: E of each condition.
         seed: of the first environment of the first episodes; others count up from it.
         max_steps: an episode is cut there.
         wipes: the k; None for the powers of two up to the longest intact episode.
         noises: scales in standard deviations.
-        report: is told the name of each condition before it is played.
+        report: is called with the name of each condition before it is played.
 
     Returns:
         The intact condition alone where the agent has no memory.
@@ -220,27 +237,26 @@ def ablate(
         FloatingPointError: a return is not finite.
     """
     _check(episodes, wipes, noises)
-    env = env.venv if isinstance(env, VecNormalize) else env
-    watched = _Watched(player)
+    memory = player.policy.memory_actor
+    conditions: list[Condition] = []
 
-    def played(agent: Player) -> tuple[Values, Ages]:
-        return _play(agent, env, episodes, seed, max_steps)
-
-    report("intact")
-    intact = played(watched)
-    found = [_condition("intact", 0, intact, intact[0])]
-    if not watched.has_memory:
-        return Ablation(tuple(found), player.deterministic, seed)
-    chosen = _powers(int(intact[1].max())) if wipes is None else wipes
-    changes: list[tuple[str, float, _Changed]] = [("wiped", k, _Wiped(player, k)) for k in sorted({1, *chosen})]
-    if env.num_envs > 1:
-        changes.append(("exchanged", 0, _Exchanged(player)))
-    spread = watched.standard_deviations()
-    changes += [("noise", scale, _Noisy(player, scale, spread, seed)) for scale in noises]
-    for kind, amount, changed in changes:
+    def play(kind: str, amount: float, changed: Memory) -> None:
         report(condition_name(kind, amount))
-        found.append(_condition(kind, amount, played(changed), intact[0]))
-    return Ablation(tuple(found), player.deterministic, seed)
+        agent = with_policy_attributes(player, memory_actor=changed)
+        returns, lengths = _play(agent, env, episodes, seed, max_steps)
+        conditions.append(Condition(kind, amount, returns, lengths, conditions[0].returns if conditions else returns))
+
+    watched = _WatchedMemory(memory)
+    play("intact", 0, watched)
+    if memory.initial_state(1):
+        longest = int(conditions[0].lengths.max())
+        for k in sorted({1, *([2**i for i in range(longest.bit_length())] if wipes is None else wipes)}):
+            play("wiped", k, _WipedMemory(memory, k))
+        if env.num_envs > 1:
+            play("exchanged", 0, _ExchangedMemory(memory))
+        for scale in noises:
+            play("noise", scale, _NoisyMemory(memory, scale, watched.standard_deviations(), seed))
+    return Ablation(tuple(conditions), player.deterministic, seed)
 
 
 def _check(episodes: int, wipes: Sequence[int] | None, noises: Sequence[float]) -> None:
@@ -252,11 +268,7 @@ def _check(episodes: int, wipes: Sequence[int] | None, noises: Sequence[float]) 
         raise ValueError(f"noises are finite scales greater than 0, got {list(noises)}")
 
 
-def _powers(longest: int) -> list[int]:
-    return [2**i for i in range(longest.bit_length()) if 2**i <= longest]
-
-
-def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int | None) -> tuple[Values, Ages]:
+def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int | None) -> tuple[Values, Lengths]:
     """Returns and lengths (E,), in an order that the player has no part in."""
     returns, lengths = [], []
     for first in range(0, episodes, env.num_envs):
@@ -268,158 +280,109 @@ def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int 
     return np.concatenate(returns), np.concatenate(lengths)
 
 
-def _condition(kind: str, amount: float, played: tuple[Values, Ages], intact: Values) -> Condition:
-    returns, lengths = played
-    differences = returns - intact
-    return Condition(
-        kind,
-        amount,
-        returns,
-        lengths,
-        bootstrap(returns, mean),
-        float(differences.mean()),
-        bootstrap(differences, mean),
-    )
-
-
 def condition_name(kind: str, amount: float) -> str:
     """As the table has it."""
-    if kind == "wiped":
-        return "wiped every step" if amount == 1 else f"wiped every {amount:g} steps"
-    return {
+    names = {
         "intact": "intact",
+        "wiped": "wiped every step" if amount == 1 else f"wiped every {amount:g} steps",
         "exchanged": "of another episode",
         "noise": f"noise of {amount:g} deviations",
-    }[kind]
+    }
+    return names[kind]
 
 
-def number(value: float) -> str:
-    """As a person reads it: 0.50, 12.3."""
-    shown = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-    return shown.removeprefix("-") if float(shown) == 0 else shown
+class _ChangedMemory(Memory):
+    """Acts on a state that is changed before every step but an episode's first."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory.input_size, memory.output_size)
+        self.memory = memory
+        self._ages = torch.zeros(0, dtype=torch.int64)
+
+    def initial_state(self, batch_size: int) -> State:
+        return self.memory.initial_state(batch_size)
+
+    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        if episode_starts.all():
+            self._ages = torch.zeros_like(episode_starts, dtype=torch.int64)
+            return self._act(features, state, episode_starts)
+        self._ages = torch.where(episode_starts, 0, self._ages + 1)
+        state = self.memory.reset(state, episode_starts)
+        changed = self._change(state)
+        output, after = self._act(features, changed, episode_starts)
+        return output, self._carried(after, features, state, episode_starts)
+
+    def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        raise NotImplementedError("it acts step by step, and nothing is learned with it")
+
+    def _change(self, state: State) -> State:
+        return state
+
+    def _carried(self, after: State, features: Tensor, state: State, episode_starts: Tensor) -> State:
+        """What is carried on: what follows the changed state, or the ``state`` that it was made of."""
+        return after
+
+    def _act(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        output, after = self.memory(features, state, episode_starts)
+        return output, after
 
 
-def interval(of: Interval) -> str:
-    return f"{number(of.low)} to {number(of.high)}"
-
-
-def _differs(condition: Condition) -> str:
-    return interval(condition.difference_interval)
-
-
-class _Copy(Player):
-    """The same agent with a memory of its own."""
-
-    def __init__(self, player: Player) -> None:
-        super().__init__(
-            player.policy, player._normalizer, previous=player._previous, deterministic=player.deterministic
-        )
-
-
-class _Watched(_Copy):
+class _WatchedMemory(_ChangedMemory):
     """Acts as ever, and takes the standard deviations of what is carried (Welford 1962, batch by batch)."""
 
-    def __init__(self, player: Player) -> None:
-        super().__init__(player)
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory)
         self._n = 0
-        self._moments: list[tuple[Values, Values]] = []  # mean, and sum of squares about it
-        self._is_count: list[bool] = []
+        initial = [part[0].double().cpu().numpy() for part in memory.initial_state(1)]
+        self._means, self._squares = ([np.zeros_like(part) for part in initial] for _ in range(2))
+        self._is_count = [part.shape == (1,) for part in initial]
 
-    @property
-    def has_memory(self) -> bool:
-        return bool(self._moments)
-
-    def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
-        actions = super().act(observation, reward)
-        for i, part in enumerate(self.policy._import_state(self._state, len(self._starts))):
-            self._take(i, part.cpu().double().numpy(), part.is_floating_point())
-        self._n += len(self._starts)
-        return actions
+    def _act(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        output, after = super()._act(features, state, episode_starts)
+        n = len(episode_starts)
+        for i, part in enumerate(after):
+            values = part.double().cpu().numpy()
+            moved = values.mean(axis=0) - self._means[i]
+            self._squares[i] += values.var(axis=0) * n + moved**2 * (self._n * n / (self._n + n))
+            self._means[i] += moved * (n / (self._n + n))
+            self._is_count[i] &= bool((values == np.rint(values)).all())
+        self._n += n
+        return output, after
 
     def standard_deviations(self) -> list[Values]:
         """Of every number of the state, (...) each part; 0 where it is a count."""
         return [
-            np.zeros_like(squares) if is_count else np.sqrt(squares / self._n)
-            for (_, squares), is_count in zip(self._moments, self._is_count, strict=True)
+            np.sqrt(squares / self._n) * (not is_count)
+            for squares, is_count in zip(self._squares, self._is_count, strict=True)
         ]
 
-    def _take(self, i: int, values: Values, is_float: bool) -> None:
-        if i == len(self._moments):
-            self._moments.append((np.zeros(values.shape[1:]), np.zeros(values.shape[1:])))
-            self._is_count.append(not is_float or values.shape[1:] == (1,))
-        centre, squares = self._moments[i]
-        n = len(values)
-        moved = values.mean(axis=0) - centre
-        squares = squares + values.var(axis=0) * n + moved**2 * (self._n * n / (self._n + n))
-        self._moments[i] = (centre + moved * (n / (self._n + n)), squares)
-        if is_float and not np.array_equal(values, np.rint(values)):
-            self._is_count[i] = False
 
-
-class _Changed(_Copy):
-    """Acts on a state that is changed before every step but an episode's first."""
-
-    carries_on = True
-    """Whether what follows the changed state is carried, and not what follows the true one."""
-
-    def __init__(self, player: Player) -> None:
-        super().__init__(player)
-        self._ages = np.zeros(0, dtype=np.int64)
-
-    def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
-        carried, starts = self._state, self._starts
-        if carried is None:
-            actions = super().act(observation, reward)
-            self._ages = np.zeros(len(self._starts), dtype=np.int64)
-            return actions
-        self._ages = np.where(starts, 0, self._ages + 1)
-        changed = self._with(carried, starts)
-        if self.carries_on:
-            self._state = changed
-            return super().act(observation, reward)
-        with undisturbed():
-            super().act(observation, reward)
-        after, self._state, self._starts = self._state, changed, starts
-        actions = super().act(observation, reward)
-        self._state = after
-        return actions
-
-    def _with(self, carried: tuple[NDArray[Any], ...], starts: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
-        """The changed state; the memory itself resets where an episode starts."""
-        state = self.policy._import_state(carried, len(starts))
-        at = torch.as_tensor(starts, device=self.policy.device)
-        return self.policy._export_state(self._change(self.policy.memory_actor.reset(state, at)))
-
-    def _change(self, state: State) -> State:
-        raise NotImplementedError
-
-
-class _Wiped(_Changed):
+class _WipedMemory(_ChangedMemory):
     """Every k steps the initial state."""
 
-    def __init__(self, player: Player, every: int) -> None:
-        super().__init__(player)
+    def __init__(self, memory: Memory, every: int) -> None:
+        super().__init__(memory)
         self._every = every
 
     def _change(self, state: State) -> State:
-        due = torch.as_tensor(self._ages % self._every == 0, device=self.policy.device)
-        return self.policy.memory_actor.reset(state, due)
+        return self.memory.reset(state, self._ages % self._every == 0)
 
 
-class _Exchanged(_Changed):
+class _ExchangedMemory(_ChangedMemory):
     """The state of the episode next to it."""
-
-    carries_on = False
 
     def _change(self, state: State) -> State:
         return tuple(part.roll(1, dims=0) for part in state)
 
+    def _carried(self, after: State, features: Tensor, state: State, episode_starts: Tensor) -> State:
+        return self._act(features, state, episode_starts)[1]
 
-class _Noisy(_Changed):
+
+class _NoisyMemory(_ChangedMemory):
     """Noise at every step, in proportion to each number's standard deviation."""
 
-    def __init__(self, player: Player, scale: float, standard_deviations: Sequence[Values], seed: int) -> None:
-        super().__init__(player)
+    def __init__(self, memory: Memory, scale: float, standard_deviations: Sequence[Values], seed: int) -> None:
+        super().__init__(memory)
         self._scales = [torch.as_tensor(scale * each) for each in standard_deviations]
         self._generator = torch.Generator().manual_seed(seed)
 

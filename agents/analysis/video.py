@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.analysis.episodes import playing
 from agents.deploy.player import Player
 
 Frame = NDArray[np.uint8]
@@ -22,11 +23,12 @@ class VideoError(Exception):
     """A package is missing, or the environment gives no pictures."""
 
 
-def record(player: Player, env: VecEnv, path: Path) -> int:
+def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = None) -> int:
     """Lets a player act for one episode, at most 3000 steps, and writes what is seen to an .mp4 or .gif file.
 
     Args:
         env: a single environment made with ``render_mode="rgb_array"``.
+        seed: of environment and samples; None for none.
 
     Returns:
         The number of frames.
@@ -40,18 +42,16 @@ def record(player: Player, env: VecEnv, path: Path) -> int:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no display is needed
     metadata: dict[str, Any] = env.get_attr("metadata")[0]
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write(path, _frames(player, env), float(metadata.get("render_fps", 30)))
+    return write(path, _frames(player, env, seed), float(metadata.get("render_fps", 30)))
 
 
-def _frames(player: Player, env: VecEnv) -> Iterator[Frame]:
-    player.reset()
-    env = player.around(env)
-    observations = env.reset()
-    for _ in range(LONGEST):
+def _frames(player: Player, env: VecEnv, seed: int | None) -> Iterator[Frame]:
+    with playing(player, env, seed=seed) as game:
         yield _picture(env)
-        observations, _, dones, _ = env.step(player.act(observations))
-        if dones[0]:  # what could be seen now is the next episode
-            return
+        for step in islice(game.steps, LONGEST - 1):
+            if step.dones[0]:  # what could be seen now is the next episode
+                return
+            yield _picture(env)
 
 
 def _picture(env: VecEnv) -> Frame:

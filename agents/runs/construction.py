@@ -1,4 +1,4 @@
-"""From settings in plain values to an agent."""
+"""From settings to environments, and to an agent that learns in them."""
 
 import importlib
 from collections.abc import Mapping
@@ -8,9 +8,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+import configs
+import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
+from agents.runs.threads import available_cpus
+from configs import EnvironmentFault, Settings, reported_as
 
 ALGORITHMS: dict[str, type[RecurrentPPO] | type[RecurrentA2C]] = {"ppo": RecurrentPPO, "a2c": RecurrentA2C}
 
@@ -26,6 +30,30 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy"}  # by what actions are about
 
 PPO_ONLY = {"batch_size", "n_epochs", "clip_range", "clip_range_vf", "target_kl", "refresh_states", "burn_in"}
+
+
+def make_environments(
+    settings: Settings, n_envs: int, seed: int | None = None, render_mode: str | None = None, *, resumable: bool = False
+) -> VecEnv:
+    """The task as the settings describe it, before normalization."""
+    task, is_rendered = settings.env, render_mode is not None
+    workers = task.workers
+    if task.backend == "subprocess" and workers is None:
+        workers = available_cpus()  # within a container's share of the processors
+    with reported_as(EnvironmentFault, f"environment {task.id}"):
+        return envs.make(
+            task.id,
+            n_envs,
+            seed=seed,
+            env_kwargs=task.kwargs,
+            wrappers=configs.wrappers(settings),
+            backend="serial" if is_rendered else task.backend,
+            render_mode=render_mode,
+            workers=None if is_rendered else workers,
+            timeout=None if is_rendered else task.timeout,
+            max_restarts=task.max_restarts,
+            resumable=resumable,
+        )
 
 
 def make_agent(

@@ -1,7 +1,6 @@
 "use strict";
-// Draws the page's curves and steps through its episode. All it shows is in the element #data.
+// Draws the page's curves, each from its figure's data-chart, and steps through the episode in the element #data.
 
-const data = JSON.parse(document.getElementById("data").textContent);
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4", "12 4", "3 2"];
 
 // Elements
@@ -155,13 +154,13 @@ class Plot {
   }
 
   say(x) {
-    const told = this.series.map((each) => {
+    const values = this.series.map((each) => {
       const k = each.x.reduce((best, value, j) => (Math.abs(value - x) < Math.abs(each.x[best] - x) ? j : best), 0);
       const name = this.series.length > 1 ? `${each.name} ` : "";
       const range = each.low && each.low[k] !== null ? ` (${shown(each.low[k])} to ${shown(each.high[k])})` : "";
       return `${name}${shown(each.y[k])}${range}`;
     });
-    this.readout.textContent = `${this.chart.x} ${steps(x)}: ${told.join("; ")}`;
+    this.readout.textContent = `${this.chart.x} ${steps(x)}: ${values.join("; ")}`;
   }
 
   leave() {
@@ -192,7 +191,7 @@ function bytes(text, signed) {
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 // -127 blue, 0 the page's ground, 127 orange.
-function colour(value) {
+function color(value) {
   const ground = dark.matches ? [20, 23, 26] : [255, 255, 255];
   const far = value < 0 ? (dark.matches ? [98, 178, 250] : [8, 81, 156]) : dark.matches ? [255, 160, 82] : [179, 63, 0];
   const part = Math.min(1, Math.abs(value) / 127) ** 0.8;
@@ -212,7 +211,7 @@ function paint(canvas, width, height, at) {
 
 function scale(largest) {
   const canvas = element("canvas", { "aria-hidden": "true" });
-  const draw = () => paint(canvas, 65, 1, (x) => colour((x - 32) * 4));
+  const draw = () => paint(canvas, 65, 1, (x) => color((x - 32) * 4));
   draw();
   dark.addEventListener("change", draw);
   return element("div", { class: "scale" }, shown(-largest), canvas, shown(largest));
@@ -229,7 +228,7 @@ class Episode {
     this.views = [];
     this.slider = document.getElementById("step");
     this.slider.max = this.last;
-    this.told = document.getElementById("told");
+    this.place = document.getElementById("place");
     this.play = document.getElementById("play");
     const on = (id, act) => document.getElementById(id).addEventListener("click", act);
     on("previous", () => this.by(-1));
@@ -263,7 +262,7 @@ class Episode {
     this.at = Math.max(0, Math.min(this.last, step));
     this.slider.value = this.at;
     this.slider.setAttribute("aria-valuetext", `step ${this.at + 1} of ${this.last + 1}`);
-    this.told.textContent = `step ${this.at + 1} of ${this.last + 1}`;
+    this.place.textContent = `step ${this.at + 1} of ${this.last + 1}`;
     for (const view of this.views) view(this.at);
   }
 
@@ -353,13 +352,13 @@ class Episode {
     const { episode } = this;
     let sum = 0;
     const sums = episode.rewards.map((reward) => (sum += reward));
-    const told = [
+    const figures = [
       ["value expected", (step) => shown(episode.values[step])],
       ["reward got", (step) => shown(episode.rewards[step])],
       ["return so far", (step) => shown(sums[step])],
       ["log-probability of the action", (step) => shown(episode.log_probabilities[step])],
     ];
-    for (const [name, value] of told) {
+    for (const [name, value] of figures) {
       const number = element("div", { class: "big" });
       holder.append(element("div", { class: "quiet" }, name), number);
       this.views.push((step) => (number.textContent = value(step)));
@@ -387,7 +386,7 @@ class Episode {
     holder.append(element("div", { class: "quiet" }, title), strip, scale(part.largest));
     const cell = (step) => paint(strip, columns, lines, (column, line) => {
       const unit = line * columns + column;
-      return colour(unit < part.shown ? all[step * part.shown + unit] : 0);
+      return color(unit < part.shown ? all[step * part.shown + unit] : 0);
     });
     const over = element("canvas", { class: "over-time", role: "img", "aria-label": `${part.name} over the episode` });
     over.style.height = `${Math.min(360, Math.max(96, part.shown * 3))}px`;
@@ -395,7 +394,7 @@ class Episode {
     const figure = element("figure", { class: "panel" }, element("figcaption", {}, `${part.name} over the episode`));
     figure.append(element("div", { class: "heat" }, over, now), element("div", { class: "quiet" }, "steps from left to right, a number a row"));
     below.append(figure);
-    const whole = () => paint(over, this.last + 1, part.shown, (step, unit) => colour(all[step * part.shown + unit]));
+    const whole = () => paint(over, this.last + 1, part.shown, (step, unit) => color(all[step * part.shown + unit]));
     over.addEventListener("click", (event) => {
       const box = over.getBoundingClientRect();
       this.stop();
@@ -410,5 +409,6 @@ class Episode {
   }
 }
 
-for (const figure of document.querySelectorAll("[data-chart]")) new Plot(figure, data.charts[figure.dataset.chart]);
-if (data.episode) new Episode(data.episode);
+for (const figure of document.querySelectorAll("[data-chart]")) new Plot(figure, JSON.parse(figure.dataset.chart));
+const recorded = JSON.parse(document.getElementById("data").textContent);
+if (recorded) new Episode(recorded);

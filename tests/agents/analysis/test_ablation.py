@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from agents.analysis import ablate
-from agents.analysis.ablation import NOTHING, Ablation, Condition, _Watched
+from agents.analysis.ablation import NOTHING, Ablation, Condition, _WatchedMemory
+from agents.analysis.episodes import with_policy_attributes
 from agents.deploy.player import Player
 from agents.memory import MEMORIES
 from tests.agents.analysis.echo import bits, delaying, echo
@@ -113,16 +114,15 @@ def test_a_memory_that_is_ignored_shows_no_fall(memory: str) -> None:
 
 @pytest.mark.parametrize("memory", [name for name in MEMORIES if name != "none"])
 def test_noise_leaves_counts_alone_and_reaches_everything_else(memory: str) -> None:
-    player = _Watched(untrained(memory))
-    env = echo(3)
+    player = untrained(memory)
+    watched = _WatchedMemory(player.policy.memory_actor)
+    player, env = with_policy_attributes(player, memory_actor=watched), echo(3)
     observations = env.reset()
     for _ in range(12):
         observations, _, dones, _ = env.step(player.act(observations))
         player.reset(dones)
-    deviations = player.standard_deviations()
-    assert [each.shape for each in deviations] == [
-        part.shape[1:] for part in player.policy.memory_actor.initial_state(1)
-    ]
+    deviations = watched.standard_deviations()
+    assert [each.shape for each in deviations] == [part.shape[1:] for part in watched.initial_state(1)]
     is_count = [each.shape == (1,) for each in deviations]
     assert [not each.any() for each in deviations] == is_count
     assert sum(is_count) == (memory in ("gtrxl", "attention"))

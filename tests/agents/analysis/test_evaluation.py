@@ -18,13 +18,10 @@ from agents import RecurrentPPO
 from agents.analysis.evaluation import (
     BothWays,
     Evaluation,
-    bootstrap,
     evaluate,
     evaluate_both_ways,
-    interquartile_mean,
-    mean,
-    wilson,
 )
+from agents.analysis.statistics import bootstrap, interquartile_mean, mean, wilson
 from agents.deploy.player import Player
 from envs import make
 from envs.vector.vectorize import SerialVecEnv, VectorEnvAdapter
@@ -125,20 +122,20 @@ def test_a_seed_decides_environments_and_samples(agent: RecurrentPPO) -> None:
 class Watched(Player):
     """Notes for which environments an episode started."""
 
-    starts: list[list[bool]]
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy)
+        self.starts: list[list[bool]] = []  # shared with the copy that plays
 
     def reset(self, mask: Any = None) -> None:
         super().reset(mask)
-        if mask is None:
-            self.starts = []
-        else:
+        if mask is not None:
             self.starts.append(np.asarray(mask).tolist())
 
 
 def test_the_memory_is_reset_where_an_episode_ends_and_nowhere_else(agent: RecurrentPPO) -> None:
     player = Watched(agent.policy)
     evaluate(player, lines(2, 3), 4)
-    assert player.starts == [[False, False], [True, False], [False, True], [True, False], [False, False], [True, True]]
+    assert player.starts == [[False, False], [True, False], [False, True], [True, False], [False, False]]
 
 
 def test_the_step_in_which_an_environment_resets_itself_is_no_step_and_its_observation_starts_the_episode() -> None:
@@ -232,10 +229,10 @@ def test_json_holds_every_episode_and_no_number_that_json_has_not() -> None:
 
 def test_both_ways_to_act_play_half_of_the_episodes_each(agent: RecurrentPPO) -> None:
     both = evaluate_both_ways(agent, lines(3, 5), 5, deterministic=False, seed=1)
-    assert (both.told.deterministic, both.told.episodes) == (False, 3)
+    assert (both.chosen.deterministic, both.chosen.episodes) == (False, 3)
     assert (both.other.deterministic, both.other.episodes) == (True, 2)
-    assert (both.sampled, both.deterministic) == (both.told, both.other)
-    assert both.told == evaluate(agent, lines(3, 5), 3, deterministic=False, seed=1)
+    assert (both.sampled, both.deterministic) == (both.chosen, both.other)
+    assert both.chosen == evaluate(agent, lines(3, 5), 3, deterministic=False, seed=1)
 
 
 @pytest.mark.parametrize(("other", "differ"), [([1.0, 2.0, 3.0], False), ([9.0, 10.0, 11.0], True)])

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from agents.analysis.evaluation import bootstrap, interquartile_mean, mean
-from agents.analysis.report.statistics import (
+from agents.analysis.statistics import (
     aligned,
+    bootstrap,
     curve_over_seeds,
     improvement_interval,
+    interquartile_mean,
+    mean,
     over_seeds,
     probability_of_improvement,
 )
