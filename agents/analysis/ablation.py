@@ -28,12 +28,8 @@ from agents.memory import Memory, State
 
 Lengths = NDArray[np.int64]
 
-NOISES = (0.1, 0.3, 1.0)
-"""Scales of noise, in standard deviations of each number of the state."""
-
-LEAST = 5
-"""Episodes: of fewer, all returns fall by chance in more than one case of twenty."""
-
+NOISES = (0.1, 0.3, 1.0)  # in standard deviations of each number of the state
+LEAST = 5  # episodes: of fewer, all returns fall by chance in more than one case of twenty
 NOTHING = "the agent carries no memory from step to step: there is nothing to ablate"
 
 
@@ -209,19 +205,17 @@ def ablate(
 ) -> Ablation:
     """Plays the same episodes with the actor's memory intact and changed.
 
-    *Wiped every k steps*: before the steps k, 2 k, ... of an episode the state is the initial one, so that a step knows
-    of k steps at most, itself among them; k = 1 leaves no memory at all. *Of another episode*: at every step but the
-    first the agent acts on the state of the episode that is played next to its own, while its own is carried on
-    untouched; such a state is of a kind that the agent knows, and a wiped one in mid-episode may not be: where wiping
-    costs more than another episode's state, the agent does not only lack what it saw but is led astray. *Noise*:
-    before every step but the first, Gaussian noise is added to each number of the state and carried on, in proportion
-    to that number's standard deviation over the intact episodes. A part (B, 1) of integers is a count (of a window's
-    slots) and gets none.
+    *Wiped every k steps*: before the steps k, 2 k, ... of an episode the state is the initial one: a step knows of k
+    steps at most, itself among them. *Of another episode*: at every step but the first the agent acts on the state of
+    the episode played next to its own, while its own is carried on untouched; that state is of a kind that the agent
+    knows, and one wiped in mid-episode may not be. *Noise*: before every step but the first, Gaussian noise is added to
+    each number of the state, in proportion to its standard deviation over the intact episodes; a part (B, 1) of integers
+    is a count (of a window's slots) and gets none.
 
     Args:
         player: the agent; nothing of it moves.
-        env: environments of the ablation's own, before normalization. With one alone there is no other episode, and
-            that condition is left out.
+        env: environments of the ablation's own, before normalization. One alone has no other episode: that condition is
+            left out.
         episodes: E of each condition.
         seed: of the first environment of the first episodes; others count up from it.
         max_steps: an episode is cut there.
@@ -236,7 +230,12 @@ def ablate(
         ValueError: a k or a scale is out of range, or the agent does not fit the environments.
         FloatingPointError: a return is not finite.
     """
-    _check(episodes, wipes, noises)
+    if episodes < 1:
+        raise ValueError(f"an ablation needs at least 1 episode, got {episodes}")
+    if any(k < 1 for k in wipes or ()):
+        raise ValueError(f"wipes are numbers of steps of at least 1, got {list(wipes or ())}")
+    if any(not 0 < scale < np.inf for scale in noises):
+        raise ValueError(f"noises are finite scales greater than 0, got {list(noises)}")
     memory = player.policy.memory_actor
     conditions: list[Condition] = []
 
@@ -246,26 +245,17 @@ def ablate(
         returns, lengths = _play(agent, env, episodes, seed, max_steps)
         conditions.append(Condition(kind, amount, returns, lengths, conditions[0].returns if conditions else returns))
 
-    watched = _WatchedMemory(memory)
+    watched = WatchedMemory(memory)
     play("intact", 0, watched)
     if memory.initial_state(1):
         longest = int(conditions[0].lengths.max())
         for k in sorted({1, *([2**i for i in range(longest.bit_length())] if wipes is None else wipes)}):
-            play("wiped", k, _WipedMemory(memory, k))
+            play("wiped", k, ChangedMemory(memory, wiping(memory, k)))
         if env.num_envs > 1:
-            play("exchanged", 0, _ExchangedMemory(memory))
+            play("exchanged", 0, ChangedMemory(memory, exchanging, carries_own=True))
         for scale in noises:
-            play("noise", scale, _NoisyMemory(memory, scale, watched.standard_deviations(), seed))
+            play("noise", scale, ChangedMemory(memory, noising(watched.standard_deviations(), scale, seed)))
     return Ablation(tuple(conditions), player.deterministic, seed)
-
-
-def _check(episodes: int, wipes: Sequence[int] | None, noises: Sequence[float]) -> None:
-    if episodes < 1:
-        raise ValueError(f"an ablation needs at least 1 episode, got {episodes}")
-    if any(k < 1 for k in wipes or ()):
-        raise ValueError(f"wipes are numbers of steps of at least 1, got {list(wipes or ())}")
-    if any(not 0 < scale < np.inf for scale in noises):
-        raise ValueError(f"noises are finite scales greater than 0, got {list(noises)}")
 
 
 def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int | None) -> tuple[Values, Lengths]:
@@ -291,62 +281,83 @@ def condition_name(kind: str, amount: float) -> str:
     return names[kind]
 
 
-class _ChangedMemory(Memory):
-    """Acts on a state that is changed before every step but an episode's first."""
+Change = Callable[[State, Tensor], State]
+"""The state (B, ...) and the ages (B,) of episodes in steps -> the state to act on."""
 
-    def __init__(self, memory: Memory) -> None:
+
+def wiping(memory: Memory, every: int) -> Change:
+    """The initial state every so many steps."""
+    return lambda state, ages: memory.reset(state, ages % every == 0)
+
+
+def exchanging(state: State, ages: Tensor) -> State:
+    """The state of the episode next to it."""
+    return tuple(part.roll(1, dims=0) for part in state)
+
+
+def noising(deviations: Sequence[Values], scale: float, seed: int) -> Change:
+    """Gaussian noise in proportion to each number's standard deviation."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(part: Tensor, of: Values) -> Tensor:
+        if not of.any():
+            return part
+        drawn = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+        return part + (drawn * torch.as_tensor(scale * of)).to(part)
+
+    return lambda state, ages: tuple(noise(part, of) for part, of in zip(state, deviations, strict=True))
+
+
+class ChangedMemory(Memory):
+    """Acts on a state that is changed before every step but an episode's first.
+
+    Args:
+        carries_own: whether what is carried on follows the true state, and not the changed one.
+    """
+
+    def __init__(self, memory: Memory, change: Change, carries_own: bool = False) -> None:
         super().__init__(memory.input_size, memory.output_size)
-        self.memory = memory
-        self._ages = torch.zeros(0, dtype=torch.int64)
+        self.memory, self.change, self.carries_own = memory, change, carries_own
+        self.ages = torch.zeros(0, dtype=torch.int64)
 
     def initial_state(self, batch_size: int) -> State:
         return self.memory.initial_state(batch_size)
 
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         if episode_starts.all():
-            self._ages = torch.zeros_like(episode_starts, dtype=torch.int64)
-            return self._act(features, state, episode_starts)
-        self._ages = torch.where(episode_starts, 0, self._ages + 1)
+            self.ages = torch.zeros_like(episode_starts, dtype=torch.int64)
+            output, after = self.memory(features, state, episode_starts)
+            return output, after
+        self.ages = torch.where(episode_starts, 0, self.ages + 1)
         state = self.memory.reset(state, episode_starts)
-        changed = self._change(state)
-        output, after = self._act(features, changed, episode_starts)
-        return output, self._carried(after, features, state, episode_starts)
+        output, after = self.memory(features, self.change(state, self.ages), episode_starts)
+        if self.carries_own:
+            _, after = self.memory(features, state, episode_starts)
+        return output, after
 
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         raise NotImplementedError("it acts step by step, and nothing is learned with it")
 
-    def _change(self, state: State) -> State:
-        return state
 
-    def _carried(self, after: State, features: Tensor, state: State, episode_starts: Tensor) -> State:
-        """What is carried on: what follows the changed state, or the ``state`` that it was made of."""
-        return after
-
-    def _act(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        output, after = self.memory(features, state, episode_starts)
-        return output, after
-
-
-class _WatchedMemory(_ChangedMemory):
-    """Acts as ever, and takes the standard deviations of what is carried (Welford 1962, batch by batch)."""
+class WatchedMemory(ChangedMemory):
+    """Acts as ever, and takes the moments of what is carried (Welford 1962, batch by batch)."""
 
     def __init__(self, memory: Memory) -> None:
-        super().__init__(memory)
-        self._n = 0
+        super().__init__(memory, lambda state, ages: state)
         initial = [part[0].double().cpu().numpy() for part in memory.initial_state(1)]
-        self._means, self._squares = ([np.zeros_like(part) for part in initial] for _ in range(2))
+        self._n, self._means, self._squares = 0, initial, [np.zeros_like(part) for part in initial]
         self._is_count = [part.shape == (1,) for part in initial]
 
-    def _act(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        output, after = super()._act(features, state, episode_starts)
-        n = len(episode_starts)
+    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        output, after = super().step(features, state, episode_starts)
+        n, total = len(episode_starts), self._n + len(episode_starts)
         for i, part in enumerate(after):
             values = part.double().cpu().numpy()
             moved = values.mean(axis=0) - self._means[i]
-            self._squares[i] += values.var(axis=0) * n + moved**2 * (self._n * n / (self._n + n))
-            self._means[i] += moved * (n / (self._n + n))
+            self._squares[i] += values.var(axis=0) * n + moved**2 * (self._n * n / total)
+            self._means[i] += moved * (n / total)
             self._is_count[i] &= bool((values == np.rint(values)).all())
-        self._n += n
+        self._n = total
         return output, after
 
     def standard_deviations(self) -> list[Values]:
@@ -355,42 +366,3 @@ class _WatchedMemory(_ChangedMemory):
             np.sqrt(squares / self._n) * (not is_count)
             for squares, is_count in zip(self._squares, self._is_count, strict=True)
         ]
-
-
-class _WipedMemory(_ChangedMemory):
-    """Every k steps the initial state."""
-
-    def __init__(self, memory: Memory, every: int) -> None:
-        super().__init__(memory)
-        self._every = every
-
-    def _change(self, state: State) -> State:
-        return self.memory.reset(state, self._ages % self._every == 0)
-
-
-class _ExchangedMemory(_ChangedMemory):
-    """The state of the episode next to it."""
-
-    def _change(self, state: State) -> State:
-        return tuple(part.roll(1, dims=0) for part in state)
-
-    def _carried(self, after: State, features: Tensor, state: State, episode_starts: Tensor) -> State:
-        return self._act(features, state, episode_starts)[1]
-
-
-class _NoisyMemory(_ChangedMemory):
-    """Noise at every step, in proportion to each number's standard deviation."""
-
-    def __init__(self, memory: Memory, scale: float, standard_deviations: Sequence[Values], seed: int) -> None:
-        super().__init__(memory)
-        self._scales = [torch.as_tensor(scale * each) for each in standard_deviations]
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def _change(self, state: State) -> State:
-        return tuple(self._noisy(part, scale) for part, scale in zip(state, self._scales, strict=True))
-
-    def _noisy(self, part: Tensor, scale: Tensor) -> Tensor:
-        if not scale.any():
-            return part
-        noise = torch.randn(part.shape, generator=self._generator, dtype=torch.float64) * scale
-        return part + noise.to(part)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.analysis import ablate
-from agents.analysis.ablation import NOTHING, Ablation, Condition, _WatchedMemory
+from agents.analysis.ablation import NOTHING, Ablation, Condition, WatchedMemory
 from agents.analysis.episodes import with_policy_attributes
 from agents.deploy.player import Player
 from agents.memory import MEMORIES
@@ -115,7 +115,7 @@ def test_a_memory_that_is_ignored_shows_no_fall(memory: str) -> None:
 @pytest.mark.parametrize("memory", [name for name in MEMORIES if name != "none"])
 def test_noise_leaves_counts_alone_and_reaches_everything_else(memory: str) -> None:
     player = untrained(memory)
-    watched = _WatchedMemory(player.policy.memory_actor)
+    watched = WatchedMemory(player.policy.memory_actor)
     player, env = with_policy_attributes(player, memory_actor=watched), echo(3)
     observations = env.reset()
     for _ in range(12):
