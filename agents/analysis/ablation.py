@@ -209,8 +209,8 @@ def ablate(
     steps at most, itself among them. *Of another episode*: at every step but the first the agent acts on the state of
     the episode played next to its own, while its own is carried on untouched; that state is of a kind that the agent
     knows, and one wiped in mid-episode may not be. *Noise*: before every step but the first, Gaussian noise is added to
-    each number of the state, in proportion to its standard deviation over the intact episodes; a part (B, 1) of integers
-    is a count (of a window's slots) and gets none.
+    each number of the state, in proportion to its standard deviation over the intact episodes; a part (B, 1) of whole
+    numbers counts slots and gets none.
 
     Args:
         player: the agent; nothing of it moves.

@@ -26,16 +26,12 @@ _LAYER_STYLES = ("-", "--", ":", "-.")
 _MOST_PANELS = 16
 
 
-class PlotsMissing(ImportError):
-    """matplotlib is not installed."""
-
-
 def check() -> None:
-    """Raises PlotsMissing, with the command that installs it, where matplotlib is not there."""
+    """Raises ImportError, with the command that installs it, where matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise PlotsMissing('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
+        raise ImportError('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -55,15 +51,8 @@ def ablation(data: Ablation) -> "Figure":
         color = RED if each.falls else BLUE
         axis.plot(list(each.interval), [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         axis.plot(each.mean, row, "o", color=color, markersize=6)
-        axis.annotate(
-            number(each.mean, 2),
-            (each.mean, row),
-            textcoords="offset points",
-            xytext=(0, 6),
-            ha="center",
-            fontsize=8,
-            bbox=dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none"),
-        )
+        box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
+        _note(axis, number(each.mean, 2), (each.mean, row), (0, 6), ha="center", fontsize=8, bbox=box)
     room = max(float(np.ptp(means)), 1e-3 * max(1.0, float(np.abs(means).max()))) * 0.08
     axis.set_xlim(axis.get_xlim()[0] - room, axis.get_xlim()[1] + room)
     axis.set_yticks(rows, [each.name for each in conditions])
@@ -84,17 +73,9 @@ def horizon(data: Horizon) -> "Figure":
         unit = "step" if data.horizon == 1 else "steps"
         axis.axvline(data.horizon, color=RED, linestyle="--", linewidth=1.2)
         near_right = data.horizon > 0.6 * max(1, lags[-1])
-        axis.annotate(
-            f"horizon {data.horizon} {unit}",
-            (data.horizon, 0.96),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            xytext=(-6 if near_right else 6, 0),
-            ha="right" if near_right else "left",
-            va="top",
-            color=RED,
-            fontsize=9,
-        )
+        side: dict[str, Any] = {"ha": "right" if near_right else "left", "xycoords": ("data", "axes fraction")}
+        place, away = (data.horizon, 0.96), (-6 if near_right else 6, 0)
+        _note(axis, f"horizon {data.horizon} {unit}", place, away, va="top", color=RED, fontsize=9, **side)
     axis.set_xlim(0, max(1, lags[-1]))
     axis.set_ylim(0, 1.08 * float(data.sensitivity.max()) or 1.0)
     _integer_ticks(axis.xaxis)
@@ -129,9 +110,7 @@ def components(data: Components, color: NDArray[Any], label: str = "time") -> "F
     size = 42 if len(scores) <= 60 else 16
     points = axis.scatter(scores[:, 0], scores[:, 1], c=color, cmap="viridis", s=size, zorder=2)
     for step, name in ((0, "first"), (len(scores) - 1, "last")):
-        axis.annotate(
-            name, scores[step], textcoords="offset points", xytext=(7, 7), fontsize=9, color=RED, fontweight="bold"
-        )
+        _note(axis, name, scores[step], (7, 7), fontsize=9, color=RED, fontweight="bold")
     axis.margins(0.12)
     figure.colorbar(points, ax=axis, label="step" if label == "time" else label, pad=0.02)
     axis.set_xlabel(f"first principal component ({data.explained[0]:.0%} of the variance)")
@@ -203,6 +182,11 @@ def _panels(
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
     return figure, axes
+
+
+def _note(axis: Any, text: str, at: Any, away: tuple[float, float], **look: Any) -> None:
+    """Text so many points away from a place."""
+    axis.annotate(text, at, textcoords="offset points", xytext=away, **look)
 
 
 def _heat_map(axis: Any, columns: NDArray[Any], colors: str, low: float, high: float) -> Any:

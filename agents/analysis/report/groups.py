@@ -64,11 +64,6 @@ class Group:
         return {seed: np.concatenate([run.returns for run in self.runs if run.seed == seed]) for seed in seeds}
 
     @property
-    def members(self) -> list["Group"]:
-        """Every run as a group of its own, by its name."""
-        return [Group(run.history.name, (run,)) for run in self.runs]
-
-    @property
     def episodes(self) -> Values:
         """The returns of all seeds' episodes."""
         return np.concatenate(list(self.by_seed.values()))
@@ -154,24 +149,32 @@ def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     return _differences([group.runs[0].history.settings for group in groups])
 
 
-def table(groups: Sequence[Group]) -> Table:
-    """A row a run above a row a group, for a person."""
-    shown = Table("", "seed", "mean return", "95 % interval", "interquartile mean", "episodes", box=box.SIMPLE_HEAD)
-    for column in shown.columns[1:]:
-        column.justify = "right"
+COLUMNS = ("seed", "mean return", "95 % interval", "interquartile mean", "95 % interval", "episodes")
 
-    def add_row(name: str, seed: str, group: Group, style: str | None = None, *, last: bool = False) -> None:
-        figures = (between(group.interval), number(group.interquartile_mean), str(len(group.episodes)))
-        text = Text(printable(name), style=style or "")
-        shown.add_row(text, seed, Text(number(group.mean), style=style or ""), *figures, end_section=last)
 
+def score_rows(groups: Sequence[Group]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """("group" or "member", its name and a figure for every column) for each group of several runs, and each run."""
     for group in groups:
         several = len(group.runs) > 1
-        for member in group.members:
-            name = f"  {member.label}" if several else f"{member.label} ({group.label})"
-            add_row(name, str(member.runs[0].seed), member)
         if several:
-            add_row(group.label, f"{len(group.scores)} seeds", group, "bold", last=True)
+            yield "group", (group.label, f"{len(group.by_seed)} seeds", *_figures(group))
+        for run in group.runs:
+            name = run.history.name if several else f"{run.history.name} ({group.label})"
+            yield "member", (name, str(run.seed), *_figures(Group("", (run,))))
+
+
+def _figures(group: Group) -> tuple[str, ...]:
+    middle, around = number(group.interquartile_mean), between(group.interquartile_interval)
+    return number(group.mean), between(group.interval), middle, around, str(len(group.episodes))
+
+
+def table(groups: Sequence[Group]) -> Table:
+    """For a person."""
+    shown = Table("", *COLUMNS, box=box.SIMPLE_HEAD)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for kind, (name, *figures) in score_rows(groups):
+        shown.add_row(Text(printable(name)), *figures, style="bold" if kind == "group" else None)
     return shown
 
 

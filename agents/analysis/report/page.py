@@ -15,7 +15,7 @@ import numpy as np
 
 from agents.analysis.evaluation import Evaluation
 from agents.analysis.report import data
-from agents.analysis.report.groups import Group, differences, flattened, improvements, plain
+from agents.analysis.report.groups import COLUMNS, Group, differences, flattened, improvements, plain, score_rows
 from agents.analysis.report.history import Curve, Insight, RunHistory
 from agents.analysis.statistics import (
     CONFIDENCE,
@@ -289,24 +289,14 @@ def _figure(name: str, value: Any) -> str:
 
 
 def _scores(groups: Sequence[Group]) -> list[Block]:
-    def row(group: Group, style: str, seed: str) -> tuple[str, Sequence[Any]]:
-        middle, around = number(group.interquartile_mean), between(group.interquartile_interval)
-        figures = (number(group.mean), between(group.interval), middle, around, len(group.episodes))
-        return style, (group.label, seed, *figures)
-
-    rows, notes = [], []
-    for group in groups:
-        seeds = len(group.by_seed)
-        rows.append(row(group, "group", "1 seed" if seeds == 1 else f"{seeds} seeds"))
-        rows += [row(member, "member", str(member.runs[0].seed)) for member in group.members]
-        if seeds < len(group.runs):
-            notes.append(f"A seed of {group.label} was run more than once and counts as one.")
-    columns = ("group and run", "seed", "mean return", "interval", "interquartile mean", "interval", "episodes")
-    about = (
+    notes = [
         "A group's interval draws its seeds, then episodes of each; with one seed it is over episodes alone and says "
         "nothing about other seeds. With fewer than about five seeds it is too narrow."
-    )
-    return [_table("Results", columns, rows, styled=True), *(("quiet", note) for note in (about, *notes))]
+    ]
+    twice = [group.label for group in groups if len(group.by_seed) < len(group.runs)]
+    notes += [f"A seed of {label} was run more than once and counts as one." for label in twice]
+    table = _table("Results", ("group and run", *COLUMNS), score_rows(groups), styled=True)
+    return [table, *(("quiet", note) for note in notes)]
 
 
 def _curves(groups: Sequence[Group]) -> list[Block]:
