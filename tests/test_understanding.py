@@ -21,7 +21,7 @@ def trained(runs: Path, name: str, *words: str) -> Path:
 
 def tmaze(runs: Path, length: int) -> Path:
     """An LSTM that has learned a corridor of this length."""
-    until_solved = ["--evaluation.stop-at-return", "0.99", "--evaluation.every", "4096"]
+    until_solved = ["--evaluation.stop-at-return", "0.99", "--evaluation.every", "2048"]
     return trained(runs, f"{length}", "--config", "tmaze", "--env.kwargs", f"length={length}", *until_solved)
 
 
@@ -38,13 +38,13 @@ def returns_of(ablation: dict[str, Any]) -> dict[str, float]:
 def test_on_a_tmaze_the_return_falls_to_the_memoryless_one_and_the_sign_lies_within_the_horizon(
     tmp_path: Path,
 ) -> None:
-    ablation, horizon = found(tmaze(tmp_path, 4), "--ablate", "--horizon", "--episodes", "200")
+    ablation, horizon = found(tmaze(tmp_path, 2), "--ablate", "--horizon", "--episodes", "100")
     returns = returns_of(ablation)
     assert returns["intact"] >= 0.99
-    assert returns["wiped every step"] == pytest.approx(0.5, abs=0.1)
-    assert returns["wiped every 4 steps"] == pytest.approx(0.5, abs=0.1)
+    assert returns["wiped every step"] == pytest.approx(0.5, abs=0.15)
+    assert returns["wiped every 2 steps"] == pytest.approx(0.5, abs=0.15)
     assert ablation["verdict"].startswith("the agent uses its memory: without it the return falls from 1.00 to 0.")
-    assert horizon["horizon"] == 4
+    assert horizon["horizon"] == 2
 
 
 @pytest.mark.slow
