@@ -150,13 +150,13 @@ def _computed(policy: RecurrentActorCriticPolicy, seen: Any, actions: Array) -> 
     policy.set_training_mode(False)
     with torch.no_grad():
         observations, _ = policy.obs_to_tensor(seen)
-        sequence = map_observations(lambda part: part[:, None], observations)
         state, starts = policy.initial_state(1), first_step_of(len(actions))
-        hidden = policy.remember(sequence, state, starts)
+        features, critic_features = policy._encode(observations, starts.shape)
+        hidden = policy._unroll(features, critic_features, state, starts)
         taken = torch.as_tensor(actions, device=policy.device)
         values, log_probabilities, _ = policy.judge(hidden, observations, taken)
-        parameters = policy._distribution_parameters(hidden.actor, observations)
-        features, _ = policy._encode(observations, starts.shape)
+        parameters = policy._distribution_parameters(hidden[0], observations)
+        sequence = map_observations(lambda part: part[:, None], observations)
         states = policy.states_along(sequence, state, starts, range(len(actions) + 1))
     is_discrete = policy.action_space.shape == () and parameters[0].shape[-1] == getattr(policy.action_space, "n", 0)
     carried = tuple(part[:, 0].cpu().numpy() for part in states)
@@ -166,7 +166,7 @@ def _computed(policy: RecurrentActorCriticPolicy, seen: Any, actions: Array) -> 
         "log_probabilities": log_probabilities.cpu().numpy(),
         "probabilities": parameters[0].softmax(-1).cpu().numpy() if is_discrete else None,
         "features": features[:, 0].float().cpu().numpy(),
-        "outputs": hidden.actor.float().cpu().numpy(),
+        "outputs": hidden[0].float().cpu().numpy(),
         "states": carried[:n_actor],
         "critic_states": carried[n_actor:],
     }

@@ -48,7 +48,8 @@ def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = N
         options = {"duration": 1000 * skip / fps, "loop": 0}
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    with imageio.get_writer(path, **options) as writer:
+    writer: Any = imageio.get_writer(path, **options)
+    with writer:
         for frame in islice(_frames(player, env, seed), None, None, skip):
             reduced = max(1, frame.shape[1] // 300) if path.suffix == ".gif" else 1  # a file of full frames is huge
             writer.append_data(frame[::reduced, ::reduced])

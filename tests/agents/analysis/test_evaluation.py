@@ -21,7 +21,6 @@ from agents.analysis.evaluation import (
     evaluate,
     evaluate_both_ways,
 )
-from agents.analysis.statistics import bootstrap, interquartile_mean, mean, wilson
 from agents.deploy.player import Player
 from envs import make
 from envs.vector.vectorize import SerialVecEnv, VectorEnvAdapter
@@ -194,30 +193,6 @@ def test_statistics_match_hand_computed_ones() -> None:
     assert (result.mean, result.median, result.interquartile_mean, result.mean_length) == (22.0, 3.0, 3.0, 3.0)
     assert result.std == pytest.approx(math.sqrt((21**2 + 20**2 + 19**2 + 18**2 + 78**2) / 5))
     assert result.success_rate == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([5.0], 5.0), ([1.0, 3.0], 2.0), ([0.0, 1.0, 2.0, 9.0], 1.5), ([9.0, 0, 1, 2, 3, 4, 5, 0], 2.5)],
-)
-def test_the_interquartile_mean_is_that_of_the_middle_half(values: list[float], expected: float) -> None:
-    assert interquartile_mean(np.array(values)) == expected
-
-
-def test_the_bootstrap_interval_of_a_mean_is_near_the_normal_one_and_always_the_same() -> None:
-    values = np.random.default_rng(1).normal(10.0, 2.0, 400)
-    low, high = bootstrap(values, mean)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.03)
-    assert high == pytest.approx(values.mean() + half, abs=0.03)
-    assert bootstrap(values, mean) == (low, high)
-
-
-def test_wilsons_interval_matches_published_values() -> None:
-    # Newcombe 1998, table I: 81 of 263 and 15 of 148, method 3, to four digits.
-    assert wilson((True,) * 81 + (False,) * 182) == pytest.approx((0.2553, 0.3662), rel=0, abs=5e-5)
-    assert wilson((True,) * 15 + (False,) * 133) == pytest.approx((0.0624, 0.1605), rel=0, abs=5e-5)
-    assert wilson((True,) * 20)[1] == 1.0
 
 
 def test_json_holds_every_episode_and_no_number_that_json_has_not() -> None:

@@ -12,6 +12,7 @@ from agents.analysis.statistics import (
     mean,
     over_seeds,
     probability_of_improvement,
+    wilson,
 )
 
 
@@ -19,9 +20,28 @@ def array(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float64)
 
 
-def test_the_interquartile_mean_is_the_mean_of_the_middle_half() -> None:
-    assert interquartile_mean(array(1000, 2, 3, 4, 5, 6, 7, -1000)) == pytest.approx((3 + 4 + 5 + 6) / 4)
-    assert interquartile_mean(array(9, 1, 5)) == 5  # a quarter of three is none: the mean of all
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([5], 5), ([1, 3], 2), ([9, 1, 5], 5), ([0, 1, 2, 9], 1.5), ([1000, 2, 3, 4, 5, 6, 7, -1000], 4.5)],
+)
+def test_the_interquartile_mean_is_the_mean_of_the_middle_half(values: list[float], expected: float) -> None:
+    assert interquartile_mean(array(*values)) == expected
+
+
+def test_the_bootstrap_interval_of_a_mean_is_near_the_normal_one_and_always_the_same() -> None:
+    values = np.random.default_rng(1).normal(10.0, 2.0, 400)
+    low, high = bootstrap(values, mean)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.03)
+    assert high == pytest.approx(values.mean() + half, abs=0.03)
+    assert bootstrap(values, mean) == (low, high)
+
+
+def test_wilsons_interval_matches_published_values() -> None:
+    # Newcombe 1998, table I: 81 of 263 and 15 of 148, method 3, to four digits.
+    assert wilson((True,) * 81 + (False,) * 182) == pytest.approx((0.2553, 0.3662), rel=0, abs=5e-5)
+    assert wilson((True,) * 15 + (False,) * 133) == pytest.approx((0.0624, 0.1605), rel=0, abs=5e-5)
+    assert wilson((True,) * 20)[1] == 1.0
 
 
 def test_the_probability_of_improvement_counts_pairs_and_halves_ties() -> None:
@@ -98,8 +118,3 @@ def test_the_interval_of_a_curve_is_over_seeds_at_every_point() -> None:
     assert middle.tolist() == [1, 1]
     assert low.tolist() == [1, 0]
     assert high.tolist() == [1, 2]
-
-
-def test_the_same_values_always_give_the_same_interval() -> None:
-    returns = [np.random.default_rng(seed).normal(size=20) for seed in range(3)]
-    assert over_seeds(returns) == over_seeds(returns)
