@@ -72,11 +72,11 @@ def test_the_same_seed_gives_the_same_episodes_and_nothing_is_overwritten(run: P
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("checkpoint", "found"),
     [("best", "best"), ("last", "step_000000000064"), ("32", "step_000000000032"), ("best.zip", "best")],
 )
-def test_checkpoints_are_chosen_by_name_step_or_path(run: Path, asked: str, found: str) -> None:
-    assert evaluate.main([str(run), "--episodes", "1", "--checkpoint", asked]) == 0
+def test_checkpoints_are_chosen_by_name_step_or_path(run: Path, checkpoint: str, found: str) -> None:
+    assert evaluate.main([str(run), "--episodes", "1", "--checkpoint", checkpoint]) == 0
     (result,) = results(run)
     assert result["checkpoint"] == f"{found}.zip"
 
@@ -151,15 +151,17 @@ def test_the_exit_code_is_that_of_the_first_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--seeds", "3", "--seed", str(2**31 - 2)], "go beyond 2147483647"),
     ],
 )
-def test_seeds_that_there_are_not_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_that_there_are_not_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train.main(words) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_names_the_seeds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,8 +176,8 @@ def test_several_runs_give_one_table_one_file_and_one_page(
     words += ["--episodes", "4", "--json", str(tmp_path / "all.json"), "--report", str(tmp_path / "all.html")]
     assert evaluate.main(words) == 0
     out = capsys.readouterr().out
-    for told in ("pair-5", "pair-6", "other", "2 seeds", "probability that", "over episodes", "memory none"):
-        assert told in out
+    for text in ("pair-5", "pair-6", "other", "2 seeds", "probability that", "over episodes", "memory none"):
+        assert text in out
     written = json.loads((tmp_path / "all.json").read_text())
     assert [len(each["returns"]) for each in written["runs"]] == [4, 4, 4]
     assert [group["seeds"] for group in written["groups"]] == [[5, 6], [0]]

@@ -1,4 +1,4 @@
-"""What is found about really trained agents is what their tasks need: the whole way from train.py to evaluate.py."""
+"""What is found about really trained agents is what their tasks need: all the way from train.py to evaluate.py."""
 
 import json
 from pathlib import Path

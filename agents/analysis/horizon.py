@@ -1,6 +1,6 @@
 """How far back an input still moves the action.
 
-Axes: T steps of an episode, B steps asked about, F features, K parameters of the action's distribution, L lags.
+Axes: T steps of an episode, B chosen steps, F features, K parameters of the action's distribution, L lags.
 
 With ``y_t`` the parameters of the action's distribution at step t that depend on the observation (logits, or means) and
 ``x_s`` what went into the memory at step s of the same episode, the sensitivity at lag l is
@@ -94,7 +94,7 @@ def memory_horizon(
         player: its policy is differentiated, its memory unrolled from the start of every episode.
         recordings: of episodes (:func:`agents.analysis.record`).
         lags: the largest lag; None for the longest episode less one.
-        steps: how many steps t to ask about, drawn without replacement where there are more.
+        steps: how many steps t, drawn without replacement where there are more.
         seed: of that draw.
 
     Raises:
@@ -119,7 +119,7 @@ def memory_horizon(
 
 
 def _chosen_steps(recordings: Sequence[Recording], steps: int, seed: int) -> list[NDArray[np.int64]]:
-    """For each episode the steps asked about, in order."""
+    """For each episode the chosen steps, in order."""
     edges = np.cumsum([0, *map(len, recordings)])
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(edges[-1], size=min(steps, edges[-1]), replace=False))
@@ -129,7 +129,7 @@ def _chosen_steps(recordings: Sequence[Recording], steps: int, seed: int) -> lis
 def _norms(policy: RecurrentActorCriticPolicy, recording: Recording, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
     """(B,) steps -> (B, T): the Frobenius norm of d y_t / d x_s for every s, 0 after t.
 
-    The episode is laid out once for every step asked about: rows do not touch each other, so one pass back gives all.
+    The episode is laid out once for every chosen step: rows do not touch each other, so one pass back gives all.
     """
     if not len(chosen):
         return np.zeros((0, len(recording)))

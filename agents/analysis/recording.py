@@ -35,7 +35,7 @@ class Recording:
         seen: the same as the policy reads them, normalized.
         actions: (T, ...) as the environment took them.
         rewards: (T,) true ones.
-        infos: the numbers that every step's info held, by key, (T,) each.
+        infos: the numbers of every step's info, by key, (T,) each.
         values: (T,) what the critic expected before the step, of normalized rewards where training normalized them.
         log_probabilities: (T,) of the actions.
         probabilities: (T, n) of each action for a Discrete space; None for others.

@@ -1,4 +1,4 @@
-"""What can be said from episodes, from seeds, and from two groups of them against each other.
+"""Statistics of episodes, of seeds, and of two groups of them against each other.
 
 Axes: S seeds, E episodes, P points of a curve, N and K scores of two groups.
 

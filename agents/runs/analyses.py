@@ -25,7 +25,7 @@ from agents.analysis.report import (
     comparison_page,
     grouped,
     improvements,
-    print_whole,
+    print_uncut,
     run_page,
     table,
 )
@@ -204,7 +204,7 @@ def print_seeds(runs: Sequence[RunDirectory]) -> None:
 
 def print_groups(groups: Sequence[Group]) -> None:
     """The table of several runs, and which group is better."""
-    print_whole(table(groups))
+    print_uncut(table(groups))
     for each in improvements(groups):
         low, high = each.interval
         chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
@@ -246,7 +246,7 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
     for row in rows:
         shown.add_row(*(Text("" if row[column] is None else configs.printable(str(row[column]))) for column in columns))
     if rows:
-        print_whole(shown)
+        print_uncut(shown)
     else:
         configs.say(f"there are no runs in {root}")
 

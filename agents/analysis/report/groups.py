@@ -1,4 +1,4 @@
-"""Runs of the same settings but the seed, as groups, and what is said of each group.
+"""Runs of the same settings but the seed, as groups, and the statistics of each group.
 
 Axes: S seeds, E episodes.
 """
@@ -178,7 +178,7 @@ def table(groups: Sequence[Group]) -> Table:
     return shown
 
 
-def print_whole(shown: Table) -> None:
+def print_uncut(shown: Table) -> None:
     """Prints a table as wide as it is: a name that is cut short can be given to no command."""
     width = Console(width=10_000).measure(shown).maximum
     Console(width=max(Console().width, width)).print(shown, crop=False)

@@ -59,11 +59,10 @@ class RunHistory:
 
     def metrics(self) -> dict[str, Curve]:
         """Every metric of metrics.csv that was measured more than once."""
-        points: dict[str, list[tuple[float, float]]] = {}
-        for row in _rows(self.path / "metrics.csv"):
-            for name, value in row.items() if "step" in row else ():
-                points.setdefault(name, []).append((row["step"], value))
-        return {name: _curve(found) for name, found in points.items() if len(found) > 1}
+        rows = [row for row in _rows(self.path / "metrics.csv") if "step" in row]
+        names = dict.fromkeys(name for row in rows for name in row)
+        found = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
+        return {name: _curve(points) for name, points in found.items() if len(points) > 1}
 
     def periodic(self) -> list[dict[str, float]]:
         """The rows of evaluations.csv, each with what in it is a number; "low" and "high" bound the mean."""

@@ -63,8 +63,8 @@ def test_the_wipes_are_the_powers_of_two_up_to_the_longest_episode(found: Ablati
 def test_with_another_episodes_state_the_agent_names_what_was_shown_there(found: Ablation) -> None:
     condition = by_name(found)["of another episode"]
     for i in range(8):  # two rounds of four environments
-        beside = bits(SEED + i // 4 * 4 + (i - 1) % 4)
-        assert condition.returns[i] == named(lambda t, beside=beside: beside[t - LAG], bits(SEED + i))
+        neighbor = bits(SEED + i // 4 * 4 + (i - 1) % 4)
+        assert condition.returns[i] == named(lambda t, neighbor=neighbor: neighbor[t - LAG], bits(SEED + i))
 
 
 def test_noise_grows_with_the_states_standard_deviation() -> None:

@@ -88,7 +88,7 @@ def test_what_stable_baselines3_measures_is_measured() -> None:
     assert (sorted(ours.returns), sorted(ours.lengths)) == (sorted(returns), sorted(lengths))
 
 
-def test_true_rewards_are_reported_and_a_normaliser_around_the_environments_is_taken_off(agent: RecurrentPPO) -> None:
+def test_true_rewards_are_reported_and_a_normalizer_around_the_environments_is_taken_off(agent: RecurrentPPO) -> None:
     assert evaluate(agent, VecNormalize(lines(4, 4)), 2).returns == (16.0, 16.0)
 
 
@@ -148,7 +148,7 @@ def test_the_step_in_which_an_environment_resets_itself_is_no_step_and_its_obser
     for column in np.array(player.starts).T:
         ends = np.flatnonzero(column)
         ends = ends[ends < len(column) - 1]
-        # The memory starts anew after the last step and again after the step that reset.
+        # The memory restarts after the last step and again after the step that reset.
         assert all(column[end + 1] or column[end - 1] for end in ends)
 
 
@@ -212,5 +212,5 @@ def test_both_ways_to_act_play_half_of_the_episodes_each(agent: RecurrentPPO) ->
 
 @pytest.mark.parametrize(("other", "differ"), [([1.0, 2.0, 3.0], False), ([9.0, 10.0, 11.0], True)])
 def test_two_ways_to_act_differ_where_the_intervals_of_their_means_are_apart(other: list[float], differ: bool) -> None:
-    told = Evaluation((1.0, 2.0, 3.0), (1, 1, 1))
-    assert BothWays(told, Evaluation(tuple(other), (1, 1, 1), deterministic=False)).differ is differ
+    chosen = Evaluation((1.0, 2.0, 3.0), (1, 1, 1))
+    assert BothWays(chosen, Evaluation(tuple(other), (1, 1, 1), deterministic=False)).differ is differ

@@ -66,7 +66,7 @@ def scored(root: Path, name: str, chosen: Settings, *returns: float, **made: Any
 
 
 def recording(n_steps: int, observations: Any = None, **known: Any) -> Recording:
-    """An episode of which only what is known is said."""
+    """An episode of which only some things are known."""
     nothing, zeros = np.zeros((n_steps, 0)), np.zeros(n_steps)
     made: dict[str, Any] = {
         "actions": np.zeros(n_steps, np.int64),

@@ -100,7 +100,7 @@ def test_a_page_loads_nothing_and_holds_everything(tmp_path: Path) -> None:
 
 def test_a_runs_page_tells_settings_results_findings_and_curves(tmp_path: Path) -> None:
     read = Reader(report(tmp_path))
-    for told in (
+    for text in (
         *(
             "CartPoleNoVel-v1",
             "4.000 at step 20",
@@ -112,7 +112,7 @@ def test_a_runs_page_tells_settings_results_findings_and_curves(tmp_path: Path) 
         ),
         *("without it the return falls from 1.0 to 0.5", "wiped every step", "It reaches 7 steps back"),
     ):
-        assert told in read.text
+        assert text in read.text
     assert read.loaded  # the horizon's picture
     assert [chart["series"][0]["y"] for chart in read.charts][:2] == [[1, 4, 2], [1, 4, 2]]
     assert next(chart["series"][0] for chart in read.charts if "low" in chart["series"][0])["low"][0] == pytest.approx(
@@ -133,20 +133,20 @@ def test_what_is_put_in_cannot_break_out(tmp_path: Path) -> None:
 
 def test_a_run_without_anything_still_has_a_page(tmp_path: Path) -> None:
     read = Reader(run_page(record(tmp_path, "young", settings()), state="training", note="No agent yet."))
-    for told in (
+    for text in (
         "No agent yet.",
         "Nothing has been measured yet",
         "There is no episode",
         "No evaluation has been made",
     ):
-        assert told in read.text
+        assert text in read.text
     assert (read.charts, json.loads(read.data)) == ([], None)
 
 
 def test_a_comparison_tells_groups_intervals_and_probabilities(tmp_path: Path) -> None:
     read = Reader(comparison(tmp_path))
-    for told in ("memory lstm", "memory none", "3 seeds", "8.500", "1.00 to 1.00", "policy.memory", "a note"):
-        assert told in read.text
+    for text in ("memory lstm", "memory none", "3 seeds", "8.500", "1.00 to 1.00", "policy.memory", "a note"):
+        assert text in read.text
     lstm = read.charts[0]["series"][0]
     # Seeds 0, 1, 2 evaluate every 10, 11, 12 steps: all have reached 12 to 20.
     assert lstm["x"] == [12, 20]
