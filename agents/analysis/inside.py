@@ -17,8 +17,7 @@ from agents.policy.actor_critic import RecurrentActorCriticPolicy
 
 Array = NDArray[np.float64]
 
-SHUT, OPEN = 0.1, 0.9
-"""A gate below or above is saturated."""
+SHUT, OPEN = 0.1, 0.9  # a gate below or above is saturated
 
 
 class Components(NamedTuple):
@@ -67,16 +66,14 @@ class Gates:
 
     def saturation_over_time(self) -> dict[str, Array]:
         """(T, D) share of units below 0.1 or above 0.9 at every step."""
-        return {name: _saturated(gate).mean(axis=2) for name, gate in self.openness.items()}
+        return {name: ((gate < SHUT) | (gate > OPEN)).mean(axis=2) for name, gate in self.openness.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Openness and saturation of each gate, layer by layer."""
+        opened, saturated = self.mean_over_time(), self.saturation_over_time()
         return {
-            name: {
-                "openness": gate.mean(axis=(0, 2), dtype=np.float64).tolist(),
-                "saturation": _saturated(gate).mean(axis=(0, 2)).tolist(),
-            }
-            for name, gate in self.openness.items()
+            name: {"openness": opened[name].mean(axis=0).tolist(), "saturation": saturated[name].mean(axis=0).tolist()}
+            for name in self.openness
         }
 
 
@@ -163,8 +160,3 @@ def _of_encoder(policy: RecurrentActorCriticPolicy, recording: Recording) -> dic
         "encoder" if n_heads == 1 else f"encoder, head {head + 1}": Attention(weights[:, head], False)
         for head in range(n_heads)
     }
-
-
-def _saturated(gate: NDArray[np.float32]) -> NDArray[np.bool_]:
-    saturated: NDArray[np.bool_] = (gate < SHUT) | (gate > OPEN)
-    return saturated

@@ -30,7 +30,7 @@ from agents.analysis.statistics import (
 from agents.checks.text import printable
 
 # What names, places or shows a run and does not decide what it learns.
-_INCIDENTAL = ("seed", "name", "group", "runs", "threads", "progress", "device", "tracking", "checkpoint")
+INCIDENTAL = ("seed", "name", "group", "runs", "threads", "progress", "device", "tracking", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def plain(value: Any) -> str:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in _INCIDENTAL}
+    return {key: value for key, value in settings.items() if key not in INCIDENTAL}
 
 
 def _differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
