@@ -10,10 +10,9 @@ Nothing but the run's directory is needed: settings, weights and normalizer lie 
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import configs
 from configs import SettingsError
@@ -32,7 +31,8 @@ def command(argv: Sequence[str] | None) -> None:
     if words.insight:
         words.ablate = words.inside = True
         words.horizon = ENTIRE_EPISODE if words.horizon is None else words.horizon
-    check(words)
+    for fault in faults(words):
+        raise SettingsError(fault)
     for path in words.run:
         configs.leave_import_path(path)
     from agents.runs import analyses  # takes seconds: not before the words are known to be good
@@ -63,19 +63,35 @@ def command(argv: Sequence[str] | None) -> None:
         analyses.report_run(run, options, None if words.report is IN_THE_RUN else words.report)
 
 
-def check(words: argparse.Namespace) -> None:
-    """Raises :class:`SettingsError` where the words do not go together, before anything is evaluated."""
+def faults(words: argparse.Namespace) -> Iterator[str]:
+    """Why the words cannot be followed."""
+    several, report, video = len(words.run) > 1, words.report, words.video
     looks_inside = words.ablate or words.inside or words.horizon is not None
+    if words.colour is not None:
+        yield "--colour is called --color now"
+    for name, least in (("episodes", 1), ("n_envs", 1), ("horizon", 0)):
+        if (number := getattr(words, name)) is not None and number < least:
+            yield f"--{name.replace('_', '-')} must be at least {least}, got {number}"
+    if video is not None and video.suffix not in (".mp4", ".gif"):
+        yield f"--video {video}: expected a name that ends in .mp4 or .gif"
     if not words.list and not words.run:
-        raise SettingsError("expected the directory of a run, such as runs/NAME; --list shows the runs there are")
-    if words.list and (words.run or words.report is not None or words.video is not None or looks_inside):
-        raise SettingsError("--list stands alone: it evaluates nothing; --runs chooses the folder it looks in")
-    if len(words.run) > 1 and words.video is not None:
-        raise SettingsError("--video records one run's agent; give one run")
-    if len(words.run) > 1 and looks_inside:
-        raise SettingsError("--ablate, --horizon, --inside and --insight look at one run's agent; give one run")
-    if len(words.run) > 1 and words.report is IN_THE_RUN:
-        raise SettingsError("a comparison is no run's own: give --report a file, such as --report comparison.html")
+        yield "expected the directory of a run, such as runs/NAME; --list shows the runs there are"
+    if words.list and (words.run or report is not None or video is not None or looks_inside):
+        yield "--list stands alone: it evaluates nothing; --runs chooses the folder it looks in"
+    if several and video is not None:
+        yield "--video records one run's agent; give one run"
+    if several and looks_inside:
+        yield "--ablate, --horizon, --inside and --insight look at one run's agent; give one run"
+    if several and report is IN_THE_RUN:
+        yield "a comparison is no run's own: give --report a file, such as --report comparison.html"
+    for name, file in (("json", words.json), ("report", report)):
+        if file is not None and not file.parent.is_dir():
+            yield f"--{name} {file}: there is no directory {file.parent}"
+    page = None if report is IN_THE_RUN else report
+    if page is not None and page.is_dir():
+        yield f"--report {page}: that is a directory; put the runs before --report"
+    elif page is not None and page.exists():
+        yield f"--report {page}: exists and is not overwritten; choose another name"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,67 +100,31 @@ def parser() -> argparse.ArgumentParser:
     add, switch = words.add_argument, partial(words.add_argument, action="store_true")
     add("run", type=Path, nargs="*", help="directory of a run, such as runs/NAME; several: one table")
     add("--checkpoint", default="best", help="best, last, a step, or a file (default: best)")
-    add("--episodes", type=at_least(1), default=100, help="episodes in all (default: 100)")
-    add("--n-envs", type=at_least(1), default=20, help="environments side by side (default: 20)")
+    add("--episodes", type=int, default=100, help="episodes in all (default: 100)")
+    add("--n-envs", type=int, default=20, help="environments side by side (default: 20)")
     way = words.add_mutually_exclusive_group()
     way.add_argument("--deterministic", action="store_true", default=None, help="take the most probable action")
     way.add_argument("--stochastic", dest="deterministic", action="store_false", help="sample actions")
     add("--seed", type=int, default=1_000_000, help="of environments and samples (default: 1000000)")
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    add("--json", type=writable, help="write the result to this file too")
-    add("--video", type=video, help="record an episode to this file, .mp4 or .gif")
+    add("--json", type=Path, help="write the result to this file too")
+    add("--video", type=Path, help="record an episode to this file, .mp4 or .gif")
     page = "write an HTML page too, of several runs a comparison (default: report.html in the run)"
-    add("--report", metavar="FILE", type=new, nargs="?", const=IN_THE_RUN, help=page)
+    add("--report", metavar="FILE", type=Path, nargs="?", const=IN_THE_RUN, help=page)
     switch("--list", help="list the runs there are, and evaluate none")
     add("--runs", type=Path, default=Path("runs"), help="folder to list (default: runs)")
     switch("--ablate", help="play the same episodes with the memory wiped, exchanged and noisy")
     reach = "measure how far back an input still moves the action, up to so many steps (default: the entire episode)"
-    add("--horizon", type=at_least(0), nargs="?", const=ENTIRE_EPISODE, metavar="LAGS", help=reach)
+    add("--horizon", type=int, nargs="?", const=ENTIRE_EPISODE, metavar="LAGS", help=reach)
     switch("--inside", help="draw the memory over an episode: state, gates, what is attended to")
     switch("--insight", help="all of --ablate, --horizon and --inside")
     colors = "what colors the state's principal components: time, reward, value, action or a key of the infos"
     add("--color", default="time", metavar="KEY", help=colors)
-    add("--colour", type=renamed("--color"), help=argparse.SUPPRESS)
+    add("--colour", help=argparse.SUPPRESS)
     modules = "modules that the run may import, where it was not made by you from this directory"
     add("--trust", metavar="NAME", nargs="+", default=(), help=modules)
     switch("--debug", help="show the traceback of an error")
     return words
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    def integer(word: str) -> int:
-        if int(word) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {word}")
-        return int(word)
-
-    return integer
-
-
-def video(word: str) -> Path:
-    if Path(word).suffix not in (".mp4", ".gif"):
-        raise argparse.ArgumentTypeError(f"{word}: expected a name that ends in .mp4 or .gif")
-    return Path(word)
-
-
-def new(word: str) -> Path:
-    if Path(word).is_dir():
-        raise argparse.ArgumentTypeError(f"{word} is a directory; put the runs before --report")
-    if Path(word).exists():
-        raise argparse.ArgumentTypeError(f"{word} exists and is not overwritten; choose another name")
-    return writable(word)
-
-
-def writable(word: str) -> Path:
-    if not Path(word).parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{word}: there is no directory {Path(word).parent}")
-    return Path(word)
-
-
-def renamed(name: str) -> Callable[[str], NoReturn]:
-    def refuse(word: str) -> NoReturn:
-        raise argparse.ArgumentTypeError(f"is called {name} now")
-
-    return refuse
 
 
 if __name__ == "__main__":

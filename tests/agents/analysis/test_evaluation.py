@@ -171,19 +171,19 @@ def test_an_episode_without_an_end_is_cut_and_said_so(agent: RecurrentPPO) -> No
     assert (result.cut, result.to_json()["cut"]) == (1, 1)
 
 
-def test_a_return_that_is_not_finite_is_an_error(agent: RecurrentPPO) -> None:
-    with pytest.raises(FloatingPointError, match="environment 0 is nan"):
-        evaluate(agent, lines(2, reward=math.nan), 1)
-
-
-def test_an_agent_for_other_actions_is_refused(agent: RecurrentPPO) -> None:
-    with pytest.raises(ValueError, match="the agent's actions are Discrete"):
-        evaluate(agent, make("PendulumNoVel-v1", 1), 1)
-
-
-def test_no_episodes_are_no_evaluation(agent: RecurrentPPO) -> None:
-    with pytest.raises(ValueError, match="at least 1 episode, got 0"):
-        evaluate(agent, lines(2), 0)
+@pytest.mark.parametrize(
+    ("env", "episodes", "error", "message"),
+    [
+        (partial(lines, 2, reward=math.nan), 1, FloatingPointError, "environment 0 is nan"),
+        (partial(make, "PendulumNoVel-v1", 1), 1, ValueError, "the agent's actions are Discrete"),
+        (partial(lines, 2), 0, ValueError, "at least 1 episode, got 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_an_error(
+    agent: RecurrentPPO, env: Any, episodes: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(agent, env(), episodes)
 
 
 def test_statistics_match_hand_computed_ones() -> None:
