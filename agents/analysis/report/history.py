@@ -83,9 +83,9 @@ class RunHistory:
         found = (path for path in (self.path / "evaluations").glob("*.json") if "ablation" not in path.stem)
         results = []
         for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):
-            with suppress(KeyError, TypeError, ValueError):
-                content = _json(path)
-                results.append((str(content.get("checkpoint", "?")), Evaluation.from_json(content)))
+            content = _json(path)
+            with suppress(KeyError, TypeError, ValueError, ArithmeticError):  # not what an evaluation writes
+                results.append((str(dict(content).get("checkpoint", "?")), Evaluation.from_json(content)))
         return results
 
     def insights(self) -> list[Insight]:
