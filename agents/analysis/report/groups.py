@@ -153,14 +153,14 @@ COLUMNS = ("seed", "mean return", "95 % interval", "interquartile mean", "95 % i
 
 
 def score_rows(groups: Sequence[Group]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """("group" or "member", its name and a figure for every column) for each group of several runs, and each run."""
+    """("group", "member" of it or "single" run, its name and a figure for every column)."""
     for group in groups:
         several = len(group.runs) > 1
         if several:
             yield "group", (group.label, f"{len(group.by_seed)} seeds", *_figures(group))
         for run in group.runs:
             name = run.history.name if several else f"{run.history.name} ({group.label})"
-            yield "member", (name, str(run.seed), *_figures(Group("", (run,))))
+            yield "member" if several else "single", (name, str(run.seed), *_figures(Group("", (run,))))
 
 
 def _figures(group: Group) -> tuple[str, ...]:
@@ -174,7 +174,8 @@ def table(groups: Sequence[Group]) -> Table:
     for column in shown.columns[1:]:
         column.justify = "right"
     for kind, (name, *figures) in score_rows(groups):
-        shown.add_row(Text(printable(name)), *figures, style="bold" if kind == "group" else None)
+        indented = f"  {name}" if kind == "member" else name
+        shown.add_row(Text(printable(indented)), *figures, style="bold" if kind == "group" else None)
     return shown
 
 
