@@ -19,10 +19,10 @@ def trained(runs: Path, name: str, *words: str) -> Path:
     return runs / name
 
 
-def tmaze(runs: Path, length: int) -> Path:
+def tmaze(runs: Path, length: int, *words: str) -> Path:
     """An LSTM that has learned a corridor of this length."""
-    until_solved = ["--evaluation.stop-at-return", "0.99", "--evaluation.every", "2048"]
-    return trained(runs, f"{length}", "--config", "tmaze", "--env.kwargs", f"length={length}", *until_solved)
+    until_solved = ["--evaluation.stop-at-return", "0.99", "--evaluation.every", "2048", "--evaluation.episodes", "40"]
+    return trained(runs, f"{length}", "--config", "tmaze", "--env.kwargs", f"length={length}", *until_solved, *words)
 
 
 def found(run: Path, *words: str) -> list[dict[str, Any]]:
@@ -38,7 +38,8 @@ def returns_of(ablation: dict[str, Any]) -> dict[str, float]:
 def test_on_a_tmaze_the_return_falls_to_the_memoryless_one_and_the_sign_lies_within_the_horizon(
     tmp_path: Path,
 ) -> None:
-    ablation, horizon = found(tmaze(tmp_path, 2), "--ablate", "--horizon", "--episodes", "100")
+    fast = ("--policy.memory-kwargs", "hidden_size=16", "--algorithm.learning-rate", "0.003")
+    ablation, horizon = found(tmaze(tmp_path, 2, *fast), "--ablate", "--horizon", "--episodes", "100")
     returns = returns_of(ablation)
     assert returns["intact"] >= 0.99
     assert returns["wiped every step"] == pytest.approx(0.5, abs=0.15)
