@@ -17,7 +17,6 @@ from configs import Settings
 
 if TYPE_CHECKING:  # torch takes seconds to import: not before the settings are known to be good
     from agents.runs.directory import RunDirectory
-    from agents.runs.launch import Afterwards
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +39,9 @@ def command(argv: Sequence[str] | None) -> None:
         configs.say(configs.plan(settings, words.seeds))
         launch.preview(settings)
     elif words.resume is not None:
-        launch.resume(words.resume, settings, afterwards(), words.trust, typed)
+        launch.resume(words.resume, settings, words.trust, typed)
     elif words.seeds > 1:
-        launch.train_seeds(settings, words.seeds, afterwards())
+        launch.train_seeds(settings, words.seeds)
     else:
         train(settings)
 
@@ -51,20 +50,7 @@ def train(settings: Settings) -> RunDirectory:
     """Trains an agent, evaluates what came of it, and returns the directory of the run."""
     from agents.runs import launch
 
-    return launch.train(settings, afterwards())
-
-
-def afterwards() -> Afterwards:
-    """What is done with a trained agent."""
-    from agents.runs.launch import Afterwards
-    from evaluate import evaluate_at_the_end, record_run
-
-    return Afterwards(
-        evaluate=lambda run, settings: evaluate_at_the_end(
-            run, settings.evaluation.final_episodes, deterministic=settings.evaluation.deterministic
-        ),
-        film=lambda run, path: record_run(run, "best", path),
-    )
+    return launch.train(settings)
 
 
 if __name__ == "__main__":

@@ -214,10 +214,10 @@ def work(folder: str, words: list[str]) -> None:
 
 def returns_both_ways(run: Any) -> Result:
     """Of the last policy."""
-    import evaluate
+    from agents.runs.analyses import Options, evaluate_run
 
     return {
-        way: evaluate.evaluate_run(run, "last", episodes=EPISODES, deterministic=way == "deterministic")["returns"]
+        way: evaluate_run(run, Options("last", EPISODES, deterministic=way == "deterministic"))["returns"]
         for way in WAYS
     }
 

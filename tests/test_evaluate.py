@@ -1,4 +1,4 @@
-"""evaluate.py needs nothing but a run's directory, and says what is wrong with it."""
+"""evaluate.py needs nothing but the directories of runs, says what is wrong with them, and shows what they remember."""
 
 import json
 import shutil
@@ -6,32 +6,46 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+import configs
 import evaluate
 import train
+from agents.runs.directory import RunDirectory
+from configs import EnvironmentFault, Settings
 
 WORDS = [
-    *("--env.id", "CartPoleNoVel-v1", "--env.n-envs", "2", "--env.wrappers", "previous_action_reward"),
+    *("--env.id", "TMaze-v0", "--env.kwargs", "length=3", "--env.n-envs", "2", "--threads", "1"),
+    *("--env.wrappers", "previous_action_reward", "--checkpoint.every", "32"),
     *("--algorithm.n-steps", "16", "--algorithm.batch-size", "16", "--algorithm.n-epochs", "1"),
     *("--policy.memory", "gru", "--policy.memory-kwargs", "hidden_size=4", "--total-timesteps", "64"),
-    *("--evaluation.every", "32", "--evaluation.episodes", "1", "--evaluation.final-episodes", "0"),
-    *("--checkpoint.every", "32", "--tracking.no-tensorboard", "--no-progress", "--name", "run"),
+    *("--evaluation.every", "32", "--evaluation.episodes", "2", "--evaluation.final-episodes", "3"),
+    *("--tracking.no-tensorboard", "--no-progress"),
 ]
+OTHER = ["--policy.memory", "none", "--policy.memory-kwargs", "--name", "other"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("evaluate")
-    assert train.main([*WORDS, "--runs", str(runs)]) == 0
-    return runs / "run"
+    runs = tmp_path_factory.mktemp("trained")
+    assert train.main([*WORDS, "--runs", str(runs), "--seeds", "2", "--seed", "5", "--name", "pair"]) == 0
+    assert train.main([*WORDS, "--runs", str(runs), *OTHER]) == 0
+    for run in runs.iterdir():
+        shutil.rmtree(run / "evaluations")  # those at the end of training
+    return runs
 
 
 @pytest.fixture
-def run(trained: Path, tmp_path: Path) -> Path:
+def runs(trained: Path, tmp_path: Path) -> Path:
     """A copy in another place: a run is its directory."""
-    return Path(shutil.copytree(trained, tmp_path / "elsewhere"))
+    return Path(shutil.copytree(trained, tmp_path / "runs"))
+
+
+@pytest.fixture
+def run(runs: Path) -> Path:
+    return runs / "pair-5"
 
 
 def results(run: Path) -> list[dict[str, Any]]:
@@ -53,18 +67,16 @@ def test_the_table_and_the_file_say_the_same(run: Path, capsys: pytest.CaptureFi
 def test_the_same_seed_gives_the_same_episodes_and_nothing_is_overwritten(run: Path) -> None:
     for seed in ("5", "5", "6"):
         assert evaluate.main([str(run), "--episodes", "4", "--stochastic", "--seed", seed]) == 0
-    first, again, other = (result["returns"] for result in results(run))
-    assert len(list((run / "evaluations").iterdir())) == 3
-    assert sorted([first, again, other]).count(first) == 2 or first == again
-    assert len({tuple(each) for each in (first, again, other)}) == 2
+    by_seed = {(result["seed"], *result["lengths"], *result["returns"]) for result in results(run)}
+    assert (len(results(run)), sorted(each[0] for each in by_seed)) == (3, [5, 6])
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("checkpoint", "found"),
     [("best", "best"), ("last", "step_000000000064"), ("32", "step_000000000032"), ("best.zip", "best")],
 )
-def test_checkpoints_are_chosen_by_name_step_or_path(run: Path, asked: str, found: str) -> None:
-    assert evaluate.main([str(run), "--episodes", "1", "--checkpoint", asked]) == 0
+def test_checkpoints_are_chosen_by_name_step_or_path(run: Path, checkpoint: str, found: str) -> None:
+    assert evaluate.main([str(run), "--episodes", "1", "--checkpoint", checkpoint]) == 0
     (result,) = results(run)
     assert result["checkpoint"] == f"{found}.zip"
 
@@ -72,61 +84,6 @@ def test_checkpoints_are_chosen_by_name_step_or_path(run: Path, asked: str, foun
 def test_the_result_can_be_written_elsewhere_too(run: Path, tmp_path: Path) -> None:
     assert evaluate.main([str(run), "--episodes", "2", "--json", str(tmp_path / "result.json")]) == 0
     assert json.loads((tmp_path / "result.json").read_text()) == results(run)[0]
-
-
-def without_settings(run: Path) -> list[str]:
-    (run / "settings.yaml").unlink()
-    return [str(run)]
-
-
-def without_agents(run: Path) -> list[str]:
-    (run / "best.zip").unlink()
-    shutil.rmtree(run / "checkpoints")
-    return [str(run)]
-
-
-def with_a_broken_agent(run: Path) -> list[str]:
-    content = bytearray((run / "best.zip").read_bytes())
-    content[len(content) // 2] ^= 1
-    (run / "best.zip").write_bytes(content)
-    return [str(run)]
-
-
-def with_broken_settings(run: Path) -> list[str]:
-    (run / "settings.yaml").write_text("seed: 1\nsede: 2\n")
-    return [str(run)]
-
-
-def with_an_environment_of_another_kind(run: Path) -> list[str]:
-    settings = yaml.safe_load((run / "settings.yaml").read_text())
-    settings["env"]["id"], settings["env"]["wrappers"], settings["tracking"] = "PendulumNoVel-v1", [], {}
-    (run / "settings.yaml").write_text(yaml.safe_dump(settings))
-    return [str(run)]
-
-
-@pytest.mark.parametrize(
-    ("break_run", "code", "said"),
-    [
-        (lambda run: [str(run / "nothing")], 5, "is no directory"),
-        (without_settings, 5, "settings.yaml"),
-        (without_agents, 5, "holds no saved agent"),
-        (with_a_broken_agent, 5, "best.zip"),
-        (with_broken_settings, 2, "settings.yaml:2: unknown setting sede"),
-        (with_an_environment_of_another_kind, 5, "does not fit PendulumNoVel-v1"),
-        (lambda run: [str(run), "--checkpoint", "33"], 5, "has no checkpoint '33'; there are best, last, 32, 64"),
-        (lambda run: [str(run), "--checkpoint", "settings.yaml"], 5, "settings.yaml"),
-        (lambda run: [str(run), "--episodes", "0"], 2, "must be at least 1, got 0"),
-        (lambda run: [str(run), "--video", "pole.avi"], 2, "ends in .mp4 or .gif"),
-        (lambda run: [str(run), "--json", str(run / "no" / "where.json"), "--episodes", "1"], 2, "--json"),
-    ],
-)
-def test_a_fault_is_told_without_a_traceback(
-    break_run: Any, code: int, said: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluate.main(break_run(run)) == code
-    told = capsys.readouterr().err
-    assert said in told
-    assert "Traceback" not in told
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
@@ -153,3 +110,303 @@ def test_a_run_that_cannot_be_written_to_is_evaluated_all_the_same(
     captured = capsys.readouterr()
     assert "mean return" in captured.out
     assert "was not written into the run" in captured.err
+
+
+# Several runs
+
+
+def test_seeds_are_runs_of_their_own_in_one_group(runs: Path) -> None:
+    pair = [configs.read(runs / f"pair-{seed}" / "settings.yaml") for seed in (5, 6)]
+    assert [(each.seed, each.group, each.name) for each in pair] == [(5, "pair", "pair-5"), (6, "pair", "pair-6")]
+    assert (
+        train.wandb_arguments(configs.Settings(group="pair", tracking=configs.TrackingSettings(wandb="offline")))[  # type: ignore[index]
+            "group"
+        ]
+        == "pair"
+    )
+
+
+def test_a_run_of_several_seeds_is_the_one_of_that_seed_alone(runs: Path, tmp_path: Path) -> None:
+    assert train.main([*WORDS, "--runs", str(tmp_path), "--seed", "6", "--name", "alone"]) == 0
+    evaluations = [(path / "evaluations.csv").read_text() for path in (runs / "pair-6", tmp_path / "alone")]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_a_failed_seed_is_told_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "three-1").mkdir()  # this seed's place is taken
+    words = [*WORDS, "--runs", str(tmp_path), "--seeds", "3", "--name", "three", "--evaluation.every", "0"]
+    assert train.main(words) == 2
+    captured = capsys.readouterr()
+    assert "1 of 3 seeds failed. seed 1:" in captured.err
+    assert "three-1 exists" in captured.err
+    assert "2 seeds" in captured.out  # the table over those that were trained
+    assert all((tmp_path / f"three-{seed}" / "checkpoints").is_dir() for seed in (0, 2))
+
+
+def test_the_exit_code_is_that_of_the_first_failure() -> None:
+    failed = train.SeedsFailed({3: EnvironmentFault("the wheel came off")}, 5)
+    assert (failed.exit_code, str(failed)) == (3, "1 of 5 seeds failed. seed 3: the wheel came off")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--seeds", "3", "--seed", str(2**31 - 2)], "go beyond 2147483647"),
+    ],
+)
+def test_seeds_that_there_are_not_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_names_the_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--seeds", "3", "--seed", "4", "--dry-run"]) == 0
+    assert "seeds         4 to 6" in capsys.readouterr().out
+
+
+def test_several_runs_give_one_table_one_file_and_one_page(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(runs / name) for name in ("pair-5", "pair-6", "other")]
+    words += ["--episodes", "4", "--json", str(tmp_path / "all.json"), "--report", str(tmp_path / "all.html")]
+    assert evaluate.main(words) == 0
+    out = capsys.readouterr().out
+    for text in ("pair-5", "pair-6", "other", "2 seeds", "probability that", "over episodes", "memory none"):
+        assert text in out
+    written = json.loads((tmp_path / "all.json").read_text())
+    assert [len(each["returns"]) for each in written["runs"]] == [4, 4, 4]
+    assert [group["seeds"] for group in written["groups"]] == [[5, 6], [0]]
+    first, second, _ = written["runs"]
+    assert written["groups"][0]["means"] == [first["return"]["mean"], second["return"]["mean"]]
+    assert "memory none" in (tmp_path / "all.html").read_text()
+
+
+def episode_of(page: Path) -> Any:
+    return json.loads(page.read_text().split('<script type="application/json" id="data">')[1].split("</script>")[0])
+
+
+def test_a_runs_report_lies_in_the_run_and_is_numbered_where_there_is_one(runs: Path) -> None:
+    for _ in range(2):
+        assert evaluate.main([str(runs / "other"), "--episodes", "2", "--report"]) == 0
+    episode = episode_of(runs / "other" / "report.html")
+    assert episode["steps"] == len(episode["rewards"]) > 0
+    assert (runs / "other" / "report-2.html").is_file()
+
+
+def test_the_episode_of_a_report_is_one_that_an_evaluation_plays(runs: Path, tmp_path: Path) -> None:
+    words = ["--episodes", "1", "--n-envs", "1", "--seed", "3", "--json", str(tmp_path / "one.json")]
+    assert evaluate.main([str(runs / "pair-5"), *words, "--report", str(tmp_path / "one.html")]) == 0
+    (played,) = json.loads((tmp_path / "one.json").read_text())["returns"]
+    assert episode_of(tmp_path / "one.html")["total"] == pytest.approx(played)
+
+
+def test_a_run_that_has_not_saved_an_agent_yet_still_has_a_report(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    young = runs / "other"
+    (young / "best.zip").unlink()
+    shutil.rmtree(young / "checkpoints")
+    (young / "evaluations.csv").unlink()
+    assert evaluate.main([str(young), "--report", str(tmp_path / "young.html")]) == 0
+    assert "holds no saved agent yet" in capsys.readouterr().err
+    assert episode_of(tmp_path / "young.html") is None
+    assert "There is no periodic evaluation" in (tmp_path / "young.html").read_text()
+
+
+def test_runs_are_listed_as_their_directories_are(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # no name is cut short
+    shutil.rmtree(runs / "pair-6")
+    (runs / "other" / "settings.yaml").write_text("sede: 1\n")
+    stopped = RunDirectory.create(runs, "a-run-of-a-long-name-that-was-stopped-early")
+    stopped.write_settings(configs.dump(Settings()))
+    assert evaluate.main(["--list", "--runs", str(runs), "--json", str(tmp_path / "list.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert rows.keys() == {"pair-5", "other", stopped.path.name}
+    assert rows["pair-5"].split()[1:6] == ["TMaze-v0", "gru", "5", "pair", "64"]
+    assert rows["pair-5"].rstrip().endswith("finished")
+    assert "settings unreadable" in rows["other"]
+    assert rows[stopped.path.name].rstrip().endswith("stopped")
+    listed = {row["run"]: row for row in json.loads((tmp_path / "list.json").read_text())["runs"]}
+    assert (listed["pair-5"]["steps"], listed["pair-5"]["group"]) == (64, "pair")
+
+
+def test_an_empty_folder_holds_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["--list", "--runs", str(tmp_path)]) == 0
+    assert "there are no runs" in capsys.readouterr().out
+
+
+# What a run remembers
+
+
+def analyzed(run: Path, *words: str) -> int:
+    return evaluate.main([str(run), "--episodes", "4", "--n-envs", "2", *words])
+
+
+def test_insight_writes_all_of_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert analyzed(run, "--insight") == 0
+    name = "best"
+    assert sorted(path.name for path in (run / "insight").iterdir()) == sorted(
+        f"{name}-{rest}"
+        for rest in (
+            *("horizon.json", "horizon.png", "inside.json", "inside.npz"),
+            *("inside-components.png", "inside-gates.png", "inside-state.png"),
+        )
+    )
+    shown = capsys.readouterr().out
+    for words in ("intact", "wiped every step", "wiped every 2 steps", "of another episode", "noise of 0.1"):
+        assert words in shown
+    ablation = json.loads((run / "evaluations" / f"{name}-4-deterministic-ablation.json").read_text())
+    horizon = json.loads((run / "insight" / f"{name}-horizon.json").read_text())
+    assert ablation["verdict"] in shown.replace("\n", " ")
+    assert horizon["verdict"] in shown
+    plain = json.loads((run / "evaluations" / f"{name}-4-deterministic.json").read_text())
+    assert len(ablation["conditions"][0]["returns"]) == plain["episodes"] == 4
+    arrays = np.load(run / "insight" / f"{name}-inside.npz")
+    inside = json.loads((run / "insight" / f"{name}-inside.json").read_text())
+    assert arrays["rewards"].sum() == pytest.approx(inside["return"])
+    assert arrays["states.0"].shape == (inside["steps"] + 1, 1, 4)
+    assert set(inside["gates"]) == {"reset", "update"}
+
+
+def test_nothing_is_overwritten(run: Path) -> None:
+    for _ in range(2):
+        assert analyzed(run, "--horizon", "1") == 0
+    found = sorted((run / "insight").iterdir())
+    assert [path.name[5:] for path in found] == ["horizon-2.json", "horizon-2.png", "horizon.json", "horizon.png"]
+    assert len(json.loads(found[0].read_text())["sensitivity"]) == 2
+    assert found[0].read_text() == found[2].read_text()
+
+
+def test_an_agent_without_memory_is_said_to_have_none(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert analyzed(runs / "other", "--insight") == 0
+    shown = capsys.readouterr().out
+    assert "there is nothing to ablate" in shown
+    assert "there is nothing to draw" in shown
+    assert "memory horizon: 0 steps" in shown
+
+
+def test_without_matplotlib_it_is_told_before_anything_is_played(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # so Python says it is not there
+    assert analyzed(run, "--insight") == 2
+    captured = capsys.readouterr()
+    assert 'pip install "recurl[plots]"' in captured.err
+    assert "mean return" not in captured.out
+    assert analyzed(run, "--ablate") == 0  # draws nothing
+
+
+def test_diagnostics_can_be_switched_off(trained: Path, tmp_path: Path) -> None:
+    words = [*WORDS, "--runs", str(tmp_path), "--name", "off", "--tracking.no-memory-diagnostics"]
+    assert train.main(words) == 0
+    assert "memory/" not in (tmp_path / "off" / "metrics.csv").read_text()
+    assert "memory/gradient_lag_0" in (trained / "pair-5" / "metrics.csv").read_text()
+
+
+# Faults
+
+
+def run_of(runs: Path) -> list[str]:
+    return [str(runs / "pair-5")]
+
+
+def without_settings(runs: Path) -> list[str]:
+    (runs / "pair-5" / "settings.yaml").unlink()
+    return run_of(runs)
+
+
+def without_agents(runs: Path) -> list[str]:
+    (runs / "pair-5" / "best.zip").unlink()
+    shutil.rmtree(runs / "pair-5" / "checkpoints")
+    return run_of(runs)
+
+
+def with_a_broken_agent(runs: Path) -> list[str]:
+    content = bytearray((runs / "pair-5" / "best.zip").read_bytes())
+    content[len(content) // 2] ^= 1
+    (runs / "pair-5" / "best.zip").write_bytes(content)
+    return run_of(runs)
+
+
+def with_broken_settings(runs: Path) -> list[str]:
+    (runs / "pair-5" / "settings.yaml").write_text("seed: 1\nsede: 2\n")
+    return run_of(runs)
+
+
+def of_another_environment(runs: Path) -> list[str]:
+    settings = yaml.safe_load((runs / "pair-5" / "settings.yaml").read_text())
+    settings["env"], settings["tracking"] = {"id": "PendulumNoVel-v1"}, {}
+    (runs / "pair-5" / "settings.yaml").write_text(yaml.safe_dump(settings))
+    return run_of(runs)
+
+
+def with_a_file_in_the_way(runs: Path) -> list[str]:
+    (runs / "taken.html").touch()
+    return [*run_of(runs), "--report", str(runs / "taken.html")]
+
+
+def with_a_file_for_a_folder(runs: Path) -> list[str]:
+    (runs / "pair-5" / "insight").touch()
+    return [*run_of(runs), "--episodes", "1", "--inside"]
+
+
+def words_of(*words: str) -> Any:
+    """Where a word is the name of a run, or of what could lie among the runs, its path."""
+    return lambda runs: [str(runs / word.removeprefix("runs/")) if word.startswith("runs/") else word for word in words]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (without_settings, 5, "settings.yaml"),
+        (without_agents, 5, "pair-5 holds no saved agent"),
+        (with_a_broken_agent, 5, "best.zip"),
+        (with_broken_settings, 2, "settings.yaml:2: unknown setting sede"),
+        (of_another_environment, 5, "does not fit PendulumNoVel-v1"),
+        (lambda runs: [*of_another_environment(runs), str(runs / "other")], 2, "returns of different tasks cannot be"),
+        (lambda runs: [*without_agents(runs), str(runs / "other")], 5, "pair-5 holds no saved agent"),
+        (with_a_file_in_the_way, 2, "exists and is not overwritten"),
+        (with_a_file_for_a_folder, 2, "--inside"),
+        (words_of(), 2, "--list shows the runs there are"),
+        (words_of("runs/nothing"), 5, "is no directory"),
+        (words_of("runs/pair-5", "runs/nothing"), 5, "is no directory"),
+        (words_of("runs/", "runs/other"), 5, "holds no settings.yaml"),
+        (words_of("runs/other", "runs/../runs/other"), 2, "is given twice"),
+        (words_of("runs/other", "--checkpoint", "33"), 5, "has no checkpoint '33'; there are best, last, 32, 64"),
+        (words_of("runs/other", "--checkpoint", "settings.yaml"), 5, "settings.yaml"),
+        (words_of("runs/other", "--episodes", "0"), 2, "must be at least 1, got 0"),
+        (words_of("runs/other", "--horizon", "-1"), 2, "must be at least 0, got -1"),
+        (words_of("runs/other", "--video", "pole.avi"), 2, "ends in .mp4 or .gif"),
+        (words_of("runs/other", "--json", "runs/no/a.json"), 2, "there is no directory"),
+        (words_of("runs/other", "--report", "runs/no/a.html"), 2, "there is no directory"),
+        (words_of("runs/other", "--report", "runs/"), 2, "put the runs before --report"),
+        (words_of("runs/pair-5", "runs/other", "--report"), 2, "give --report a file"),
+        (words_of("runs/pair-5", "runs/other", "--video", "a.mp4"), 2, "give one run"),
+        (words_of("runs/pair-5", "runs/other", "--insight"), 2, "give one run"),
+        (words_of("--list", "runs/other"), 2, "--list stands alone"),
+        (words_of("--list", "--runs", "runs/nothing"), 2, "is no directory"),
+        (words_of("runs/other", "--inside", "--colour", "reward"), 2, "is called --color now"),
+        (words_of("runs/other", "--inside", "--color", "rewards"), 2, "--color rewards: no step of the episode has"),
+    ],
+)
+def test_a_fault_is_reported_in_a_sentence_and_leaves_nothing_behind(
+    words: Any, code: int, message: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(runs.rglob("*"))
+    typed = words(runs)
+    assert evaluate.main(typed) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Error: " not in error
+    assert "Traceback" not in error
+    new = {path.parent.name for path in set(runs.rglob("*")) - before}
+    assert new <= ({"evaluations", "other", "pair-5"} if "--inside" in typed else {"runs", "pair-5"})

@@ -1,6 +1,6 @@
 """Whether an agent uses its memory: the same episodes again with the memory wiped, exchanged, or made noisy.
 
-Axes: N environments side by side, E episodes, C conditions.
+Axes: N environments side by side, B of them, E episodes, C conditions.
 
 A trained agent that carries a memory need not read it. So every condition plays the very episodes that the agent played
 with its memory intact (same seeds, and one episode an environment and seed, so that no earlier episode decides how a
@@ -9,6 +9,7 @@ later one begins), and is compared episode by episode.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,23 +17,19 @@ import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.analysis.evaluation import CONFIDENCE, Interval, bootstrap, evaluate, mean
-from agents.checkpoint import undisturbed
+from agents.analysis.episodes import with_policy_attributes
+from agents.analysis.evaluation import evaluate
+from agents.analysis.statistics import CONFIDENCE, Interval, Values, between, bootstrap, number
 from agents.deploy.player import Player
-from agents.memory import State
+from agents.memory import Memory, State
 
-Values = NDArray[np.float64]
-Ages = NDArray[np.int64]
+Lengths = NDArray[np.int64]
 
-NOISES = (0.1, 0.3, 1.0)
-"""Scales of noise, in standard deviations of each number of the state."""
-
-LEAST = 5
-"""Episodes: of fewer, all returns fall by chance in more than one case of twenty."""
-
+NOISES = (0.1, 0.3, 1.0)  # in standard deviations of each number of the state
+LEAST = 5  # episodes: of fewer, all returns fall by chance in more than one case of twenty
 NOTHING = "the agent carries no memory from step to step: there is nothing to ablate"
 
 
@@ -45,22 +42,38 @@ class Condition:
         amount: k of wiped every k steps, the scale of noise in standard deviations; else 0.
         returns: (E,) undiscounted true returns, in the order of the episodes.
         lengths: (E,) steps.
-        interval: of the mean return.
-        difference: of the mean return to that of the intact memory.
-        difference_interval: of the mean of the differences episode by episode.
+        intact: (E,) the returns of the same episodes with the memory intact.
     """
 
     kind: str
     amount: float
     returns: Values
-    lengths: Ages
-    interval: Interval
-    difference: float
-    difference_interval: Interval
+    lengths: Lengths
+    intact: Values
 
     @property
     def mean(self) -> float:
         return float(self.returns.mean())
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Of the mean return."""
+        return bootstrap(self.returns)
+
+    @property
+    def difference(self) -> float:
+        """Of the mean return to that of the intact memory."""
+        return float((self.returns - self.intact).mean())
+
+    @cached_property
+    def difference_interval(self) -> Interval:
+        """Of the mean of the differences episode by episode."""
+        return bootstrap(self.returns - self.intact)
+
+    @property
+    def falls(self) -> bool:
+        """Whether the return is lower than with the memory intact."""
+        return self.difference_interval.high < 0
 
     @property
     def name(self) -> str:
@@ -110,8 +123,8 @@ class Ablation:
     def enough(self) -> int | None:
         """The least k from which on wiping every k steps shows no loss; None where every k tried shows one."""
         least = None
-        for each in sorted(self._of_kind("wiped"), key=lambda each: -each.amount):
-            if each.difference_interval.high < 0:
+        for each in reversed(self._of_kind("wiped")):
+            if each.falls:
                 break
             least = int(each.amount)
         return least
@@ -123,25 +136,25 @@ class Ablation:
             return NOTHING
         if len(self.intact.returns) < LEAST:
             return f"too few episodes to tell whether the memory is used: play at least {LEAST}"
-        wiped = self.conditions[1]
-        before, after = number(self.intact.mean), number(wiped.mean)
-        low, high = wiped.difference_interval
-        if high < 0:
-            others = "".join(f", with another episode's to {number(each.mean)}" for each in self._of_kind("exchanged"))
+        wiped, exchanged = self.conditions[1], self._of_kind("exchanged")
+        before, after = number(self.intact.mean, 2), number(wiped.mean, 2)
+        if wiped.falls:
+            others = "".join(f", with another episode's to {number(each.mean, 2)}" for each in exchanged)
             return (
                 f"the agent uses its memory: without it the return falls from {before} to {after}{others}{self._reach}"
             )
-        if low > 0:
+        if wiped.difference_interval.low > 0:
             return f"the memory does harm: without it the return rises from {before} to {after}"
-        exchanged = [each for each in self._of_kind("exchanged") if each.difference_interval.high < 0]
-        if exchanged:
-            return (
-                f"the agent reads its memory: with another episode's the return falls from {before} to "
-                f"{number(exchanged[0].mean)}, though it does without (wiped at every step: {after})"
-            )
+        for each in exchanged:
+            if each.falls:
+                return (
+                    f"the agent reads its memory: with another episode's the return falls from {before} to "
+                    f"{number(each.mean, 2)}, though it does without (wiped at every step: {after})"
+                )
+        low, high = (number(edge, 2) for edge in wiped.difference_interval)
         return (
             f"no evidence that the agent uses its memory: without it the return is {after} instead of {before}, and "
-            f"the difference lies between {number(low)} and {number(high)}"
+            f"the difference lies between {low} and {high}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -163,9 +176,9 @@ class Ablation:
         for column in table.columns[1:]:
             column.justify = "right"
         for each in self.conditions:
-            cells = [each.name, number(each.mean), interval(each.interval)]
-            is_intact = each.kind == "intact"
-            table.add_row(*cells, *(["", ""] if is_intact else [number(each.difference), _differs(each)]))
+            differences = [number(each.difference, 2), between(each.difference_interval, 2)]
+            cells = [each.name, number(each.mean, 2), between(each.interval, 2)]
+            table.add_row(*cells, *([] if each is self.intact else differences))
         return table
 
     def _of_kind(self, kind: str) -> list[Condition]:
@@ -175,7 +188,7 @@ class Ablation:
     def _reach(self) -> str:
         if self.enough is not None:
             return f"; wiped every {self.enough} steps it shows no loss"
-        most = max(each.amount for each in self._of_kind("wiped"))
+        most = self._of_kind("wiped")[-1].amount
         return f"; even wiped only every {most:g} steps it falls" if most > 1 else ""
 
 
@@ -192,25 +205,23 @@ def ablate(
 ) -> Ablation:
     """Plays the same episodes with the actor's memory intact and changed.
 
-    *Wiped every k steps*: before the steps k, 2 k, ... of an episode the state is the initial one, so that a step knows
-    of k steps at most, itself among them; k = 1 leaves no memory at all. *Of another episode*: at every step but the
-    first the agent acts on the state of the episode that is played next to its own, while its own is carried on
-    untouched; such a state is of a kind that the agent knows, and a wiped one in mid-episode may not be: where wiping
-    costs more than another episode's state, the agent does not only lack what it saw but is led astray. *Noise*:
-    before every step but the first, Gaussian noise is added to each number of the state and carried on, in proportion
-    to that number's standard deviation over the intact episodes. A part (B, 1) of whole numbers is a count (of a
-    window's slots) and gets none.
+    *Wiped every k steps*: before the steps k, 2 k, ... of an episode the state is the initial one: a step knows of k
+    steps at most, itself among them. *Of another episode*: at every step but the first the agent acts on the state of
+    the episode played next to its own, while its own is carried on untouched; that state is of a kind that the agent
+    knows, and one wiped in mid-episode may not be. *Noise*: before every step but the first, Gaussian noise is added to
+    each number of the state, in proportion to its standard deviation over the intact episodes; a part (B, 1) of whole
+    numbers counts slots and gets none.
 
     Args:
         player: the agent; nothing of it moves.
-        env: environments of the ablation's own, before normalisation. With one alone there is no other episode, and
-            that condition is left out.
+        env: environments of the ablation's own, before normalization. One alone has no other episode: that condition is
+            left out.
         episodes: E of each condition.
         seed: of the first environment of the first episodes; others count up from it.
         max_steps: an episode is cut there.
         wipes: the k; None for the powers of two up to the longest intact episode.
         noises: scales in standard deviations.
-        report: is told the name of each condition before it is played.
+        report: is called with the name of each condition before it is played.
 
     Returns:
         The intact condition alone where the agent has no memory.
@@ -219,44 +230,35 @@ def ablate(
         ValueError: a k or a scale is out of range, or the agent does not fit the environments.
         FloatingPointError: a return is not finite.
     """
-    _check(episodes, wipes, noises)
-    env = env.venv if isinstance(env, VecNormalize) else env
-    watched = _Watched(player)
-
-    def played(agent: Player) -> tuple[Values, Ages]:
-        return _play(agent, env, episodes, seed, max_steps)
-
-    report("intact")
-    intact = played(watched)
-    found = [_condition("intact", 0, intact, intact[0])]
-    if not watched.has_memory:
-        return Ablation(tuple(found), player.deterministic, seed)
-    chosen = _powers(int(intact[1].max())) if wipes is None else wipes
-    changes: list[tuple[str, float, _Changed]] = [("wiped", k, _Wiped(player, k)) for k in sorted({1, *chosen})]
-    if env.num_envs > 1:
-        changes.append(("exchanged", 0, _Exchanged(player)))
-    spread = watched.standard_deviations()
-    changes += [("noise", scale, _Noisy(player, scale, spread, seed)) for scale in noises]
-    for kind, amount, changed in changes:
-        report(condition_name(kind, amount))
-        found.append(_condition(kind, amount, played(changed), intact[0]))
-    return Ablation(tuple(found), player.deterministic, seed)
-
-
-def _check(episodes: int, wipes: Sequence[int] | None, noises: Sequence[float]) -> None:
     if episodes < 1:
         raise ValueError(f"an ablation needs at least 1 episode, got {episodes}")
     if any(k < 1 for k in wipes or ()):
         raise ValueError(f"wipes are numbers of steps of at least 1, got {list(wipes or ())}")
     if any(not 0 < scale < np.inf for scale in noises):
         raise ValueError(f"noises are finite scales greater than 0, got {list(noises)}")
+    memory = player.policy.memory_actor
+    conditions: list[Condition] = []
+
+    def play(kind: str, amount: float, changed: Memory) -> None:
+        report(condition_name(kind, amount))
+        agent = with_policy_attributes(player, memory_actor=changed)
+        returns, lengths = _play(agent, env, episodes, seed, max_steps)
+        conditions.append(Condition(kind, amount, returns, lengths, conditions[0].returns if conditions else returns))
+
+    watched = WatchedMemory(memory)
+    play("intact", 0, watched)
+    if memory.initial_state(1):
+        longest = int(conditions[0].lengths.max())
+        for k in sorted({1, *([2**i for i in range(longest.bit_length())] if wipes is None else wipes)}):
+            play("wiped", k, ChangedMemory(memory, wiping(memory, k)))
+        if env.num_envs > 1:
+            play("exchanged", 0, ChangedMemory(memory, exchanging, carries_own=True))
+        for scale in noises:
+            play("noise", scale, ChangedMemory(memory, noising(watched.standard_deviations(), scale, seed)))
+    return Ablation(tuple(conditions), player.deterministic, seed)
 
 
-def _powers(longest: int) -> list[int]:
-    return [2**i for i in range(longest.bit_length()) if 2**i <= longest]
-
-
-def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int | None) -> tuple[Values, Ages]:
+def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int | None) -> tuple[Values, Lengths]:
     """Returns and lengths (E,), in an order that the player has no part in."""
     returns, lengths = [], []
     for first in range(0, episodes, env.num_envs):
@@ -268,166 +270,99 @@ def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int 
     return np.concatenate(returns), np.concatenate(lengths)
 
 
-def _condition(kind: str, amount: float, played: tuple[Values, Ages], intact: Values) -> Condition:
-    returns, lengths = played
-    differences = returns - intact
-    return Condition(
-        kind,
-        amount,
-        returns,
-        lengths,
-        bootstrap(returns, mean),
-        float(differences.mean()),
-        bootstrap(differences, mean),
-    )
-
-
 def condition_name(kind: str, amount: float) -> str:
     """As the table has it."""
-    if kind == "wiped":
-        return "wiped every step" if amount == 1 else f"wiped every {amount:g} steps"
-    return {
+    names = {
         "intact": "intact",
+        "wiped": "wiped every step" if amount == 1 else f"wiped every {amount:g} steps",
         "exchanged": "of another episode",
         "noise": f"noise of {amount:g} deviations",
-    }[kind]
+    }
+    return names[kind]
 
 
-def number(value: float) -> str:
-    """As a person reads it: 0.50, 12.3."""
-    shown = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-    return shown.removeprefix("-") if float(shown) == 0 else shown
+Change = Callable[[State, Tensor], State]
+"""The state (B, ...) and the ages (B,) of episodes in steps -> the state to act on."""
 
 
-def interval(of: Interval) -> str:
-    return f"{number(of.low)} to {number(of.high)}"
+def wiping(memory: Memory, every: int) -> Change:
+    """The initial state every so many steps."""
+    return lambda state, ages: memory.reset(state, ages % every == 0)
 
 
-def _differs(condition: Condition) -> str:
-    return interval(condition.difference_interval)
+def exchanging(state: State, ages: Tensor) -> State:
+    """The state of the episode next to it."""
+    return tuple(part.roll(1, dims=0) for part in state)
 
 
-class _Copy(Player):
-    """The same agent with a memory of its own."""
+def noising(deviations: Sequence[Values], scale: float, seed: int) -> Change:
+    """Gaussian noise in proportion to each number's standard deviation."""
+    generator = torch.Generator().manual_seed(seed)
 
-    def __init__(self, player: Player) -> None:
-        super().__init__(
-            player.policy, player._normalizer, previous=player._previous, deterministic=player.deterministic
-        )
+    def noise(part: Tensor, of: Values) -> Tensor:
+        if not of.any():
+            return part
+        drawn = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+        return part + (drawn * torch.as_tensor(scale * of)).to(part)
+
+    return lambda state, ages: tuple(noise(part, of) for part, of in zip(state, deviations, strict=True))
 
 
-class _Watched(_Copy):
-    """Acts as ever, and takes the standard deviations of what is carried (Welford 1962, batch by batch)."""
+class ChangedMemory(Memory):
+    """Acts on a state that is changed before every step but an episode's first.
 
-    def __init__(self, player: Player) -> None:
-        super().__init__(player)
-        self._n = 0
-        self._moments: list[tuple[Values, Values]] = []  # mean, and sum of squares about it
-        self._is_count: list[bool] = []
+    Args:
+        carries_own: whether what is carried on follows the true state, and not the changed one.
+    """
 
-    @property
-    def has_memory(self) -> bool:
-        return bool(self._moments)
+    def __init__(self, memory: Memory, change: Change, carries_own: bool = False) -> None:
+        super().__init__(memory.input_size, memory.output_size)
+        self.memory, self.change, self.carries_own = memory, change, carries_own
+        self.ages = torch.zeros(0, dtype=torch.int64)
 
-    def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
-        actions = super().act(observation, reward)
-        for i, part in enumerate(self.policy.import_state(self._state, len(self._starts))):
-            self._take(i, part.cpu().double().numpy(), part.is_floating_point())
-        self._n += len(self._starts)
-        return actions
+    def initial_state(self, batch_size: int) -> State:
+        return self.memory.initial_state(batch_size)
+
+    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        if episode_starts.all():
+            self.ages = torch.zeros_like(episode_starts, dtype=torch.int64)
+            output, after = self.memory(features, state, episode_starts)
+            return output, after
+        self.ages = torch.where(episode_starts, 0, self.ages + 1)
+        state = self.memory.reset(state, episode_starts)
+        output, after = self.memory(features, self.change(state, self.ages), episode_starts)
+        if self.carries_own:
+            _, after = self.memory(features, state, episode_starts)
+        return output, after
+
+    def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
+        raise NotImplementedError("it acts step by step, and nothing is learned with it")
+
+
+class WatchedMemory(ChangedMemory):
+    """Acts as ever, and takes the moments of what is carried (Welford 1962, batch by batch)."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__(memory, lambda state, ages: state)
+        initial = [part[0].double().cpu().numpy() for part in memory.initial_state(1)]
+        self._n, self._means, self._squares = 0, initial, [np.zeros_like(part) for part in initial]
+        self._is_count = [part.shape == (1,) for part in initial]
+
+    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        output, after = super().step(features, state, episode_starts)
+        n, total = len(episode_starts), self._n + len(episode_starts)
+        for i, part in enumerate(after):
+            values = part.double().cpu().numpy()
+            moved = values.mean(axis=0) - self._means[i]
+            self._squares[i] += values.var(axis=0) * n + moved**2 * (self._n * n / total)
+            self._means[i] += moved * (n / total)
+            self._is_count[i] &= bool((values == np.rint(values)).all())
+        self._n = total
+        return output, after
 
     def standard_deviations(self) -> list[Values]:
         """Of every number of the state, (...) each part; 0 where it is a count."""
         return [
-            np.zeros_like(squares) if is_count else np.sqrt(squares / self._n)
-            for (_, squares), is_count in zip(self._moments, self._is_count, strict=True)
+            np.sqrt(squares / self._n) * (not is_count)
+            for squares, is_count in zip(self._squares, self._is_count, strict=True)
         ]
-
-    def _take(self, i: int, values: Values, is_float: bool) -> None:
-        if i == len(self._moments):
-            self._moments.append((np.zeros(values.shape[1:]), np.zeros(values.shape[1:])))
-            self._is_count.append(not is_float or values.shape[1:] == (1,))
-        centre, squares = self._moments[i]
-        n = len(values)
-        moved = values.mean(axis=0) - centre
-        squares = squares + values.var(axis=0) * n + moved**2 * (self._n * n / (self._n + n))
-        self._moments[i] = (centre + moved * (n / (self._n + n)), squares)
-        if is_float and not np.array_equal(values, np.rint(values)):
-            self._is_count[i] = False
-
-
-class _Changed(_Copy):
-    """Acts on a state that is changed before every step but an episode's first."""
-
-    carries_on = True
-    """Whether what follows the changed state is carried, and not what follows the true one."""
-
-    def __init__(self, player: Player) -> None:
-        super().__init__(player)
-        self._ages = np.zeros(0, dtype=np.int64)
-
-    def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
-        carried, starts = self._state, self._starts
-        if carried is None:
-            actions = super().act(observation, reward)
-            self._ages = np.zeros(len(self._starts), dtype=np.int64)
-            return actions
-        self._ages = np.where(starts, 0, self._ages + 1)
-        changed = self._with(carried, starts)
-        if self.carries_on:
-            self._state = changed
-            return super().act(observation, reward)
-        with undisturbed():
-            super().act(observation, reward)
-        after, self._state, self._starts = self._state, changed, starts
-        actions = super().act(observation, reward)
-        self._state = after
-        return actions
-
-    def _with(self, carried: tuple[NDArray[Any], ...], starts: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
-        """The changed state; the memory itself resets where an episode starts."""
-        state = self.policy.import_state(carried, len(starts))
-        at = torch.as_tensor(starts, device=self.policy.device)
-        return self.policy.export_state(self._change(self.policy.memory_actor.reset(state, at)))
-
-    def _change(self, state: State) -> State:
-        raise NotImplementedError
-
-
-class _Wiped(_Changed):
-    """Every k steps the initial state."""
-
-    def __init__(self, player: Player, every: int) -> None:
-        super().__init__(player)
-        self._every = every
-
-    def _change(self, state: State) -> State:
-        due = torch.as_tensor(self._ages % self._every == 0, device=self.policy.device)
-        return self.policy.memory_actor.reset(state, due)
-
-
-class _Exchanged(_Changed):
-    """The state of the episode next to it."""
-
-    carries_on = False
-
-    def _change(self, state: State) -> State:
-        return tuple(part.roll(1, dims=0) for part in state)
-
-
-class _Noisy(_Changed):
-    """Noise at every step, in proportion to each number's standard deviation."""
-
-    def __init__(self, player: Player, scale: float, standard_deviations: Sequence[Values], seed: int) -> None:
-        super().__init__(player)
-        self._scales = [torch.as_tensor(scale * each) for each in standard_deviations]
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def _change(self, state: State) -> State:
-        return tuple(self._noisy(part, scale) for part, scale in zip(state, self._scales, strict=True))
-
-    def _noisy(self, part: Tensor, scale: Tensor) -> Tensor:
-        if not scale.any():
-            return part
-        noise = torch.randn(part.shape, generator=self._generator, dtype=torch.float64) * scale
-        return part + noise.to(part)

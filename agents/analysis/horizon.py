@@ -1,6 +1,6 @@
 """How far back an input still moves the action.
 
-Axes: T steps of an episode, B steps asked about, F features, K parameters of the action's distribution, L lags.
+Axes: T steps of an episode, B chosen steps, F features, K parameters of the action's distribution, L lags.
 
 With ``y_t`` the parameters of the action's distribution at step t that depend on the observation (logits, or means) and
 ``x_s`` what went into the memory at step s of the same episode, the sensitivity at lag l is
@@ -30,7 +30,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.analysis.recording import Recording, through_policy
+from agents.analysis.recording import Recording, first_step_of
 from agents.deploy.player import Player
 from agents.kernels.devices import to_device
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
@@ -94,7 +94,7 @@ def memory_horizon(
         player: its policy is differentiated, its memory unrolled from the start of every episode.
         recordings: of episodes (:func:`agents.analysis.record`).
         lags: the largest lag; None for the longest episode less one.
-        steps: how many steps t to ask about, drawn without replacement where there are more.
+        steps: how many steps t, drawn without replacement where there are more.
         seed: of that draw.
 
     Raises:
@@ -107,10 +107,10 @@ def memory_horizon(
     longest = max(map(len, recordings))
     n_lags = 1 + (longest - 1 if lags is None else min(lags, longest - 1))
     totals, counts = np.zeros(n_lags), np.zeros(n_lags, dtype=np.int64)
-    for recording, asked in zip(recordings, _chosen(recordings, steps, seed), strict=True):
-        for some in _batches(asked, len(recording)):
-            norms = _norms(player.policy, recording, some)
-            for t, row in zip(some, norms, strict=True):
+    for recording, chosen in zip(recordings, _chosen_steps(recordings, steps, seed), strict=True):
+        at_once = max(1, _AT_ONCE // len(recording))
+        for batch in np.split(chosen, range(at_once, len(chosen), at_once)):
+            for t, row in zip(batch, _norms(player.policy, recording, batch), strict=True):
                 by_lag = row[: t + 1][::-1][:n_lags]
                 totals[: len(by_lag)] += by_lag
                 counts[: len(by_lag)] += 1
@@ -118,38 +118,32 @@ def memory_horizon(
     return Horizon(totals[reached] / counts[reached], counts[reached])
 
 
-def _chosen(recordings: Sequence[Recording], steps: int, seed: int) -> list[NDArray[np.int64]]:
-    """For each episode the steps asked about, in order."""
-    lengths = [len(each) for each in recordings]
-    rng, total = np.random.default_rng(seed), sum(lengths)
-    drawn = np.sort(rng.choice(total, size=min(steps, total), replace=False))
-    edges = np.cumsum([0, *lengths])
+def _chosen_steps(recordings: Sequence[Recording], steps: int, seed: int) -> list[NDArray[np.int64]]:
+    """For each episode the chosen steps, in order."""
+    edges = np.cumsum([0, *map(len, recordings)])
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.choice(edges[-1], size=min(steps, edges[-1]), replace=False))
     return [drawn[(drawn >= low) & (drawn < high)] - low for low, high in pairwise(edges)]
 
 
-def _batches(asked: NDArray[np.int64], length: int) -> list[NDArray[np.int64]]:
-    size = max(1, _AT_ONCE // length)
-    return [asked[first : first + size] for first in range(0, len(asked), size)]
-
-
-def _norms(policy: RecurrentActorCriticPolicy, recording: Recording, asked: NDArray[np.int64]) -> NDArray[np.float64]:
+def _norms(policy: RecurrentActorCriticPolicy, recording: Recording, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
     """(B,) steps -> (B, T): the Frobenius norm of d y_t / d x_s for every s, 0 after t.
 
-    The episode is laid out once for every step asked about: rows do not touch each other, so one pass back gives all.
+    The episode is laid out once for every chosen step: rows do not touch each other, so one pass back gives all.
     """
-    n_steps, n_asked = int(asked.max()) + 1, len(asked)
-    with torch.no_grad():
-        seen = map_observations(lambda part: part[:n_steps], recording.seen)
-        tensors, features, _, _, starts = through_policy(policy, seen, n_steps)
-    inputs = features.expand(-1, n_asked, -1).clone().requires_grad_()
-    memory = policy.memory_actor
-    starts = starts.expand(-1, n_asked).contiguous()
-    starts = starts if memory.starts_on_host else to_device(starts, inputs.device)
-    at = torch.as_tensor(asked, device=inputs.device)
-    outputs = memory.unroll(inputs, memory.initial_state(n_asked), starts)[at, torch.arange(n_asked)]
-    rows = map_observations(lambda part: part[at], tensors)
-    parameters = policy.distribution_parameters(outputs, rows)[0].flatten(1)  # (B, K)
-    squares = torch.zeros(n_steps, n_asked, dtype=torch.float64)
+    if not len(chosen):
+        return np.zeros((0, len(recording)))
+    n_steps, n_chosen = int(chosen.max()) + 1, len(chosen)
+    memory, device = policy.memory_actor, policy.device
+    features = torch.as_tensor(recording.features[:n_steps, None], device=device)
+    inputs = features.expand(-1, n_chosen, -1).clone().requires_grad_()
+    starts = first_step_of(n_steps).expand(-1, n_chosen).contiguous()
+    starts = starts if memory.starts_on_host else to_device(starts, device)
+    at = torch.as_tensor(chosen, device=device)
+    outputs = memory.unroll(inputs, memory.initial_state(n_chosen), starts)[at, torch.arange(n_chosen)]
+    seen, _ = policy.obs_to_tensor(map_observations(lambda part: part[chosen], recording.seen))
+    parameters = policy.distribution_parameters(outputs, seen)[0].flatten(1)  # (B, K)
+    squares = torch.zeros(n_steps, n_chosen, dtype=torch.float64)
     for direction in _directions(policy.action_space, parameters.shape[1]):
         one = (parameters * direction.to(parameters)).sum()
         (gradient,) = torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True)
@@ -160,12 +154,11 @@ def _norms(policy: RecurrentActorCriticPolicy, recording: Recording, asked: NDAr
 
 def _directions(space: spaces.Space[Any], n_parameters: int) -> Tensor:
     """(K, K): the rows of P, which takes the mean of each axis of choices away."""
-    projection = torch.eye(n_parameters)
-    sizes = [int(n) for n in space.nvec.flatten()] if isinstance(space, spaces.MultiDiscrete) else []
     if isinstance(space, spaces.Discrete):
         sizes = [int(space.n)]
-    first = 0
-    for size in sizes:
-        projection[first : first + size, first : first + size] -= 1 / size
-        first += size
+    elif isinstance(space, spaces.MultiDiscrete):
+        sizes = [int(n) for n in space.nvec.flatten()]
+    else:
+        return torch.eye(n_parameters)
+    projection: Tensor = torch.block_diag(*(torch.eye(n) - 1 / n for n in sizes))  # type: ignore[no-untyped-call]
     return projection

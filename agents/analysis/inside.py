@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.preprocessing import preprocess_obs
 
-from agents.analysis.recording import Recording, plain, through_policy
+from agents.analysis.recording import Recording, first_step_of, without_passing
 from agents.deploy.player import Player
 from agents.memory import GRU, LSTM, AttentionMemory, GTrXL, Memory
-from agents.memory.recurrent import Recurrent
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 
 Array = NDArray[np.float64]
 
-SHUT, OPEN = 0.1, 0.9
-"""A gate below or above is saturated."""
+SHUT, OPEN = 0.1, 0.9  # a gate below or above is saturated
 
 
 class Components(NamedTuple):
@@ -40,11 +37,11 @@ def principal_components(units: NDArray[Any], n: int = 2) -> Components:
 
     Signs are chosen so that the largest weight of each direction is positive.
     """
-    centred = np.asarray(units, dtype=np.float64) - np.mean(units, axis=0, dtype=np.float64)
-    left, sizes, directions = np.linalg.svd(centred, full_matrices=False)
+    centered = np.asarray(units, dtype=np.float64) - np.mean(units, axis=0, dtype=np.float64)
+    left, sizes, directions = np.linalg.svd(centered, full_matrices=False)
     found = min(n, len(sizes))
     signs = np.sign(directions[np.arange(found), np.abs(directions[:found]).argmax(axis=1)])
-    scores, explained = np.zeros((len(centred), n)), np.zeros(n)
+    scores, explained = np.zeros((len(centered), n)), np.zeros(n)
     scores[:, :found] = left[:, :found] * (sizes[:found] * signs)
     total = (sizes**2).sum()
     if total > 0:
@@ -67,46 +64,47 @@ class Gates:
         """(T, D) mean over units at every step."""
         return {name: gate.mean(axis=2, dtype=np.float64) for name, gate in self.openness.items()}
 
-    def mean_over_units(self) -> dict[str, Array]:
-        """(D, H) mean over time of every unit."""
-        return {name: gate.mean(axis=0, dtype=np.float64) for name, gate in self.openness.items()}
-
     def saturation_over_time(self) -> dict[str, Array]:
         """(T, D) share of units below 0.1 or above 0.9 at every step."""
-        return {name: _saturated(gate).mean(axis=2) for name, gate in self.openness.items()}
-
-    def shut(self) -> dict[str, Array]:
-        """(D, H) share of steps at which each unit's gate is below 0.1."""
-        return {name: (gate < SHUT).mean(axis=0) for name, gate in self.openness.items()}
-
-    def open(self) -> dict[str, Array]:
-        """(D, H) share of steps at which each unit's gate is above 0.9."""
-        return {name: (gate > OPEN).mean(axis=0) for name, gate in self.openness.items()}
+        return {name: ((gate < SHUT) | (gate > OPEN)).mean(axis=2) for name, gate in self.openness.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Openness and saturation of each gate, layer by layer."""
+        opened, saturated = self.mean_over_time(), self.saturation_over_time()
         return {
-            name: {
-                "openness": gate.mean(axis=(0, 2), dtype=np.float64).tolist(),
-                "saturation": _saturated(gate).mean(axis=(0, 2)).tolist(),
-            }
-            for name, gate in self.openness.items()
+            name: {"openness": opened[name].mean(axis=0).tolist(), "saturation": saturated[name].mean(axis=0).tolist()}
+            for name in self.openness
         }
 
 
 def gates(player: Player, recording: Recording) -> Gates | None:
-    """The gates over an episode, by the equations of the cells; None where the memory is no LSTM or GRU."""
-    memory = plain(player.policy.memory_actor)
+    """The gates over an episode, by the equations of the cells; None unless the memory is an LSTM or GRU."""
+    memory = without_passing(player.policy.memory_actor)
     recurrent: Memory = memory.recurrent if isinstance(memory, AttentionMemory) else memory
     if not isinstance(recurrent, LSTM | GRU):
         return None
-    features = recording.features[:, : recurrent.input_size]
-    hidden, found = recording.states[0], []
+    hidden, masks = recording.states[0], recording.states[recurrent.carried_parts :]
+    below, layers = recording.features[:, : recurrent.input_size], []
     for layer in range(recurrent.num_layers):
-        below = features if layer == 0 else hidden[1:, layer - 1] * _kept(recurrent, recording, layer)
-        found.append(_sigmoids(recurrent, layer, below, hidden[:-1, layer]))
+        layers.append(_openness(recurrent, layer, below, hidden[:-1, layer]))
+        below = hidden[1:, layer]
+        if masks and recurrent.dropout > 0 and layer + 1 < recurrent.num_layers:
+            below = below * masks[0][1:, layer]
     names = ("input", "forget", "output") if isinstance(recurrent, LSTM) else ("reset", "update")
-    return Gates({name: np.stack([layer[i] for layer in found], axis=1) for i, name in enumerate(names)})
+    return Gates({name: np.stack([layer[i] for layer in layers], axis=1) for i, name in enumerate(names)})
+
+
+def _openness(
+    recurrent: LSTM | GRU, layer: int, below: NDArray[Any], before: NDArray[Any]
+) -> list[NDArray[np.float32]]:
+    """What comes from below (T, F), the hidden state before (T, H) -> each gate (T, H)."""
+    sums = 0.0
+    for part, inputs in (("ih", below), ("hh", before)):
+        weight, bias = (getattr(recurrent, f"{kind}_{part}_l{layer}") for kind in ("weight", "bias"))
+        sums = sums + torch.as_tensor(inputs).double() @ weight.detach().cpu().double().T
+        sums = sums if bias is None else sums + bias.detach().cpu().double()
+    blocks = np.split(torch.sigmoid(torch.as_tensor(sums)).float().numpy(), recurrent.gates, axis=1)
+    return [blocks[i] for i in ((0, 1, 3) if isinstance(recurrent, LSTM) else (0, 1))]
 
 
 class Attention(NamedTuple):
@@ -127,27 +125,24 @@ def attention(player: Player, recording: Recording) -> dict[str, Attention]:
     Several heads are given each, and so are the layers of a gated transformer. An encoder has attention where it offers
     ``attention_weights(observations)``, (T, A, K).
     """
-    policy = player.policy
     with torch.no_grad():
-        return {**_of_memory(policy, recording), **_of_encoder(policy, recording)}
+        return {**_of_memory(player.policy, recording), **_of_encoder(player.policy, recording)}
 
 
 def _of_memory(policy: RecurrentActorCriticPolicy, recording: Recording) -> dict[str, Attention]:
-    memory = plain(policy.memory_actor)
+    memory = without_passing(policy.memory_actor)
     if not isinstance(memory, AttentionMemory | GTrXL):
         return {}
-    _, features, _, _, starts = through_policy(policy, recording.seen, len(recording))
-    features = features[..., : memory.input_size].contiguous()
-    weights = memory.attention_weights(features, memory.initial_state(1), starts.to(features.device))[:, 0]
+    features = torch.as_tensor(recording.features[:, None, : memory.input_size], device=policy.device).contiguous()
+    starts = first_step_of(len(recording)).to(policy.device)
+    weights = memory.attention_weights(features, memory.initial_state(1), starts)[:, 0]
     reach = min(len(recording), weights.shape[-1])  # no further back than the episode goes
     by_lag = weights.flip(-1)[..., :reach].double().cpu().numpy()
     if by_lag.ndim == 2:
         return {"memory": Attention(by_lag, True)}
-    n_layers, n_heads = by_lag.shape[1:3]
     return {
         f"memory, layer {layer + 1}, head {head + 1}": Attention(by_lag[:, layer, head], True)
-        for layer in range(n_layers)
-        for head in range(n_heads)
+        for layer, head in np.ndindex(*by_lag.shape[1:3])
     }
 
 
@@ -155,40 +150,13 @@ def _of_encoder(policy: RecurrentActorCriticPolicy, recording: Recording) -> dic
     encoder: Any = policy.pi_features_extractor
     if not callable(getattr(encoder, "attention_weights", None)):
         return {}
-    tensors, _ = policy.obs_to_tensor(recording.seen)
-    space = policy.observation_space
-    read: Any = preprocess_obs(tensors, space, normalize_images=policy.normalize_images)
-    weights = encoder.attention_weights(policy.seen_by_actor(read)).double().cpu().numpy()
+    read: list[Any] = []
+    observations, _ = policy.obs_to_tensor(recording.seen)
+    with encoder.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])):
+        policy.encode(observations, first_step_of(len(recording)).shape)
+    weights = encoder.attention_weights(read[0]).double().cpu().numpy()
     n_heads = weights.shape[1]
     return {
         "encoder" if n_heads == 1 else f"encoder, head {head + 1}": Attention(weights[:, head], False)
         for head in range(n_heads)
     }
-
-
-def _kept(recurrent: Recurrent, recording: Recording, layer: int) -> Any:
-    """(T, H) the dropout masks under a layer, or 1."""
-    has_masks = len(recording.states) > recurrent.carried_parts and recurrent.dropout > 0
-    return recording.states[recurrent.carried_parts][1:, layer - 1] if has_masks else 1.0
-
-
-def _sigmoids(
-    recurrent: LSTM | GRU, layer: int, below: NDArray[Any], before: NDArray[Any]
-) -> list[NDArray[np.float32]]:
-    """What comes from below (T, F), the hidden state before (T, H) -> each gate (T, H)."""
-    w_ih, w_hh, b_ih, b_hh = (
-        None if part is None else part.detach().cpu().double().numpy() for part in recurrent._layer_parameters(layer)
-    )
-    assert w_ih is not None
-    assert w_hh is not None
-    sums = below.astype(np.float64) @ w_ih.T + before.astype(np.float64) @ w_hh.T
-    if b_ih is not None and b_hh is not None:
-        sums += b_ih + b_hh
-    blocks = np.split(1 / (1 + np.exp(-np.clip(sums, -500, 500))), recurrent.gates, axis=1)
-    chosen = [blocks[i] for i in ((0, 1, 3) if isinstance(recurrent, LSTM) else (0, 1))]
-    return [block.astype(np.float32) for block in chosen]
-
-
-def _saturated(gate: NDArray[np.float32]) -> NDArray[np.bool_]:
-    saturated: NDArray[np.bool_] = (gate < SHUT) | (gate > OPEN)
-    return saturated

@@ -13,28 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.analysis.ablation import Ablation, number
+from agents.analysis.ablation import Ablation
 from agents.analysis.horizon import Horizon
 from agents.analysis.inside import Attention, Components, Gates
+from agents.analysis.statistics import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, RED, GREY = "#2f6db3", "#c44e52", "#8c96a3"
+BLUE, RED, GRAY = "#2f6db3", "#c44e52", "#8c96a3"
 _LAYER_STYLES = ("-", "--", ":", "-.")
 _MOST_PANELS = 16
 
 
-class PlotsMissing(ImportError):
-    """matplotlib is not installed."""
-
-
 def check() -> None:
-    """Raises PlotsMissing, with the command that installs it, where matplotlib is not there."""
+    """Raises ImportError, with the command that installs it, where matplotlib is missing."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise PlotsMissing('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
+        raise ImportError('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -51,18 +48,11 @@ def ablation(data: Ablation) -> "Figure":
     axis.axvspan(*data.intact.interval, color=BLUE, alpha=0.15, linewidth=0)
     axis.axvline(data.intact.mean, color=BLUE, linewidth=1)
     for row, each in zip(rows, conditions, strict=True):
-        lost = each.difference_interval.high < 0
-        axis.plot(list(each.interval), [row, row], color=RED if lost else BLUE, linewidth=2.5, solid_capstyle="butt")
-        axis.plot(each.mean, row, "o", color=RED if lost else BLUE, markersize=6)
-        axis.annotate(
-            number(each.mean),
-            (each.mean, row),
-            textcoords="offset points",
-            xytext=(0, 6),
-            ha="center",
-            fontsize=8,
-            bbox=dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none"),
-        )
+        color = RED if each.falls else BLUE
+        axis.plot(list(each.interval), [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
+        axis.plot(each.mean, row, "o", color=color, markersize=6)
+        box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
+        _note(axis, number(each.mean, 2), (each.mean, row), (0, 6), ha="center", fontsize=8, bbox=box)
     room = max(float(np.ptp(means)), 1e-3 * max(1.0, float(np.abs(means).max()))) * 0.08
     axis.set_xlim(axis.get_xlim()[0] - room, axis.get_xlim()[1] + room)
     axis.set_yticks(rows, [each.name for each in conditions])
@@ -83,20 +73,12 @@ def horizon(data: Horizon) -> "Figure":
         unit = "step" if data.horizon == 1 else "steps"
         axis.axvline(data.horizon, color=RED, linestyle="--", linewidth=1.2)
         near_right = data.horizon > 0.6 * max(1, lags[-1])
-        axis.annotate(
-            f"horizon {data.horizon} {unit}",
-            (data.horizon, 0.96),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            xytext=(-6 if near_right else 6, 0),
-            ha="right" if near_right else "left",
-            va="top",
-            color=RED,
-            fontsize=9,
-        )
+        side: dict[str, Any] = {"ha": "right" if near_right else "left", "xycoords": ("data", "axes fraction")}
+        place, away = (data.horizon, 0.96), (-6 if near_right else 6, 0)
+        _note(axis, f"horizon {data.horizon} {unit}", place, away, va="top", color=RED, fontsize=9, **side)
     axis.set_xlim(0, max(1, lags[-1]))
     axis.set_ylim(0, 1.08 * float(data.sensitivity.max()) or 1.0)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    _integer_ticks(axis.xaxis)
     axis.set_xlabel("lag of the input, steps")
     axis.set_ylabel("how far it moves the action\n(norm of the gradient)")
     axis.grid(alpha=0.3)
@@ -106,34 +88,29 @@ def horizon(data: Horizon) -> "Figure":
 def state(units: Mapping[str, NDArray[Any]]) -> "Figure":
     """What was carried over an episode as heat maps, (T, U) by name (:func:`agents.analysis.units`).
 
-    Colours run to the largest magnitude of each, white is 0.
+    Colors run to the largest magnitude of each, white is 0.
     """
     heights = [max(1.5, min(4.0, 0.035 * part.shape[1] + 0.6)) for part in units.values()]
     figure, axes = _panels(len(units), 1, 8.5, sum(heights) + 0.5, heights)
     for axis, (name, part) in zip(axes[:, 0], units.items(), strict=True):
         largest = float(np.abs(part).max()) or 1.0
-        image = axis.imshow(
-            part.T, aspect="auto", cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest", origin="lower"
-        )
+        image = _heat_map(axis, part, "RdBu_r", -largest, largest)
         axis.set_title(name, fontsize=10, loc="left")
         axis.set_ylabel("unit")
-        _whole_steps(axis)
         figure.colorbar(image, ax=axis, pad=0.015, fraction=0.04)
     axes[-1, 0].set_xlabel("step")
     return figure
 
 
-def components(data: Components, colour: NDArray[Any], label: str = "time") -> "Figure":
-    """The two principal components as a path through the episode, coloured by (T,) time, reward, ..."""
+def components(data: Components, color: NDArray[Any], label: str = "time") -> "Figure":
+    """The two principal components as a path through the episode, colored by (T,) time, reward, ..."""
     figure, axes = _panels(1, 1, 6.4, 5.0)
     axis, scores = axes[0, 0], data.scores
-    axis.plot(scores[:, 0], scores[:, 1], color=GREY, linewidth=0.8, alpha=0.7, zorder=1)
+    axis.plot(scores[:, 0], scores[:, 1], color=GRAY, linewidth=0.8, alpha=0.7, zorder=1)
     size = 42 if len(scores) <= 60 else 16
-    points = axis.scatter(scores[:, 0], scores[:, 1], c=colour, cmap="viridis", s=size, zorder=2)
+    points = axis.scatter(scores[:, 0], scores[:, 1], c=color, cmap="viridis", s=size, zorder=2)
     for step, name in ((0, "first"), (len(scores) - 1, "last")):
-        axis.annotate(
-            name, scores[step], textcoords="offset points", xytext=(7, 7), fontsize=9, color=RED, fontweight="bold"
-        )
+        _note(axis, name, scores[step], (7, 7), fontsize=9, color=RED, fontweight="bold")
     axis.margins(0.12)
     figure.colorbar(points, ax=axis, label="step" if label == "time" else label, pad=0.02)
     axis.set_xlabel(f"first principal component ({data.explained[0]:.0%} of the variance)")
@@ -158,20 +135,11 @@ def gates(data: Gates) -> "Figure":
         above.set(xlim=(-0.5, len(gate) - 0.5), ylim=(-0.03, 1.03))
         above.grid(alpha=0.3)
         by_openness = [gate[:, layer, np.argsort(gate[:, layer].mean(axis=0))] for layer in range(n_layers)]
-        image = below.imshow(
-            np.concatenate(by_openness, axis=1).T,
-            aspect="auto",
-            cmap="viridis",
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-            origin="lower",
-        )
+        image = _heat_map(below, np.concatenate(by_openness, axis=1), "viridis", 0, 1)
         for layer in range(1, n_layers):
             below.axhline(layer * gate.shape[2] - 0.5, color="white", linewidth=1.5)
         below.set_xlabel("step")
-        for axis in (above, below):
-            _whole_steps(axis)
+        _integer_ticks(above.xaxis)
     axes[0, 0].set_ylabel("share, over units")
     axes[1, 0].set_ylabel("unit, sorted" if n_layers == 1 else "unit, sorted; layer upon layer")
     figure.colorbar(image, ax=axes[1, -1], pad=0.02, fraction=0.05, label="openness")
@@ -190,16 +158,13 @@ def attention(data: Mapping[str, Attention]) -> "Figure":
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for i, (axis, (name, each)) in enumerate(zip(axes.flat, shown.items(), strict=False)):
-        image = axis.imshow(
-            each.weights.T, aspect="auto", cmap="magma", vmin=0, vmax=largest, interpolation="nearest", origin="lower"
-        )
+        image = _heat_map(axis, each.weights, "magma", 0, largest)
         axis.set_title(name, fontsize=9, loc="left")
         if i % n_columns == 0:
             axis.set_ylabel("steps back" if each.by_lag else "token")
         if i >= len(shown) - n_columns:
             axis.set_xlabel("step")
-        axis.yaxis.get_major_locator().set_params(integer=True)
-        _whole_steps(axis)
+        _integer_ticks(axis.yaxis)
     figure.colorbar(image, ax=axes, pad=0.02, fraction=0.03, label="weight")
     return figure
 
@@ -219,5 +184,17 @@ def _panels(
     return figure, axes
 
 
-def _whole_steps(axis: Any) -> None:
-    axis.xaxis.get_major_locator().set_params(integer=True)
+def _note(axis: Any, text: str, at: Any, away: tuple[float, float], **look: Any) -> None:
+    """Text so many points away from a place."""
+    axis.annotate(text, at, textcoords="offset points", xytext=away, **look)
+
+
+def _heat_map(axis: Any, columns: NDArray[Any], colors: str, low: float, high: float) -> Any:
+    """(T, rows) over time from left to right."""
+    _integer_ticks(axis.xaxis)
+    look = {"aspect": "auto", "interpolation": "nearest", "origin": "lower"}
+    return axis.imshow(columns.T, cmap=colors, vmin=low, vmax=high, **look)
+
+
+def _integer_ticks(axis: Any) -> None:
+    axis.get_major_locator().set_params(integer=True)

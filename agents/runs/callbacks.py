@@ -320,7 +320,7 @@ class PeriodicEvaluation(BetweenUpdates):
             seed=seed,
             max_steps=self._settings.max_steps,
         )
-        result = both.told
+        result = both.chosen
         # Of equals the later one: it has seen more.
         is_best = result.mean >= self._best
         self._run.check_there()
@@ -341,7 +341,7 @@ class PeriodicEvaluation(BetweenUpdates):
             raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({goal})")
 
     def _record(self, both: BothWays, step: int) -> None:
-        result = both.told
+        result = both.chosen
         figures: dict[str, Any] = {
             "mean_reward": result.mean,
             "std_reward": result.std,

@@ -1,11 +1,9 @@
 """A run from its settings to its end: directory, environments, agent, training, and what it is evaluated by."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import replace
 
 import gymnasium
 import torch
@@ -13,9 +11,9 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import configs
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.analysis.report import Record, Scored, grouped, print_whole, table
 from agents.checkpoint import CheckpointError
 from agents.kernels.plan import missing
+from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import make_agent, make_environments
 from agents.runs.directory import RunDirectory, RunError, run_name
@@ -25,26 +23,16 @@ from agents.runs.training import Training
 from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
 
 
-class Afterwards(NamedTuple):
-    """What is done with a trained agent, by those who can evaluate and render it."""
-
-    evaluate: Callable[[RunDirectory, Settings], None]
-    film: Callable[[RunDirectory, Path], None]
-    """Records an episode of the best agent; raises CommandError where it cannot be rendered."""
-
-
-def train(settings: Settings, afterwards: Afterwards) -> RunDirectory:
+def train(settings: Settings) -> RunDirectory:
     """Trains an agent in a new directory and evaluates what came of it."""
     settings.check()
-    return _work(_new_run(settings), settings, afterwards, recorded=None)
+    return _work(_new_run(settings), settings, recorded=None)
 
 
-def resume(
-    path: str, settings: Settings, afterwards: Afterwards, trusted: Sequence[str], typed: Sequence[str]
-) -> RunDirectory:
+def resume(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
     """Goes on with a run from its last checkpoint, as if it had never stopped; see :func:`opened`."""
     run = opened(path, settings, trusted, typed)
-    return _work(run, settings, afterwards, recorded=configs.read(run.settings))
+    return _work(run, settings, recorded=configs.read(run.settings))
 
 
 def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
@@ -71,7 +59,7 @@ def preview(settings: Settings) -> None:
         _print_plan(_new_agent(settings, env))
 
 
-def train_seeds(settings: Settings, seeds: int, afterwards: Afterwards) -> list[RunDirectory]:
+def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
     """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all.
 
     Raises:
@@ -86,11 +74,11 @@ def train_seeds(settings: Settings, seeds: int, afterwards: Afterwards) -> list[
         threads = configs.read(runs[0].settings).threads if runs else settings.threads
         configs.say(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {group}")
         try:
-            runs.append(train(replace(settings, seed=seed, name=name, group=group, threads=threads), afterwards))
+            runs.append(train(replace(settings, seed=seed, name=name, group=group, threads=threads)))
         except CommandError as error:
             failed[seed] = error
             configs.say(f"seed {seed} failed: {error}", error=True)
-    _print_seeds(runs)
+    print_seeds(runs)
     if failed:
         raise SeedsFailed(failed, seeds)
     return runs
@@ -103,14 +91,6 @@ class SeedsFailed(CommandError):
         reasons = "; ".join(f"seed {seed}: {error}" for seed, error in failed.items())
         super().__init__(f"{len(failed)} of {seeds} seeds failed. {reasons}")
         self.exit_code = next(iter(failed.values())).exit_code
-
-
-def _print_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The final evaluations of the runs that have one."""
-    records = [Record(run.path, asdict(configs.read(run.settings))) for run in runs]
-    scored = [Scored.of(record, results[-1]) for record in records if (results := record.results())]
-    if scored:
-        print_whole(table(grouped(scored)))
 
 
 def _new_run(settings: Settings) -> RunDirectory:
@@ -127,13 +107,15 @@ def _new_run(settings: Settings) -> RunDirectory:
     return run
 
 
-def _work(run: RunDirectory, settings: Settings, afterwards: Afterwards, *, recorded: Settings | None) -> RunDirectory:
+def _work(run: RunDirectory, settings: Settings, *, recorded: Settings | None) -> RunDirectory:
     """Trains in a run's directory and evaluates what came of it; ``recorded``: settings of a run that goes on."""
     interruption = Interruption()
     with interruption.at_once():
-        _train_in(run, settings, recorded, afterwards, interruption)
+        _train_in(run, settings, recorded, interruption)
         if settings.evaluation.final_episodes:
-            afterwards.evaluate(run, settings)
+            evaluate_at_the_end(
+                run, settings.evaluation.final_episodes, deterministic=settings.evaluation.deterministic
+            )
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
         configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
     return run
@@ -143,7 +125,6 @@ def _train_in(
     run: RunDirectory,
     settings: Settings,
     recorded: Settings | None,
-    afterwards: Afterwards,
     interruption: Interruption,
 ) -> None:
     torch.set_num_threads(settings.threads or 1)
@@ -168,7 +149,7 @@ def _train_in(
         run.write_settings(configs.dump(settings))
         goes_on = resumed is not None
         training = Training(agent, evaluation_env, run, settings, resumed=goes_on, interruption=interruption)
-        training.run(trained=lambda: _film(run, settings, afterwards))
+        training.run(trained=lambda: _film(run, settings))
 
 
 def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
@@ -196,12 +177,12 @@ def _with_measured_threads(settings: Settings, agent: RecurrentOnPolicyAlgorithm
     return replace(settings, threads=choice.threads)
 
 
-def _film(run: RunDirectory, settings: Settings, afterwards: Afterwards) -> None:
+def _film(run: RunDirectory, settings: Settings) -> None:
     """An episode of the best agent for Weights & Biases, where the environment can be rendered."""
     if settings.tracking.wandb == "off" or not settings.tracking.wandb_video:
         return
     try:
-        afterwards.film(run, run.videos / "best.mp4")
+        record_run(run, Options(), run.videos / "best.mp4")
     except CommandError as error:
         configs.say(f"no video: {error}", error=True)
 

@@ -1,22 +1,11 @@
 "use strict";
-// Draws the page's curves and steps through its episode. All it shows is in the element #data.
+// Draws the page's curves, each from its figure's data-chart, and steps through the episode in the element #data.
 
-const data = JSON.parse(document.getElementById("data").textContent);
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4", "12 4", "3 2"];
-
-// Elements
+const SVG = ["svg", "g", "path", "line", "rect", "text", "circle", "clipPath"];
 
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  return filled(made, attributes, children);
-}
-
-function drawn(name, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  return filled(made, attributes, children);
-}
-
-function filled(made, attributes, children) {
+  const made = SVG.includes(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
@@ -29,10 +18,14 @@ function shown(value) {
   return String(Number(value.toPrecision(size >= 1000 ? 6 : 4)));
 }
 
-function steps(value) {
-  const size = Math.abs(value);
-  if (size >= 1e6) return Number((value / 1e6).toPrecision(4)) + "M";
-  return size >= 1e4 ? Number((value / 1e3).toPrecision(4)) + "k" : shown(value);
+function shortened(steps) {
+  const size = Math.abs(steps);
+  if (size >= 1e6) return Number((steps / 1e6).toPrecision(4)) + "M";
+  return size >= 1e4 ? Number((steps / 1e3).toPrecision(4)) + "k" : shown(steps);
+}
+
+function closest(values, wanted) {
+  return values.reduce((best, value, i) => (Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? i : best), 0);
 }
 
 // Curves
@@ -42,47 +35,44 @@ function ticks(low, high, wanted) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 2.5, 5, 10].find((each) => each * power >= rough);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(10)));
   return found;
 }
 
 function extent(series) {
-  const curve = series.flatMap((each) => each.y).filter((y) => y !== null);
-  let low = Math.min(...curve), high = Math.max(...curve);
-  const room = Math.max(high - low, 1e-9);
+  const ys = series.flatMap((each) => each.y).filter((y) => y !== null);
+  let low = Math.min(...ys), high = Math.max(...ys);
   // A wide interval may not flatten the curves: it shows up to half their range beyond them.
+  const room = (high - low) / 2 || Infinity;
   const edges = series.flatMap((each) => [...(each.low || []), ...(each.high || [])]).filter((y) => y !== null);
-  if (edges.length) {
-    low = Math.max(Math.min(low, ...edges), low - room / 2);
-    high = Math.min(Math.max(high, ...edges), high + room / 2);
-  }
-  if (high - low < 1e-9) [low, high] = [low - Math.max(1, Math.abs(low) / 10), high + Math.max(1, Math.abs(high) / 10)];
-  const margin = (high - low) * 0.05;
+  [low, high] = [Math.max(Math.min(low, ...edges), low - room), Math.min(Math.max(high, ...edges), high + room)];
+  const least = Math.max(1e-9, 1e-6 * Math.max(Math.abs(low), Math.abs(high)));
+  const margin = high - low < least ? Math.max(1, Math.abs(low) / 10) : (high - low) * 0.05;
   return [low - margin, high + margin];
 }
 
-function legend(series) {
-  const list = element("ul", { class: "legend" });
-  series.forEach((each, i) => {
-    const line = drawn("line", { x1: 0, y1: 5, x2: 26, y2: 5, class: "curve", style: `stroke:var(--s${i % 8})`, "stroke-dasharray": DASHES[i % 8] });
-    list.append(element("li", {}, drawn("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, line), each.name));
-  });
-  return list;
+function look(i) {
+  return { class: "curve", style: `stroke:var(--s${i % 8})`, "stroke-dasharray": DASHES[i % 8] };
 }
 
 let clips = 0;
 
 class Plot {
   constructor(figure, chart, chosen) {
-    Object.assign(this, { figure, chart, chosen });
+    Object.assign(this, { chart, chosen, clip: `clip${clips++}`, holder: element("div"), readout: element("div", { class: "readout" }) });
     this.series = chart.series.filter((each) => each.y.some((y) => y !== null));
-    this.holder = element("div");
-    this.readout = element("div", { class: "readout" });
-    if (this.series.length > 1) figure.append(legend(this.series));
+    if (this.series.length > 1) figure.append(this.legend());
     figure.append(this.holder, this.readout);
-    this.clip = `clip${clips++}`;
     new ResizeObserver(() => this.draw()).observe(this.holder);
     this.draw();
+  }
+
+  legend() {
+    const entries = this.series.map((each, i) => {
+      const line = element("line", { x1: 0, y1: 5, x2: 26, y2: 5, ...look(i) });
+      return element("li", {}, element("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, line), each.name);
+    });
+    return element("ul", { class: "legend" }, ...entries);
   }
 
   draw() {
@@ -90,84 +80,70 @@ class Plot {
     if (width === this.width) return;
     this.width = width;
     const height = this.chart.height || Math.round(Math.min(300, Math.max(190, width * 0.5)));
+    const [left, right, top, bottom] = [52, width - 12, 8, height - 36];
     const xs = this.series.flatMap((each) => each.x);
-    const [left, right, top, bottom] = [52, 12, 8, 36];
     let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
     if (x1 - x0 < 1e-9) [x0, x1] = [x0 - 1, x1 + 1];
     const [y0, y1] = extent(this.series);
-    this.x = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
-    this.y = (y) => top + ((y1 - y) / (y1 - y0)) * (height - top - bottom);
-    this.area = { left, top, bottom: height - bottom };
-    const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": this.chart.label });
-    const box = { x: left, y: top, width: width - left - right, height: height - top - bottom };
-    svg.append(drawn("clipPath", { id: this.clip }, drawn("rect", box)));
+    this.x = (x) => left + ((x - x0) / (x1 - x0)) * (right - left);
+    this.y = (y) => top + ((y1 - y) / (y1 - y0)) * (bottom - top);
+    const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": this.chart.label });
+    const add = (name, attributes, ...children) => svg.appendChild(element(name, attributes, ...children));
+    add("clipPath", { id: this.clip }, element("rect", { x: left, y: top, width: right - left, height: bottom - top }));
     for (const y of ticks(y0, y1, 5)) {
-      svg.append(drawn("line", { class: "gridline", x1: left, x2: width - right, y1: this.y(y), y2: this.y(y) }));
-      svg.append(drawn("text", { x: left - 6, y: this.y(y) + 4, "text-anchor": "end" }, shown(Number(y.toPrecision(10)))));
+      add("line", { class: "gridline", x1: left, x2: right, y1: this.y(y), y2: this.y(y) });
+      add("text", { x: left - 6, y: this.y(y) + 4, "text-anchor": "end" }, shown(y));
     }
     for (const x of ticks(x0, x1, Math.max(3, width / 110))) {
-      svg.append(drawn("text", { x: this.x(x), y: height - bottom + 15, "text-anchor": "middle" }, steps(Number(x.toPrecision(10)))));
+      add("text", { x: this.x(x), y: bottom + 15, "text-anchor": "middle" }, shortened(x));
     }
-    svg.append(drawn("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }));
-    svg.append(drawn("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, this.chart.x));
-    const inside = drawn("g", { "clip-path": `url(#${this.clip})` });
-    this.series.forEach((each, i) => inside.append(...this.line(each, i)));
-    svg.append(inside);
-    this.cursor = drawn("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" });
-    svg.append(this.cursor);
-    svg.addEventListener("pointermove", (event) => this.point(event));
+    add("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom });
+    add("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, this.chart.x);
+    add("g", { "clip-path": `url(#${this.clip})` }, ...this.series.flatMap((each, i) => this.curve(each, i)));
+    this.cursor = add("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
+    svg.addEventListener("pointermove", (event) => this.point(this.nearest(event)));
     svg.addEventListener("pointerleave", () => this.leave());
     if (this.chosen) svg.addEventListener("click", (event) => this.chosen(this.nearest(event)));
     this.holder.replaceChildren(svg);
-    if (this.mark !== undefined) this.moveTo(this.mark);
+    this.leave();
   }
 
-  line(series, i) {
+  curve(series, i) {
+    const measured = series.x.map((x, k) => k).filter((k) => series.y[k] !== null);
+    const path = (keys, ys) => keys.map((k) => `${this.x(series.x[k])},${this.y(ys[k])}`);
+    const fill = `fill:var(--s${i % 8})`;
     const made = [];
-    const whole = series.x.map((x, k) => k).filter((k) => series.y[k] !== null);
-    if (series.low) {
-      const edges = whole.filter((k) => series.low[k] !== null && series.high[k] !== null);
-      const there = edges.map((k) => `${this.x(series.x[k])},${this.y(series.high[k])}`);
-      const back = edges.reverse().map((k) => `${this.x(series.x[k])},${this.y(series.low[k])}`);
-      if (there.length) made.push(drawn("path", { class: "band", d: `M${[...there, ...back].join("L")}Z`, style: `fill:var(--s${i % 8})` }));
+    const edges = series.low ? measured.filter((k) => series.low[k] !== null && series.high[k] !== null) : [];
+    if (edges.length) {
+      const around = [...path(edges, series.high), ...path([...edges].reverse(), series.low)];
+      made.push(element("path", { class: "band", d: `M${around.join("L")}Z`, style: fill }));
     }
-    const points = whole.map((k) => `${this.x(series.x[k])},${this.y(series.y[k])}`);
-    made.push(drawn("path", { class: "curve", d: `M${points.join("L")}`, style: `stroke:var(--s${i % 8})`, "stroke-dasharray": DASHES[i % 8] }));
-    if (points.length <= 40) {
-      for (const point of points) {
-        const [cx, cy] = point.split(",");
-        made.push(drawn("circle", { cx, cy, r: 2.2, style: `fill:var(--s${i % 8})` }));
-      }
-    }
-    return made;
+    made.push(element("path", { d: `M${path(measured, series.y).join("L")}`, ...look(i) }));
+    if (measured.length > 40) return made;
+    const dots = measured.map((k) => element("circle", { cx: this.x(series.x[k]), cy: this.y(series.y[k]), r: 2.2, style: fill }));
+    return [...made, ...dots];
   }
 
   nearest(event) {
     const box = event.currentTarget.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * this.width;
-    return this.series[0].x.reduce((best, each) => (Math.abs(this.x(each) - x) < Math.abs(this.x(best) - x) ? each : best));
+    const { x } = this.series[0];
+    return x[closest(x.map(this.x), ((event.clientX - box.left) / box.width) * this.width)];
   }
 
-  point(event) {
-    const x = this.nearest(event);
-    this.say(x);
-    this.show(x);
-  }
-
-  say(x) {
-    const told = this.series.map((each) => {
-      const k = each.x.reduce((best, value, j) => (Math.abs(value - x) < Math.abs(each.x[best] - x) ? j : best), 0);
+  point(x) {
+    const values = this.series.map((each) => {
+      const k = closest(each.x, x);
       const name = this.series.length > 1 ? `${each.name} ` : "";
       const range = each.low && each.low[k] !== null ? ` (${shown(each.low[k])} to ${shown(each.high[k])})` : "";
       return `${name}${shown(each.y[k])}${range}`;
     });
-    this.readout.textContent = `${this.chart.x} ${steps(x)}: ${told.join("; ")}`;
+    this.readout.textContent = `${this.chart.x} ${shortened(x)}: ${values.join("; ")}`;
+    this.show(x);
   }
 
   leave() {
     this.readout.textContent = "";
-    if (this.mark === undefined) this.cursor.setAttribute("visibility", "hidden");
-    else this.moveTo(this.mark);
+    this.show(this.mark);
   }
 
   moveTo(x) {
@@ -176,32 +152,31 @@ class Plot {
   }
 
   show(x) {
-    this.cursor.setAttribute("x1", this.x(x));
-    this.cursor.setAttribute("x2", this.x(x));
-    this.cursor.setAttribute("visibility", "visible");
+    this.cursor.setAttribute("visibility", x === undefined ? "hidden" : "visible");
+    if (x !== undefined) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, this.x(x));
   }
 }
 
 // Pictures of numbers
 
-function bytes(text, signed) {
-  const raw = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  return signed ? new Int8Array(raw.buffer) : raw;
-}
-
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
+function bytes(text) {
+  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+}
+
 // -127 blue, 0 the page's ground, 127 orange.
-function colour(value) {
-  const ground = dark.matches ? [20, 23, 26] : [255, 255, 255];
-  const far = value < 0 ? (dark.matches ? [98, 178, 250] : [8, 81, 156]) : dark.matches ? [255, 160, 82] : [179, 63, 0];
+function color(value) {
+  const [ground, blue, orange] = dark.matches
+    ? [[20, 23, 26], [98, 178, 250], [255, 160, 82]]
+    : [[255, 255, 255], [8, 81, 156], [179, 63, 0]];
+  const far = value < 0 ? blue : orange;
   const part = Math.min(1, Math.abs(value) / 127) ** 0.8;
   return ground.map((each, i) => each + (far[i] - each) * part);
 }
 
 function paint(canvas, width, height, at) {
-  canvas.width = width;
-  canvas.height = height;
+  Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
   for (let y = 0; y < height; y++) {
@@ -210,205 +185,184 @@ function paint(canvas, width, height, at) {
   context.putImageData(image, 0, 0);
 }
 
-function scale(largest) {
-  const canvas = element("canvas", { "aria-hidden": "true" });
-  const draw = () => paint(canvas, 65, 1, (x) => colour((x - 32) * 4));
+// In the colors of the page, which may change.
+function repainted(draw) {
   draw();
   dark.addEventListener("change", draw);
+}
+
+function scale(largest) {
+  const canvas = element("canvas", { "aria-hidden": "true" });
+  repainted(() => paint(canvas, 65, 1, (x) => color((x - 32) * 4)));
   return element("div", { class: "scale" }, shown(-largest), canvas, shown(largest));
 }
 
 // One episode
 
+const byId = (id) => document.getElementById(id);
+const quiet = (...children) => element("div", { class: "quiet" }, ...children);
+
 class Episode {
   constructor(episode) {
-    this.episode = episode;
-    this.last = episode.steps - 1;
-    this.at = 0;
-    this.timer = null;
-    this.views = [];
-    this.slider = document.getElementById("step");
+    Object.assign(this, { episode, last: episode.steps - 1, at: 0, timer: null, views: [], slider: byId("step") });
     this.slider.max = this.last;
-    this.told = document.getElementById("told");
-    this.play = document.getElementById("play");
-    const on = (id, act) => document.getElementById(id).addEventListener("click", act);
-    on("previous", () => this.by(-1));
-    on("next", () => this.by(1));
-    on("play", () => (this.timer ? this.stop() : this.start()));
-    this.slider.addEventListener("input", () => { this.stop(); this.go(Number(this.slider.value)); });
+    this.slider.addEventListener("input", () => this.choose(Number(this.slider.value)));
+    byId("previous").addEventListener("click", () => this.choose(this.at - 1));
+    byId("next").addEventListener("click", () => this.choose(this.at + 1));
+    byId("play").addEventListener("click", () => (this.timer ? this.stop() : this.start()));
     document.addEventListener("keydown", (event) => this.key(event));
     this.build();
-    const asked = /^#step=(\d+)$/.exec(location.hash);
-    this.go(asked ? Number(asked[1]) : 0);
+    const linked = /^#step=(\d+)$/.exec(location.hash);
+    this.go(linked ? Number(linked[1]) : 0);
   }
 
   key(event) {
-    const inside = event.target.closest("input, select, textarea, [contenteditable]");
-    if (inside || event.altKey || event.ctrlKey || event.metaKey) return;
-    const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10 };
-    const here = event.target.closest("#episode");
-    if (event.key === "ArrowLeft" || event.key === "ArrowRight" || (here && event.key in moves)) this.by(moves[event.key]);
-    else if (here && event.key === "Home") this.by(-this.last);
-    else if (here && event.key === "End") this.by(this.last);
-    else return;
+    const typing = event.target.closest("input, select, textarea, [contenteditable]");
+    if (typing || event.altKey || event.ctrlKey || event.metaKey) return;
+    const anywhere = { ArrowLeft: this.at - 1, ArrowRight: this.at + 1 };
+    const here = { ...anywhere, PageUp: this.at - 10, PageDown: this.at + 10, Home: 0, End: this.last };
+    const step = (event.target.closest("#episode") ? here : anywhere)[event.key];
+    if (step === undefined) return;
+    this.choose(step);
     event.preventDefault();
   }
 
-  by(steps) {
+  choose(step) {
     this.stop();
-    this.go(this.at + steps);
+    this.go(step);
   }
 
   go(step) {
     this.at = Math.max(0, Math.min(this.last, step));
     this.slider.value = this.at;
-    this.slider.setAttribute("aria-valuetext", `step ${this.at + 1} of ${this.last + 1}`);
-    this.told.textContent = `step ${this.at + 1} of ${this.last + 1}`;
+    byId("place").textContent = `step ${this.at + 1} of ${this.last + 1}`;
+    this.slider.setAttribute("aria-valuetext", byId("place").textContent);
     for (const view of this.views) view(this.at);
   }
 
   start() {
     if (this.at === this.last) this.go(0);
-    this.play.textContent = "Pause";
-    const pause = 1000 / Number(document.getElementById("speed").value);
-    this.timer = setInterval(() => {
-      if (this.at === this.last) this.stop();
-      else this.go(this.at + 1);
-    }, pause);
+    byId("play").textContent = "Pause";
+    const advance = () => (this.at === this.last ? this.stop() : this.go(this.at + 1));
+    this.timer = setInterval(advance, 1000 / Number(byId("speed").value));
   }
 
   stop() {
     clearInterval(this.timer);
     this.timer = null;
-    this.play.textContent = "Play";
+    byId("play").textContent = "Play";
   }
 
   build() {
-    const { episode } = this;
-    const seen = document.getElementById("seen");
-    for (const part of episode.observations) this.part(part, seen, episode.observations.length > 1);
-    this.part(episode.action, document.getElementById("done"), false, episode.action.probabilities);
-    this.expected(document.getElementById("got"));
-    this.timelines(document.getElementById("timelines"));
-    const remembered = document.getElementById("remembered");
-    for (const part of episode.memory) this.memory(part, remembered, document.getElementById("memories"));
-    if (!episode.memory.length) remembered.append(element("p", { class: "quiet" }, "This agent carries no memory from step to step."));
-  }
-
-  part(part, holder, named, probabilities) {
-    if (named) holder.append(element("h4", { class: "quiet" }, part.name));
-    const views = { picture: "picture", choice: "choice", numbers: "bars" };
-    this[views[part.kind]](part, holder, probabilities);
+    const { observations, action, memory } = this.episode;
+    const views = { picture: this.picture, choice: this.choice, numbers: this.numbers };
+    for (const part of observations) {
+      if (observations.length > 1) byId("seen").append(element("h4", { class: "quiet" }, part.name));
+      views[part.kind].call(this, part, byId("seen"));
+    }
+    views[action.kind].call(this, action, byId("done"));
+    this.figures(byId("got"));
+    for (const name of ["value", "reward"]) this.timeline(name, this.episode[`${name}s`]);
+    for (const part of memory) this.memory(part);
+    if (!memory.length) byId("remembered").append(quiet("This agent carries no memory from step to step."));
   }
 
   picture(part, holder) {
     const canvas = element("canvas", { class: "seen", role: "img", "aria-label": `${part.name}, a picture` });
-    const all = bytes(part.data, false);
-    const size = part.width * part.height * part.depth;
+    const all = bytes(part.data);
     holder.append(canvas);
     this.views.push((step) => paint(canvas, part.width, part.height, (x, y) => {
-      const start = step * size + (y * part.width + x) * part.depth;
-      return part.depth === 3 ? all.subarray(start, start + 3) : [all[start], all[start], all[start]];
+      const start = ((step * part.height + y) * part.width + x) * part.depth;
+      return part.depth === 3 ? all.subarray(start, start + 3) : Array(3).fill(all[start]);
     }));
   }
 
-  choice(part, holder, probabilities) {
+  choice(part, holder) {
     const number = element("span", { class: "big" });
     holder.append(element("div", {}, number, element("span", { class: "quiet" }, ` of ${part.start} to ${part.start + part.n - 1}`)));
     this.views.push((step) => (number.textContent = part.values[step]));
-    if (!probabilities) return;
-    holder.append(element("div", { class: "quiet" }, "probability of each"));
-    const rows = this.rows(holder, part.n, (i) => part.start + i);
-    this.views.push((step) => rows.forEach((row, i) => {
-      const p = probabilities[step][i];
-      row.fill.style.cssText = `left:0;width:${100 * p}%`;
-      row.text.textContent = p.toFixed(3);
-      row.name.classList.toggle("taken", part.values[step] === part.start + i);
-    }));
+    if (!part.probabilities) return;
+    holder.append(quiet("probability of each"));
+    this.bars(holder, part.n, part.start, (step, i) => {
+      const p = part.probabilities[step][i];
+      return { from: 0, to: p, text: p.toFixed(3), taken: part.values[step] === part.start + i };
+    });
   }
 
-  bars(part, holder) {
-    const rows = this.rows(holder, part.values[0].length, (i) => i);
-    if (part.total > rows.length) holder.append(element("p", { class: "quiet" }, `the first ${rows.length} of ${part.total} numbers`));
-    const largest = part.largest || 1;
-    this.views.push((step) => rows.forEach((row, i) => {
+  numbers(part, holder) {
+    const count = part.values[0].length;
+    this.bars(holder, count, 0, (step, i) => {
       const value = part.values[step][i];
-      const half = (50 * Math.min(Math.abs(value), largest)) / largest;
-      row.fill.style.cssText = `left:${value < 0 ? 50 - half : 50}%;width:${half}%`;
-      row.text.textContent = shown(value);
-    }));
+      const end = 0.5 + Math.max(-0.5, Math.min(0.5, value / (2 * (part.largest || 1))));
+      return { from: Math.min(0.5, end), to: Math.max(0.5, end), text: shown(value) };
+    });
+    if (part.total > count) holder.append(quiet(`the first ${count} of ${part.total} numbers`));
   }
 
-  rows(holder, count, name) {
+  bars(holder, count, first, at) {
     const list = element("div", { class: "bars" });
     holder.append(list);
-    return Array.from({ length: count }, (_, i) => {
-      const row = { name: element("span", {}, String(name(i))), fill: element("i"), text: element("span") };
-      list.append(row.name, element("span", { class: "track", "aria-hidden": "true" }, row.fill), row.text);
-      return row;
-    });
+    for (let i = 0; i < count; i++) {
+      const [name, fill, text] = [element("span", {}, String(first + i)), element("i"), element("span")];
+      list.append(name, element("span", { class: "track", "aria-hidden": "true" }, fill), text);
+      this.views.push((step) => {
+        const bar = at(step, i);
+        fill.style.cssText = `left:${100 * bar.from}%;width:${100 * (bar.to - bar.from)}%`;
+        text.textContent = bar.text;
+        name.classList.toggle("taken", Boolean(bar.taken));
+      });
+    }
   }
 
-  expected(holder) {
-    const { episode } = this;
+  figures(holder) {
+    const { values, rewards, log_probabilities: logs } = this.episode;
     let sum = 0;
-    const sums = episode.rewards.map((reward) => (sum += reward));
-    const told = [
-      ["value expected", (step) => shown(episode.values[step])],
-      ["reward got", (step) => shown(episode.rewards[step])],
-      ["return so far", (step) => shown(sums[step])],
-      ["log-probability of the action", (step) => shown(episode.log_probabilities[step])],
-    ];
-    for (const [name, value] of told) {
+    const sums = rewards.map((reward) => (sum += reward));
+    const series = { "value expected": values, "reward got": rewards, "return so far": sums, "log-probability of the action": logs };
+    for (const [name, numbers] of Object.entries(series)) {
       const number = element("div", { class: "big" });
-      holder.append(element("div", { class: "quiet" }, name), number);
-      this.views.push((step) => (number.textContent = value(step)));
+      holder.append(quiet(name), number);
+      this.views.push((step) => (number.textContent = shown(numbers[step])));
     }
   }
 
-  timelines(holder) {
-    const { episode } = this;
-    const x = episode.rewards.map((_, i) => i + 1);
-    for (const [name, y] of [["value", episode.values], ["reward", episode.rewards]]) {
-      const figure = element("figure", { class: "panel" }, element("figcaption", {}, name));
-      holder.append(figure);
-      const chart = { series: [{ name, x, y }], x: "step", label: `${name} at every step of the episode`, height: 170 };
-      const plot = new Plot(figure, chart, (step) => { this.stop(); this.go(step - 1); });
-      this.views.push((step) => plot.moveTo(step + 1));
-    }
+  timeline(name, y) {
+    const figure = element("figure", { class: "panel" }, element("figcaption", {}, name));
+    byId("timelines").append(figure);
+    const chart = { series: [{ name, x: y.map((_, i) => i + 1), y }], x: "step", label: `${name} at every step of the episode`, height: 170 };
+    const plot = new Plot(figure, chart, (step) => this.choose(step - 1));
+    this.views.push((step) => plot.moveTo(step + 1));
   }
 
-  memory(part, holder, below) {
-    const all = bytes(part.data, true);
-    const title = part.shown < part.total ? `${part.name}: ${part.shown} of ${part.total} numbers` : `${part.name}: ${part.total} numbers`;
+  memory(part) {
+    const all = new Int8Array(bytes(part.data).buffer);
+    const of = part.shown < part.total ? `${part.shown} of ${part.total}` : part.total;
     const columns = Math.ceil(Math.sqrt(part.shown * 2.2));
-    const lines = Math.ceil(part.shown / columns);
     const strip = element("canvas", { class: "strip", role: "img", "aria-label": `${part.name} after this step` });
-    holder.append(element("div", { class: "quiet" }, title), strip, scale(part.largest));
-    const cell = (step) => paint(strip, columns, lines, (column, line) => {
-      const unit = line * columns + column;
-      return colour(unit < part.shown ? all[step * part.shown + unit] : 0);
-    });
+    byId("remembered").append(quiet(`${part.name}: ${of} numbers`), strip, scale(part.largest));
     const over = element("canvas", { class: "over-time", role: "img", "aria-label": `${part.name} over the episode` });
     over.style.height = `${Math.min(360, Math.max(96, part.shown * 3))}px`;
     const now = element("div", { class: "now" });
     const figure = element("figure", { class: "panel" }, element("figcaption", {}, `${part.name} over the episode`));
-    figure.append(element("div", { class: "heat" }, over, now), element("div", { class: "quiet" }, "steps from left to right, a number a row"));
-    below.append(figure);
-    const whole = () => paint(over, this.last + 1, part.shown, (step, unit) => colour(all[step * part.shown + unit]));
+    figure.append(element("div", { class: "heat" }, over, now), quiet("steps from left to right, a number a row"));
+    byId("memories").append(figure);
     over.addEventListener("click", (event) => {
       const box = over.getBoundingClientRect();
-      this.stop();
-      this.go(Math.floor(((event.clientX - box.left) / box.width) * (this.last + 1)));
+      this.choose(Math.floor(((event.clientX - box.left) / box.width) * (this.last + 1)));
     });
-    whole();
-    dark.addEventListener("change", () => { whole(); cell(this.at); });
+    const cells = () => paint(strip, columns, Math.ceil(part.shown / columns), (column, line) => {
+      const unit = line * columns + column;
+      return color(unit < part.shown ? all[this.at * part.shown + unit] : 0);
+    });
+    repainted(cells);
+    repainted(() => paint(over, this.last + 1, part.shown, (step, unit) => color(all[step * part.shown + unit])));
     this.views.push((step) => {
-      cell(step);
+      cells();
       now.style.left = `${(100 * (step + 0.5)) / (this.last + 1)}%`;
     });
   }
 }
 
-for (const figure of document.querySelectorAll("[data-chart]")) new Plot(figure, data.charts[figure.dataset.chart]);
-if (data.episode) new Episode(data.episode);
+for (const figure of document.querySelectorAll("[data-chart]")) new Plot(figure, JSON.parse(figure.dataset.chart));
+const recorded = JSON.parse(byId("data").textContent);
+if (recorded) new Episode(recorded);

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.analysis import attention, gates, principal_components, record
+from agents.analysis import Recording, attention, gates, principal_components, record
 from agents.deploy.player import Player
-from agents.memory import GRU, LSTM, AttentionMemory, GTrXL, make_memory
+from agents.memory import GRU, LSTM, GTrXL, make_memory
 from tests.agents.analysis.echo import echo
 from tests.agents.probe_envs import small, small_ppo
 from tests.tolerance import assert_close
@@ -24,9 +24,8 @@ def test_the_components_of_a_line_are_the_line() -> None:
     direction = np.array([3.0, 0.0, -4.0])
     along = np.array([-2.0, 0.0, 1.0, 5.0])
     found = principal_components(np.array([7.0, 1.0, 2.0]) + along[:, None] * direction)
-    assert_close(
-        found.scores[:, 0], -5 * (along - along.mean()), dtype=np.float64
-    )  # its largest weight, of -4, is positive
+    # The largest weight, of -4, is made positive.
+    assert_close(found.scores[:, 0], -5 * (along - along.mean()), dtype=np.float64)
     assert_close(found.explained, [1, 0], dtype=np.float64)
     assert_close(found.scores[:, 1], 0, scale=np.abs(found.scores).max(), dtype=np.float64)
 
@@ -37,37 +36,33 @@ def test_the_components_of_what_never_changes_are_0() -> None:
     assert not found.explained.any()
 
 
-def test_an_lstms_gates_make_its_next_state() -> None:
-    player = player_of("lstm")
+def gates_of(player: Player) -> tuple[Any, Recording]:
     recorded = record(player, echo(1, 2, LENGTH))
-    found = gates(player, recorded)
-    assert found is not None
-    hidden, cell = recorded.states
-    opened = found.openness
+    return gates(player, recorded), recorded
+
+
+def test_an_lstms_gates_make_its_next_state() -> None:
+    found, recorded = gates_of(player_of("lstm"))
+    (hidden, cell), opened = recorded.states, found.openness
     assert_close(hidden[1:], opened["output"] * np.tanh(cell[1:]))
     assert (np.abs(cell[1:] - opened["forget"] * cell[:-1]) <= opened["input"] + 1e-6).all()
 
 
 def test_a_grus_gates_bound_its_next_state() -> None:
-    player = player_of("gru")
-    recorded = record(player, echo(1, 2, LENGTH))
-    found = gates(player, recorded)
-    assert found is not None
+    found, recorded = gates_of(player_of("gru"))
     (hidden,), keep = recorded.states, found.openness["update"]
     assert (np.abs(hidden[1:] - keep * hidden[:-1]) <= 1 - keep + 1e-6).all()
 
 
 @pytest.mark.parametrize(("memory", "gate", "row"), [("lstm", "forget", 1), ("gru", "update", 1), ("gru", "reset", 0)])
-@pytest.mark.parametrize(("bias", "share"), [(30.0, "open"), (-30.0, "shut")])
-def test_a_gate_that_is_forced_is_saturated(memory: str, gate: str, row: int, bias: float, share: str) -> None:
+@pytest.mark.parametrize("bias", [30.0, -30.0])
+def test_a_gate_that_is_forced_is_saturated(memory: str, gate: str, row: int, bias: float) -> None:
     player = player_of(memory)
     recurrent: Any = player.policy.memory_actor
     recurrent._set_bias(1, row, bias)
-    found = gates(player, record(player, echo(1, 2, LENGTH)))
-    assert found is not None
+    found, _ = gates_of(player)
     n_layers, n_units = 2, 8
-    assert getattr(found, share)()[gate].shape == (n_layers, n_units)
-    assert (getattr(found, share)()[gate][1] == 1).all()
+    assert found.openness[gate].shape == (LENGTH, n_layers, n_units)
     assert (found.saturation_over_time()[gate][:, 1] == 1).all()
     assert found.mean_over_time()[gate][:, 1] == pytest.approx(float(bias > 0))
     assert found.to_json()[gate]["saturation"][1] == 1
@@ -76,21 +71,13 @@ def test_a_gate_that_is_forced_is_saturated(memory: str, gate: str, row: int, bi
 
 @pytest.mark.parametrize("memory", ["rnn", "mingru", "lru", "gtrxl", "none"])
 def test_memories_without_these_gates_have_none(memory: str) -> None:
-    player = player_of(memory)
-    assert gates(player, record(player, echo(1, 2, LENGTH))) is None
+    assert gates_of(player_of(memory))[0] is None
 
 
 @pytest.mark.parametrize("cell", [LSTM, GRU])
 def test_an_attention_memory_has_the_gates_of_its_recurrence(cell: type[Any]) -> None:
-    model = small_ppo(
-        echo(1, 2, LENGTH),
-        "attention",
-        policy_kwargs=dict(memory_kwargs=small("attention", cell=cell.__name__.lower())),
-    )
-    player = Player(model.policy)
-    assert isinstance(player.policy.memory_actor, AttentionMemory)
-    found = gates(player, record(player, echo(1, 2, LENGTH)))
-    assert found is not None
+    kwargs = dict(memory_kwargs=small("attention", cell=cell.__name__.lower()))
+    found, _ = gates_of(Player(small_ppo(echo(1, 2, LENGTH), "attention", policy_kwargs=kwargs).policy))
     assert ("forget" in found.openness) == (cell is LSTM)
 
 

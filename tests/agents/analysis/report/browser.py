@@ -84,8 +84,8 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self._ask("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
-    def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        picture = self._ask("Page.captureScreenshot", captureBeyondViewport=whole)
+    def screenshot(self, path: Path, *, entire: bool = True) -> None:
+        picture = self._ask("Page.captureScreenshot", captureBeyondViewport=entire)
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def close(self) -> None:
@@ -121,12 +121,12 @@ class Browser:
         return heard
 
     def _note(self, event: dict[str, Any]) -> None:
-        method, said = event.get("method"), event.get("params", {})
+        method, content = event.get("method"), event.get("params", {})
         if method == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(said["exceptionDetails"])[:2000])
-        elif method == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning", "assert"):
-            self.errors.append(json.dumps(said["args"])[:2000])
-        elif method == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
-            self.errors.append(said["entry"]["text"])
+            self.errors.append(json.dumps(content["exceptionDetails"])[:2000])
+        elif method == "Runtime.consoleAPICalled" and content["type"] in ("error", "warning", "assert"):
+            self.errors.append(json.dumps(content["args"])[:2000])
+        elif method == "Log.entryAdded" and content["entry"]["level"] in ("error", "warning"):
+            self.errors.append(content["entry"]["text"])
         elif method == "Network.requestWillBeSent":
-            self.requests.append(said["request"]["url"])
+            self.requests.append(content["request"]["url"])

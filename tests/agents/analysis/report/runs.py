@@ -1,7 +1,7 @@
 """Run directories whose contents are known, made without training."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from agents.analysis.recording import Recording
-from agents.analysis.report import Record
+from agents.analysis.report import RunHistory, Scored
 from agents.runs.directory import RunDirectory
 from configs import Settings, dump
 
@@ -40,7 +40,7 @@ def record(
     *,
     step: int = 10,
     findings: bool = False,
-) -> Record:
+) -> RunHistory:
     """A run with a periodic evaluation of each return, ``step`` steps apart, and metrics of the same numbers."""
     run = RunDirectory.create(root, name)
     run.write_settings(dump(chosen))
@@ -57,15 +57,16 @@ def record(
         (run.path / "insight").mkdir()
         (run.path / "insight" / "best-horizon.png").write_bytes(PNG)
         (run.path / "insight" / "best-horizon.json").write_text(json.dumps({"verdict": "It reaches 7 steps back."}))
-    return Record(run.path, asdict(chosen))
+    return RunHistory(run.path, asdict(chosen))
 
 
-def evaluation(returns: Sequence[float]) -> Mapping[str, Any]:
-    return {"returns": list(returns)}
+def scored(root: Path, name: str, chosen: Settings, *returns: float, **made: Any) -> Scored:
+    """A run whose agent earned these returns when it was evaluated."""
+    return Scored(record(root, name, chosen, **made), np.array(returns))
 
 
 def recording(n_steps: int, observations: Any = None, **known: Any) -> Recording:
-    """An episode of which only what is known is said."""
+    """An episode of which only some things are known."""
     nothing, zeros = np.zeros((n_steps, 0)), np.zeros(n_steps)
     made: dict[str, Any] = {
         "actions": np.zeros(n_steps, np.int64),

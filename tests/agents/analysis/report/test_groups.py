@@ -7,14 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agents.analysis.report import Scored, grouped, improvements, table
+from agents.analysis.report import grouped, improvements, table
 from agents.analysis.report.groups import differences
-from configs import Settings
-from tests.agents.analysis.report.runs import evaluation, record, settings
-
-
-def scored(root: Path, name: str, chosen: Settings, *returns: float) -> Scored:
-    return Scored.of(record(root, name, chosen), evaluation(returns))
+from tests.agents.analysis.report.runs import scored, settings
 
 
 def test_runs_that_differ_in_seed_name_and_place_alone_are_a_group(tmp_path: Path) -> None:
@@ -24,7 +19,7 @@ def test_runs_that_differ_in_seed_name_and_place_alone_are_a_group(tmp_path: Pat
         scored(tmp_path, "b", settings("lstm", seed=1, group="g"), 1.0, 3.0),
     ]
     lstm, none = grouped(runs)
-    assert [run.record.name for run in lstm.runs] == ["b", "c"]
+    assert [run.history.name for run in lstm.runs] == ["b", "c"]
     assert (lstm.label, none.label) == ("memory lstm", "memory none")
     assert lstm.scores.tolist() == [2, 6]
     assert (lstm.mean, lstm.interquartile_mean) == (4, 4)

@@ -63,6 +63,9 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
         (damaged.path / name).write_bytes(b"{\xff half of")
     assert [each.name for each in damaged.insights()] == ["best-horizon"]
     assert damaged.versions == {}
+    for i, content in enumerate(("{half", "[1]", '{"returns": []}', '{"returns": "x"}', '{"returns": [[1]]}')):
+        (damaged.path / "evaluations" / f"{i}.json").write_text(content)
+    assert damaged.results() == []
     (damaged.path / "evaluations.csv").write_bytes(b"\xff\x00,\n\xfe,1\n")
     assert damaged.periodic() == []
     assert RunDirectory(damaged.path).best_return() is None

@@ -1,0 +1,351 @@
+"""The analyses of trained runs: their directories -> agents and environments -> agents.analysis -> terminal, files."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from stable_baselines3.common.vec_env import VecEnv
+
+import configs
+from agents.analysis import ablate, attention, gates, memory_horizon, plots, principal_components, record, units
+from agents.analysis.evaluation import evaluate
+from agents.analysis.report import (
+    Group,
+    RunHistory,
+    Scored,
+    comparison_page,
+    grouped,
+    improvements,
+    print_uncut,
+    run_page,
+    table,
+)
+from agents.analysis.report.data import MOST_STEPS, episode
+from agents.analysis.video import VideoError, write_video
+from agents.checkpoint import CheckpointError
+from agents.deploy.player import Player
+from agents.runs.construction import make_environments, own_classes
+from agents.runs.directory import RunDirectory, RunError, runs_in
+from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
+
+HORIZON_EPISODES = 20
+MANNERS = {"sampled": False, "deterministic": True}
+
+
+class Options(NamedTuple):
+    """Which agent of a run acts, how, and for how long.
+
+    Args:
+        checkpoint: best, last, a step, or a file.
+        deterministic: the most probable action in place of a sample; None: as the run's settings say.
+        seed: of environments and samples; far from the seeds that training begins with.
+    """
+
+    checkpoint: str = "best"
+    episodes: int = 100
+    n_envs: int = 20
+    deterministic: bool | None = None
+    seed: int = 1_000_000
+    device: str = "cpu"
+
+
+class Loaded(NamedTuple):
+    """An agent, environments of its own, the settings of its run and the file that it came from."""
+
+    player: Player
+    env: VecEnv
+    settings: Settings
+    file: Path
+
+    @property
+    def manner(self) -> str:
+        return "deterministic" if self.player.deterministic else "sampled"
+
+
+def open_runs(paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str]) -> list[RunDirectory]:
+    """The runs, once it is sure that they may import what they name.
+
+    Args:
+        trusted: modules that a run made elsewhere may import.
+        typed: the command line.
+    """
+    with reported_as(CheckpointFault, "run", RunError):
+        runs = [RunDirectory.open(path) for path in paths]
+    for run in runs:
+        configs.check_trusted(run.path, configs.read(run.settings), trusted, typed)
+    return runs
+
+
+@contextmanager
+def loaded(run: RunDirectory, options: Options, n_envs: int, render_mode: str | None = None) -> Iterator[Loaded]:
+    """An agent ready to act, and environments; faults inside are reported for what they are."""
+    settings = configs.read(run.settings)
+    torch.set_num_threads(settings.threads or 1)
+    deterministic = settings.evaluation.deterministic if options.deterministic is None else options.deterministic
+    with reported_as(CheckpointFault, "checkpoint", RunError, CheckpointError, OSError, ValueError):
+        file = run.find(options.checkpoint)
+        own = own_classes(settings.policy)
+        player = Player.load(file, device=options.device, deterministic=deterministic, custom_objects=own)
+    with (
+        closing(make_environments(settings, n_envs, render_mode=render_mode)) as env,
+        reported_as(CheckpointFault, f"{file.name} does not fit {settings.env.id}", ValueError),
+        reported_as(NotFinite, "evaluation", FloatingPointError),
+        configs.environment_blamed(f"environment {settings.env.id}"),
+    ):
+        yield Loaded(player, env, settings, file)
+
+
+def evaluate_run(
+    run: RunDirectory, options: Options, json_file: Path | None = None, *, quiet: bool = False
+) -> dict[str, Any]:
+    """Evaluates one of a run's agents, prints the table unless ``quiet``, and writes the same as JSON into the run."""
+    with loaded(run, options, min(options.n_envs, options.episodes)) as agent:
+        settings, limit = agent.settings, agent.settings.evaluation.max_steps
+        evaluation = evaluate(agent.player, agent.env, options.episodes, seed=options.seed, max_steps=limit)
+    result = {
+        "run": str(run.path),
+        "checkpoint": agent.file.name,
+        "environment": asdict(settings.env),
+        **evaluation.to_json(),
+    }
+    if not quiet:
+        memory = settings.policy.memory
+        configs.say(f"\n{settings.env.id}, memory {memory}, {agent.file.name}, {agent.manner} actions")
+        Console().print(evaluation.table())
+    try:
+        path = run.write_evaluation(f"{agent.file.stem}-{options.episodes}-{agent.manner}", result)
+        if not quiet:
+            configs.say(f"written to {path}")
+    except OSError as error:  # somebody else's run may be read-only
+        configs.say(f"the result was not written into the run: {error}", error=True)
+    if json_file is not None:
+        _write_json(json_file, result)
+    return result
+
+
+def evaluate_at_the_end(run: RunDirectory, episodes: int, *, deterministic: bool = True) -> None:
+    """Evaluates a run's last agent and its best one, sampled and deterministic, and prints them side by side.
+
+    The best agent is the luckiest of many evaluations; what training comes to is the last.
+    """
+    # The one that the run is set to act by comes last: it is what a comparison of seeds takes.
+    ways = sorted(MANNERS, key=lambda way: MANNERS[way] == deterministic)
+    shown = Table("mean return", *(f"{way} actions" for way in ways), box=box.SIMPLE_HEAD)
+    notes = []
+    for checkpoint in ("last", "best"):
+        found = []
+        for way in ways:
+            quiet = checkpoint == "last" or way == ways[0]
+            options = Options(checkpoint, episodes, deterministic=MANNERS[way])
+            found.append(evaluate_run(run, options, quiet=quiet)["return"])
+        lows, highs = zip(*(each["mean_interval"] for each in found), strict=True)
+        means = [each["mean"] for each in found]
+        cells = [f"{mean:.4g} ({low:.4g} to {high:.4g})" for mean, low, high in zip(means, lows, highs, strict=True)]
+        shown.add_row(f"{checkpoint} policy", *cells)
+        if max(lows) > min(highs):
+            notes.append(f"the {checkpoint} policy's sampled and deterministic actions differ beyond their intervals")
+    Console().print(shown)
+    for note in notes:
+        print(note)
+
+
+def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | None, report: Path | None) -> None:
+    """Evaluates an agent of each of several runs on one task, and prints one table of all and their groups."""
+    with reported_as(CheckpointFault, "checkpoint", RunError):
+        for run in runs:  # before anything is played
+            run.find(options.checkpoint)
+    histories = [_history(run) for run in runs]
+    _check_one_task(histories)
+    results = [evaluate_run(run, options) for run in runs]
+    groups = grouped(
+        [Scored(history, np.array(each["returns"])) for history, each in zip(histories, results, strict=True)]
+    )
+    print_groups(groups)
+    if json_file is not None:
+        _write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
+    if report is not None:
+        note = f"{options.checkpoint} agents, {options.episodes} episodes each, seed {options.seed}."
+        _write_page(report, comparison_page(groups, note))
+
+
+def _history(run: RunDirectory) -> RunHistory:
+    return RunHistory(run.path, asdict(configs.read(run.settings)))
+
+
+def _check_one_task(histories: Sequence[RunHistory]) -> None:
+    """Raises :class:`SettingsError` where runs are not on the same environment, or one is given twice."""
+    paths = [history.path.resolve() for history in histories]
+    first, task = histories[0], histories[0].settings["env"]["id"]
+    for i, history in enumerate(histories):
+        if paths[i] in paths[:i]:
+            raise SettingsError(f"{history.path} is given twice; give every run once")
+        if (other := history.settings["env"]["id"]) != task:
+            raise SettingsError(
+                f"returns of different tasks cannot be compared: {first.path} is on {task}, {history.path} on "
+                f"{other}; give runs on one"
+            )
+
+
+def print_seeds(runs: Sequence[RunDirectory]) -> None:
+    """The last evaluations of several runs as one table, for the runs that have one."""
+    found = [(history, results[-1][1]) for history in map(_history, runs) if (results := history.results())]
+    if found:
+        print_groups(grouped([Scored(history, np.array(evaluation.returns)) for history, evaluation in found]))
+
+
+def print_groups(groups: Sequence[Group]) -> None:
+    """The table of several runs, and which group is better."""
+    print_uncut(table(groups))
+    for each in improvements(groups):
+        low, high = each.interval
+        chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
+        configs.say(f"probability that {each.ours} beats {each.theirs}: {chance}")
+
+
+def report_run(run: RunDirectory, options: Options, path: Path | None = None) -> None:
+    """Writes a run's page: what it learned, what was found about it, an episode of one of its agents.
+
+    Args:
+        path: None for report.html in the run, or report-2.html, ...
+    """
+    history, shown = _history(run), None
+    note = "" if run.has_agent else "No agent has been saved yet, so there are no results and no episode."
+    if run.has_agent:
+        with loaded(run, options, 1) as (player, env, _, file):
+            played = record(player, env, seed=options.seed, max_steps=MOST_STEPS)
+            shown = episode(played, units(player.policy, played), env.observation_space, env.action_space)
+        actions = "the most probable actions" if player.deterministic else "sampled actions"
+        shown["note"] = f"{file.name}, {actions}, seed {options.seed}."
+    else:
+        configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
+    page = run_page(history, state=_state(run, configs.read(run.settings)), episode=shown, note=note)
+    _write_page(path or run.free_name("report.html"), page)
+
+
+def _state(run: RunDirectory, settings: Settings) -> str:
+    return run.state(settings.total_timesteps, settings.evaluation.stop_at_return)
+
+
+def list_runs(root: Path, json_file: Path | None = None) -> None:
+    """Prints a row for every run in a folder, as the directories are now."""
+    with reported_as(SettingsError, f"--runs {root}", RunError):
+        rows = [_listed(run) for run in runs_in(root)]
+    if json_file is not None:
+        _write_json(json_file, {"runs": rows})
+    columns = ("run", "environment", "memory", "seed", "group", "steps", "best return", "state")
+    shown = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(Text("" if row[column] is None else configs.printable(str(row[column]))) for column in columns))
+    if rows:
+        print_uncut(shown)
+    else:
+        configs.say(f"there are no runs in {root}")
+
+
+def _listed(run: RunDirectory) -> dict[str, Any]:
+    """What is listed of a run; of one whose settings cannot be read, that."""
+    best = run.best_return()
+    row: dict[str, Any] = dict.fromkeys(("environment", "memory", "seed", "group"))
+    row |= {"run": run.path.name, "steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    try:
+        settings = configs.read(run.settings)
+    except SettingsError:
+        return {**row, "state": "settings unreadable"}
+    row |= {"environment": settings.env.id, "memory": settings.policy.memory, "seed": settings.seed}
+    return {**row, "group": settings.group, "state": _state(run, settings)}
+
+
+def record_run(run: RunDirectory, options: Options, path: Path) -> None:
+    """Records a video of an episode of one of a run's agents."""
+    with (
+        loaded(run, options, 1, render_mode="rgb_array") as (player, env, settings, _),
+        reported_as(SettingsError, f"--video {path}", VideoError, OSError, ImportError),
+        configs.environment_blamed(f"rendering {settings.env.id}"),
+    ):
+        frames = write_video(player, env, path, seed=options.seed)
+    configs.say(f"recorded {frames} frames to {path}")
+
+
+def ablate_run(run: RunDirectory, options: Options) -> None:
+    """Prints what becomes of the return without the memory, and writes the same as JSON into the run."""
+    with loaded(run, options, min(options.n_envs, options.episodes)) as agent:
+        limit = agent.settings.evaluation.max_steps
+        found = ablate(agent.player, agent.env, options.episodes, seed=options.seed, max_steps=limit)
+    if found.has_memory:
+        Console().print(found.table())
+    configs.say(found.verdict)
+    name = f"{agent.file.stem}-{options.episodes}-{agent.manner}-ablation"
+    with reported_as(SettingsError, "--ablate", OSError):
+        configs.say(f"written to {run.write_evaluation(name, found.to_json())}")
+
+
+def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None) -> None:
+    """Prints how far back an input moves the action, and writes curve and plot into the run."""
+    with loaded(run, options, 1) as (player, env, settings, file):
+        limit = settings.evaluation.max_steps
+        seeds = range(options.seed, options.seed + min(options.episodes, HORIZON_EPISODES))
+        found = memory_horizon(player, [record(player, env, seed=seed, max_steps=limit) for seed in seeds], lags)
+    configs.say(found.sentence)
+    with reported_as(SettingsError, "--horizon", OSError):
+        path = run.write_insight(f"{file.stem}-horizon", found.to_json())
+        plots.save(plots.horizon(found), path.with_suffix(".png"))
+    configs.say(f"written to {path} and .png")
+
+
+def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> None:
+    """Writes an episode's memory into the run, as numbers and as pictures.
+
+    Args:
+        color: what colors the principal components, a name of :meth:`Recording.signal`.
+    """
+    with loaded(run, options, 1) as (player, env, settings, file):
+        played = record(player, env, seed=options.seed, max_steps=settings.evaluation.max_steps)
+        with reported_as(SettingsError, f"--color {color}", ValueError):
+            signal = played.signal(color)
+        carried, opened = units(player.policy, played), gates(player, played)
+        attended = attention(player, played)
+    pictures: dict[str, Any] = {}
+    summary: dict[str, Any] = {"seed": options.seed, "steps": len(played), "return": played.total}
+    if carried:
+        components = principal_components(np.concatenate(list(carried.values()), axis=1))
+        summary["explained"] = components.explained.tolist()
+        pictures = {"state": plots.state(carried), "components": plots.components(components, signal, color)}
+    if opened is not None:
+        summary["gates"], pictures["gates"] = opened.to_json(), plots.gates(opened)
+    if attended:
+        pictures["attention"] = plots.attention(attended)
+    with reported_as(SettingsError, "--inside", OSError):
+        path = run.write_insight(f"{file.stem}-inside", summary)
+        arrays: dict[str, Any] = dict(played.arrays())
+        np.savez_compressed(path.with_suffix(".npz"), **arrays)
+        for name, picture in pictures.items():
+            plots.save(picture, path.with_name(f"{path.stem}-{name}.png"))
+    if not pictures:
+        print("the agent carries no memory and attends to nothing: there is nothing to draw")
+    configs.say(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
+
+
+def check_plots() -> None:
+    """Raises :class:`SettingsError` where matplotlib is missing."""
+    with reported_as(SettingsError, "plots", ImportError):
+        plots.check()
+
+
+def _write_page(path: Path, page: str) -> None:
+    with reported_as(SettingsError, f"--report {path}", OSError), path.open("x", encoding="utf-8") as file:
+        file.write(page)
+    configs.say(f"report written to {path}")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with reported_as(SettingsError, f"--json {path}", OSError):
+        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
