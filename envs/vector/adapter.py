@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs.tasks.batch import BatchEnv
-from envs.tasks.observations import take, truth
+from envs.tasks.observations import copied, take, truth
 from envs.vector.episodes import Episodes
 from envs.vector.group import counts_episodes
 from envs.vector.infos import RESET_STEP, Infos, info_of
@@ -58,7 +58,7 @@ class VectorEnvAdapter(VecEnv):
         self.reset_infos = [info_of(infos, i) for i in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        self._episodes.start_all()
+        self._episodes.start(range(self.num_envs))
         self._resetting = None
         return observations  # type: ignore[no-any-return]
 
@@ -105,13 +105,6 @@ class VectorEnvAdapter(VecEnv):
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
         frames = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)  # type: ignore[arg-type]
-
-    def has_attr(self, attr_name: str) -> bool:
-        try:
-            self.get_attr(attr_name)
-        except AttributeError:
-            return False
-        return True
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the environments; one of the vector environment itself is every environment's."""
@@ -207,7 +200,4 @@ def _counts_episodes(env: Any) -> bool:
 
 def _row(observations: Any, row: int) -> Any:
     """A copy of the observation of one environment; last ones gymnasium gives as an array of objects."""
-    if isinstance(observations, dict):
-        return take(observations, row)
-    observation = observations[row]
-    return take(observation, ...) if isinstance(observation, dict | tuple) else observation.copy()
+    return take(observations, row) if isinstance(observations, dict) else copied(observations[row])

@@ -93,13 +93,13 @@ def test_one_that_fails_again_as_it_is_started_anew_counts_again(tmp_path: Path)
             (tmp_path / f"fault {number} a").touch()
         for process in venv._processes:
             os.kill(process.pid, signal.SIGKILL)
-        with pytest.warns(RuntimeWarning, match="died in starting anew"):
+        with pytest.warns(RuntimeWarning, match="died in restarting"):
             _, _, dones, _ = venv.step(np.full(2, 5))
         assert dones.all()
         assert venv.restarts == 4
         np.testing.assert_array_equal(venv.step(np.full(2, 5))[0], [[0, 1, 1], [1, 1, 1]])
         os.kill(venv._processes[0].pid, signal.SIGKILL)
-        with pytest.raises(EnvError, match=r"died in step 3(.|\n)*Started anew 4 times before, of at most 4"):
+        with pytest.raises(EnvError, match=r"died in step 3(.|\n)*Restarted 4 times before, of at most 4"):
             venv.step(np.full(2, 5))
     finally:
         venv.close()

@@ -142,9 +142,9 @@ def test_a_deck_holds_as_many_cards_of_each_suit_in_an_order_of_its_own() -> Non
     env = RepeatPrevious(30, num_decks=2)
     env.reset(seed=5)
     for suit in range(4):
-        assert ((env._deck == suit).sum(axis=1) == 26).all()
-    assert len({tuple(deck) for deck in env._deck.tolist()}) == 30
-    assert 0.15 < (env._deck[:, 0] == env._deck[:, 1]).mean() + 0.1 < 0.6
+        assert ((env._shown[..., 0] == suit).sum(axis=1) == 26).all()
+    assert len({tuple(deck) for deck in env._shown[..., 0].tolist()}) == 30
+    assert 0.15 < (env._shown[:, 0] == env._shown[:, 1]).mean() + 0.1 < 0.6
 
 
 @pytest.mark.parametrize("id", ["TMaze-v0", "RepeatPrevious-v0", "RepeatFirst-v0"])
