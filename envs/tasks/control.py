@@ -2,10 +2,9 @@
 
     CartPoleNoVel-v1, PendulumNoVel-v1, MountainCarContinuousNoVel-v0, AcrobotNoVel-v1
 
-The dynamics, rewards, bounds and start states are gymnasium's (seed s gives gymnasium's episode of seed s, up to
-rounding), and its own environments draw the pictures. Observations differ: as in RL Baselines3 Zoo, whose ids these
-are, an entry that is a velocity is zero and the space is unchanged, so that results and models can be compared.
-`remove_velocities=True` leaves those entries out instead.
+Dynamics, rewards, bounds, start states and pictures are gymnasium's (seed s gives gymnasium's episode of seed s, up to
+rounding). Observations differ: as in RL Baselines3 Zoo, whose ids these are, an entry that is a velocity is zero and
+the space is unchanged. `remove_velocities=True` leaves those entries out instead.
 
 "Without memory" below is the best that a search over small networks of the present observation found (cross-entropy
 method, three starts): a figure to beat, not a proof.
@@ -99,8 +98,7 @@ class CartPole(Control):
         self._inertia = np.array(model.length * 4.0 / 3.0)
         self._minus_coupling = np.array(-model.length * model.masspole / mass)
         self._cosine, self._sine, self._push, self._scratch = np.empty((4, num_envs))
-        self._distances = np.empty((2, num_envs))
-        self._beyond = np.empty((2, num_envs), dtype=np.bool_)
+        self._distances, self._beyond = np.empty((2, num_envs)), np.empty((2, num_envs), dtype=np.bool_)
         self._ones = np.ones(num_envs, dtype=np.float32)
 
     def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
@@ -202,8 +200,7 @@ class MountainCarContinuous(Control):
     Reward: -0.1 force^2 a step (of the force before clipping), and 100 on reaching the goal.
     Start: position uniform in [-0.6, -0.4] (reset options "low" and "high"), at rest.
     End: terminated at position 0.45 moving right or at rest; truncated after 999 steps.
-    Return: best unknown, below 100 and above 90; without memory 0, for standing still: a force that depends on the
-    position alone does not swing the car up.
+    Return: best unknown, below 100 and above 90; without memory 0, for standing still.
     """
 
     original, shown, uniforms, time_limit = classic_control.Continuous_MountainCarEnv, slice(0, 1), 1, 999

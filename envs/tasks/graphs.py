@@ -23,9 +23,8 @@ class GraphSearch(BatchEnv):
     """GraphSearch-v0: doors hang on a maze of rooms; find the one with the mark that was shown at the start.
 
     Every episode has a maze of its own: a random connected graph of `rooms` rooms, with `loops` edges more than a tree,
-    and `doors` doors, each on a random room. A room has D = `max_degree` ports; an edge leads from a port of one room
-    to a port of another, and which ports those are is random. Rooms have labels, doors have marks, both in an order
-    that is random in every episode.
+    and `doors` doors, each on a random room. A room has D = `max_degree` ports; an edge leads from a random port of one
+    room to one of another. Rooms have labels, doors have marks, both in random order.
 
     Observation, Dict: what is seen from where the agent stands, as the graph encoder takes it. Node 0 is its own place,
     node 1 + p what lies behind port p; edges lead from node 0 to each of these, and join those that are neighbours.
@@ -40,12 +39,11 @@ class GraphSearch(BatchEnv):
     then stands in room 0. The mark is never shown again.
     Reward: stepping through the right door 1, all else 0.
     Start: a new maze, its rooms' labels, and the goal, one of the doors with equal chance.
-    End: terminated on stepping through any door, or after T = 2 * rooms - 1 steps (2 for one room). That is what a
-    depth-first search may need, and no more: it walks every edge of its tree at most twice, but the last only once.
-    The last info says "is_success".
-    Return: best 1, by a depth-first search that remembers the mark and where it has been, and steps through no other
-    door. Without memory at most 1 / doors: after the first step nothing that is seen depends on the goal, so a policy
-    without memory steps through a door that is the goal with that chance. Worst 0.
+    End: terminated on stepping through any door, or after T = 2 * rooms - 1 steps (2 for one room), the most that a
+    depth-first search needs: it walks every edge of its tree at most twice, the last only once. The last info says
+    "is_success".
+    Return: best 1, by a depth-first search that remembers the mark and where it has been. Without memory at most
+    1 / doors: after the first step nothing that is seen depends on the goal. Worst 0.
     """
 
     best_return = 1.0

@@ -5,7 +5,7 @@
     RepeatFirst-v0        name the first card
 
 `best_return` is what a perfect memory earns on average, `memoryless_return` what the best policy earns that acts on the
-present observation alone: an agent that stays there has not learned to remember, one above it has.
+present observation alone.
 
 Axes: N environments, R some of them ("rows"), K cards in a deck.
 """
@@ -38,17 +38,15 @@ class TMaze(BatchEnv):
     for the best policy and no more.
 
     Observation, Box (2,) float32: 0 the sign, 1 for up and -1 for down on the oracle, else 0; 1 whether this is the
-    junction or an arm, 1 or 0. All other cells look alike.
-    Actions, Discrete(4): 0 right, 1 up, 2 left, 3 down; a move into a wall stays where it is.
-    Reward: stepping into the right arm 1, into the wrong one 0. Before the last step, being further back than a walker
-    who never dawdles costs 1 / (T - 1) a step: after t steps, a position below t (active: below t - 1), O being 0.
+    junction or an arm, 1 or 0. Actions, Discrete(4): 0 right, 1 up, 2 left, 3 down; a move into a wall stays in place.
+    Reward: stepping into the right arm 1, into the wrong one 0. Before the last step, after t steps, a position below t
+    (active: below t - 1), O being 0, costs 1 / (T - 1).
     Start: the sign is up or down with equal chance.
     End: terminated on stepping into an arm, or after T steps. The last info says "is_success".
     Return: best 1; without memory 0.5 (walk on, guess the arm); worst close to -1.
 
     After Bakker, Reinforcement Learning with Long Short-Term Memory (2001), with the reward of Ni et al., When Do
-    Transformers Shine in RL? (2023), which makes walking learnable so that memory is what is tested. Theirs lasts T
-    steps whatever is done, and shows the sign at the first visit only.
+    Transformers Shine in RL? (2023), whose task lasts T steps whatever is done and shows the sign once.
     """
 
     best_return = 1.0
@@ -155,7 +153,7 @@ class RepeatPrevious(Cards):
     Observation, Discrete(4): the suit of the present card. Actions, Discrete(4): a suit.
     Reward: 0 for the first k - 1 answers, for which there is no such card; then 1 / (K - k) for the right suit and
     minus that for a wrong one, K being 52 * num_decks, so that the best answers sum to 1.
-    Start: the shuffled deck's first card. End: terminated when the last card is shown, after K - 1 answers.
+    End: terminated when the last card is shown, after K - 1 answers.
     Return: best 1. Without memory 2 p - 1, with p the chance that an earlier card has some suit other than the present
     one's: 13 num_decks / (K - 1), so -25/51 = -0.490 with one deck (k = 1 needs no memory and is worth 1).
 
@@ -182,7 +180,7 @@ class RepeatFirst(Cards):
     Observation, Discrete(4): the suit of the present card. Actions, Discrete(4): a suit.
     Reward: 1 / (K - 1) for the right suit, minus that for a wrong one, at every step, the first included; K is
     52 * num_decks.
-    Start: the shuffled deck's first card. End: terminated when the last card is shown, after K - 1 answers.
+    End: terminated when the last card is shown, after K - 1 answers.
     Return: best 1. Without memory the best is to name the present suit, right at first and with chance
     (13 num_decks - 1) / (K - 1) later: -0.499 with one deck.
 

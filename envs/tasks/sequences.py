@@ -1,4 +1,4 @@
-"""Tasks whose episodes are short sequences to be kept whole, with known best returns, vectorized in NumPy.
+"""Tasks whose episodes are short sequences to be remembered, with known best returns, vectorized in NumPy.
 
     Copy-v0                 read a sequence, then act it out, forwards or in reverse
     AssociativeRecall-v0    see keys with their values, then name the values of keys
@@ -7,8 +7,8 @@
     Recall-v0               keep the bits of a sign shown at the start until they are asked for
 
 `best_return` is what a perfect memory earns on average, `memoryless_return` what the best policy earns that acts on the
-present observation alone (PhaseForecast with several waves: a bound that no such policy passes). What is done in these
-tasks changes nothing that is seen or asked later, so gamma = 0 loses nothing.
+present observation alone (PhaseForecast with several waves: an upper bound). Actions change nothing that is seen or
+asked later, so gamma = 0 loses nothing.
 
 Axes: N environments, R some of them ("rows"), T steps of an episode, D parts of an observation, M waves.
 """
@@ -123,15 +123,13 @@ class Copy(Script):
         shown     2   0   0   1   go  go  go  go
         right                     2   0   0   1       reverse: 1  0  0  2
 
-    Observation, Box (symbols + 1,) float32 of 0 and 1: the symbol read, one-hot, then 1 for "go". All zero while
-    waiting, for `delay` steps between reading and acting, and after the end.
-    Actions, Discrete(symbols): a symbol.
+    Observation, Box (symbols + 1,) float32 of 0 and 1: the symbol read, one-hot, then 1 for "go". All zero for `delay`
+    steps between reading and acting, and after the end. Actions, Discrete(symbols): a symbol.
     Reward: 0 before the first "go"; then 1 / length for the right symbol, -1 / length for another.
     Start: every symbol with equal chance at every place. End: terminated after 2 * length + delay steps.
     Return: best 1; without memory 2 / symbols - 1, whatever is done: all that is seen while acting is "go".
 
-    The copying task of Hochreiter and Schmidhuber (1997) and of Graves et al., Neural Turing Machines (2014), as
-    control; reversed, it is what sequence-to-sequence models were first fed (Sutskever et al., 2014).
+    After Hochreiter and Schmidhuber (1997) and Graves et al., Neural Turing Machines (2014).
     """
 
     def __init__(
@@ -179,15 +177,14 @@ class AssociativeRecall(Script):
         right                 1   1   1
 
     Observation, Box (keys + values,) float32 of 0 and 1: a key, one-hot, then its value, one-hot, or zeros where it is
-    asked. All zero after the end.
-    Actions, Discrete(values): a value.
+    asked. All zero after the end. Actions, Discrete(values): a value.
     Reward: 0 while pairs are shown; then 1 / queries for the right value, -1 / queries for another.
     Start: `pairs` different keys out of `keys`, any with equal chance; values and the keys that are asked, each one of
     the pairs', with equal chance and independent of each other. End: terminated after pairs + queries steps.
     Return: best 1; without memory 2 / values - 1, whatever is done: a key says nothing of its value.
 
     After Graves et al., Neural Turing Machines (2014), and Ba et al., Using Fast Weights to Attend to the Recent Past
-    (2016), which show a key and its value one after the other and ask once.
+    (2016).
     """
 
     def __init__(
@@ -231,16 +228,14 @@ class CountRecall(Script):
         right     1   1   2   2   2   2
 
     Observation, Box (2 * values,) float32 of 0 and 1: the value shown, one-hot, then the value asked, one-hot. All zero
-    after the end.
-    Actions, Discrete(copies + 1): a count, that of the present step included.
+    after the end. Actions, Discrete(copies + 1): a count, that of the present step included.
     Reward: 1 / T for the right count, -1 / T for another, at each of the T = values * copies steps.
     Start: the values are shown in random order, each `copies` times in an episode; those that are asked are drawn with
     equal chance. End: terminated after T steps.
-    Return: best 1; without memory -0.65 with the defaults. A count can then only be guessed from whether the value
-    asked is the one shown now; the best guess for each case comes from the chance, over all steps, that n of the values
-    shown before were such (hypergeometric).
+    Return: best 1; without memory -0.65 with the defaults: the best guesses where the value asked is the one shown now
+    and where it is not, from the chance, over all steps, that n of the values before were such (hypergeometric).
 
-    The idea is that of POPGym's CountRecall (Morad et al., 2023), which deals cards from a deck.
+    After POPGym's CountRecall (Morad et al., 2023).
     """
 
     def __init__(self, num_envs: int = 1, *, values: int = 4, copies: int = 5, **base: Any) -> None:
@@ -281,8 +276,8 @@ class PhaseForecast(BatchEnv):
     End: terminated after `length` forecasts.
     Return: best 1, since 3 M values of x determine all that follow (M equations
     ``x(t + M) + x(t - M) = sum over k < M of c(k) (x(t + k) + x(t - k))`` for the M coefficients c); worst -1. Without
-    memory 1 - E|x(t + 1) - its median given x(t)|, for one wave an integral, 0.518 with the defaults; for several waves
-    1 - (1 - that) / M is a bound, what is earned by one who knows all waves but one.
+    memory 1 - E|x(t + 1) - its median given x(t)|, 0.518 with the defaults; for several waves 1 - (1 - that) / M is an
+    upper bound: knowing all waves but one.
     """
 
     best_return = 1.0
@@ -300,9 +295,7 @@ class PhaseForecast(BatchEnv):
         """`shortest`, `longest`: periods, in steps."""
         check_at_least(1, waves=waves)
         if length < 3 * waves:
-            raise ValueError(
-                f"length must be at least 3 * waves ({3 * waves}), so that a forecast counts, not {length}"
-            )
+            raise ValueError(f"length must be at least 3 * waves ({3 * waves}), so that a forecast counts: {length}")
         if not 2 < shortest <= longest < math.inf:
             raise ValueError(
                 f"shortest and longest must be periods with 2 < shortest <= longest: {shortest}, {longest}"
@@ -368,15 +361,14 @@ class Recall(Script):
         right                 0   1
 
     Observation, Box (3 * bits + 1,) float32 of 0 and 1: every bit, one-hot, or zeros where none is shown; 1 where they
-    are the sign's; which bit is asked for, one-hot, or zeros. All zero while waiting and after the end.
-    Actions, Discrete(2): a bit.
+    are the sign's; which bit is asked for, one-hot, or zeros. All zero while waiting and after the end. Actions,
+    Discrete(2): a bit.
     Reward: 0 before the first question; then 1 / bits for the right bit, -1 / bits for the other.
     Start: every sign with equal chance. While waiting, other bits, as likely, are shown with chance `distractors` at
     each step; they are not the sign's and mean nothing. End: terminated after length + bits steps.
     Return: best 1; without memory 0, whatever is done.
 
-    The latching problem of Bengio et al., Learning Long-Term Dependencies with Gradient Descent is Difficult (1994), as
-    control: nothing but time, and what comes in it, lies between the sign and the question.
+    After Bengio et al., Learning Long-Term Dependencies with Gradient Descent is Difficult (1994).
     """
 
     memoryless_return = 0.0

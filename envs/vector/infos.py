@@ -20,9 +20,8 @@ class Infos(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, num_envs: int, batched: dict[str, Any] | None = None) -> None:
-        self._rows = range(num_envs)
-        self._batched = batched
-        self.made: dict[int, dict[str, Any]] = {}
+        self._rows, self._batched = range(num_envs), batched
+        self._made: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -31,12 +30,12 @@ class Infos(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self[i] for i in self._rows[index]]
         row = self._rows[index]
-        if row not in self.made:
-            self.made[row] = info_of(self._batched, row)
-        return self.made[row]
+        if row not in self._made:
+            self._made[row] = info_of(self._batched, row)
+        return self._made[row]
 
     def __setitem__(self, index: int, info: dict[str, Any]) -> None:
-        self.made[self._rows[index]] = info
+        self._made[self._rows[index]] = info
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented

@@ -84,7 +84,8 @@ class SubprocessVecEnv(GroupedVecEnv):
         num_envs = len(makers)
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, or None for one a CPU, not {workers}")
-        workers = min(num_envs, _cpus() if workers is None else workers)
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(num_envs, cpus if workers is None else workers)
         self._timeout = timeout
         self._max_restarts, self.restarts = max_restarts, 0
         self._steps = 0
@@ -104,8 +105,14 @@ class SubprocessVecEnv(GroupedVecEnv):
                 connection, process = self._started(w)
                 self._connections.append(connection)
                 self._processes.append(process)
-            spaces = self._common_spaces()
-            for failure in self._share(spaces, num_envs).values():
+            replies, lost = self._gather(range(workers), "starting")
+            if not lost:
+                spaces = replies[0][2]
+                list(leaves(spaces["observation_space"]))  # an observation that is no array is refused here
+                for w, (_, _, other) in replies.items():
+                    check_alike(other, self._parts[w].start, spaces, 0)
+                lost = self._share(spaces, num_envs)
+            for failure in lost.values():
                 raise EnvError(failure)
             super().__init__(num_envs, spaces, resumable=resumable, max_restarts=max_restarts)
         except BaseException:
@@ -206,11 +213,11 @@ class SubprocessVecEnv(GroupedVecEnv):
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
             context.set_forkserver_preload([worker.__name__])
-        with _single_threaded_children(), _without_main():
+        with _as_a_worker_starts():
             connection, far_end = context.Pipe()
             arguments = (far_end, self._pickled[w], self._parts[w].start, self._max_restarts, self._request)
+            process = context.Process(target=worker.work, args=arguments, daemon=True)
             try:
-                process = context.Process(target=worker.work, args=arguments, daemon=True)
                 process.start()
             except ChildProcessError:  # the fork server is not its child, but of the process it was forked from
                 process = multiprocessing.get_context("spawn").Process(target=worker.work, args=arguments, daemon=True)
@@ -218,17 +225,6 @@ class SubprocessVecEnv(GroupedVecEnv):
             # With this end closed here, a worker's death closes the pipe, and reading from it ends.
             far_end.close()
         return connection, process
-
-    def _common_spaces(self) -> dict[str, Any]:
-        """Of the environments of all workers."""
-        replies, lost = self._gather(range(len(self._connections)), "starting")
-        for failure in lost.values():
-            raise EnvError(failure)
-        spaces: dict[str, Any] = replies[0][2]
-        list(leaves(spaces["observation_space"]))  # an observation that is no array is refused here
-        for w, (_, _, other) in replies.items():
-            check_alike(other, self._parts[w].start, spaces, 0)
-        return spaces
 
     def _share(self, spaces: Mapping[str, Any], num_envs: int) -> Losses:
         """New arrays that all workers have too, with what the ones before held."""
@@ -414,11 +410,6 @@ def _end_all() -> None:
         venv.__del__()
 
 
-def _cpus() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _shared_file(size: int) -> str:
     """A file of `size` bytes for processes to share: in memory where there is room, else in the temporary directory."""
     folder = "/dev/shm"
@@ -432,26 +423,20 @@ def _shared_file(size: int) -> str:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes started meanwhile do not import the main script: what they need of it is pickled by value."""
+def _as_a_worker_starts() -> Iterator[None]:
+    """Processes started meanwhile do not import the main script: what they need of it is pickled by value.
+
+    And they compute on one thread: libraries read these variables when they are loaded.
+    """
     main = sys.modules["__main__"]
+    before = {name: os.environ.pop(name, None) for name in worker.THREAD_VARIABLES}
     sys.modules["__main__"] = types.ModuleType("__main__")
+    os.environ.update(dict.fromkeys(before, "1"))
     try:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Processes started meanwhile compute on one thread: libraries read this when they are loaded."""
-    before = {name: os.environ.get(name) for name in worker.THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(worker.THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
         for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
+            del os.environ[name]
+            if value is not None:
                 os.environ[name] = value

@@ -12,12 +12,14 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.tasks.observations import tree_map
 from envs.tasks.streams import Streams
 
 LONGEST_REPLAY = 1_000_000  # steps; an episode that is longer cannot be replayed
@@ -25,7 +27,7 @@ LONGEST_REPLAY = 1_000_000  # steps; an episode that is longer cannot be replaye
 
 def state_of(owner: Any) -> dict[str, Any]:
     """A copy of the arrays, numbers and random streams that are attributes of an object."""
-    return {name: _copy(value) for name, value in vars(owner).items() if _is_state(value)}
+    return {name: tree_map(_copy, value) for name, value in vars(owner).items() if _is_state(value)}
 
 
 def set_state(owner: Any, state: Mapping[str, Any]) -> None:
@@ -37,7 +39,7 @@ def set_state(owner: Any, state: Mapping[str, Any]) -> None:
     for name, value in state.items():
         current = vars(owner)[name]
         if isinstance(current, np.ndarray | Streams | dict):
-            _fill(current, value, name)
+            tree_map(_fill, current, value)
         else:
             setattr(owner, name, value)
 
@@ -129,34 +131,25 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _is_state(value: Any) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biuf"
     if isinstance(value, dict):
         return bool(value) and all(
             isinstance(part, np.ndarray | Streams) and _is_state(part) for part in value.values()
         )
-    return isinstance(value, Streams | bool | int | float)
+    return (
+        value.dtype.kind in "biuf" if isinstance(value, np.ndarray) else isinstance(value, Streams | bool | int | float)
+    )
 
 
 def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return value.state() if isinstance(value, Streams) else value
+    return value.state() if isinstance(value, Streams) else copy(value)
 
 
-def _fill(current: Any, value: Any, name: str) -> None:
+def _fill(current: Any, saved: Any) -> None:
     if isinstance(current, Streams):
-        current.set_state(value)
-    elif isinstance(current, dict):
-        if current.keys() != value.keys():
-            raise ValueError(f"{name} holds {sorted(current)}, where it was saved {sorted(value)}")
-        for key, part in current.items():
-            _fill(part, value[key], f"{name}[{key!r}]")
-    elif current.shape != value.shape or current.dtype != value.dtype:
+        current.set_state(saved)
+    elif current.shape != saved.shape or current.dtype != saved.dtype:
         raise ValueError(
-            f"{name} is {current.dtype} of shape {current.shape}, where it was saved {value.dtype} of {value.shape}"
+            f"{current.dtype} of shape {current.shape} is needed, {saved.dtype} of shape {saved.shape} was saved"
         )
     else:
-        current[...] = value
+        current[...] = saved

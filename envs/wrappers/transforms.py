@@ -447,18 +447,15 @@ def named(wrappers: Sequence[Any]) -> list[tuple[Any, dict[str, Any]]]:
     Each is a name, a pair (name, settings), or a dict {name: settings}; in place of a name stands a `Transform`,
     "module:Class", or anything that makes a gymnasium environment out of one.
     """
-    if isinstance(wrappers, str | Mapping):
-        wrappers = [wrappers]
     result: list[tuple[Any, dict[str, Any]]] = []
-    for entry in wrappers:
-        if isinstance(entry, Mapping):
-            result += [(_resolved(name), dict(settings or {})) for name, settings in entry.items()]
-        elif isinstance(entry, tuple | list):
+    for entry in [wrappers] if isinstance(wrappers, str | Mapping) else wrappers:
+        if isinstance(entry, tuple | list):
             if len(entry) != 2 or not isinstance(entry[1], Mapping | None):
                 raise ValueError(f"expected a wrapper as a name, (name, settings) or {{name: settings}}, got {entry!r}")
-            result.append((_resolved(entry[0]), dict(entry[1] or {})))
+            pairs: Any = [entry]
         else:
-            result.append((_resolved(entry), {}))
+            pairs = entry.items() if isinstance(entry, Mapping) else [(entry, None)]
+        result += [(_resolved(name), dict(settings or {})) for name, settings in pairs]
     return result
 
 
