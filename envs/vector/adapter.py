@@ -91,7 +91,9 @@ class VectorEnvAdapter(VecEnv):
     def _end_episodes(
         self, rows: list[int], terminations: NDArray[np.bool_], observations: Any, said: dict[str, Any], infos: Infos
     ) -> None:
-        last_observations, last, first = observations, said, None
+        last_observations: Any = observations
+        last: Any = said
+        first: dict[str, Any] | None = None
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             last_observations, last = said["final_obs"], said.get("final_info")
             first = {name: values for name, values in said.items() if name not in _LAST_STEP}
@@ -131,8 +133,9 @@ class VectorEnvAdapter(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the environments; one of the vector environment itself is every environment's."""
-        many = hasattr(self.env, "get_attr")
-        values = self.env.get_attr(attr_name) if many else [getattr(self.env, attr_name)] * self.num_envs
+        env: Any = self.env
+        many = hasattr(env, "get_attr")
+        values = env.get_attr(attr_name) if many else [getattr(env, attr_name)] * self.num_envs
         return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

@@ -89,7 +89,8 @@ def make(
         resets = None if obstacle else _vector_metadata(spec).get("autoreset_mode")
         backend = "vector" if resets is AutoresetMode.SAME_STEP else "serial"
     # The checker's warnings are the same for all environments: one of them is enough.
-    makers = [partial(make_one, spec or id, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
+    source: Any = spec or id
+    makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
     venv: VecEnv
     if backend == "vector":
         if obstacle:
