@@ -3,7 +3,7 @@
     make                   an id, how many, wrappers -> a fast vector environment behind SB3's VecEnv
     tasks.control          classic control without velocities
     tasks.recall           tasks whose best return is known
-    tasks.sequences        more of them
+    tasks.sequences        sequences to be remembered
     tasks.graphs           a graph seen in part
     tasks.batch            dynamics written once, for a batch and for one
     wrappers.transforms    what hides, garbles or adds to observations

@@ -2,7 +2,7 @@
 
 `BatchEnv` is the dynamics of N environments in NumPy: a `gymnasium.vector.VectorEnv` that starts the next episode in
 the step that ended the last one. `SingleEnv` is the same dynamics with N = 1 as a `gymnasium.Env`. With seed s,
-environment i of a batch lives exactly what a single environment with seed s + i lives.
+environment i of a batch has exactly the episodes of a single environment with seed s + i.
 
 Axes: N environments, R some of them ("rows").
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -22,10 +22,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from envs.tasks.observations import Tree, copied, take, write
+from envs.tasks.observations import Tree, copied, only, take, write
 from envs.tasks.streams import Streams
 
 Rows = NDArray[np.intp]
+Uniforms = NDArray[np.float64]
+Outcome = tuple[NDArray[np.float32], NDArray[np.bool_]]
 METADATA: dict[str, Any] = {
     "render_modes": ["rgb_array", "ansi"],
     "render_fps": 10,
@@ -36,8 +38,8 @@ METADATA: dict[str, Any] = {
 class BatchEnv(VectorEnv[Any, Any, Any]):
     """N environments stepped at once; a step in which no episode ends costs the physics and little else.
 
-    A subclass sets `uniforms`, the number of uniform random numbers an episode takes, and gives the dynamics:
-    `_begin`, `_advance`, `_observe`, and, where they apply, `_outcome`, `_picture` and `_text`.
+    A subclass gives the dynamics: `_begin`, `_advance`, `_observe`, and, where they apply, `_outcome`, `_picture` and
+    `_text`. Its constructor passes `max_episode_steps` and `render_mode` on.
     """
 
     metadata = METADATA
@@ -55,7 +57,10 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        """`max_episode_steps`: the episode is truncated after so many steps (None: never)."""
+        """`uniforms`: how many uniform random numbers an episode takes.
+
+        `max_episode_steps`: the episode is truncated after so many steps (None: never).
+        """
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         if max_episode_steps is not None and max_episode_steps < 1:
@@ -89,9 +94,10 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
         rows = self._every_row if mask is None else np.flatnonzero(mask)
-        for row, row_seed in zip(rows.tolist(), _seeds(seed, self.num_envs)[rows].tolist(), strict=True):
-            if row_seed is not None:
-                self._streams.seed(row, seeding.np_random(row_seed)[0])
+        seeds = _seeds(seed, self.num_envs)
+        for row in rows.tolist():
+            if seeds[row] is not None:
+                self._streams.seed(row, seeding.np_random(seeds[row])[0])
         self._restart(rows, options)
         self._ready = True
         return self._observe(), {}
@@ -134,16 +140,16 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
         return tuple(draw(row) for row in range(self.num_envs))
 
     @abstractmethod
-    def _begin(self, rows: Rows, uniforms: NDArray[np.float64], options: dict[str, Any]) -> None:
+    def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         """Put the environments `rows`, (R,), at the start of an episode that `uniforms`, (R, uniforms), decides."""
 
     @abstractmethod
-    def _advance(self, actions: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """One step of the dynamics: rewards (N,) and whether the episode ended there (N,), as arrays of their own."""
+    def _advance(self, actions: Any) -> Outcome:
+        """One step of the dynamics: rewards (N,) and whether the episode ended there (N,), as new arrays."""
 
     @abstractmethod
     def _observe(self) -> Tree:
-        """What the environments show now, (N, ...), as an array of its own, or a dict of such."""
+        """The present observations, (N, ...), as a new array, or a dict of such."""
 
     def _outcome(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """What the info of the last step of an episode says, name -> (R,)."""
@@ -173,22 +179,23 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
 class SingleEnv(gymnasium.Env[Any, Any]):
     """One environment: a batch of one, without the batch axis. The time limit is left to `gymnasium.make`."""
 
-    metadata = METADATA
+    task: ClassVar[Any]
 
-    def __init__(self, batch: BatchEnv) -> None:
-        self.batch = batch
-        self.observation_space = batch.single_observation_space
-        self.action_space = batch.single_action_space
-        self.render_mode = batch.render_mode
-        self.best_return, self.memoryless_return = batch.best_return, batch.memoryless_return
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
+        """`settings`: those of the task."""
+        self.batch: BatchEnv = self.task(num_envs=1, max_episode_steps=None, render_mode=render_mode, **settings)
+        self.observation_space = self.batch.single_observation_space
+        self.action_space = self.batch.single_action_space
+        self.render_mode = render_mode
+        self.best_return, self.memoryless_return = self.batch.best_return, self.batch.memoryless_return
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; a seed makes it and those that follow reproducible."""
         super().reset(seed=seed)
-        if self.np_random is not self.batch._streams.generator(0):
+        if self.np_random is not self.batch._streams.generators[0]:
             self.batch._streams.seed(0, self.np_random)
         observations, _ = self.batch.reset(options=options)
-        return _only(observations), {}
+        return only(observations), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if isinstance(self.action_space, spaces.Discrete) and not self.action_space.contains(action):
@@ -197,11 +204,9 @@ class SingleEnv(gymnasium.Env[Any, Any]):
             raise ResetNeeded("reset() must be called before step()")
         rewards, terminations = self.batch._advance(np.asarray(action)[None])
         terminated = bool(terminations[0])
-        info: dict[str, Any] = {}
-        if terminated:
-            outcome = self.batch._outcome(self.batch._every_row)
-            info = {name: values[0].item() for name, values in outcome.items()}
-        return _only(self.batch._observe()), float(rewards[0]), terminated, False, info
+        outcome = self.batch._outcome(self.batch._every_row) if terminated else {}
+        info = {name: values[0].item() for name, values in outcome.items()}
+        return only(self.batch._observe()), float(rewards[0]), terminated, False, info
 
     def render(self) -> Any:
         frames = self.batch.render()
@@ -211,20 +216,25 @@ class SingleEnv(gymnasium.Env[Any, Any]):
         self.batch.close()
 
 
-def _only(observations: Tree) -> Any:
-    """The observation in a batch of one."""
-    if isinstance(observations, dict):
-        return {key: _only(part) for key, part in observations.items()}
-    return observations[0]
+def single(task: type[BatchEnv]) -> type[SingleEnv]:
+    """The class of single environments of a task, as `<task>Env` of its module."""
+    members = {"task": task, "metadata": task.metadata, "__module__": task.__module__, "__doc__": f"One {task}."}
+    return type(f"{task.__name__}Env", (SingleEnv,), members)
 
 
-def _seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> NDArray[Any]:
-    """A seed for each environment, (N,) of int or None."""
-    seeds = np.full(num_envs, None, dtype=object)
+def _seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """A seed for each environment."""
+    if seed is None:
+        return [None] * num_envs
     if isinstance(seed, int | np.integer):
-        seeds[:] = [int(seed) + row for row in range(num_envs)]
-    elif seed is not None:
-        if len(seed) != num_envs:
-            raise ValueError(f"expected one seed for each of {num_envs} environments, got {len(seed)}")
-        seeds[:] = list(seed)
-    return seeds
+        return [int(seed) + row for row in range(num_envs)]
+    if len(seed) != num_envs:
+        raise ValueError(f"expected one seed for each of {num_envs} environments, got {len(seed)}")
+    return list(seed)
+
+
+def check_at_least(least: int, **settings: int) -> None:
+    """Raises ValueError for a setting below `least`."""
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")

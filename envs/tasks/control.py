@@ -1,11 +1,10 @@
-"""Classic control without velocities, vectorised in NumPy.
+"""Classic control without velocities, vectorized in NumPy.
 
     CartPoleNoVel-v1, PendulumNoVel-v1, MountainCarContinuousNoVel-v0, AcrobotNoVel-v1
 
-The dynamics, rewards, bounds and start states are gymnasium's (seed s gives gymnasium's episode of seed s, up to
-rounding), and its own environments draw the pictures. What differs is what is shown: as in RL Baselines3 Zoo, whose
-ids these are, an entry that is a velocity is zero and the space is unchanged, so that results and models can be
-compared. `remove_velocities=True` leaves those entries out instead.
+Dynamics, rewards, bounds, start states and pictures are gymnasium's (seed s gives gymnasium's episode of seed s, up to
+rounding). Observations differ: as in RL Baselines3 Zoo, whose ids these are, an entry that is a velocity is zero and
+the space is unchanged. `remove_velocities=True` leaves those entries out instead.
 
 "Without memory" below is the best that a search over small networks of the present observation found (cross-entropy
 method, three starts): a figure to beat, not a proof.
@@ -23,45 +22,32 @@ from gymnasium.envs import classic_control
 from gymnasium.envs.classic_control import utils
 from numpy.typing import NDArray
 
-from envs.tasks.batch import METADATA as BATCH_METADATA
-from envs.tasks.batch import BatchEnv, Rows, SingleEnv
-
-METADATA = {**BATCH_METADATA, "render_modes": ["rgb_array"], "render_fps": 30}
-CART_POLE_METADATA = {**METADATA, "render_fps": 50}
-ACROBOT_METADATA = {**METADATA, "render_fps": 15}
+from envs.tasks.batch import METADATA, BatchEnv, Outcome, Rows, Uniforms, single
 
 
 class Control(BatchEnv):
     """A classic control task of which only the `shown` entries of gymnasium's observation are seen."""
 
-    metadata = METADATA
+    metadata = METADATA | {"render_modes": ["rgb_array"], "render_fps": 30}
+    original: ClassVar[type]
+    """Gymnasium's environment, which says the spaces and the constants and draws the pictures."""
     shown: ClassVar[slice]
+    uniforms: ClassVar[int]
+    time_limit: ClassVar[int]
 
     def __init__(
-        self,
-        model: Any,
-        num_envs: int,
-        *,
-        uniforms: int,
-        max_episode_steps: int | None,
-        render_mode: str | None,
-        remove_velocities: bool,
+        self, num_envs: int = 1, *, remove_velocities: bool = False, constants: Any = None, **base: Any
     ) -> None:
-        """`model`: gymnasium's environment, which says the spaces and the constants and draws the pictures."""
-        space = model.observation_space
+        """`constants`: settings of gymnasium's environment. `base`: `max_episode_steps` and `render_mode`."""
+        self._model: Any = self.original(render_mode=base.get("render_mode"), **(constants or {}))
+        space = self._model.observation_space
         if remove_velocities:
             space = spaces.Box(space.low[self.shown], space.high[self.shown], dtype=space.dtype)
-        super().__init__(
-            num_envs,
-            space,
-            model.action_space,
-            uniforms=uniforms,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-        )
-        self._model = model
+        base = {"max_episode_steps": self.time_limit, **base}
+        super().__init__(num_envs, space, self._model.action_space, uniforms=self.uniforms, **base)
         self._entries = slice(None) if remove_velocities else self.shown
         self._observations_shape = (num_envs, *space.shape)
+        self._state: NDArray[Any]  # (entries, N)
 
     def _show(self, seen: NDArray[Any]) -> NDArray[np.float32]:
         """(shown entries, N) -> (N, entries) with zeros where the velocities are."""
@@ -76,7 +62,7 @@ class Control(BatchEnv):
 
     def _pose(self, row: int) -> None:
         """Put gymnasium's environment in the state of environment `row`."""
-        raise NotImplementedError
+        self._model.state = self._state[:, row]
 
     def close_extras(self, **kwargs: Any) -> None:
         self._model.close()
@@ -94,25 +80,12 @@ class CartPole(Control):
     Return: best 500; without memory about 50.
     """
 
-    metadata = CART_POLE_METADATA
-    shown = slice(0, None, 2)
+    metadata = Control.metadata | {"render_fps": 50}
+    original, shown, uniforms, time_limit = classic_control.CartPoleEnv, slice(0, None, 2), 4, 500
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = 500,
-        render_mode: str | None = None,
-        remove_velocities: bool = False,
-    ) -> None:
-        model = classic_control.CartPoleEnv(render_mode=render_mode)
-        super().__init__(
-            model,
-            num_envs,
-            uniforms=4,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-            remove_velocities=remove_velocities,
-        )
+    def __init__(self, num_envs: int = 1, **base: Any) -> None:
+        super().__init__(num_envs, **base)
+        model = self._model
         # State and its rate of change, rows: position, velocity, angle, angular velocity.
         self._state = np.zeros((4, num_envs))
         self._change = np.zeros((4, num_envs))
@@ -125,15 +98,14 @@ class CartPole(Control):
         self._inertia = np.array(model.length * 4.0 / 3.0)
         self._minus_coupling = np.array(-model.length * model.masspole / mass)
         self._cosine, self._sine, self._push, self._scratch = np.empty((4, num_envs))
-        self._distances = np.empty((2, num_envs))
-        self._beyond = np.empty((2, num_envs), dtype=np.bool_)
+        self._distances, self._beyond = np.empty((2, num_envs)), np.empty((2, num_envs), dtype=np.bool_)
         self._ones = np.ones(num_envs, dtype=np.float32)
 
-    def _begin(self, rows: Rows, uniforms: NDArray[np.float64], options: dict[str, Any]) -> None:
+    def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         low, high = utils.maybe_parse_reset_bounds(options, -0.05, 0.05)
         self._state[:, rows] = (low + (high - low) * uniforms).T
 
-    def _advance(self, actions: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _advance(self, actions: Any) -> Outcome:
         """Euler steps of the equations of https://coneural.org/florian/papers/05_cart_pole.pdf, as gymnasium's."""
         cosine, sine, push, scratch, change = self._cosine, self._sine, self._push, self._scratch, self._change
         angle, angular_velocity, angular_acceleration = self._state[2], self._state[3], change[3]
@@ -166,18 +138,6 @@ class CartPole(Control):
     def _observe(self) -> NDArray[np.float32]:
         return self._show(self._state[0::2])
 
-    def _pose(self, row: int) -> None:
-        self._model.state = self._state[:, row]
-
-
-class CartPoleEnv(SingleEnv):
-    """One `CartPole`."""
-
-    metadata = CART_POLE_METADATA
-
-    def __init__(self, render_mode: str | None = None, remove_velocities: bool = False) -> None:
-        super().__init__(CartPole(1, None, render_mode, remove_velocities))
-
 
 class Pendulum(Control):
     """PendulumNoVel-v1: swing a pendulum up and hold it there, seeing its angle only.
@@ -192,30 +152,15 @@ class Pendulum(Control):
     Return: best unknown, about -150 with velocities seen; without memory about -1000.
     """
 
-    metadata = METADATA
-    shown = slice(0, 2)
+    original, shown, uniforms, time_limit = classic_control.PendulumEnv, slice(0, 2), 2, 200
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = 200,
-        render_mode: str | None = None,
-        remove_velocities: bool = False,
-        g: float = 10.0,
-    ) -> None:
+    def __init__(self, num_envs: int = 1, *, g: float = 10.0, **base: Any) -> None:
         """`g`: gravity, m/s^2."""
-        super().__init__(
-            classic_control.PendulumEnv(render_mode=render_mode, g=g),
-            num_envs,
-            uniforms=2,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-            remove_velocities=remove_velocities,
-        )
+        super().__init__(num_envs, constants={"g": g}, **base)
         self._angle, self._velocity, self._torque = np.zeros((3, num_envs))
         self._seen = np.empty((2, num_envs))
 
-    def _begin(self, rows: Rows, uniforms: NDArray[np.float64], options: dict[str, Any]) -> None:
+    def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         for state, bound, draw in (
             (self._angle, options.get("x_init", np.pi), uniforms[:, 0]),
             (self._velocity, options.get("y_init", 1.0), uniforms[:, 1]),
@@ -224,7 +169,7 @@ class Pendulum(Control):
             state[rows] = -high + 2 * high * draw
         self._torque[rows] = 0.0
 
-    def _advance(self, actions: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _advance(self, actions: Any) -> Outcome:
         model, angle, velocity, torque = self._model, self._angle, self._velocity, self._torque
         torque[:] = actions[:, 0]
         _clip(torque, -model.max_torque, model.max_torque)
@@ -246,15 +191,6 @@ class Pendulum(Control):
         self._model.last_u = self._torque[row]
 
 
-class PendulumEnv(SingleEnv):
-    """One `Pendulum`."""
-
-    metadata = METADATA
-
-    def __init__(self, render_mode: str | None = None, remove_velocities: bool = False, g: float = 10.0) -> None:
-        super().__init__(Pendulum(1, None, render_mode, remove_velocities, g))
-
-
 class MountainCarContinuous(Control):
     """MountainCarContinuousNoVel-v0: rock a weak car out of a valley, seeing its position only.
 
@@ -264,39 +200,23 @@ class MountainCarContinuous(Control):
     Reward: -0.1 force^2 a step (of the force before clipping), and 100 on reaching the goal.
     Start: position uniform in [-0.6, -0.4] (reset options "low" and "high"), at rest.
     End: terminated at position 0.45 moving right or at rest; truncated after 999 steps.
-    Return: best unknown, below 100 and above 90; without memory 0, for standing still: a force that depends on the
-    position alone does not swing the car up.
+    Return: best unknown, below 100 and above 90; without memory 0, for standing still.
     """
 
-    metadata = METADATA
-    shown = slice(0, 1)
+    original, shown, uniforms, time_limit = classic_control.Continuous_MountainCarEnv, slice(0, 1), 1, 999
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = 999,
-        render_mode: str | None = None,
-        remove_velocities: bool = False,
-        goal_velocity: float = 0.0,
-    ) -> None:
+    def __init__(self, num_envs: int = 1, *, goal_velocity: float = 0.0, **base: Any) -> None:
         """`goal_velocity`: the least velocity at which the goal counts as reached."""
-        super().__init__(
-            classic_control.Continuous_MountainCarEnv(render_mode=render_mode, goal_velocity=goal_velocity),
-            num_envs,
-            uniforms=1,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-            remove_velocities=remove_velocities,
-        )
+        super().__init__(num_envs, constants={"goal_velocity": goal_velocity}, **base)
         self._state = np.zeros((2, num_envs), dtype=np.float32)
         self._left_wall = np.float32(self._model.min_position)
 
-    def _begin(self, rows: Rows, uniforms: NDArray[np.float64], options: dict[str, Any]) -> None:
+    def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         low, high = utils.maybe_parse_reset_bounds(options, -0.6, -0.4)
         self._state[0, rows] = low + (high - low) * uniforms[:, 0]
         self._state[1, rows] = 0.0
 
-    def _advance(self, actions: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _advance(self, actions: Any) -> Outcome:
         model, force, (position, velocity) = self._model, actions[:, 0], self._state
         push = np.minimum(np.maximum(force, model.min_action), model.max_action)
         slope = 0.0025 * np.cos(3 * position, dtype=np.float64)
@@ -313,20 +233,6 @@ class MountainCarContinuous(Control):
     def _observe(self) -> NDArray[np.float32]:
         return self._show(self._state[:1])
 
-    def _pose(self, row: int) -> None:
-        self._model.state = self._state[:, row]
-
-
-class MountainCarContinuousEnv(SingleEnv):
-    """One `MountainCarContinuous`."""
-
-    metadata = METADATA
-
-    def __init__(
-        self, render_mode: str | None = None, remove_velocities: bool = False, goal_velocity: float = 0.0
-    ) -> None:
-        super().__init__(MountainCarContinuous(1, None, render_mode, remove_velocities, goal_velocity))
-
 
 class Acrobot(Control):
     """AcrobotNoVel-v1: swing the tip of two hanging links above a line by the torque between them, seeing angles only.
@@ -342,36 +248,23 @@ class Acrobot(Control):
     Return: best unknown, above -100; without memory about -170.
     """
 
-    metadata = ACROBOT_METADATA
-    shown = slice(0, 4)
+    metadata = Control.metadata | {"render_fps": 15}
+    original, shown, uniforms, time_limit = classic_control.AcrobotEnv, slice(0, 4), 4, 500
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = 500,
-        render_mode: str | None = None,
-        remove_velocities: bool = False,
-    ) -> None:
-        super().__init__(
-            classic_control.AcrobotEnv(render_mode=render_mode),
-            num_envs,
-            uniforms=4,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-            remove_velocities=remove_velocities,
-        )
+    def __init__(self, num_envs: int = 1, **base: Any) -> None:
+        super().__init__(num_envs, **base)
         # Rows: angle 1, angle 2 and their velocities.
         self._state = np.zeros((4, num_envs))
         self._seen = np.empty((4, num_envs))
         self._torques = np.array(self._model.AVAIL_TORQUE)
         self._bounds = np.array([[self._model.MAX_VEL_1], [self._model.MAX_VEL_2]])
 
-    def _begin(self, rows: Rows, uniforms: NDArray[np.float64], options: dict[str, Any]) -> None:
+    def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         low, high = utils.maybe_parse_reset_bounds(options, -0.1, 0.1)
-        # Gymnasium rounds the start, and so must we to live the same episode.
+        # Gymnasium rounds the start, and the episodes are to be the same.
         self._state[:, rows] = (low + (high - low) * uniforms).T.astype(np.float32)
 
-    def _advance(self, actions: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _advance(self, actions: Any) -> Outcome:
         """One Runge-Kutta step of fourth order."""
         start, interval, torque = self._state, self._model.dt, self._torques[actions]
         first = self._change(start, torque)
@@ -407,20 +300,15 @@ class Acrobot(Control):
         np.sin(self._state[:2], self._seen[1::2])
         return self._show(self._seen)
 
-    def _pose(self, row: int) -> None:
-        self._model.state = self._state[:, row]
-
-
-class AcrobotEnv(SingleEnv):
-    """One `Acrobot`."""
-
-    metadata = ACROBOT_METADATA
-
-    def __init__(self, render_mode: str | None = None, remove_velocities: bool = False) -> None:
-        super().__init__(Acrobot(1, None, render_mode, remove_velocities))
-
 
 def _clip(values: NDArray[Any], low: Any, high: Any) -> None:
     """In place, and without the overhead of `np.clip` on small arrays."""
     np.minimum(values, high, out=values)
     np.maximum(values, low, out=values)
+
+
+# Single environments, for gymnasium.make.
+CartPoleEnv = single(CartPole)
+PendulumEnv = single(Pendulum)
+MountainCarContinuousEnv = single(MountainCarContinuous)
+AcrobotEnv = single(Acrobot)

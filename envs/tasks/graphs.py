@@ -1,4 +1,4 @@
-"""Tasks on graphs of which the agent sees a part, vectorised in NumPy.
+"""Tasks on graphs of which the agent sees a part, vectorized in NumPy.
 
     GraphSearch-v0        find, in rooms never seen whole, the door whose mark was shown at the start
 
@@ -15,16 +15,16 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from envs.tasks.batch import BatchEnv, Rows, SingleEnv
+from envs.tasks.batch import BatchEnv, Outcome, Rows, Uniforms, check_at_least, single
+from envs.tasks.pictures import BACKGROUND, BLUE, GRAY, GREEN, RED
 
 
 class GraphSearch(BatchEnv):
     """GraphSearch-v0: doors hang on a maze of rooms; find the one with the mark that was shown at the start.
 
     Every episode has a maze of its own: a random connected graph of `rooms` rooms, with `loops` edges more than a tree,
-    and `doors` doors, each on a random room. A room has D = `max_degree` ports; an edge leads from a port of one room
-    to a port of another, and which ports those are is random. Rooms have labels, doors have marks, both in an order
-    that is random in every episode.
+    and `doors` doors, each on a random room. A room has D = `max_degree` ports; an edge leads from a random port of one
+    room to one of another. Rooms have labels, doors have marks, both in random order.
 
     Observation, Dict: what is seen from where the agent stands, as the graph encoder takes it. Node 0 is its own place,
     node 1 + p what lies behind port p; edges lead from node 0 to each of these, and join those that are neighbours.
@@ -39,39 +39,25 @@ class GraphSearch(BatchEnv):
     then stands in room 0. The mark is never shown again.
     Reward: stepping through the right door 1, all else 0.
     Start: a new maze, its rooms' labels, and the goal, one of the doors with equal chance.
-    End: terminated on stepping through any door, or after T = 2 * rooms - 1 steps (2 for one room). That is what a
-    depth-first search may need, and no more: it walks every edge of its tree at most twice, but the last only once.
-    The last info says "is_success".
-    Return: best 1, by a depth-first search that remembers the mark and where it has been, and steps through no other
-    door. Without memory at most 1 / doors: after the first step nothing that is seen depends on the goal, so a policy
-    without memory steps through a door that is the goal with that chance. Worst 0.
+    End: terminated on stepping through any door, or after T = 2 * rooms - 1 steps (2 for one room), the most that a
+    depth-first search needs: it walks every edge of its tree at most twice, the last only once. The last info says
+    "is_success".
+    Return: best 1, by a depth-first search that remembers the mark and where it has been. Without memory at most
+    1 / doors: after the first step nothing that is seen depends on the goal. Worst 0.
     """
 
     best_return = 1.0
 
     def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        rooms: int = 6,
-        doors: int = 4,
-        loops: int = 1,
-        max_degree: int = 4,
+        self, num_envs: int = 1, *, rooms: int = 6, doors: int = 4, loops: int = 1, max_degree: int = 4, **base: Any
     ) -> None:
-        """`loops`: edges between rooms beside those of a tree; fewer where there is no room for them."""
+        """`loops`: edges between rooms in addition to those of a tree; fewer where there is no room for them."""
         _check_sizes(rooms, doors, loops, max_degree)
         self.rooms, self.doors, self.loops, self.max_degree = rooms, doors, loops, max_degree
         self.horizon = max(2, 2 * rooms - 1)
         self.memoryless_return = 1.0 / doors
-        super().__init__(
-            num_envs,
-            self._space(),
-            spaces.Discrete(max_degree),
-            uniforms=sum(self._random_numbers()),
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-        )
+        uniforms = sum(self._random_numbers())
+        super().__init__(num_envs, self._space(), spaces.Discrete(max_degree), uniforms=uniforms, **base)
         places, size = rooms + doors, 1 + doors + rooms
         # What lies behind each port of each place, -1 for nothing; doors have one port, back to their room.
         self._behind = np.full((num_envs, places, max_degree), -1)
@@ -85,7 +71,7 @@ class GraphSearch(BatchEnv):
         ports = np.arange(max_degree)
         self._ends = np.concatenate((_pairs(0 * ports, ports + 1), _pairs(self._one + 1, self._other + 1)))
 
-    def _begin(self, rows: Rows, uniforms: NDArray[np.float64], options: dict[str, Any]) -> None:
+    def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         rooms, doors, degree = self.rooms, self.doors, self.max_degree
         parts = np.split(uniforms, np.cumsum(self._random_numbers())[:-1], axis=1)
         behind = self._maze(*parts[:3])
@@ -99,7 +85,7 @@ class GraphSearch(BatchEnv):
         self._goal[rows] = (parts[5][:, 0] * doors).astype(np.int64)
         self._place[rows] = self._time[rows] = 0
 
-    def _advance(self, actions: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def _advance(self, actions: Any) -> Outcome:
         behind = self._behind[self._every_row, self._place, actions]
         walks = (self._time > 0) & (behind >= 0)
         self._place[walks] = behind[walks]
@@ -147,23 +133,21 @@ class GraphSearch(BatchEnv):
         return "\n".join(lines) + "\n"
 
     def _picture(self, row: int) -> NDArray[np.uint8]:
-        """Places on a circle, rooms grey, doors brown, the goal green, the agent's a blue square; edges as lines."""
+        """Places on a circle, rooms gray, doors red, the goal green, the agent's a blue square; edges as lines."""
         places = self.rooms + self.doors
         angles = 2 * np.pi * np.arange(places) / places
         at = np.stack((200 + 160 * np.sin(angles), 200 - 160 * np.cos(angles)), axis=1)
-        picture = np.full((400, 400, 3), 255, dtype=np.uint8)
+        picture = np.full((400, 400, 3), BACKGROUND, dtype=np.uint8)
         for one, other in np.argwhere(np.triu(self._adjacent[row])).tolist():
             points = np.linspace(at[one], at[other], 400).astype(np.intp)
-            picture[points[:, 1], points[:, 0]] = (150, 150, 150)
+            picture[points[:, 1], points[:, 0]] = GRAY
         for place in range(places):
-            colour = _ROOM if place < self.rooms else _GOAL if place == self.rooms + self._goal[row] else _DOOR
-            _square(picture, at[place], 12, colour)
-        _square(picture, at[self._place[row]], 7, _AGENT)
+            color = GRAY if place < self.rooms else GREEN if place == self.rooms + self._goal[row] else RED
+            _square(picture, at[place], 12, color)
+        _square(picture, at[self._place[row]], 7, BLUE)
         return picture
 
-    def _maze(
-        self, tree: NDArray[np.float64], extra: NDArray[np.float64], hung: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
+    def _maze(self, tree: Uniforms, extra: Uniforms, hung: Uniforms) -> NDArray[np.int64]:
         """Mazes drawn from uniform random numbers, (R, numbers each): what lies behind each port, (R, V, D)."""
         rooms, doors, degree = self.rooms, self.doors, self.max_degree
         behind = np.full((len(tree), rooms + doors, degree), -1)
@@ -221,27 +205,9 @@ class GraphSearch(BatchEnv):
         return f"room {int(self._looks[row, place, 1 + self.doors :].argmax())}"
 
 
-class GraphSearchEnv(SingleEnv):
-    """One `GraphSearch`."""
-
-    def __init__(
-        self,
-        render_mode: str | None = None,
-        rooms: int = 6,
-        doors: int = 4,
-        loops: int = 1,
-        max_degree: int = 4,
-    ) -> None:
-        super().__init__(GraphSearch(1, None, render_mode, rooms, doors, loops, max_degree))
-
-
-_ROOM, _DOOR, _GOAL, _AGENT = (200, 200, 200), (170, 120, 70), (60, 170, 80), (50, 90, 200)
-
-
 def _check_sizes(rooms: int, doors: int, loops: int, max_degree: int) -> None:
-    for name, value, least in (("rooms", rooms, 1), ("doors", doors, 1), ("loops", loops, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+    check_at_least(1, rooms=rooms, doors=doors)
+    check_at_least(0, loops=loops)
     if max_degree < 2:
         raise ValueError(f"max_degree must be at least 2, not {max_degree}: rooms of one port make no maze")
     # An edge between rooms takes a port at both its ends, a door one.
@@ -257,6 +223,10 @@ def _pairs(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int64]:
     return np.stack((one, other), axis=1).astype(np.int64)
 
 
-def _square(picture: NDArray[np.uint8], centre: NDArray[np.float64], half: int, colour: tuple[int, int, int]) -> None:
-    x, y = centre.astype(int).tolist()
-    picture[y - half : y + half, x - half : x + half] = colour
+def _square(picture: NDArray[np.uint8], center: NDArray[np.float64], half: int, color: tuple[int, int, int]) -> None:
+    x, y = center.astype(int).tolist()
+    picture[y - half : y + half, x - half : x + half] = color
+
+
+# Single environments, for gymnasium.make.
+GraphSearchEnv = single(GraphSearch)

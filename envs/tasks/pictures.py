@@ -1,4 +1,4 @@
-"""Pictures of tasks that are a grid of cells: one colour a cell, enlarged."""
+"""Pictures of tasks that are a grid of cells: one color a cell, enlarged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BACKGROUND = (255, 255, 255)
-BLUE, GREEN, RED = (50, 90, 200), (60, 170, 80), (200, 60, 50)
+GRAY, BLUE, GREEN, RED = (200, 200, 200), (50, 90, 200), (60, 170, 80), (200, 60, 50)
 
 
 def cell_size(columns: int) -> int:
@@ -14,9 +14,9 @@ def cell_size(columns: int) -> int:
     return max(8, min(64, 480 // columns // 4 * 4))
 
 
-def enlarge(colours: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def enlarge(colors: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """(rows, columns, 3) -> (rows * size, columns * size, 3), with a thin line between cells."""
-    picture = colours.repeat(size, axis=0).repeat(size, axis=1)
+    picture = colors.repeat(size, axis=0).repeat(size, axis=1)
     picture[size - 1 :: size] = BACKGROUND
     picture[:, size - 1 :: size] = BACKGROUND
     return picture

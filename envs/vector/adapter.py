@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs.tasks.batch import BatchEnv
-from envs.tasks.observations import take, truth
+from envs.tasks.observations import copied, take, truth
 from envs.vector.episodes import Episodes
 from envs.vector.group import counts_episodes
 from envs.vector.infos import RESET_STEP, Infos, info_of
@@ -58,7 +58,7 @@ class VectorEnvAdapter(VecEnv):
         self.reset_infos = [info_of(infos, i) for i in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
-        self._episodes.start_all()
+        self._episodes.start(range(self.num_envs))
         self._resetting = None
         return observations  # type: ignore[no-any-return]
 
@@ -71,18 +71,43 @@ class VectorEnvAdapter(VecEnv):
     def step(self, actions: NDArray[Any]) -> VecEnvStepReturn:
         """(N, ...) -> observations (N, ...), rewards (N,) float32, dones (N,) bool, infos."""
         observations, rewards, terminations, truncations, said = self.env.step(actions)
-        if rewards.dtype != np.float32:
-            rewards = rewards.astype(np.float32)
+        rewards = rewards.astype(np.float32, copy=False)
         self._episodes.add(rewards)
         if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
             terminations, truncations = _truths(terminations, "terminations"), _truths(truncations, "truncations")
         dones = np.logical_or(terminations, truncations)
         infos = Infos(self.num_envs, said)
         if self._resetting is not None:
-            self._finish_resets(said, infos)
+            # The episodes that ended a step ago start with this step's observation.
+            for i in self._resetting:
+                self.reset_infos[i] = info_of(said, i)
+                infos[i] = {RESET_STEP: True}
+            self._episodes.start(self._resetting)
+            self._resetting = None
         if np.count_nonzero(dones):
-            self._end_episodes(dones, terminations, observations, said, infos)
+            self._end_episodes(dones.nonzero()[0].tolist(), terminations, observations, said, infos)
         return observations, rewards, dones, infos  # type: ignore[return-value]
+
+    def _end_episodes(
+        self, rows: list[int], terminations: NDArray[np.bool_], observations: Any, said: dict[str, Any], infos: Infos
+    ) -> None:
+        last_observations: Any = observations
+        last: Any = said
+        first: dict[str, Any] | None = None
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            last_observations, last = said["final_obs"], said.get("final_info")
+            first = {name: values for name, values in said.items() if name not in _LAST_STEP}
+        for i, episode in zip(rows, self._episodes.end(rows), strict=True):
+            info = info_of(last, i)
+            info["terminal_observation"] = _row(last_observations, i)
+            info["TimeLimit.truncated"] = not terminations[i]
+            if not self._counted or "episode" not in info:
+                info["episode"] = episode
+            infos[i] = info
+            if first is not None:
+                self.reset_infos[i] = info_of(first, i)
+        if first is None:
+            self._resetting = rows
 
     def snapshot(self) -> dict[str, Any] | None:
         """Where the environments stand, as plain data; None where only they themselves know."""
@@ -106,20 +131,12 @@ class VectorEnvAdapter(VecEnv):
         frames = self.env.render()
         return [None] * self.num_envs if frames is None else list(frames)  # type: ignore[arg-type]
 
-    def has_attr(self, attr_name: str) -> bool:
-        try:
-            self.get_attr(attr_name)
-        except AttributeError:
-            return False
-        return True
-
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the environments; one of the vector environment itself is every environment's."""
-        rows = list(self._get_indices(indices))
-        if hasattr(self.env, "get_attr"):
-            values = self.env.get_attr(attr_name)
-            return [values[i] for i in rows]
-        return [getattr(self.env, attr_name)] * len(rows)
+        env: Any = self.env
+        many = hasattr(env, "get_attr")
+        values = env.get_attr(attr_name) if many else [getattr(env, attr_name)] * self.num_envs
+        return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         rows = list(self._get_indices(indices))
@@ -137,56 +154,20 @@ class VectorEnvAdapter(VecEnv):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of the environments. One that steps them all in NumPy has only `render`."""
-        rows = list(self._get_indices(indices))
         if method_name == "render":
-            frames: Sequence[Any] = self.env.render() or [None] * self.num_envs
+            values: Any = self.get_images()
         elif hasattr(self.env, "call"):
-            frames = self.env.call(method_name, *method_args, **method_kwargs)
+            values = self.env.call(method_name, *method_args, **method_kwargs)
         else:
             raise AttributeError(
                 f"{self.env} has no method {method_name!r} for one environment at a time; make it with backend='serial'"
             )
-        return [frames[i] for i in rows]
+        return [values[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(
         self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        wrapped = wrapper_class is Monitor
-        return [wrapped for _ in self._get_indices(indices)]
-
-    def _end_episodes(
-        self,
-        dones: NDArray[np.bool_],
-        terminations: NDArray[np.bool_],
-        observations: Any,
-        said: dict[str, Any],
-        infos: Infos,
-    ) -> None:
-        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
-        last_observations = said["final_obs"] if same_step else observations
-        said_last = said.get("final_info") if same_step else said
-        said_first = {name: values for name, values in said.items() if name not in _LAST_STEP} if same_step else None
-        rows = dones.nonzero()[0].tolist()
-        for i, episode in zip(rows, self._episodes.end(rows), strict=True):
-            info = info_of(said_last, i) if said_last else {}
-            info["terminal_observation"] = _row(last_observations, i)
-            info["TimeLimit.truncated"] = not terminations[i]
-            if not self._counted or "episode" not in info:
-                info["episode"] = episode
-            infos.made[i] = info
-            if same_step:
-                self.reset_infos[i] = info_of(said_first, i) if said_first else {}
-        if not same_step:
-            self._resetting = rows
-
-    def _finish_resets(self, said: dict[str, Any], infos: Infos) -> None:
-        """The episodes that ended a step ago start with this step's observation."""
-        assert self._resetting is not None
-        for i in self._resetting:
-            self.reset_infos[i] = info_of(said, i)
-            infos.made[i] = {RESET_STEP: True}
-        self._episodes.start(self._resetting)
-        self._resetting = None
+        return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
 _LAST_STEP = frozenset(("final_obs", "_final_obs", "final_info", "_final_info"))
@@ -207,7 +188,4 @@ def _counts_episodes(env: Any) -> bool:
 
 def _row(observations: Any, row: int) -> Any:
     """A copy of the observation of one environment; last ones gymnasium gives as an array of objects."""
-    if isinstance(observations, dict):
-        return take(observations, row)
-    observation = observations[row]
-    return take(observation, ...) if isinstance(observation, dict | tuple) else observation.copy()
+    return take(observations, row) if isinstance(observations, dict) else copied(observations[row])

@@ -6,14 +6,11 @@ Axes: N environments.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from envs.vector.infos import FAILED
 
 
 class Episodes:
@@ -25,23 +22,16 @@ class Episodes:
         self._steps = 0
         self._started_at = [0] * num_envs
 
-    def start_all(self) -> None:
-        self._returns[:] = 0.0
-        self._started_at = [self._steps] * len(self._started_at)
+    def start(self, rows: Iterable[int]) -> None:
+        """The next step is the first of an episode of the environments `rows`."""
+        for row in rows:
+            self._returns[row] = 0.0
+            self._started_at[row] = self._steps
 
     def add(self, rewards: NDArray[np.float32]) -> None:
         """One step everywhere, (N,)."""
         np.add(self._returns, rewards, self._returns)
         self._steps += 1
-
-    def state(self) -> dict[str, Any]:
-        """Return and length of the episodes under way, (N,) each."""
-        lengths = self._steps - np.array(self._started_at, dtype=np.int64)
-        return {"returns": self._returns.copy(), "lengths": lengths}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self._returns[:] = state["returns"]
-        self._started_at = (self._steps - state["lengths"]).tolist()
 
     def end(self, rows: Iterable[int]) -> list[dict[str, Any]]:
         """The episodes of `rows` are over: each one's return "r", steps "l", and seconds since this was made "t"."""
@@ -55,33 +45,11 @@ class Episodes:
             started_at[row] = steps
         return ended
 
-    def start(self, rows: Iterable[int]) -> None:
-        """The next step is the first of an episode of the environments `rows`."""
-        for row in rows:
-            self._returns[row] = 0.0
-            self._started_at[row] = self._steps
+    def state(self) -> dict[str, Any]:
+        """Return and length of the episodes under way, (N,) each."""
+        lengths = self._steps - np.array(self._started_at, dtype=np.int64)
+        return {"returns": self._returns.copy(), "lengths": lengths}
 
-
-def note_ends(
-    infos: list[dict[str, Any]],
-    resets: dict[int, dict[str, Any]],
-    episodes: Episodes,
-    reset_infos: list[dict[str, Any]],
-) -> None:
-    """Where `resets` says that an episode ended and what the next one's reset said, note both."""
-    for (i, reset_info), episode in zip(resets.items(), episodes.end(resets), strict=True):
-        # What is there is a Monitor's among the wrappers, which may see rewards that a wrapper outside it then clips.
-        infos[i].setdefault("episode", episode)
-        reset_infos[i] = reset_info
-
-
-def warn_of_restarts(infos: list[dict[str, Any]], resets: Iterable[int], before: int, allowed: int) -> int:
-    """Warns of each environment that failed in this step and was made anew, and returns how many there were."""
-    failed = [infos[i][FAILED] for i in resets if FAILED in infos[i]]
-    for number, failure in enumerate(failed, start=before + 1):
-        warnings.warn(
-            f"{failure}; it was made anew and its episode cut ({number} of at most {allowed} times)",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return len(failed)
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._returns[:] = state["returns"]
+        self._started_at = (self._steps - state["lengths"]).tolist()

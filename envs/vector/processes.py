@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -20,48 +21,45 @@ import time
 import types
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs.tasks.observations import allocate, copied, leaves, take, write
+from envs.tasks.observations import Tree, copied, leaves, take, tree_map
 from envs.vector import worker
 from envs.vector.cpus import available_cpus
-from envs.vector.episodes import Episodes, note_ends, warn_of_restarts
 from envs.vector.errors import EnvError
-from envs.vector.group import Maker
+from envs.vector.group import Info, Maker, check_alike
 from envs.vector.infos import FAILED
-from envs.vector.state import Journal, lived_again
+from envs.vector.serial import Call, GroupedVecEnv
 
-
-class _Lost(Exception):
-    """A worker that died, raised or did not answer; the message says which and how."""
-
-
-_PATIENCE = 0.5  # seconds between looks at whether the workers live, while none of them says anything
+_PATIENCE = 0.5  # seconds between looks at whether the workers live, while none of them answers
 _CLOSING = 5.0  # seconds that environments have to close, all of them together
 _START = 120.0  # seconds, at least, that one has to be made, or to begin its first episode, where steps have a timeout
 _STARTS = 10  # how many times a step's timeout it has, where that is longer
 
+Losses = dict[int, str]
+"""Workers that died, raised or did not answer, and how."""
 
-class SubprocessVecEnv(VecEnv):
+
+class _Lost(Exception):
+    """Of one of them."""
+
+
+class SubprocessVecEnv(GroupedVecEnv):
     """N environments in worker processes, stepped at the same time.
 
-    The infos are those of `SerialVecEnv`. Workers are started by forkserver, or by spawn where there is none for this
-    process, so threads in it are safe. They do not run the script that starts them: it needs no
-    `if __name__ == "__main__":` for this, and what it imports costs them nothing. Each computes on one thread, lest
-    they slow one another down.
+    Workers are started by forkserver, or by spawn where there is none for this process, so threads in it are safe. They
+    do not run the script that starts them: it needs no `if __name__ == "__main__":` for this, and what it imports costs
+    them nothing. Each computes on one thread, lest they slow one another down.
 
     An environment that raises, a worker that dies and, with `timeout`, one that does not answer, ends all the workers
-    with an `EnvError` that names the environment and the step and holds the worker's traceback; or, up to
-    `max_restarts` times in all, is started anew, as with `SerialVecEnv`. With a worker go all its environments.
+    with an `EnvError` that names the environment and the step and has the worker's traceback; or, up to `max_restarts`
+    times in all, is restarted. With a worker go all its environments.
 
     After an exception from outside, such as Ctrl-C's, in the middle of a step, `reset` and `close` work as ever.
     """
@@ -79,9 +77,7 @@ class SubprocessVecEnv(VecEnv):
 
         `timeout`: seconds a step may take, that of all environments of a worker (None: any). With it, whatever is no
         step (making an environment, a reset, a call) may take ten times as long for each environment of the worker, or
-        two minutes where that is longer; an episode that is lived again on resuming, the timeout for each of its steps.
-
-        `resumable`, `max_restarts`: see `SerialVecEnv`.
+        two minutes where that is longer; an episode that is replayed on resuming, the timeout for each of its steps.
 
         Each worker steps its share of the environments, N / workers, one after the other. More workers than CPUs serve
         environments that wait (for a simulator, a device, a network) instead of computing.
@@ -99,63 +95,37 @@ class SubprocessVecEnv(VecEnv):
         self._owner = os.getpid()
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
-        # Worker w has the environments from _bounds[w] to _bounds[w + 1] - 1.
-        self._bounds = [num_envs * w // workers for w in range(workers + 1)]
-        self._home = [(w, i) for w in range(workers) for i in range(self._bounds[w + 1] - self._bounds[w])]
-        self._pickled = [
-            cloudpickle.dumps(list(makers[first:last]))
-            for first, last in zip(self._bounds, self._bounds[1:], strict=False)
-        ]
+        self._parts = [slice(num_envs * w // workers, num_envs * (w + 1) // workers) for w in range(workers)]
+        self._homes = [w for w, part in enumerate(self._parts) for _ in range(part.start, part.stop)]
+        self._pickled = [cloudpickle.dumps(list(makers[part])) for part in self._parts]
+        self._arrays: worker.SharedArrays | None = None
         _LIVING.add(self)
         try:
             for w in range(workers):
                 connection, process = self._started(w)
                 self._connections.append(connection)
                 self._processes.append(process)
-            spaces = [self._receive(w, "starting", self._start_seconds(w)) for w in range(workers)]
-            _, _, observation_space, action_space = spaces[0]
-            list(leaves(observation_space))  # an observation that is no array is refused here
-            for w, (_, _, *other) in enumerate(spaces):
-                if other != [observation_space, action_space]:
-                    raise EnvError(
-                        f"environment {self._bounds[w]} has the spaces {other}, environment 0 has "
-                        f"{[observation_space, action_space]}: they have to be alike"
-                    )
-            self._arrays, lost = self._share(observation_space, action_space, num_envs)
+            replies, lost = self._gather(range(workers), "starting")
+            if not lost:
+                spaces = replies[0][2]
+                list(leaves(spaces["observation_space"]))  # an observation that is no array is refused here
+                for w, (_, _, other) in replies.items():
+                    check_alike(other, self._parts[w].start, spaces, 0)
+                lost = self._share(spaces, num_envs)
             for failure in lost.values():
                 raise EnvError(failure)
+            super().__init__(num_envs, spaces, resumable=resumable, max_restarts=max_restarts)
         except BaseException:
             self._end()
             raise
-        super().__init__(num_envs, observation_space, action_space)
-        self._episodes = Episodes(num_envs)
-        self._journal = Journal(num_envs) if resumable else None
-        self._last: Any = None
-
-    def reset(self) -> VecEnvObs:
-        self._check_open()
-        self._waiting = False
-        seeds = self._seeds if self._journal is None else self._journal.start_all(self._seeds)
-        said, lost = self._begin(range(len(self._connections)), seeds, self._options)
-        self._give_up_on(lost)
-        said |= self._start_anew(lost, seeds, self._options)
-        self.reset_infos = [info for w in range(len(self._connections)) for info in said[w]]
-        for w, failure in lost.items():
-            self.reset_infos[self._bounds[w]][FAILED] = failure
-        self._note_restarts(self.reset_infos, range(self.num_envs))
-        self._reset_seeds()
-        self._reset_options()
-        self._episodes.start_all()
-        self._last = copied(self._arrays.observations)
-        return self._last  # type: ignore[no-any-return]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Start the step; what is done before `step_wait` is done at the same time."""
         self._check_open()
-        self._arrays.actions[...] = actions
+        self._shared.actions[...] = actions
         self._steps += 1
         if self._journal is not None:
-            self._journal.add(self._arrays.actions)
+            self._journal.add(self._shared.actions)
         self._request += 1
         for w in range(len(self._connections)):
             self._send(w, self._request)
@@ -166,45 +136,20 @@ class SubprocessVecEnv(VecEnv):
         self._check_open()
         if not self._waiting:
             raise EnvError("no step was begun, or it was interrupted: call step_async() first")
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         self._waiting = False
-        replies = self._replies()
-        rewards = self._arrays.rewards.copy()
-        self._episodes.add(rewards)
-        reset_infos: dict[int, dict[str, Any]] = {}
+        replies, lost = self._gather(range(len(self._connections)), f"step {self._steps}", stepping=True)
+        if lost:
+            replies |= self._replace(lost)
+        infos: list[Info] = [{} for _ in range(self.num_envs)]
+        resets: dict[int, Info] = {}
         for w, reply in replies.items():
             if type(reply) is not int:
-                first, (_, _, said, resets) = self._bounds[w], reply
-                for i, info in said.items():
+                first, (_, _, some, new) = self._parts[w].start, reply
+                for i, info in some.items():
                     infos[first + i] = info
-                reset_infos |= {first + i: info for i, info in resets.items()}
-        if reset_infos:
-            note_ends(infos, reset_infos, self._episodes, self.reset_infos)
-            self._note_restarts(infos, reset_infos)
-            if self._journal is not None:
-                for i in reset_infos:
-                    self._journal.end(i)
-        self._last = copied(self._arrays.observations)
-        return self._last, rewards, self._arrays.dones.copy(), infos
-
-    def snapshot(self) -> dict[str, Any] | None:
-        """Where the environments stand, as plain data; None before a reset, and if they were not made resumable."""
-        if self._journal is None or self._last is None:
-            return None
-        kept = {"observations": copied(self._last), "episodes": self._episodes.state()}
-        return {"kind": "episodes", **self._journal.state(), **kept}
-
-    def restore(self, state: Mapping[str, Any]) -> bool:
-        """Lives the episodes of a snapshot again. False where they did not end where they were: reset then."""
-        if self._journal is None or state["kind"] != "episodes" or len(state["seeds"]) != self.num_envs:
-            return False
-        self._reset_seeds()
-        blank = partial(allocate, self.observation_space, self.num_envs, np.empty)
-        if not lived_again(state, self._journal, blank, partial(self._call, worker.replay, None)):
-            return False
-        self._last = state["observations"]
-        self._episodes.set_state(state["episodes"])
-        return True
+                resets |= {first + i: info for i, info in new.items()}
+        arrays = self._shared
+        return self._stepped(copied(arrays.observations), arrays.rewards.copy(), arrays.dones.copy(), infos, resets)
 
     def close(self) -> None:
         """Let all workers close their environments at the same time; those that have not within seconds are ended."""
@@ -216,7 +161,7 @@ class SubprocessVecEnv(VecEnv):
                 with contextlib.suppress(OSError):  # it is gone; or has read nothing for long, and the pipe is full
                     os.set_blocking(connection.fileno(), False)
                     connection.send(None)
-                # A worker with something to say from before would wait for a reader.
+                # A worker that still has something to send would wait for a reader.
                 connection.close()
             deadline = time.monotonic() + _CLOSING
             for process in self._processes:
@@ -224,34 +169,43 @@ class SubprocessVecEnv(VecEnv):
         finally:
             self._end()
 
-    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        return self.env_method("render")
+    @property
+    def _shared(self) -> worker.SharedArrays:
+        assert self._arrays is not None
+        return self._arrays
 
-    def has_attr(self, attr_name: str) -> bool:
-        try:
-            self.get_attr(attr_name)
-        except AttributeError:
-            return False
-        return True
+    def _begin(self, seeds: Sequence[Any], options: Sequence[dict[str, Any]]) -> tuple[Tree, list[Info]]:
+        self._check_open()
+        self._waiting = False
+        every = range(len(self._connections))
+        replies, lost = self._begin_in(every, seeds, options)
+        if lost:
+            replies |= self._restart(lost, seeds, options)
+        infos = [info for w in every for info in replies[w]]
+        for w, failure in lost.items():
+            infos[self._parts[w].start][FAILED] = failure
+        return copied(self._shared.observations), infos
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        return self._call(worker.get_attribute, indices, attr_name)
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set the attribute where it is: on the wrapper or environment that has it, else on the outermost."""
-        self._call(worker.set_attribute, indices, (attr_name, value))
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> list[Any]:
-        return self._call(worker.call_method, indices, (method_name, method_args, method_kwargs))
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        if wrapper_class is Monitor:
-            return [True for _ in self._get_indices(indices)]
-        return self._call(worker.is_wrapped_in, indices, wrapper_class)
+    def _call(self, call: Call, indices: VecEnvIndices = None) -> list[Any]:
+        """In the environments' workers; what it raises is raised here."""
+        self._check_open()
+        if self._waiting:
+            raise EnvError("the environments are in the middle of a step: call step_wait() first")
+        every = range(self.num_envs)
+        numbers = [every[i] for i in self._get_indices(indices)]
+        chosen: dict[int, list[int]] = {}
+        for number in numbers:
+            w = self._homes[number]
+            chosen.setdefault(w, []).append(number - self._parts[w].start)
+        calls = {w: ("call", cloudpickle.dumps((call, positions))) for w, positions in chosen.items()}
+        replies, lost = self._ask(calls, "a call")
+        for failure in lost.values():
+            self._fail(failure)
+        for _, kind, content, *trace in replies.values():
+            if kind == "raised":
+                raise content from EnvError(f"in a worker:\n{trace[0]}")
+        answers = {w: iter(content) for w, (_, _, content) in replies.items()}
+        return [next(answers[self._homes[number]]) for number in numbers]
 
     def _started(self, w: int) -> tuple[Connection, Any]:
         """A process for worker `w`, and the pipe to it."""
@@ -259,11 +213,11 @@ class SubprocessVecEnv(VecEnv):
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
             context.set_forkserver_preload([worker.__name__])
-        with _single_threaded_children(), _without_main():
+        with _as_a_worker_starts():
             connection, far_end = context.Pipe()
-            arguments = (far_end, self._pickled[w], self._bounds[w], self._max_restarts, self._request)
+            arguments = (far_end, self._pickled[w], self._parts[w].start, self._max_restarts, self._request)
+            process = context.Process(target=worker.work, args=arguments, daemon=True)
             try:
-                process = context.Process(target=worker.work, args=arguments, daemon=True)
                 process.start()
             except ChildProcessError:  # the fork server is not its child, but of the process it was forked from
                 process = multiprocessing.get_context("spawn").Process(target=worker.work, args=arguments, daemon=True)
@@ -272,65 +226,57 @@ class SubprocessVecEnv(VecEnv):
             far_end.close()
         return connection, process
 
-    def _share(
-        self, observation_space: Any, action_space: Any, num_envs: int
-    ) -> tuple[worker.SharedArrays, dict[int, str]]:
-        """Arrays that all workers have too, and those that were lost over it."""
-        workers = range(len(self._connections))
-        _, size = worker.lay_out(observation_space, action_space, num_envs, None)
+    def _share(self, spaces: Mapping[str, Any], num_envs: int) -> Losses:
+        """New arrays that all workers have too, with what the ones before held."""
+        _, size = worker.lay_out(spaces, num_envs)
         path = _shared_file(size)
         try:
-            memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
-            self._request += 1
-            for w in workers:
-                self._send(w, (self._request, "share", path, num_envs))
-            _, lost = self._gather(workers, "starting")
+            arrays, _ = worker.lay_out(spaces, num_envs, np.asarray(np.memmap(path, dtype=np.uint8, mode="r+")))
+            _, lost = self._ask(dict.fromkeys(range(len(self._connections)), ("share", path, num_envs)), "starting")
         finally:
             # Those who have it open keep it. Where an open file cannot be removed, it is left to the system's cleaning.
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        return worker.lay_out(observation_space, action_space, num_envs, memory)[0], lost
+        if self._arrays is not None:
+            tree_map(np.copyto, arrays, self._arrays)
+        self._arrays = arrays
+        return lost
 
-    def _begin(
+    def _begin_in(
         self, workers: Iterable[int], seeds: Sequence[Any], options: Sequence[dict[str, Any]]
-    ) -> tuple[dict[int, list[dict[str, Any]]], dict[int, str]]:
-        """Episodes begin in these workers: what was said of them by worker, and the workers that were lost over it."""
-        self._request += 1
-        for w in workers:
-            self._send(w, (self._request, "reset", seeds[self._part(w)], options[self._part(w)]))
-        replies, lost = self._gather(workers, "reset")
+    ) -> tuple[dict[int, list[Info]], Losses]:
+        """Episodes begin in these workers: infos by worker."""
+        resets = {w: ("reset", seeds[self._parts[w]], options[self._parts[w]]) for w in workers}
+        replies, lost = self._ask(resets, "reset")
         return {w: infos for w, (_, _, infos) in replies.items()}, lost
 
-    def _replies(self) -> dict[int, Any]:
-        """What the workers say of a step; those who fail in it are started anew, as long as that is allowed."""
-        moment, workers = f"step {self._steps}", range(len(self._connections))
-        replies, lost = self._gather(workers, moment, stepping=True)
-        if not lost:
-            return replies
-        self._give_up_on(lost)
+    def _replace(self, lost: Losses) -> dict[int, Any]:
+        """Restarts workers that were lost in a step: their replies to it, by which all their episodes are truncated."""
         seeds: list[Any] = [None] * self.num_envs if self._journal is None else [s.next() for s in self._journal.seeds]
-        said = self._start_anew(lost, seeds, [{}] * self.num_envs)
+        infos = self._restart(lost, seeds, [{}] * self.num_envs)
+        replies = {}
         for w, failure in lost.items():
-            part = self._part(w)
-            self._arrays.rewards[part], self._arrays.dones[part] = 0.0, True
-            infos = {
+            part = self._parts[w]
+            self._shared.rewards[part], self._shared.dones[part] = 0.0, True
+            ends: dict[int, Info] = {
                 i: {"terminal_observation": take(self._last, part.start + i), "TimeLimit.truncated": True}
-                for i in range(len(said[w]))
+                for i in range(len(infos[w]))
             }
-            infos[0][FAILED] = failure
-            replies[w] = self._request, "stepped", infos, dict(enumerate(said[w]))
+            ends[0][FAILED] = failure
+            replies[w] = self._request, "stepped", ends, dict(enumerate(infos[w]))
         return replies
 
-    def _start_anew(
-        self, lost: dict[int, str], seeds: Sequence[Any], options: Sequence[dict[str, Any]]
-    ) -> dict[int, list[dict[str, Any]]]:
-        """New processes for lost workers, with episodes of these seeds: what was said of these, by worker.
+    def _restart(self, lost: Losses, seeds: Sequence[Any], options: Sequence[dict[str, Any]]) -> dict[int, list[Info]]:
+        """New processes for lost workers, with episodes of these seeds: infos of the resets by worker.
 
-        Those that are lost meanwhile are started anew as well, and added to `lost`.
+        Those that are lost meanwhile are restarted as well, and added to `lost`.
         """
-        said: dict[int, list[dict[str, Any]]] = {}
-        failed, before = dict(lost), self._arrays
+        infos: dict[int, list[Info]] = {}
+        failed = dict(lost)
         while failed:
+            if self.restarts + len(lost) > self._max_restarts:
+                before = f"\n\nRestarted {self.restarts} times before, of at most {self._max_restarts}"
+                self._fail(next(iter(lost.values())) + before)
             for w in failed:
                 if self._processes[w].is_alive():
                     self._processes[w].kill()
@@ -338,125 +284,92 @@ class SubprocessVecEnv(VecEnv):
                 self._processes[w].join(timeout=1.0)
                 self._connections[w].close()
                 self._connections[w], self._processes[w] = self._started(w)
-            _, failed = self._gather(list(failed), "starting anew")
+            _, failed = self._gather(list(failed), "restarting")
             if not failed:
-                self._arrays, failed = self._share(self.observation_space, self.action_space, self.num_envs)
+                spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
+                failed = self._share(spaces, self.num_envs)
             if not failed:
-                write(self._arrays.observations, slice(None), before.observations)
-                for name in ("actions", "rewards", "dones"):
-                    getattr(self._arrays, name)[...] = getattr(before, name)
-                said, failed = self._begin(list(lost), seeds, options)
-            for w in failed.keys() & lost.keys():
-                # It has failed twice in one step, whose infos have room for one of them.
-                self._note_restarts([{FAILED: failed[w]}], [0])
+                infos, failed = self._begin_in(list(lost), seeds, options)
+            # One that has failed twice in one step, whose infos have room for one of them.
+            self._note_restarts({FAILED: failed[w]} for w in failed.keys() & lost.keys())
             lost |= {w: failure for w, failure in failed.items() if w not in lost}
-            self._give_up_on(lost)
-        return said
-
-    def _note_restarts(self, infos: list[dict[str, Any]], rows: Iterable[int]) -> None:
-        rows = list(rows)
-        self.restarts += warn_of_restarts(infos, rows, self.restarts, self._max_restarts)
-        if self.restarts > self._max_restarts:
-            self._fail(next(infos[i][FAILED] for i in rows if FAILED in infos[i]))
-
-    def _give_up_on(self, lost: Mapping[int, str]) -> None:
-        """An error where more workers are lost than may be started anew."""
-        if lost and self.restarts + len(lost) > self._max_restarts:
-            before = f"\n\nStarted anew {self.restarts} times before, of at most {self._max_restarts}"
-            self._fail(next(iter(lost.values())) + (before if self._max_restarts else ""))
-
-    def _part(self, w: int) -> slice:
-        """The environments of worker `w`."""
-        return slice(self._bounds[w], self._bounds[w + 1])
-
-    def _call(self, call: worker.Call, indices: VecEnvIndices, argument: Any) -> list[Any]:
-        """`call(group, position, argument)` for each environment, in its worker; what it raises is raised here."""
-        self._check_open()
-        if self._waiting:
-            raise EnvError("the environments are in the middle of a step: call step_wait() first")
-        every = range(len(self._home))
-        numbers = every if indices is None else [every[i] for i in self._get_indices(indices)]
-        asked: dict[int, list[int]] = {}
-        for number in numbers:
-            w, position = self._home[number]
-            asked.setdefault(w, []).append(position)
-        self._request += 1
-        for w, positions in asked.items():
-            self._send(w, (self._request, "call", cloudpickle.dumps((call, positions, argument))))
-        replies = {w: self._receive(w, "a call", self._start_seconds(w)) for w in asked}
-        for _, kind, content, *said in replies.values():
-            if kind == "raised":
-                raise content from EnvError(f"in a worker:\n{said[0]}")
-        answers = {w: iter(content) for w, (_, _, content) in replies.items()}
-        return [next(answers[self._home[number][0]]) for number in numbers]
+        return infos
 
     def _send(self, w: int, message: Any) -> None:
         with contextlib.suppress(OSError):  # a worker that is gone is missed when it should answer
             self._connections[w].send(message)
 
-    def _receive(self, w: int, moment: str, seconds: float | None, since: float | None = None) -> Any:
-        """What worker `w` answers. If it, or another, has failed instead: an error, and the end of all workers."""
-        try:
-            return self._answer(w, moment, seconds, since)
-        except _Lost as failure:
-            self._fail(str(failure))
+    def _ask(self, requests: Mapping[int, tuple[Any, ...]], moment: str) -> tuple[dict[int, Any], Losses]:
+        """Answers of workers to a request each."""
+        self._request += 1
+        for w, request in requests.items():
+            self._send(w, (self._request, *request))
+        return self._gather(requests, moment)
 
-    def _gather(
-        self, workers: Iterable[int], moment: str, *, stepping: bool = False
-    ) -> tuple[dict[int, Any], dict[int, str]]:
-        """What these workers answer, and why others did not; where none may be started anew, that is an error."""
-        replies, lost = {}, {}
+    def _gather(self, workers: Iterable[int], moment: str, stepping: bool = False) -> tuple[dict[int, Any], Losses]:
+        """What these workers answer to the last request. Where none may be restarted, the first loss is an error."""
+        replies: dict[int, Any] = {}
+        lost: Losses = {}
+        waiting = {self._connections[w]: w for w in workers}
         since = time.monotonic()
-        for w in workers:
-            seconds = self._timeout if stepping else self._start_seconds(w)
-            if not self._max_restarts:
-                replies[w] = self._receive(w, moment, seconds, since)
-                continue
-            try:
-                replies[w] = self._answer(w, moment, seconds, since, alone=True)
-            except _Lost as loss:
-                lost[w] = str(loss)
+        deadlines = {w: since + self._seconds(w, stepping) for w in waiting.values()}
+        while waiting:
+            left = min(deadlines[w] for w in waiting.values()) - time.monotonic()
+            ready: Any = wait(list(waiting), min(_PATIENCE, max(0.0, left)))
+            for connection in ready or list(waiting):
+                w = waiting[connection]
+                try:
+                    if not ready:
+                        self._check_alive(w, moment, since, deadlines[w])
+                        continue
+                    reply = self._receive(w, moment)
+                except _Lost as loss:
+                    if not self._max_restarts:
+                        self._fail(str(loss))
+                    lost[w] = str(loss)
+                else:
+                    number, kind = (reply, "") if type(reply) is int else reply[:2]
+                    if kind == "alive" and self._timeout is not None:
+                        deadlines[w] = max(deadlines[w], time.monotonic() + self._timeout + 1.0)
+                    if number != self._request:
+                        continue  # it answers a request whose sender was interrupted, or replays an episode
+                    replies[w] = reply
+                del waiting[connection]
         return replies, lost
 
-    def _answer(
-        self, w: int, moment: str, seconds: float | None, since: float | None = None, *, alone: bool = False
-    ) -> Any:
-        """What worker `w` answers. Raises `_Lost` if it has failed, or another has; `alone`: if it has.
-
-        `seconds`: it may take so long `since` then, or from now on; None: any time.
-        """
-        self._check_open()
-        connection, since = self._connections[w], time.monotonic() if since is None else since
-        try:
-            while True:
-                while not connection.poll(_PATIENCE if seconds is None else _left(since + seconds, _PATIENCE)):
-                    for other, process in enumerate(self._processes):
-                        if other != w and not alone and process.exitcode is not None:
-                            self._answer(other, moment, seconds, since)
-                    if seconds is not None and time.monotonic() > since + seconds:
-                        raise _Lost(f"{self._who(w)} did not answer within {seconds:g} seconds in {moment}")
-                message = connection.recv()
-                number, kind = (message, None) if type(message) is int else message[:2]
-                if kind == "error":
-                    _, _, text, said = message
-                    raise _Lost(f"{text}\n\nIn the worker:\n{said}")
-                if number == self._request:
-                    return message
-                # Else it answers a request whose sender was interrupted, or lives an episode again, step by step.
-                if kind == "alive" and self._timeout is not None and seconds is not None:
-                    seconds = max(seconds, time.monotonic() - since + self._timeout + 1.0)
-        except (EOFError, ConnectionResetError):
-            self._processes[w].join(timeout=1.0)
-            raise _Lost(f"{self._who(w)} died in {moment} {_cause(self._processes[w])}") from None
-
-    def _start_seconds(self, w: int) -> float | None:
-        """How long whatever is no step may take in worker `w`."""
+    def _seconds(self, w: int, stepping: bool) -> float:
+        """How long worker `w` may take."""
         if self._timeout is None:
-            return None
-        return max(_START, _STARTS * self._timeout) * (self._bounds[w + 1] - self._bounds[w])
+            return math.inf
+        part = self._parts[w]
+        return self._timeout if stepping else max(_START, _STARTS * self._timeout) * (part.stop - part.start)
+
+    def _receive(self, w: int, moment: str) -> Any:
+        try:
+            message = self._connections[w].recv()
+        except (EOFError, ConnectionResetError):
+            raise self._death(w, moment) from None
+        if type(message) is not int and message[1] == "error":
+            raise _Lost(f"{message[2]}\n\nIn the worker:\n{message[3]}")
+        return message
+
+    def _check_alive(self, w: int, moment: str, since: float, deadline: float) -> None:
+        if self._processes[w].exitcode is not None and not self._connections[w].poll():
+            raise self._death(w, moment)
+        if time.monotonic() > deadline:
+            raise _Lost(f"{self._who(w)} did not answer within {deadline - since:g} seconds in {moment}")
+
+    def _death(self, w: int, moment: str) -> _Lost:
+        process = self._processes[w]
+        process.join(timeout=1.0)
+        code = process.exitcode
+        cause = f"exit code {code}"
+        if code is not None and code < 0:
+            cause = f"signal {-code}; signal 9 is often the system, out of memory"
+        return _Lost(f"{self._who(w)} died in {moment} ({cause})")
 
     def _who(self, w: int) -> str:
-        first, last = self._bounds[w], self._bounds[w + 1] - 1
+        first, last = self._parts[w].start, self._parts[w].stop - 1
         which = f"environment {first}" if first == last else f"environments {first} to {last}"
         return f"the worker process with {which}"
 
@@ -466,7 +379,7 @@ class SubprocessVecEnv(VecEnv):
 
     def _check_open(self) -> None:
         if self._closed:
-            raise EnvError("the worker processes have ended: make the environments anew")
+            raise EnvError("the worker processes have ended: make new environments")
 
     def _end(self) -> None:
         """Ends the workers at once."""
@@ -497,17 +410,6 @@ def _end_all() -> None:
         venv.__del__()
 
 
-def _left(deadline: float, most: float) -> float:
-    return min(most, max(0.0, deadline - time.monotonic()))
-
-
-def _cause(process: Any) -> str:
-    code = process.exitcode
-    if code is not None and code < 0:
-        return f"(signal {-code}; signal 9 is often the system, out of memory)"
-    return f"(exit code {code})"
-
-
 def _shared_file(size: int) -> str:
     """A file of `size` bytes for processes to share: in memory where there is room, else in the temporary directory."""
     folder = "/dev/shm"
@@ -521,26 +423,20 @@ def _shared_file(size: int) -> str:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes started meanwhile do not import the main script: what they need of it is pickled by value."""
+def _as_a_worker_starts() -> Iterator[None]:
+    """Processes started meanwhile do not import the main script: what they need of it is pickled by value.
+
+    And they compute on one thread: libraries read these variables when they are loaded.
+    """
     main = sys.modules["__main__"]
+    before = {name: os.environ.pop(name, None) for name in worker.THREAD_VARIABLES}
     sys.modules["__main__"] = types.ModuleType("__main__")
+    os.environ.update(dict.fromkeys(before, "1"))
     try:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Processes started meanwhile compute on one thread: libraries read this when they are loaded."""
-    before = {name: os.environ.get(name) for name in worker.THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(worker.THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
         for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
+            del os.environ[name]
+            if value is not None:
                 os.environ[name] = value

@@ -58,23 +58,17 @@ def make(
 
     `id`: a gymnasium id, "module:id" to import a module first, or a function that makes one environment.
     `seed`: environment i gets seed + i at its first reset. None: unpredictable.
-    `env_kwargs`: what `gymnasium.make` is given beside the id, `max_episode_steps` included.
+    `env_kwargs`: further arguments of `gymnasium.make`, `max_episode_steps` included.
     `wrappers`: from the innermost out; each a name of `envs.wrappers.transforms.WRAPPERS`, (name, settings),
     {name: settings}, or in place of a name "module:Class" or a class for a `gymnasium.Wrapper`.
     `backend`: "vector" steps all environments in one NumPy program, where the id has one; "serial" one after the other;
     "subprocess" in worker processes, for environments slower than a message to a worker and back (some 0.2 ms).
     "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
-    `workers`: of "subprocess", how many processes share the environments evenly (None: one a CPU). More of them than
-    CPUs serve environments that wait for something other than the CPU.
-    `timeout`: of "subprocess", seconds that a step may take before its worker counts as lost (None: any).
-    `max_restarts`: of "serial" and "subprocess", how often in all an environment that raises, or a worker that is lost,
-    is started anew, its episode cut; after that, and by default, it is an `EnvError`.
-    `resumable`: "serial" and "subprocess" give every episode a seed of its own and keep the actions of those under way,
-    so that `restore(state)` brings environments made anew to where `snapshot()` found these; "vector" of this package
-    always can.
+    `workers`, `timeout`: see `SubprocessVecEnv`. `max_restarts`, `resumable`: see `GroupedVecEnv`; "vector" of this
+    package can always be resumed.
 
-    A finished episode is told by infos[i]: "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l",
-    "t"}, so that no Monitor is needed. Nested Dict and Tuple observations come flattened ("outer/inner").
+    The last info of an episode has "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l", "t"}, so
+    that no Monitor is needed. Nested Dict and Tuple observations come flattened ("outer/inner").
 
     Raises UnknownEnvError for an id that is not registered, ValueError for settings that do not fit.
     """
@@ -85,28 +79,32 @@ def make(
     spec = find(id) if isinstance(id, str) else None
     if spec is None and not callable(id):
         raise TypeError(f"expected an environment's id or a function that makes one, got {id!r}")
-    if workers is not None and backend != "subprocess":
-        raise ValueError(f"workers go with the backend 'subprocess', not with {backend!r}: leave them out")
-    if timeout is not None and backend != "subprocess":
-        raise ValueError(f"a timeout goes with the backend 'subprocess', not with {backend!r}: leave it out")
+    for what, value in (("a number of workers", workers), ("a timeout", timeout)):
+        if value is not None and backend != "subprocess":
+            raise ValueError(f"{what} goes with the backend 'subprocess', not with {backend!r}: leave it out")
     if spec is None and (kwargs or render_mode):
         raise ValueError("env_kwargs and render_mode go with an id; give them to what the function that is `id` makes")
     obstacle = _no_vector(spec, inside, render_mode)
     if backend == "auto":
-        backend = "serial" if obstacle or not _resets_in_the_same_step(spec) else "vector"
+        resets = None if obstacle else _vector_metadata(spec).get("autoreset_mode")
+        backend = "vector" if resets is AutoresetMode.SAME_STEP else "serial"
+    # The checker's warnings are the same for all environments: one of them is enough.
+    source: Any = spec or id
+    makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
+    venv: VecEnv
     if backend == "vector":
         if obstacle:
             raise ValueError(f"backend 'vector' is not possible: {obstacle}; use 'serial' or 'subprocess'")
-        venv: VecEnv = VectorEnvAdapter(_make_vector(spec, n_envs, render_mode, kwargs))
-    elif backend in ("serial", "subprocess"):
-        source: Any = id if spec is None else spec
-        # The checker's warnings are the same for all environments: one of them is enough.
-        makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
-        kept: Any = dict(resumable=resumable, max_restarts=max_restarts)
-        if backend == "serial":
-            venv = SerialVecEnv(makers, **kept)
-        else:
-            venv = SubprocessVecEnv(makers, workers=workers, timeout=timeout, **kept)
+        # Not every vector environment takes a render_mode.
+        rendering = {} if render_mode is None else {"render_mode": render_mode}
+        entry: Any = dict(vectorization_mode="vector_entry_point", **rendering, **kwargs)
+        venv = VectorEnvAdapter(gymnasium.make_vec(spec, n_envs, **entry))  # type: ignore[arg-type]
+    elif backend == "serial":
+        venv = SerialVecEnv(makers, resumable=resumable, max_restarts=max_restarts)
+    elif backend == "subprocess":
+        venv = SubprocessVecEnv(
+            makers, workers=workers, timeout=timeout, resumable=resumable, max_restarts=max_restarts
+        )
     else:
         raise ValueError(f"backend must be one of 'auto', 'vector', 'serial', 'subprocess', not {backend!r}")
     try:
@@ -128,6 +126,7 @@ class WrappedVecEnv(VecEnvWrapper):
     def __init__(self, venv: VecEnv, transform: type[Transform], settings: Mapping[str, Any] | None = None) -> None:
         self.transform = build(transform, settings or {}, venv.observation_space, venv.action_space, venv.num_envs)
         super().__init__(venv, observation_space=self.transform.observation_space)
+        self._inner: Any = venv
         self._level = 0
         inner: Any = venv
         while isinstance(inner, VecEnvWrapper):
@@ -152,7 +151,7 @@ class WrappedVecEnv(VecEnvWrapper):
 
     def snapshot(self) -> dict[str, Any] | None:
         """Where environments and transform stand, as plain data; None where only the environments know."""
-        inside = _inner(self).snapshot()
+        inside = self._inner.snapshot()
         if inside is None:
             return None
         resetting = None if self._resetting is None else self._resetting.copy()
@@ -160,7 +159,7 @@ class WrappedVecEnv(VecEnvWrapper):
 
     def restore(self, state: Mapping[str, Any]) -> bool:
         """Brings both to where they stood. False where that is not possible: reset them then."""
-        if "inside" not in state or not _inner(self).restore(state["inside"]):
+        if "inside" not in state or not self._inner.restore(state["inside"]):
             return False
         set_state(self.transform, state["transform"])
         self._resetting, self._new_seeds = state["resetting"], None
@@ -189,11 +188,6 @@ class WrappedVecEnv(VecEnvWrapper):
             write(seen, started, self.transform.begin(take(observations, started), started))
         self._resetting = ended if ended.size and not self._same_step else None
         return seen, rewards, dones, infos
-
-
-def _inner(env: VecEnvWrapper) -> Any:
-    """The environments that a transform lies around, which are of this package."""
-    return env.venv
 
 
 def find(id: str) -> EnvSpec:
@@ -257,19 +251,8 @@ def _no_vector(spec: EnvSpec | None, inside: list[Any], render_mode: str | None)
     return ""
 
 
-def _resets_in_the_same_step(spec: EnvSpec | None) -> bool:
-    return spec is not None and _vector_metadata(spec).get("autoreset_mode") is AutoresetMode.SAME_STEP
-
-
-def _vector_metadata(spec: EnvSpec) -> Mapping[str, Any]:
+def _vector_metadata(spec: Any) -> Mapping[str, Any]:
     entry_point = spec.vector_entry_point
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     metadata = getattr(creator, "metadata", {})
     return metadata if isinstance(metadata, Mapping) else {}
-
-
-def _make_vector(spec: EnvSpec | None, n_envs: int, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
-    assert spec is not None
-    # Not every vector environment takes a render_mode.
-    rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    return gymnasium.make_vec(spec, n_envs, vectorization_mode="vector_entry_point", **rendering, **kwargs)

@@ -1,13 +1,14 @@
-"""A worker process: steps its environments when told to, and says what happened, failures included.
+"""A worker process: steps its environments on request, and reports what happened, failures included.
 
-Observations, actions, rewards and dones lie in memory shared with the parent; the pipe carries what else there is to
-say. Every request has a number, and its answer the same, so that one the parent no longer waits for can be told from
-one it does. Importing this module imports neither torch nor Stable-Baselines3: a worker starts fast and stays small.
+Observations, actions, rewards and dones are in memory shared with the parent; all else goes through the pipe. Every
+request has a number, and its answer the same, so that an answer the parent no longer waits for can be told from one it
+does. Importing this module imports neither torch nor Stable-Baselines3: a worker starts fast and stays small.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -16,46 +17,41 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 import numpy as np
-from gymnasium import spaces
+from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
-from envs.tasks.observations import Tree, allocate
+from envs.tasks.observations import Tree, tree_map
 from envs.vector.errors import EnvError
-from envs.vector.group import Group, is_wrapped
+from envs.vector.group import Group
 
 # What libraries read when they are loaded to decide how many threads they start.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-Call = Callable[[Group, int, Any], Any]
 
 
 class SharedArrays(NamedTuple):
     """What parent and workers share, (N, ...)."""
 
     observations: Tree
-    actions: NDArray[Any]
+    actions: Any
     rewards: NDArray[np.float32]
     dones: NDArray[np.bool_]
 
 
 def lay_out(
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    num_envs: int,
-    memory: NDArray[np.uint8] | None,
+    spaces: Mapping[str, Any], num_envs: int, memory: NDArray[np.uint8] | None = None
 ) -> tuple[SharedArrays, int]:
     """The shared arrays in `memory`, (bytes,), and how many bytes they take. Without memory, only the latter counts."""
     used = 0
 
     def array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         nonlocal used
-        start, size = used, int(np.prod(shape)) * np.dtype(dtype).itemsize
+        start, size = used, math.prod(shape) * np.dtype(dtype).itemsize
         used = -(-(start + size) // 64) * 64  # each array on its own cache line
         if memory is None:
             return np.empty(0)
@@ -63,25 +59,19 @@ def lay_out(
         return part
 
     arrays = SharedArrays(
-        observations=allocate(observation_space, num_envs, array),
-        actions=allocate(action_space, num_envs, array),
+        observations=create_empty_array(spaces["observation_space"], num_envs, array),
+        actions=create_empty_array(spaces["action_space"], num_envs, array),
         rewards=array((num_envs,), np.float32),
         dones=array((num_envs,), np.bool_),
     )
     return arrays, used
 
 
-def rows(tree: Tree, first: int, last: int) -> Tree:
-    """Rows first to last - 1 of a tree, as views."""
-    if isinstance(tree, dict):
-        return {key: rows(part, first, last) for key, part in tree.items()}
-    if isinstance(tree, tuple):
-        return tuple(rows(part, first, last) for part in tree)
-    return tree[first:last]
-
-
 def work(connection: Connection, pickled_makers: bytes, first: int, max_restarts: int, request: int) -> None:
-    """The life of a worker. `first`: the number of its first environment among all. `request`: to be started."""
+    """What a worker does from start to end.
+
+    `first`: the number of its first environment among all. `request`: that of being started.
+    """
     _end_with_parent()
     _leave_signals_to_parent()
     for name in THREAD_VARIABLES:
@@ -91,9 +81,8 @@ def work(connection: Connection, pickled_makers: bytes, first: int, max_restarts
     group = None
     try:
         group = Group(pickle.loads(pickled_makers), first, max_restarts)
-        group.alive = _Beat(connection)
-        env = group.envs[0]
-        _send(connection, (request, "spaces", env.observation_space, env.action_space))
+        group.alive = _heartbeat(connection)
+        _send(connection, (request, "spaces", group.spaces))
         _serve(connection, group)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
@@ -139,8 +128,8 @@ def _end_with_parent() -> None:
 def _leave_signals_to_parent() -> None:
     """Ctrl-C reaches every process of the terminal, SIGTERM often every one of a job: the parent decides what then.
 
-    SIGTERM has a handler that does nothing, in place of being ignored, since what an environment starts would ignore it
-    too, and could no longer be ended by it.
+    SIGTERM has a handler that does nothing, in place of being ignored: the processes that an environment starts inherit
+    what is ignored, and could no longer be ended by it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -148,84 +137,60 @@ def _leave_signals_to_parent() -> None:
         os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-class _Beat:
-    """Tells the parent now and then that a long request is being worked on."""
+def _heartbeat(connection: Connection, seconds: float = 0.05) -> Callable[[], None]:
+    """Called often, it tells the parent now and then that a long request is being worked on."""
+    last = 0.0
 
-    def __init__(self, connection: Connection, seconds: float = 0.05) -> None:
-        self._connection, self._seconds, self._last = connection, seconds, 0.0
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            connection.send((0, "alive"))
 
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if now - self._last >= self._seconds:
-            self._last = now
-            self._connection.send((0, "alive"))
-
-
-def _share(group: Group, path: str, num_envs: int) -> SharedArrays:
-    env = group.envs[0]
-    memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
-    arrays, _ = lay_out(env.observation_space, env.action_space, num_envs, memory)
-    last = group.first + len(group.envs)
-    return SharedArrays(*(rows(tree, group.first, last) for tree in arrays))
+    return beat
 
 
 def _serve(connection: Connection, group: Group) -> None:
-    """A number asks for a step, (number, what, ...) for something else, None for the end."""
-    arrays: Any = None  # they are told before the first reset
-    while True:
-        request = connection.recv()
+    """A number requests a step, (number, what, ...) something else, None the end."""
+    arrays: Any = None  # they come before the first reset
+    while (request := connection.recv()) is not None:
         if type(request) is int:
             # The action is copied: an environment may keep it, and the shared memory moves on.
-            said, resets = group.step(arrays.actions.copy(), arrays.observations, arrays.rewards, arrays.dones)
-            worth_telling = {i: info for i, info in enumerate(said) if info}
-            if worth_telling or resets:
-                _send(connection, (request, "stepped", worth_telling, resets))
+            infos, resets = group.step(arrays.actions.copy(), arrays.observations, arrays.rewards, arrays.dones)
+            some = {i: info for i, info in enumerate(infos) if info}
+            if some or resets:
+                _send(connection, (request, "stepped", some, resets))
             else:
                 connection.send(request)
-        elif request is None:
-            return
-        elif request[1] == "share":
-            arrays = _share(group, *request[2:])
-            connection.send(request[0])
-        elif request[1] == "reset":
-            number, _, seeds, options = request
-            _send(connection, (number, "reset", group.reset(seeds, options, arrays.observations)))
+            continue
+        number, kind, *content = request
+        if kind == "share":
+            arrays = _share(group, *content)
+            answer: tuple[Any, ...] = ("shared",)
+        elif kind == "reset":
+            seeds, options = content
+            answer = ("reset", group.reset(seeds, options, arrays.observations))
         else:
-            number, _, pickled_call = request
-            _send(connection, (number, *_answer(group, pickled_call)))
+            answer = _called(group, *content)
+        _send(connection, (number, *answer))
 
 
-def _answer(group: Group, pickled_call: bytes) -> tuple[Any, ...]:
-    """Do something with some environments. What that raises is the caller's: the worker lives on."""
-    call, positions, argument = pickle.loads(pickled_call)
+def _share(group: Group, path: str, num_envs: int) -> SharedArrays:
+    memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
+    arrays, _ = lay_out(group.spaces, num_envs, memory)
+    own = slice(group.first, group.first + len(group.envs))
+    return SharedArrays(*tree_map(lambda array: array[own], arrays))
+
+
+def _called(group: Group, pickled_call: bytes) -> tuple[Any, ...]:
+    """`call(group, position)` for several environments. An exception is the caller's: the worker goes on."""
+    call, positions = pickle.loads(pickled_call)
     try:
-        return ("answer", [call(group, i, argument) for i in positions])
+        return ("answer", [call(group, i) for i in positions])
     except Exception as error:
         return ("raised", error, traceback.format_exc())
     except SystemExit as error:
         return ("raised", EnvError(f"an environment called sys.exit({error.code!r})"), traceback.format_exc())
-
-
-def get_attribute(group: Group, position: int, name: str) -> Any:
-    return group.envs[position].get_wrapper_attr(name)
-
-
-def set_attribute(group: Group, position: int, argument: tuple[str, Any]) -> None:
-    group.envs[position].set_wrapper_attr(*argument)
-
-
-def call_method(group: Group, position: int, argument: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
-    name, positional, named = argument
-    return group.envs[position].get_wrapper_attr(name)(*positional, **named)
-
-
-def replay(group: Group, position: int, lives: dict[int, tuple[Any, NDArray[Any]]]) -> Any:
-    """`lives`: seed and actions by the environment's number among all."""
-    return group.replay(position, *lives[group.first + position])
-
-
-def is_wrapped_in(group: Group, position: int, wrapper_class: Any) -> bool:
-    return is_wrapped(group.envs[position], wrapper_class)
 
 
 def _send(connection: Connection, message: Any) -> None:

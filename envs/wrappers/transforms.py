@@ -22,7 +22,8 @@ from __future__ import annotations
 import difflib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import gymnasium
@@ -32,8 +33,9 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from envs.tasks.batch import Rows
-from envs.tasks.observations import Tree, is_array_space, leaves
+from envs.tasks.observations import Tree, is_array_space, leaves, only, tree_map
 from envs.tasks.streams import Streams
+from envs.wrappers.encoding import Encoder, repeated, with_zero
 from envs.wrappers.padding import PadGraph, PadSequence
 
 # The arrays of an observation by name, (N, ...) or (R, ...); a plain observation is the one named "".
@@ -44,8 +46,8 @@ Spaces = dict[str, spaces.Space[Any]]
 class Transform(ABC):
     """Turns the observations of N environments into others, knowing what came before in each episode.
 
-    A subclass reads its settings in its constructor, says the spaces of what it gives in `_spaces`, and gives it in
-    `_first` (an episode's first observation) and `_next` (all others), leaving alone the arrays it is given.
+    A subclass reads its settings in its constructor, gives the spaces of its observations in `_spaces`, and these in
+    `_first` (an episode's first observation) and `_next` (all others), without changing the arrays it is given.
     """
 
     def __init__(
@@ -61,34 +63,38 @@ class Transform(ABC):
         self.action_space = action_space
         self._plain = not isinstance(observation_space, spaces.Dict)
         self._inner: Spaces = {"": observation_space} if self._plain else dict(observation_space.items())  # type: ignore[attr-defined]
-        for name, space in self._inner.items():
+        for key, space in self._inner.items():
             if not is_array_space(space):
-                where = "" if self._plain else f" under {name!r}"
-                raise ValueError(f"{self._name} needs arrays to observe, not {space}{where}; put 'flatten' before it")
+                raise ValueError(
+                    f"{self._name} needs arrays to observe, not {space}{_under(key)}; put 'flatten' before it"
+                )
         if keys is not None and (self._plain or not set(keys) <= set(self._inner)):
             has = "no keys" if self._plain else f"the keys {sorted(self._inner)}"
             raise ValueError(f"{self._name}: keys={list(keys)}, but the observation has {has}")
         self._keys = list(self._inner) if keys is None else list(keys)
         self._every_row: Rows = np.arange(num_envs)
-        self.observation_space = self._packed_space(self._spaces())
+        outer = self._spaces()
+        self.observation_space = outer[""] if "" in outer else spaces.Dict(outer)
 
     def seed(self, seeds: Sequence[int | None], level: int = 0) -> None:
-        """Draw random numbers anew, from a seed an environment, (N,); None goes on with those there are.
+        """Restart the random numbers from a seed an environment, (N,); None goes on with those there are.
 
-        `level` is how many transforms lie below: equal ones around one environment draw different numbers.
+        `level` is how many transforms are inside: equal ones around one environment draw different numbers.
         """
-        for streams, which in self._random():
+        for which, streams in enumerate(self._random()):
             for row, seed in enumerate(seeds):
                 if seed is not None:
                     streams.seed(row, np.random.default_rng([seed, level, which]))
 
     def begin(self, observations: Tree, rows: Rows) -> Tree:
         """The first observations of episodes of the environments `rows`, (R, ...) -> (R, ...)."""
-        return self._packed(self._first(self._unpacked(observations), rows))
+        parts = self._first(self._unpacked(observations), rows)
+        return parts.get("", parts)
 
     def follow(self, observations: Tree, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Tree:
         """The observations that the actions, (N, ...), led to, with their rewards, (N,): (N, ...) -> (N, ...)."""
-        return self._packed(self._next(self._unpacked(observations), actions, rewards))
+        parts = self._next(self._unpacked(observations), actions, rewards)
+        return parts.get("", parts)
 
     @abstractmethod
     def _spaces(self) -> Spaces:
@@ -97,12 +103,12 @@ class Transform(ABC):
     @abstractmethod
     def _first(self, parts: Parts, rows: Rows) -> Parts: ...
 
-    @abstractmethod
-    def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts: ...
+    def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
+        return self._first(parts, self._every_row)
 
-    def _random(self) -> list[tuple[Streams, int]]:
-        """The random streams in use, each with a number of its own."""
-        return []
+    def _random(self) -> Iterable[Streams]:
+        """The random streams in use."""
+        return ()
 
     @property
     def _name(self) -> str:
@@ -112,18 +118,13 @@ class Transform(ABC):
         """The space under `key`, which has to be a Box."""
         space = self._inner[key]
         if not isinstance(space, spaces.Box):
-            where = "" if self._plain else f" under {key!r}"
-            raise ValueError(f"{self._name} works on Box observations, not {space}{where}; give keys=[...] to choose")
+            raise ValueError(
+                f"{self._name} works on Box observations, not {space}{_under(key)}; give keys=[...] to choose"
+            )
         return space
 
     def _unpacked(self, observations: Tree) -> Parts:
         return {"": observations} if self._plain else observations
-
-    def _packed(self, parts: Parts) -> Tree:
-        return parts.get("", parts)
-
-    def _packed_space(self, parts: Spaces) -> spaces.Space[Any]:
-        return parts[""] if "" in parts else spaces.Dict(parts)
 
 
 class Mask(Transform):
@@ -146,10 +147,8 @@ class Mask(Transform):
             if self._remove and not kept.any():
                 raise ValueError(f"{self._name}: indices {self._indices} with remove=True leave nothing of {box}")
             self._kept[key] = kept
-            if self._remove:
-                result[key] = spaces.Box(box.low[kept], box.high[kept], dtype=box.dtype)
-            else:
-                result[key] = _with_zero(box)
+            removed = spaces.Box(box.low[kept], box.high[kept], dtype=box.dtype)
+            result[key] = removed if self._remove else with_zero(box)
         return result
 
     def _first(self, parts: Parts, rows: Rows) -> Parts:
@@ -157,9 +156,6 @@ class Mask(Transform):
         for key, kept in self._kept.items():
             masked[key] = parts[key][:, kept] if self._remove else np.where(kept, parts[key], parts[key].dtype.type(0))
         return {**parts, **masked}
-
-    def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
-        return self._first(parts, self._every_row)
 
 
 class Flicker(Transform):
@@ -177,12 +173,12 @@ class Flicker(Transform):
         super().__init__(*around, keys=keys)
         self._streams = Streams(self.num_envs, 1)
 
-    def _random(self) -> list[tuple[Streams, int]]:
-        return [(self._streams, 0)]
+    def _random(self) -> Iterable[Streams]:
+        return (self._streams,)
 
     def _spaces(self) -> Spaces:
         self._encoders = {key: Encoder(self._inner[key]) for key in self._keys}
-        return {**self._inner, **{key: _with_zero(encoder.space) for key, encoder in self._encoders.items()}}
+        return {**self._inner, **{key: with_zero(encoder.space) for key, encoder in self._encoders.items()}}
 
     def _first(self, parts: Parts, rows: Rows) -> Parts:
         unseen = self._streams.take(rows)[:, 0] < self._probability
@@ -190,9 +186,6 @@ class Flicker(Transform):
         for values in seen.values():
             values[unseen] = 0
         return {**parts, **seen}
-
-    def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
-        return self._first(parts, self._every_row)
 
 
 class Delay(Transform):
@@ -239,8 +232,8 @@ class Noise(Transform):
             key: Streams(self.num_envs, int(np.prod(_shape(self._inner[key]))), "normal") for key in self._keys
         }
 
-    def _random(self) -> list[tuple[Streams, int]]:
-        return [(streams, which) for which, streams in enumerate(self._streams.values())]
+    def _random(self) -> Iterable[Streams]:
+        return self._streams.values()
 
     def _spaces(self) -> Spaces:
         for key in self._keys:
@@ -257,9 +250,6 @@ class Noise(Transform):
             noise = streams.take(rows).reshape(values.shape)
             noisy[key] = (values + self._std * noise).astype(values.dtype)
         return {**parts, **noisy}
-
-    def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
-        return self._first(parts, self._every_row)
 
 
 class PreviousActionReward(Transform):
@@ -341,9 +331,7 @@ class History(Transform):
         self._encoders = {key: Encoder(self._inner[key]) for key in self._keys}
         result = dict(self._inner)
         for key, encoder in self._encoders.items():
-            box = _with_zero(encoder.space)
-            low, high = (np.repeat(bound[None], self._length, axis=0) for bound in (box.low, box.high))
-            result[key] = spaces.Box(low, high, dtype=box.dtype)
+            result[key] = repeated(encoder.space, self._length)
         if not self._with_mask:
             return result
         if "mask" in result:
@@ -378,91 +366,48 @@ class History(Transform):
 class Flatten(Transform):
     """A nested Dict or Tuple becomes a plain Dict, which Stable-Baselines3 can take: keys "outer/inner", "outer/0"."""
 
-    def __init__(self, *around: Any):
-        observation_space, action_space, num_envs = around
-        self._paths = {"/".join(path): (path, space) for path, space in leaves(observation_space)}
-        super().__init__(spaces.Dict(dict[str, Any](self._plain_spaces())), action_space, num_envs)
-
-    def _plain_spaces(self) -> Spaces:
-        return {name: space for name, (_, space) in self._paths.items()}
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], num_envs: int):
+        parts = {"/".join(path): (path, space) for path, space in leaves(observation_space)}
+        self._paths = {name: path for name, (path, _) in parts.items()}
+        super().__init__(spaces.Dict({name: space for name, (_, space) in parts.items()}), action_space, num_envs)
 
     def _spaces(self) -> Spaces:
-        return self._plain_spaces()
+        return self._inner
 
     def _unpacked(self, observations: Tree) -> Parts:
-        return {name: _follow_path(observations, path) for name, (path, _) in self._paths.items()}
+        return {name: reduce(_part, path, observations) for name, path in self._paths.items()}
 
     def _first(self, parts: Parts, rows: Rows) -> Parts:
         return parts
 
-    def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
-        return parts
 
-
-class Encoder:
-    """Values of a space as numbers a network can take: a Box as it is, categories one-hot, float32.
-
-    Discrete(n): (n,). MultiDiscrete([n, m]): (n + m,). MultiBinary(n): (n,), as it is. `Discrete(n, start=s)` counts
-    from s.
-    """
-
-    def __init__(self, space: spaces.Space[Any]) -> None:
-        self._codes: NDArray[np.float32] | None = None
-        self._sizes: NDArray[np.int64] | None = None
-        if isinstance(space, spaces.Box):
-            self.space = space
-            return
-        if isinstance(space, spaces.Discrete):
-            self._sizes, self._starts = np.array([space.n]), np.array([space.start])
-        elif isinstance(space, spaces.MultiDiscrete):
-            self._sizes, self._starts = np.array(space.nvec).ravel(), np.array(space.start).ravel()
-        elif not isinstance(space, spaces.MultiBinary):
-            raise ValueError(f"expected Box, Discrete, MultiDiscrete or MultiBinary, got {space}")
-        size = int(np.prod(_shape(space))) if self._sizes is None else int(self._sizes.sum())
-        self.space = spaces.Box(0.0, 1.0, (size,), np.float32)
-
-    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        """(R, ...) -> (R, *space.shape)."""
-        if self._sizes is None:
-            return values if values.shape[1:] == self.space.shape else values.reshape(len(values), -1)
-        categories = values.reshape(len(values), -1) - self._starts
-        offsets = np.concatenate(([0], np.cumsum(self._sizes)[:-1]))
-        encoded = np.zeros((len(values), *_shape(self.space)), np.float32)
-        np.put_along_axis(encoded, (categories + offsets).astype(np.intp), 1.0, axis=1)
-        return encoded
+def _part(tree: Tree, key: str) -> Tree:
+    return tree[int(key)] if isinstance(tree, tuple) else tree[key]
 
 
 class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """One environment with a transform around it."""
 
     def __init__(
-        self,
-        env: gymnasium.Env[Any, Any],
-        transform: str | type[Transform],
-        settings: Mapping[str, Any] | None = None,
+        self, env: gymnasium.Env[Any, Any], transform: str | type[Transform], settings: Mapping[str, Any] | None = None
     ) -> None:
         """`transform`: a name of `WRAPPERS`, or a class."""
         RecordConstructorArgs.__init__(self, transform=transform, settings=settings)
         super().__init__(env)
-        kind = _resolved(transform)
-        self.transform = build(kind, settings or {}, env.observation_space, env.action_space, 1)
+        self.transform = build(_resolved(transform), settings or {}, env.observation_space, env.action_space, 1)
         self.observation_space = self.transform.observation_space
-        self._level = 0
-        inner = env
-        while isinstance(inner, gymnasium.Wrapper):
-            self._level += isinstance(inner, WrappedEnv)
-            inner = inner.env
+        self._level = sum(isinstance(wrapper, WrappedEnv) for wrapper in wrappers_of(env))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self.transform.seed([seed], self._level)
-        return _single(self.transform.begin(_batched(observation), np.arange(1))), info
+        return only(self.transform.begin(_batched(observation), np.arange(1))), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         seen = self.transform.follow(_batched(observation), np.asarray(action)[None], np.array([reward], np.float32))
-        return _single(seen), float(reward), terminated, truncated, info
+        return only(seen), float(reward), terminated, truncated, info
 
 
 WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]]] = {
@@ -476,6 +421,15 @@ WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]
     "pad_graph": PadGraph,
     "pad_sequence": PadSequence,
 }
+
+
+def wrappers_of(env: Any) -> list[gymnasium.Wrapper[Any, Any, Any, Any]]:
+    """The wrappers around an environment, from the outermost in."""
+    wrappers = []
+    while isinstance(env, gymnasium.Wrapper):
+        wrappers.append(env)
+        env = env.env
+    return wrappers
 
 
 def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Any]) -> gymnasium.Env[Any, Any]:
@@ -493,18 +447,15 @@ def named(wrappers: Sequence[Any]) -> list[tuple[Any, dict[str, Any]]]:
     Each is a name, a pair (name, settings), or a dict {name: settings}; in place of a name stands a `Transform`,
     "module:Class", or anything that makes a gymnasium environment out of one.
     """
-    if isinstance(wrappers, str | Mapping):
-        wrappers = [wrappers]
     result: list[tuple[Any, dict[str, Any]]] = []
-    for entry in wrappers:
-        if isinstance(entry, Mapping):
-            result += [(_resolved(name), dict(settings or {})) for name, settings in entry.items()]
-        elif isinstance(entry, tuple | list):
+    for entry in [wrappers] if isinstance(wrappers, str | Mapping) else wrappers:
+        if isinstance(entry, tuple | list):
             if len(entry) != 2 or not isinstance(entry[1], Mapping | None):
                 raise ValueError(f"expected a wrapper as a name, (name, settings) or {{name: settings}}, got {entry!r}")
-            result.append((_resolved(entry[0]), dict(entry[1] or {})))
+            pairs: Any = [entry]
         else:
-            result.append((_resolved(entry), {}))
+            pairs = entry.items() if isinstance(entry, Mapping) else [(entry, None)]
+        result += [(_resolved(name), dict(settings or {})) for name, settings in pairs]
     return result
 
 
@@ -525,18 +476,13 @@ def build(
 
 
 def _check_settings(wrapper: Any, settings: Mapping[str, Any]) -> None:
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(wrapper).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    unknown = sorted(set(settings) - set(parameters))
-    missing = sorted(
-        name for name, p in parameters.items() if p.default is inspect.Parameter.empty and name not in settings
-    )
+    parameters = inspect.signature(wrapper).parameters.items()
+    has = {name: parameter for name, parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+    unknown = sorted(set(settings) - set(has))
+    missing = sorted(name for name, p in has.items() if p.default is inspect.Parameter.empty and name not in settings)
     if unknown or missing:
         wrong = f"has no setting {unknown[0]!r}" if unknown else f"needs a value for {missing[0]!r}"
-        raise ValueError(f"wrapper {_name(wrapper)!r} {wrong}; its settings are: {', '.join(parameters) or 'none'}")
+        raise ValueError(f"wrapper {_name(wrapper)!r} {wrong}; its settings are: {', '.join(has) or 'none'}")
 
 
 def _resolved(wrapper: Any) -> Any:
@@ -559,9 +505,8 @@ def _name(transform: Any) -> Any:
     return next((name for name, wrapper in WRAPPERS.items() if wrapper is transform), transform)
 
 
-def _with_zero(box: spaces.Box) -> spaces.Box:
-    low, high = np.minimum(box.low, 0), np.maximum(box.high, 0)
-    return spaces.Box(low.astype(box.dtype), high.astype(box.dtype), dtype=box.dtype)
+def _under(key: str) -> str:
+    return f" under {key!r}" if key else ""
 
 
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
@@ -569,23 +514,6 @@ def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     return space.shape
 
 
-def _follow_path(observations: Tree, path: tuple[str, ...]) -> NDArray[Any]:
-    for key in path:
-        observations = observations[int(key)] if isinstance(observations, tuple) else observations[key]
-    return observations  # type: ignore[no-any-return]
-
-
 def _batched(observation: Any) -> Tree:
     """One observation -> a batch of one."""
-    if isinstance(observation, dict):
-        return {key: _batched(part) for key, part in observation.items()}
-    if isinstance(observation, tuple):
-        return tuple(_batched(part) for part in observation)
-    return np.asarray(observation)[None]
-
-
-def _single(observations: Tree) -> Any:
-    """A batch of one -> the observation."""
-    if isinstance(observations, dict):
-        return {key: _single(part) for key, part in observations.items()}
-    return observations[0]
+    return tree_map(lambda part: np.asarray(part)[None], observation)

@@ -13,7 +13,23 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+import envs  # noqa: F401  (registers the tasks)
 from envs.vector.worker import THREAD_VARIABLES
+
+IDS = [id for id, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("envs.")]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal arrays, in dicts and sequences of them."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for ours, theirs in zip(one, other, strict=True):
+            assert_same(ours, theirs)
+    else:
+        np.testing.assert_array_equal(one, other)
 
 
 class Counting(gymnasium.Env[Any, Any]):
@@ -87,23 +103,6 @@ class Composed(Counting):
         }
 
 
-class Failing(Counting):
-    """In its third step it raises, dies or hangs."""
-
-    def __init__(self, number: int, how: str) -> None:
-        super().__init__(number, length=100)
-        self.how = how
-
-    def step(self, action: Any) -> Any:
-        if self.t == 2:
-            if self.how == "raise":
-                raise ZeroDivisionError("the wheel came off")
-            if self.how == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(600)
-        return super().step(action)
-
-
 class Waiting(Counting):
     """Its steps end when a file allows it, and files say how far it is."""
 
@@ -128,42 +127,42 @@ class Broken(Counting):
 
 
 class Faulty(Counting):
-    """Fails as often as there are files "fault NUMBER*" in the folder, in its third step or where `how` says."""
+    """Fails in its third step, or another `moment`: always, or as often as the folder has files "fault NUMBER*"."""
 
-    def __init__(self, number: int, how: str, folder: Path) -> None:
-        self.how, self.folder = how, folder
-        if how == "start":
-            self.fail_if_due(number)
+    def __init__(self, number: int, how: str, folder: Path | None = None, moment: str = "step") -> None:
+        self.how, self.folder, self.moment = how, folder, moment
+        self.fail_if_due("start", number)
         super().__init__(number, length=100)
 
-    def fail_if_due(self, number: int) -> None:
-        due = sorted(self.folder.glob(f"fault {number}*"))
-        if not due:
+    def fail_if_due(self, moment: str, number: int) -> None:
+        if moment != self.moment:
             return
-        due[0].unlink()
+        if self.folder is not None:
+            due = sorted(self.folder.glob(f"fault {number}*"))
+            if not due:
+                return
+            due[0].unlink()
         if self.how == "raise":
             raise ZeroDivisionError("the wheel came off")
         if self.how == "exit":
             sys.exit(0)
         if self.how == "hang":
             time.sleep(600)
-        if self.how == "compute":
-            while True:
-                pass
+        while self.how == "compute":
+            pass
         os.kill(os.getpid(), signal.SIGKILL)
 
     def reset(self, **arguments: Any) -> Any:
-        if self.how.startswith("reset"):
-            self.fail_if_due(self.number)
+        self.fail_if_due("reset", self.number)
         return super().reset(**arguments)
 
     def step(self, action: Any) -> Any:
         if self.t == 2:
-            self.fail_if_due(self.number)
+            self.fail_if_due("step", self.number)
         return super().step(action)
 
     def close(self) -> None:
-        if self.how == "close":
+        if self.moment == "close" and self.folder is not None:
             (self.folder / f"closing {self.number}").touch()
             time.sleep(600)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gymnasium
-import numpy as np
 import pytest
 
-import envs
 from tests.tolerance import assert_close, near
 
 TASKS = {
@@ -38,27 +36,3 @@ def test_the_episodes_are_gymnasiums_with_the_velocities_zeroed(id: str) -> None
         assert reward == near(expected_reward, terms=200, scale=1.0)  # an episode's steps add up in the state
         if terminated or truncated:
             (observation, _), (expected, _) = shown.reset(), whole.reset()
-
-
-@pytest.mark.parametrize("id", TASKS)
-def test_environment_i_of_a_vector_lives_what_a_single_one_with_its_seed_lives(id: str) -> None:
-    venv = envs.make(id, 3, seed=7, env_kwargs={"max_episode_steps": 150})
-    singles = [gymnasium.make(id, max_episode_steps=150) for _ in range(3)]
-    observations = venv.reset()
-    for i, single in enumerate(singles):
-        np.testing.assert_array_equal(observations[i], single.reset(seed=7 + i)[0])
-    venv.action_space.seed(0)
-    ended = 0
-    for _ in range(600):
-        actions = np.stack([venv.action_space.sample() for _ in range(3)])
-        observations, rewards, dones, infos = venv.step(actions)
-        for i, single in enumerate(singles):
-            observation, reward, terminated, truncated, _ = single.step(actions[i])
-            assert (rewards[i], dones[i]) == (np.float32(reward), terminated or truncated)
-            if dones[i]:
-                ended += 1
-                np.testing.assert_array_equal(infos[i]["terminal_observation"], observation)
-                assert infos[i]["TimeLimit.truncated"] == (truncated and not terminated)
-                observation, _ = single.reset()
-            np.testing.assert_array_equal(observations[i], observation)
-    assert ended >= 3

@@ -1,4 +1,4 @@
-"""Workers end with their parent, all at once, and never keep it waiting; those that fail are started anew together."""
+"""Workers end with their parent, all at once, and never keep it waiting; those that fail are restarted together."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("how", ["raise", "exit", "die", "hang"])
-def test_all_workers_that_fail_in_the_same_step_are_started_anew(how: str, tmp_path: Path) -> None:
+def test_all_workers_that_fail_in_the_same_step_are_restarted(how: str, tmp_path: Path) -> None:
     venv = faulty(how, tmp_path, 4, {1: 1, 3: 1}, max_restarts=2, resumable=True)
     try:
         venv.seed(10)
@@ -85,34 +85,34 @@ def test_all_workers_that_fail_in_the_same_step_are_started_anew(how: str, tmp_p
         venv.close()
 
 
-def test_one_that_fails_again_as_it_is_started_anew_counts_again(tmp_path: Path) -> None:
-    venv = SubprocessVecEnv([partial(Faulty, i, "start", tmp_path) for i in range(2)], workers=2, max_restarts=4)
+def test_a_worker_that_fails_again_while_it_restarts_counts_twice(tmp_path: Path) -> None:
+    venv = SubprocessVecEnv([partial(Faulty, i, "die", tmp_path, "start") for i in range(2)], workers=2, max_restarts=4)
     try:
         venv.reset()
         for number in (0, 1):
             (tmp_path / f"fault {number} a").touch()
         for process in venv._processes:
             os.kill(process.pid, signal.SIGKILL)
-        with pytest.warns(RuntimeWarning, match="died in starting anew"):
+        with pytest.warns(RuntimeWarning, match="died in restarting"):
             _, _, dones, _ = venv.step(np.full(2, 5))
         assert dones.all()
         assert venv.restarts == 4
         np.testing.assert_array_equal(venv.step(np.full(2, 5))[0], [[0, 1, 1], [1, 1, 1]])
         os.kill(venv._processes[0].pid, signal.SIGKILL)
-        with pytest.raises(EnvError, match=r"died in step 3(.|\n)*Started anew 4 times before, of at most 4"):
+        with pytest.raises(EnvError, match=r"died in step 3(.|\n)*Restarted 4 times before, of at most 4"):
             venv.step(np.full(2, 5))
     finally:
         venv.close()
 
 
 @pytest.mark.parametrize("backend", ["serial", "subprocess"])
-def test_an_environment_that_fails_in_a_reset_is_made_anew_too(backend: str, tmp_path: Path) -> None:
+def test_an_environment_that_fails_in_a_reset_is_restarted_too(backend: str, tmp_path: Path) -> None:
     (tmp_path / "fault 1").touch()
-    venv: Any
+    how = "die" if backend == "subprocess" else "raise"
+    makers = [partial(Faulty, i, how, tmp_path, "reset") for i in range(3)]
+    venv: Any = SerialVecEnv(makers, max_restarts=1)
     if backend == "subprocess":
-        venv = SubprocessVecEnv([partial(Faulty, i, "reset", tmp_path) for i in range(3)], workers=3, max_restarts=1)
-    else:
-        venv = SerialVecEnv([partial(Refusing, i, tmp_path) for i in range(3)], max_restarts=1)
+        venv = SubprocessVecEnv(makers, workers=3, max_restarts=1)
     try:
         with pytest.warns(RuntimeWarning, match="made anew"):
             np.testing.assert_array_equal(venv.reset(), [[0, 1, 0], [1, 1, 0], [2, 1, 0]])
@@ -125,19 +125,8 @@ def test_an_environment_that_fails_in_a_reset_is_made_anew_too(backend: str, tmp
         venv.close()
 
 
-class Refusing(Faulty):
-    """Raises in a reset."""
-
-    def __init__(self, number: int, folder: Path) -> None:
-        super().__init__(number, "raise", folder)
-
-    def reset(self, **arguments: Any) -> Any:
-        self.fail_if_due(self.number)
-        return super().reset(**arguments)
-
-
 @pytest.mark.parametrize("backend", ["serial", "subprocess"])
-def test_an_environment_that_calls_exit_is_a_fault_of_its(backend: str, tmp_path: Path) -> None:
+def test_an_environment_that_calls_exit_has_failed(backend: str, tmp_path: Path) -> None:
     (tmp_path / "fault 0").touch()
     makers = [partial(Faulty, 0, "exit", tmp_path)]
     venv: Any = SerialVecEnv(makers) if backend == "serial" else SubprocessVecEnv(makers)
@@ -159,13 +148,13 @@ def test_an_environment_that_calls_exit_is_a_fault_of_its(backend: str, tmp_path
 # What may take how long
 
 
-def test_a_steps_timeout_cuts_neither_start_nor_reset() -> None:
+def test_the_timeout_of_a_step_limits_neither_start_nor_reset() -> None:
     venv = SubprocessVecEnv([partial(Slow, 0, 0.5)], timeout=0.2, max_restarts=0)
     np.testing.assert_array_equal(venv.reset(), [[0, 1, 0]])
     venv.close()
 
 
-def test_an_episode_that_replays_longer_than_the_timeout_is_lived_again() -> None:
+def test_an_episode_may_replay_for_longer_than_the_timeout_of_a_step() -> None:
     class Steady(Counting):
         def step(self, action: Any) -> Any:
             time.sleep(0.02)
@@ -187,7 +176,7 @@ def test_an_episode_that_replays_longer_than_the_timeout_is_lived_again() -> Non
     second.close()
 
 
-def test_who_waits_for_an_episode_to_be_lived_again_hears_of_every_step() -> None:
+def test_a_replay_reports_every_step() -> None:
     group, beats = Group([partial(Counting, 0, 100)]), []
     group.alive = lambda: beats.append(group.envs[0].t)
     group.replay(0, EpisodeSeed(3, 0, 0), np.full(5, 5))
@@ -238,7 +227,7 @@ def test_wherever_a_step_is_interrupted_what_follows_neither_hangs_nor_mixes_ans
             assert observations[:, 2].tolist() == [0, 0, 0]
             observations, *_ = venv.step(np.full(3, 6))
             assert observations[:, 2].tolist() == [1, 1, 1]
-        assert line > 40
+        assert line > 30
     finally:
         venv.close()
 
@@ -266,11 +255,9 @@ def test_workers_in_the_middle_of_a_step_are_closed_without_waiting_for_it(
     assert not any(process.is_alive() for process in venv._processes)
 
 
-def test_many_that_hang_as_they_close_are_asked_at_once_and_then_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_that_hang_as_they_close_share_one_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_CLOSING", 0.5)
-    venv = SubprocessVecEnv([partial(Faulty, i, "close", tmp_path) for i in range(8)], workers=8)
+    venv = SubprocessVecEnv([partial(Faulty, i, "none", tmp_path, "close") for i in range(8)], workers=8)
     venv.reset()
     waits = []
     for process in venv._processes:
@@ -399,7 +386,7 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
 
 
 @pytest.mark.slow
-def test_pairs_that_fail_at_random_moments_are_all_started_anew(tmp_path: Path) -> None:
+def test_pairs_that_fail_at_random_moments_are_all_restarted(tmp_path: Path) -> None:
     moments = random.Random(0)
     venv = SubprocessVecEnv([partial(Counting, i, 30) for i in range(4)], workers=4, max_restarts=1000, resumable=True)
     venv.reset()

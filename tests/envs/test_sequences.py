@@ -9,18 +9,15 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import envs
 from envs.tasks.batch import BatchEnv
-from envs.tasks.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast, Recall
+from envs.tasks.sequences import AssociativeRecall, CountRecall, PhaseForecast, Recall
 from envs.tasks.sequences import Copy as CopyTask
 from tests.tolerance import assert_close, near
 
-IDS = ["Copy-v0", "AssociativeRecall-v0", "CountRecall-v0", "PhaseForecast-v0", "Recall-v0"]
 SHARED = np.random.default_rng(0)
 Policy = Callable[[list[NDArray[Any]]], NDArray[Any]]
 
@@ -44,6 +41,16 @@ def returns(env: BatchEnv, policy: Policy, uniforms: NDArray[np.float64] | None 
         if terminated.any():
             assert terminated.all()
             return total
+
+
+def play(env: BatchEnv, uniforms: list[float], actions: list[Any]) -> tuple[list[Any], list[float]]:
+    """The observations and rewards of the one episode that these uniform numbers decide."""
+    shown, rewards = [begin(env, np.array([uniforms]))[0].tolist()], []
+    for action in actions:
+        observation, reward, terminated, _, infos = env.step(np.array([action]))
+        shown.append((infos["final_obs"] if terminated[0] else observation)[0].tolist())
+        rewards.append(float(reward[0]))
+    return shown, rewards
 
 
 def symbols(part: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -93,12 +100,7 @@ def test_acting_out_what_was_read_earns_the_best_return(length: int, delay: int,
 
 
 def test_copy_shows_its_symbols_then_go_and_pays_for_each_right_one() -> None:
-    env = CopyTask(1, length=2, symbols=3, delay=1)
-    shown, rewards = [begin(env, np.array([[0.9, 0.4]]))[0].tolist()], []  # reads 2, 1
-    for action in (2, 2, 2, 2, 0):
-        observation, reward, terminated, _, infos = env.step(np.array([action]))
-        shown.append((infos["final_obs"] if terminated[0] else observation)[0].tolist())
-        rewards.append(float(reward[0]))
+    shown, rewards = play(CopyTask(1, length=2, symbols=3, delay=1), [0.9, 0.4], [2, 2, 2, 2, 0])  # reads 2, 1
     assert shown == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
     assert rewards == [0, 0, 0, 0.5, -0.5]
 
@@ -135,11 +137,7 @@ def test_looking_up_the_value_of_the_key_earns_the_best_return(pairs: int, keys:
 def test_keys_come_with_their_values_then_alone() -> None:
     env = AssociativeRecall(1, pairs=2, keys=3, values=2, queries=2)
     # The keys in the order of 0.9, 0.2, 0.5: 1 then 2; their values 1 and 0; the second is asked, then the first.
-    shown, rewards = [begin(env, np.array([[0.9, 0.2, 0.5, 0.7, 0.3, 0.6, 0.1]]))[0].tolist()], []
-    for action in (0, 0, 0, 0):
-        observation, reward, terminated, _, infos = env.step(np.array([action]))
-        shown.append((infos["final_obs"] if terminated[0] else observation)[0].tolist())
-        rewards.append(float(reward[0]))
+    shown, rewards = play(env, [0.9, 0.2, 0.5, 0.7, 0.3, 0.6, 0.1], [0, 0, 0, 0])
     assert shown == [[0, 1, 0, 0, 1], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
     assert rewards == [0, 0, 0.5, -0.5]
 
@@ -185,11 +183,7 @@ def test_a_count_includes_the_present_step() -> None:
     env = CountRecall(1, values=2, copies=2)
     # Places 3, 1, 0, 2 of the ordered pack 0 1 0 1: shown 1, 1, 0, 0; asked 1, 0, 0, 1.
     order, asked = [0.5, 0.3, 0.9, 0.1], [0.8, 0.2, 0.2, 0.8]
-    shown, rewards = [begin(env, np.array([[*order, *asked]]))[0].tolist()], []
-    for answer in (1, 0, 1, 0):
-        observation, reward, terminated, _, infos = env.step(np.array([answer]))
-        shown.append((infos["final_obs"] if terminated[0] else observation)[0].tolist())
-        rewards.append(float(reward[0]))
+    shown, rewards = play(env, [*order, *asked], [1, 0, 1, 0])
     assert shown == [[0, 1, 0, 1], [0, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1], [0, 0, 0, 0]]
     assert rewards == [0.25, 0.25, 0.25, -0.25]
 
@@ -255,12 +249,8 @@ def test_three_values_a_wave_are_enough_for_the_best_return(waves: int, toleranc
 def test_forecasts_count_by_their_error_and_not_before_they_can_be_made() -> None:
     env = PhaseForecast(1, length=5, shortest=4, longest=8)
     # Period 4 from its crest: 1, 0, -1, 0, 1, 0.
-    shown, rewards = [float(begin(env, np.array([[0.0, 0.25]]))[0, 0])], []
-    for forecast in (0.7, 0.7, 0.0, 0.5, -5.0):
-        observation, reward, terminated, _, infos = env.step(np.array([[forecast]], np.float32))
-        shown.append(float((infos["final_obs"] if terminated[0] else observation)[0, 0]))
-        rewards.append(float(reward[0]))
-    assert shown == near([1, 0, -1, 0, 1, 0])
+    shown, rewards = play(env, [0.0, 0.25], [[0.7], [0.7], [0.0], [0.5], [-5.0]])
+    assert np.ravel(shown).tolist() == near([1, 0, -1, 0, 1, 0])
     assert rewards == near([0, 0, 1 / 3, 0.5 / 3, 0])
 
 
@@ -317,11 +307,7 @@ def test_keeping_the_sign_earns_the_best_return(length: int, bits: int, distract
 def test_the_sign_comes_first_then_what_is_not_it_then_the_questions() -> None:
     env = Recall(1, length=3, bits=2, distractors=0.5)
     # The sign 0 1; then, with 0.4 below the chance, 1 1; then, with 0.6, nothing.
-    shown, rewards = [begin(env, np.array([[0.1, 0.9, 0.4, 0.8, 0.7, 0.6, 0.1, 0.1]]))[0].tolist()], []
-    for action in (0, 1, 0, 0, 0):
-        observation, reward, terminated, _, infos = env.step(np.array([action]))
-        shown.append((infos["final_obs"] if terminated[0] else observation)[0].tolist())
-        rewards.append(float(reward[0]))
+    shown, rewards = play(env, [0.1, 0.9, 0.4, 0.8, 0.7, 0.6, 0.1, 0.1], [0, 1, 0, 0, 0])
     assert shown == [
         [1, 0, 0, 1, 1, 0, 0],
         [0, 1, 0, 1, 0, 0, 0],
@@ -340,108 +326,3 @@ def test_no_policy_without_memory_knows_the_sign() -> None:
 
     value = best_without_memory(lambda n: Recall(n, length=1, bits=1), symbol, middles(2))
     assert value == Recall.memoryless_return == 0.0
-
-
-# All of them
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_environment_i_of_a_vector_lives_what_a_single_one_with_its_seed_lives(id: str) -> None:
-    venv = envs.make(id, 3, seed=7)
-    singles = [gymnasium.make(id) for _ in range(3)]
-    observations = venv.reset()
-    for i, single in enumerate(singles):
-        np.testing.assert_array_equal(observations[i], single.reset(seed=7 + i)[0])
-    venv.action_space.seed(0)
-    ended = 0
-    for _ in range(100):
-        actions = np.stack([venv.action_space.sample() for _ in range(3)])
-        observations, rewards, dones, infos = venv.step(actions)
-        for i, single in enumerate(singles):
-            observation, reward, terminated, truncated, _ = single.step(actions[i])
-            assert (rewards[i], dones[i]) == (np.float32(reward), terminated)
-            assert not truncated
-            assert single.observation_space.contains(observation)
-            if dones[i]:
-                ended += 1
-                np.testing.assert_array_equal(infos[i]["terminal_observation"], observation)
-                observation, _ = single.reset()
-            np.testing.assert_array_equal(observations[i], observation)
-    assert ended >= 9
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_seeds_decide_the_episodes(id: str) -> None:
-    def life(seed: int) -> NDArray[Any]:
-        env = gymnasium.make_vec(id, 2, vectorization_mode="vector_entry_point")
-        observations = [env.reset(seed=seed)[0]]
-        action = np.zeros(env.action_space.shape, env.action_space.dtype)
-        observations += [env.step(action)[0] for _ in range(40)]
-        return np.array(observations)
-
-    np.testing.assert_array_equal(life(5), life(5))
-    assert (life(5) != life(6)).any()
-    assert (life(5)[:, 0] != life(5)[:, 1]).any()
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_the_known_returns_can_be_asked_and_lie_apart(id: str) -> None:
-    venv = envs.make(id, 2)
-    (best, _), (memoryless, _) = venv.get_attr("best_return"), venv.get_attr("memoryless_return")
-    threshold = gymnasium.spec(id).reward_threshold
-    assert threshold is not None
-    assert memoryless < threshold < best == 1.0
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_text_and_pictures_show_the_state(id: str) -> None:
-    text = gymnasium.make(id, render_mode="ansi")
-    text.reset(seed=1)
-    before = text.render()
-    for _ in range(6):
-        text.step(text.action_space.sample())
-    assert isinstance(before, str)
-    assert text.render() != before
-    picture = gymnasium.make(id, render_mode="rgb_array")
-    picture.reset(seed=1)
-    first = picture.render()
-    for _ in range(6):
-        picture.step(picture.action_space.sample())
-    assert first.dtype == np.uint8
-    assert first.ndim == 3
-    assert first.shape[0] % 2 == first.shape[1] % 2 == 0
-    assert (picture.render() != first).any()
-
-
-def test_the_text_has_a_column_a_step() -> None:
-    env = CopyEnv(render_mode="ansi", length=2, symbols=3)
-    env.reset(seed=0)
-    env.batch._begin(env.batch._every_row, np.array([[0.9, 0.4]]), {})
-    for action in (0, 1, 2):
-        env.step(action)
-    assert env.render().splitlines() == ["part 0  2 1 . .", "part 1  . . 0 0", "right   . . 2", "given   0 1 2"]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: CopyTask(length=0), "length must be at least 1, not 0"),
-        (lambda: CopyTask(symbols=1), "symbols must be at least 2, not 1"),
-        (lambda: CopyTask(delay=-1), "delay must be at least 0, not -1"),
-        (lambda: AssociativeRecall(pairs=9), r"keys must be at least pairs \(9\)"),
-        (lambda: AssociativeRecall(queries=0), "queries must be at least 1, not 0"),
-        (lambda: AssociativeRecall(values=1), "values must be at least 2, not 1"),
-        (lambda: CountRecall(copies=0), "copies must be at least 1, not 0"),
-        (lambda: CountRecall(values=1), "values must be at least 2, not 1"),
-        (lambda: Recall(length=0), "length must be at least 1, not 0"),
-        (lambda: Recall(bits=0), "bits must be at least 1, not 0"),
-        (lambda: Recall(distractors=1.5), r"distractors must lie in \[0, 1\]"),
-        (lambda: PhaseForecast(waves=0), "waves must be at least 1, not 0"),
-        (lambda: PhaseForecast(waves=2, length=5), r"length must be at least 3 \* waves \(6\)"),
-        (lambda: PhaseForecast(shortest=2), "2 < shortest <= longest"),
-        (lambda: PhaseForecast(shortest=5, longest=4), "2 < shortest <= longest"),
-    ],
-)
-def test_impossible_settings_are_refused_by_name(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
