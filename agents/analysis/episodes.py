@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, reset_steps
-from agents.checkpoint import normalizer_state, previous_inputs
-from agents.checkpoint.agent import undisturbed
+from agents.algorithms.experience import reset_steps
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.checkpoint import normalizer_state, previous_inputs, undisturbed
 from agents.deploy.player import Player
 
 Agent = Player | RecurrentOnPolicyAlgorithm

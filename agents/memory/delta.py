@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import glu, linear, logsigmoid, normalize, pad, silu
 
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State
-from agents.memory.layers import check_heads, check_sizes, normalised, numpy_linear, numpy_normalised, numpy_sigmoid
-from agents.memory.precision import in_own_precision
+from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
+from agents.memory.layers import check_heads, check_sizes, normalized, numpy_linear, numpy_normalized, numpy_sigmoid
 from agents.memory.recurrent import HORIZON, check_horizon
 
 CHUNK = 32
@@ -35,7 +34,7 @@ NumpyLayer = Callable[[Array, Array, Array], Array]
 
 
 class GatedDeltaNet(Memory):
-    """An embedding, then D residual layers ``x' = x + GLU(W [o, n])`` with n = normalised(x) and o read from S by n.
+    """An embedding, then D residual layers ``x' = x + GLU(W [o, n])`` with n = normalized(x) and o read from S by n.
 
     State: one part, the matrices, (B, D, K, E, E).
 
@@ -149,7 +148,7 @@ class _Layer(nn.Module):
 
     def step(self, stream: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H), S before (B, K, E, E) -> (B, H), S after."""
-        x = normalised(stream)
+        x = normalized(stream)
         q, k, v, b, log_a = self._terms(x)
         kept = log_a.exp()[..., None, None] * before
         u = b.unsqueeze(-1) * (v - (k.unsqueeze(-2) @ kept).squeeze(-2))
@@ -161,7 +160,7 @@ class _Layer(nn.Module):
         """(T, B, H), S before the first step (B, K, E, E), S of an episode's start (K, E, E), (T, B) -> (T, B, H)."""
         n_steps = len(stream)
         chunk = min(CHUNK, n_steps)
-        x = normalised(stream)
+        x = normalized(stream)
         q, k, v, b, log_a = (_in_chunks(part, chunk) for part in self._terms(x))  # (T / C, B, K, C, ...)
         starts = _in_chunks(episode_starts, chunk).unsqueeze(2)  # (T / C, B, 1, C)
         episode = starts.cumsum(-1)
@@ -197,7 +196,7 @@ class _Layer(nn.Module):
         heads = self.heads
 
         def layer(stream: Array, before: Array, after: Array) -> Array:
-            x = numpy_normalised(stream)
+            x = numpy_normalized(stream)
             projected = project(x)
             q, k, v = np.moveaxis((projected * numpy_sigmoid(projected)).reshape(len(x), 3, heads, 1, -1), 1, 0)
             q, k = _normalized(q), _normalized(k)
@@ -229,11 +228,7 @@ def _normalized(x: Array) -> Array:
 
 
 def _in_chunks(part: Tensor, chunk: int) -> Tensor:
-    """(T, B, ...) -> (T / C, B, ..., C) with heads before time: steps are added at the end that write nothing."""
-    n_more = -len(part) % chunk
-    padded = pad(part, (*[0, 0] * (part.dim() - 1), 0, n_more))
-    chunks = padded.unflatten(0, (-1, chunk))  # (T / C, C, B, K, E)
-    if part.dim() == 2:
-        return chunks.transpose(1, 2)
-    order = [0, 2, 3, 1, *range(4, chunks.dim())]
-    return chunks.permute(order)
+    """(T, B), (T, B, K) or (T, B, K, E) -> (T / C, B, (K,) C, (E)): steps added at the end write nothing."""
+    padded = pad(part, (*[0, 0] * (part.dim() - 1), 0, -len(part) % chunk))
+    chunks = padded.reshape(-1, chunk, *part.shape[1:])  # (T / C, C, B, K, E)
+    return chunks.transpose(1, 2) if part.dim() == 2 else chunks.movedim(1, 3)

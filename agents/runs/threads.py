@@ -25,7 +25,7 @@ import torch
 from gymnasium import spaces
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checkpoint.agent import undisturbed
+from agents.checkpoint import undisturbed
 from agents.rollout.buffer import number_of_minibatches
 from envs.vector.cpus import available_cpus
 
