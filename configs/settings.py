@@ -43,7 +43,7 @@ ENCODERS: dict[str, tuple[str, ...]] = {
     "impala": ("features_dim", "width", "normalized_image"),
     "seq2seq": (
         *("features_dim", "hidden_size", "cell", "bidirectional", "attention", "output_length", "pool"),
-        *("predict", "auxiliary_weight"),
+        *("predict", "auxiliary_weight", "mask_key"),
     ),
     "graph": ("features_dim", "hidden_size", "rounds", "pool", "both_ways", "output", "node_features"),
 }
@@ -57,7 +57,7 @@ WRAPPERS = (
 
 PREVIOUS = "previous_action_reward"
 
-BEFORE: dict[str, Any] = {"env.previous_action_reward": False}
+BEFORE: dict[str, Any] = {"env.previous_action_reward": False, "algorithm.ent_coef_schedule": "constant"}
 """What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""
 
 RENAMED_MEMORY_KWARGS = {"initialisation": "initialization"}
@@ -153,7 +153,9 @@ class AlgorithmSettings:
     """Scale advantages to mean 0 and variance 1: once a rollout, with a floor under the deviation, so that what is
     solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
     ent_coef: Annotated[float, AT_LEAST_0] = 0.01
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus, at the start."""
+    ent_coef_schedule: Schedule = "linear"
+    """constant, or linear: falling to 0 at the end of training."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5
     """Weight of the value loss."""
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
@@ -340,6 +342,9 @@ def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
         wanted = settings.policy.memory != "none" and settings.policy.encoder is None and not there
     return (*chosen, {PREVIOUS: {"start": True}}) if wanted else chosen
 
+
+SCHEDULED = ("learning_rate", "ent_coef", "clip_range")
+"""Settings of the algorithm that have a schedule, under their name and `_schedule`."""
 
 PPO_ONLY = (
     *("batch_size", "n_epochs", "clip_range", "clip_range_schedule", "clip_range_vf", "target_kl"),

@@ -36,7 +36,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         n_steps: int = 16,
         gamma: float = 0.99,
         gae_lambda: float = 1.0,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         rms_prop_eps: float = 1e-5,
@@ -84,7 +84,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         policy_loss = policy_gradient(log_probs, advantages)
         value_loss = value_error(batch.steps(values), batch.steps(batch.returns), batch.steps(batch.old_values), None)
         entropy_loss = log_probs.mean() if entropy is None else -batch.steps(entropy).mean()
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+        loss = policy_loss + self.entropy_coefficient() * entropy_loss + self.vf_coef * value_loss
         auxiliary = AuxiliaryTerms(self.policy)
         loss = auxiliary.add_to(loss)
         self.policy.optimizer.zero_grad()

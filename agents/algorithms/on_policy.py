@@ -24,7 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import explained_variance, get_device
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from agents.algorithms.callbacks import all_callbacks, needs_steps, skip_steps
@@ -158,7 +158,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         checks.check_range("gamma", self.gamma, 0.0, 1.0)
         checks.check_range("gae_lambda", self.gae_lambda, 0.0, 1.0)
         checks.check_range("vf_coef", self.vf_coef, 0.0)
-        checks.check_range("ent_coef", self.ent_coef)
+        checks.check_schedule("ent_coef", self.ent_coef, -float("inf"))
         checks.check_positive("max_grad_norm", self.max_grad_norm)
         checks.check_schedule("learning_rate", self.learning_rate, 0.0)
         checks.check_count("n_steps", self.n_steps)
@@ -374,6 +374,10 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     def _returns_seen(self) -> Moments:
         """The returns of all rollouts so far, where advantages are normalized by rollout."""
         return Moments(self._returns_count, self._returns_mean, self._returns_squares)
+
+    def entropy_coefficient(self) -> float:
+        """``ent_coef`` as it is now."""
+        return FloatSchedule(self.ent_coef)(self._current_progress_remaining)
 
     def _normalized_by_rollout(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """From the rollout's advantages to those that an update learns from, (...) -> (...)."""

@@ -39,7 +39,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         normalize_advantage: "batch": to mean 0 and standard deviation 1 in each minibatch; "rollout": once for the
             whole rollout, with a floor under the deviation (``agents.rollout.returns.advantage_scale``). True: by
             minibatch for sb3-contrib's policies, as there, else by rollout.
-        ent_coef, vf_coef: weights of entropy and value loss.
+        ent_coef: weight of the entropy, a number or a function of the progress remaining.
+        vf_coef: weight of the value loss.
         max_grad_norm: the gradient's norm is clipped here.
         use_sde, sde_sample_freq: generalized state-dependent exploration for Box actions, and the steps after which its
             noise is drawn again (-1: once a rollout).
@@ -83,7 +84,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool | str = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float = 0.5,
         use_sde: bool = False,
@@ -179,7 +180,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
             normalize=self._normalization == "batch",
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
-            ent_coef=self.ent_coef,
+            ent_coef=self.entropy_coefficient(),
             vf_coef=self.vf_coef,
         )
         if batch.valid is None and self._compiles("objective"):

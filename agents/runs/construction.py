@@ -16,7 +16,7 @@ from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
 from configs import EnvironmentFault, EnvironmentSettings, PolicySettings, Settings, reported_as
-from configs.settings import PPO_ONLY
+from configs.settings import PPO_ONLY, SCHEDULED
 
 ALGORITHMS: dict[str, type[RecurrentPPO] | type[RecurrentA2C]] = {"ppo": RecurrentPPO, "a2c": RecurrentA2C}
 
@@ -61,7 +61,7 @@ def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
     """
     arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")
-    for scheduled in ("learning_rate", "clip_range"):
+    for scheduled in SCHEDULED:
         if arguments.pop(f"{scheduled}_schedule") == "linear":
             arguments[scheduled] = LinearSchedule(arguments[scheduled], 0.0, 1.0)
     if name == "a2c":

@@ -19,6 +19,7 @@ from agents.kernels.binding import BUILDS, VERSIONS
 from agents.runs.construction import ALGORITHMS, own_classes
 from agents.runs.directory import RunDirectory
 from configs import Settings, say
+from configs.settings import SCHEDULED
 
 ENVIRONMENTS, FIGURES, COMPUTING = OF_A_RUN
 DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
@@ -95,7 +96,7 @@ def change_of_schedules(recorded: Settings, settings: Settings, step: int) -> st
     """What becomes of a schedule that falls to 0 where a run goes on to another number of steps; None: nothing."""
     before, now = recorded.total_timesteps, settings.total_timesteps
     changes = []
-    for name in ("learning_rate", "clip_range"):
+    for name in SCHEDULED:
         start, schedule = (getattr(settings.algorithm, key) for key in (name, f"{name}_schedule"))
         if schedule == "linear" and before != now:
             was, becomes = (start * max(0.0, 1 - step / total) for total in (before, now))

@@ -11,6 +11,7 @@ from configs.settings import (
     ENCODERS,
     MEMORIES,
     PPO_ONLY,
+    SCHEDULED,
     WRAPPERS,
     AlgorithmSettings,
     EnvironmentSettings,
@@ -134,7 +135,7 @@ def test_every_argument_that_shapes_learning_is_a_setting() -> None:
     ours = {each.name for each in dataclasses.fields(AlgorithmSettings)}
     ppo = set(inspect.signature(RecurrentPPO).parameters) - elsewhere
     a2c = set(inspect.signature(RecurrentA2C).parameters) - elsewhere - {"rms_prop_eps", "use_rms_prop"}
-    assert ours - {"name", "learning_rate_schedule", "clip_range_schedule"} == ppo
+    assert ours - {"name", *(f"{name}_schedule" for name in SCHEDULED)} == ppo
     assert ppo - a2c == set(PPO_ONLY) - {"clip_range_schedule"}
 
 

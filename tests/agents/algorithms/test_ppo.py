@@ -12,6 +12,7 @@ import torch
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
+from agents import RecurrentA2C, RecurrentPPO
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from tests.agents.probe_envs import (
     ACTION_SPACES,
@@ -29,6 +30,7 @@ from tests.agents.probe_envs import (
     vectorized,
 )
 from tests.pairs import each, pairwise
+from tests.saved_files import loaded
 from tests.tolerance import close, near
 
 
@@ -288,6 +290,22 @@ def test_every_divisibility_is_survived(memory: str, division: tuple[Any, ...]) 
     model.learn(2 * n_envs * n_steps)
     assert CountSteps.n_steps == 2 * n_expected
     assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize("cls", [RecurrentPPO, RecurrentA2C])
+def test_an_entropy_coefficient_may_fall_and_comes_back_from_a_file(cls: Any) -> None:
+    def falls_to_zero_at_half(progress: float) -> float:
+        return 2.0 * max(progress - 0.5, 0.0)
+
+    coefficients: list[float] = []
+    model = small_ppo(clocks(), cls=cls, ent_coef=falls_to_zero_at_half)
+    model.learn(96, callback=AtRolloutEnd(lambda model: coefficients.append(model.entropy_coefficient())))
+    assert coefficients == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    again = loaded(model)
+    again._current_progress_remaining = 0.75
+    assert again.entropy_coefficient() == pytest.approx(0.5)
+    constant = small_ppo(clocks(), cls=cls, ent_coef=0.25)
+    assert constant.entropy_coefficient() == constant.ent_coef == loaded(constant).ent_coef == 0.25
 
 
 def test_schedules_move_with_progress_and_are_logged_under_the_usual_names() -> None:

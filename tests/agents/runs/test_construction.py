@@ -51,11 +51,13 @@ def test_every_setting_reaches_the_agent() -> None:
 
 
 def test_linear_schedules_fall_to_zero_at_the_end() -> None:
-    agent = made(AlgorithmSettings(learning_rate_schedule="linear", clip_range_schedule="linear"), PolicySettings())
+    agent = made(AlgorithmSettings(clip_range_schedule="linear"), PolicySettings())
     assert agent.lr_schedule(1.0) == AlgorithmSettings().learning_rate
     assert agent.lr_schedule(0.5) == pytest.approx(AlgorithmSettings().learning_rate / 2)
     assert agent.clip_range(0.25) == pytest.approx(AlgorithmSettings().clip_range / 4)
     assert agent.clip_range(0.0) == 0.0
+    agent._current_progress_remaining = 0.25
+    assert agent.entropy_coefficient() == pytest.approx(AlgorithmSettings().ent_coef / 4)
 
 
 def test_a2c_takes_what_it_knows() -> None:
