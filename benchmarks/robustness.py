@@ -79,7 +79,7 @@ def _mask(*indices: int) -> tuple[str, ...]:
 
 TASKS = [
     Task("cartpole", "CartPoleNoVel-v1", 200_000, 50.0, 500.0, 475.0),
-    Task("pendulum", "PendulumNoVel-v1", 300_000, -1200.0, -150.0, -250.0),
+    Task("pendulum", "PendulumNoVel-v1", 900_000, -1200.0, -150.0, -250.0),
     Task("mountaincar", "MountainCarContinuousNoVel-v0", 300_000, 0.0, 95.0, 90.0),
     Task("acrobot", "AcrobotNoVel-v1", 300_000, -500.0, -80.0, -100.0),
     Task("tmaze-20", "TMaze-v0", 300_000, 0.5, 1.0, 0.95, {"length": 20}, source=EXACT),
