@@ -242,3 +242,11 @@ def test_the_main_job_balances_the_pole(runs: Path) -> None:
 def test_a_dry_run_prints_what_computes_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--config", "cartpole_novel", "--dry-run"]) == 0
     assert "acting: NumPy" in capsys.readouterr().out
+
+
+def test_a_run_that_did_not_learn_ends_with_what_to_try(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, *PPO, "--env.id", "TMaze-v0", "--env.kwargs", "length=20", "--algorithm.learning-rate", "1e-9"]
+    words += ["--evaluation.every", "32", "--total-timesteps", "256", "--runs", str(runs)]
+    assert train.main(words) == 0
+    note = "gradients end at the start of a sequence of 16 steps while episodes last 21: try --algorithm.n-steps 32"
+    assert note in capsys.readouterr().out

@@ -16,8 +16,9 @@ from agents.kernels.plan import missing
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import make_agent, make_environments
-from agents.runs.directory import RunDirectory, RunError, run_name
+from agents.runs.directory import RunDirectory, RunError, rows_until, run_name
 from agents.runs.resuming import resume_agent
+from agents.runs.symptoms import symptoms
 from agents.runs.threads import choose_threads
 from agents.runs.training import Training
 from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
@@ -116,9 +117,25 @@ def _work(run: RunDirectory, settings: Settings, *, recorded: Settings | None) -
             evaluate_at_the_end(
                 run, settings.evaluation.final_episodes, deterministic=settings.evaluation.deterministic
             )
+        for each in _symptoms(run, settings):
+            configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
         configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
     return run
+
+
+def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
+    """Why the run has not learned, if it has not, as far as its figures tell."""
+    algorithm, spec = settings.algorithm, gymnasium.registry.get(settings.env.id)
+    with reported_as(SettingsError, "runs", RunError):
+        _, metrics = rows_until(run.metrics)
+        _, evaluations = rows_until(run.evaluations)
+    return symptoms(
+        metrics,
+        evaluations,
+        sequence_length=algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size),
+        solved_at=None if spec is None else spec.reward_threshold,
+    )
 
 
 def _train_in(
