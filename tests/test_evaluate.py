@@ -14,6 +14,8 @@ import configs
 import evaluate
 import train
 from agents.runs.directory import RunDirectory
+from agents.runs.launch import SeedsFailed
+from agents.runs.tracking import wandb_arguments
 from configs import EnvironmentFault, Settings
 
 WORDS = [
@@ -119,7 +121,7 @@ def test_seeds_are_runs_of_their_own_in_one_group(runs: Path) -> None:
     pair = [configs.read(runs / f"pair-{seed}" / "settings.yaml") for seed in (5, 6)]
     assert [(each.seed, each.group, each.name) for each in pair] == [(5, "pair", "pair-5"), (6, "pair", "pair-6")]
     assert (
-        train.wandb_arguments(configs.Settings(group="pair", tracking=configs.TrackingSettings(wandb="offline")))[  # type: ignore[index]
+        wandb_arguments(configs.Settings(group="pair", tracking=configs.TrackingSettings(wandb="offline")))[  # type: ignore[index]
             "group"
         ]
         == "pair"
@@ -146,7 +148,7 @@ def test_a_failed_seed_is_told_and_the_others_go_on(
 
 
 def test_the_exit_code_is_that_of_the_first_failure() -> None:
-    failed = train.SeedsFailed({3: EnvironmentFault("the wheel came off")}, 5)
+    failed = SeedsFailed({3: EnvironmentFault("the wheel came off")}, 5)
     assert (failed.exit_code, str(failed)) == (3, "1 of 5 seeds failed. seed 3: the wheel came off")
 
 

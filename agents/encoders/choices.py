@@ -15,6 +15,13 @@ def with_flat_choices(space: spaces.Space[Any]) -> Any:
     return spaces.MultiDiscrete(space.nvec.ravel(), dtype=space.dtype) if _has_axes(space) else space  # type: ignore[attr-defined, arg-type]
 
 
+def flatten_choices(observations: Any, space: spaces.Space[Any]) -> Any:
+    """A batch of observations, tensors (N, ...), as those of ``with_flat_choices(space)``; flat ones stay as they are."""
+    if isinstance(space, spaces.Dict):
+        return {key: flatten_choices(part, space[key]) for key, part in observations.items()}
+    return observations.flatten(1) if _has_axes(space) else observations
+
+
 def flat_choices(observation: Any, space: spaces.Space[Any]) -> Any:
     """One observation of the space or a batch, arrays or tensors, as those of ``with_flat_choices(space)``."""
     if isinstance(space, spaces.Dict):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from agents.checks.arguments import check_mapping, check_observation_space
 from agents.encoders import default_encoder
-from agents.encoders.choices import flat_choices, with_flat_choices
+from agents.encoders.choices import flat_choices, flatten_choices, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
@@ -473,7 +473,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
-        flat = flat_choices(obs, self.observation_space)
+        flat = flatten_choices(obs, self.observation_space)
         seen = preprocess_obs(flat, self._preprocessed_space, normalize_images=self.normalize_images)
         features: Tensor = extractor(seen)
         return features

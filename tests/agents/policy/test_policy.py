@@ -438,7 +438,7 @@ def test_privileged_observations_reach_the_critic_alone(memory: str, critic_memo
     (by_value,) = torch.autograd.grad(values.sum(), observations["hidden"], retain_graph=True)
     assert (by_value != 0).any()
     (by_policy,) = torch.autograd.grad((log_probs + entropy).sum(), observations["hidden"], allow_unused=True)
-    assert by_policy is None
+    assert by_policy is None or (by_policy == 0).all()
 
     seen = observations["seen"][0].numpy()
     whole = {"seen": seen, "hidden": np.ones((B, 2), dtype=np.float32)}
