@@ -16,7 +16,7 @@ def with_flat_choices(space: spaces.Space[Any]) -> Any:
 
 
 def flatten_choices(observations: Any, space: spaces.Space[Any]) -> Any:
-    """A batch of observations, tensors (N, ...), as those of ``with_flat_choices(space)``; flat ones stay as they are."""
+    """Observations, tensors (N, ...), as those of ``with_flat_choices(space)``; what is flat already stays."""
     if isinstance(space, spaces.Dict):
         return {key: flatten_choices(part, space[key]) for key, part in observations.items()}
     return observations.flatten(1) if _has_axes(space) else observations
