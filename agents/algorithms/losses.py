@@ -3,6 +3,7 @@
 Axis: N steps of a minibatch, every one a transition.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -132,12 +133,19 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
     """Scales all gradients so that their norm, taken together, is at most ``max_norm``: in place, as
     ``torch.nn.utils.clip_grad_norm_``.
 
-    Squares are added up in double precision: in single precision they overflow from a norm of 1.8e19 on, and clipping
-    by an infinite norm would make zeros of gradients that are finite. No value leaves the device. What is not finite
-    stays so.
+    In single precision squares overflow from a norm of 1.8e19 on, and clipping by an infinite norm would make zeros of
+    gradients that are finite: they are added up in double precision then, on an accelerator always, so that no value
+    leaves it. What is not finite stays so.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return
-    norm = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float64)).norm()
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    if gradients[0].is_cpu:
+        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+        if norm <= max_norm:
+            return
+        if math.isfinite(norm):
+            torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))
+            return
+    exact = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float64)).norm()
+    torch._foreach_mul_(gradients, (max_norm / (exact + 1e-6)).clamp(max=1.0))
