@@ -113,7 +113,9 @@ class GatedDeltaNet(Memory):
         initial = self.initial_state(1)[0].numpy()
 
         def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
-            before = np.where(episode_starts.reshape(-1, 1, 1, 1, 1), initial, state[0])
+            before = state[0]
+            if np.count_nonzero(episode_starts):
+                before = np.where(episode_starts.reshape(-1, 1, 1, 1, 1), initial, before)
             after = np.empty_like(before)
             stream = embed(features)
             for i, layer in enumerate(layers):
