@@ -1,10 +1,10 @@
 """Whether the shared default solves task after task with every seed, judged by the last policy.
 
-    python benchmarks/robustness.py                             all runs that have no result yet, then the table
+    python benchmarks/robustness.py                             all runs without a result yet, then the page
     python benchmarks/robustness.py --only tmaze --seeds 2      those whose name contains this, two seeds of each
     python benchmarks/robustness.py --switch lambda-0.9         with one setting changed; see SWITCHES
     python benchmarks/robustness.py --switch "wide: --policy.memory-kwargs hidden_size=128"
-    python benchmarks/robustness.py --report                    the table of what there is
+    python benchmarks/robustness.py --report                    the page of what there is
 
 A run is ``train.py`` with no settings file: the environment, its arguments and the number of steps alone. When it has
 ended its last policy plays 100 episodes each way, sampled and deterministic. Runs are processes of one thread each,
@@ -156,7 +156,7 @@ class Settings(records.Settings):
 
 def main(settings: Settings) -> None:
     runs = all_runs(settings)
-    records.run_all(settings, "robustness", runs, summary, print_tables, processes=settings.processes)
+    records.run_all(settings, "robustness", runs, summary, write_page, processes=settings.processes)
 
 
 def all_runs(settings: Settings) -> list[Run]:
@@ -257,24 +257,41 @@ def stratified_interval(scores: Sequence[Values]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def print_tables(found: Sequence[Result]) -> None:
-    """A table for every switch, and what each comes to over all tasks."""
+PAGE = """# One default for every task
+
+    python benchmarks/robustness.py
+
+`train.py` with no settings file: the environment, its arguments and the number of steps alone. The last policy plays
+100 episodes each way, sampled and deterministic, and a run has solved its task if both reach the goal. A score is 0 at
+the return without memory and 1 at the best or published one (~: between bounds that are estimates, at least in part).
+
+{}
+"""
+
+
+def write_page(found: Sequence[Result]) -> None:
+    """A table for every switch, and its totals over all tasks, in docs/robustness.md."""
+    processors = sorted({result["cpu"] for result in found if "cpu" in result})
+    lines = [f"Processors: {', '.join(processors)}."]
     for switch in dict.fromkeys(result["name"].split("/")[1] for result in found):
-        by_task = {
-            task: [each for each in found if each["name"].startswith(f"{task.name}/{switch}/")] for task in TASKS
-        }
-        by_task = {task: results for task, results in by_task.items() if results}
-        scores = [np.array([score(task, each) for each in results]) for task, results in by_task.items()]
-        solved = [is_solved(task, each) for task, results in by_task.items() for each in results]
-        columns = "task | seeds | solved | sampled | deterministic | worst seed | score | goal | steps | s"
-        lines = records.table(columns, [_row(task, results) for task, results in by_task.items()])
-        low, high = stratified_interval(scores)
-        overall = float(interquartile_mean(np.concatenate(scores)))
-        print(f"\n{switch}\n", *lines, "\n~ between bounds that are estimated, in part or entirely", sep="\n")
-        print(
-            f"\n{switch}: interquartile mean {overall:.3f} ({low:.3f} to {high:.3f}), solved {sum(solved)} of "
-            f"{len(solved)} ({np.mean(solved):.0%}), of {len(by_task)} tasks"
-        )
+        lines += ["", *_section(switch, found)]
+    records.write_page("robustness", PAGE, lines)
+
+
+def _section(switch: str, found: Sequence[Result]) -> list[str]:
+    by_task = {task: [each for each in found if each["name"].startswith(f"{task.name}/{switch}/")] for task in TASKS}
+    by_task = {task: results for task, results in by_task.items() if results}
+    scores = [np.array([score(task, each) for each in results]) for task, results in by_task.items()]
+    solved = [is_solved(task, each) for task, results in by_task.items() for each in results]
+    columns = "task | seeds | solved | sampled | deterministic | worst seed | score | goal | steps | s"
+    lines = records.table(columns, [_row(task, results) for task, results in by_task.items()])
+    low, high = stratified_interval(scores)
+    overall = float(interquartile_mean(np.concatenate(scores)))
+    total = (
+        f"Interquartile mean of the scores {overall:.3f} ({low:.3f} to {high:.3f}), solved {sum(solved)} of "
+        f"{len(solved)} runs ({np.mean(solved):.0%}) of {len(by_task)} tasks."
+    )
+    return [f"## {switch}", "", *lines, "", total]
 
 
 def _row(task: Task, results: Sequence[Result]) -> list[object]:

@@ -1,5 +1,6 @@
 """The suite's bounds are its environments' own, its switches can be set, and its statistics are right."""
 
+import pathlib
 import shlex
 
 import gymnasium
@@ -54,3 +55,14 @@ def test_a_run_is_scored_by_the_worse_of_sampled_and_deterministic_actions() -> 
 def test_the_interval_resamples_within_every_task() -> None:
     """Tasks with seeds all alike leave nothing to resample."""
     assert robustness.stratified_interval([np.zeros(3), np.ones(3)]) == (0.5, 0.5)
+
+
+def test_the_page_has_a_row_for_every_task_that_was_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(robustness.records, "DOCS", tmp_path)
+    run = {"sampled": [500.0], "deterministic": [400.0, 410.0], "steps": 200_000, "seconds": 40.0, "cpu": "a processor"}
+    robustness.write_page([{**run, "name": f"cartpole/default/{seed}"} for seed in range(2)])
+    page = (tmp_path / "robustness.md").read_text()
+    assert "| cartpole | 2 | 0 | 500.000 | 405.000 | 405.000 | 0.79~ | 475 | 200,000 | 40 |" in page
+    assert "solved 0 of 2 runs (0%) of 1 tasks" in page
