@@ -124,6 +124,7 @@ SWITCHES: dict[str, str] = {
     "lambda-0.9": "--algorithm.gae-lambda 0.9",
     "lambda-0.7": "--algorithm.gae-lambda 0.7",
     "no-entropy": "--algorithm.ent-coef 0",
+    "falling-entropy": "--algorithm.ent-coef-schedule linear",
     "clipped-values": "--algorithm.clip-range-vf 0.2",
     "ten-epochs": "--algorithm.n-epochs 10",
     "batch-1024": "--algorithm.batch-size 1024",

@@ -154,7 +154,7 @@ class AlgorithmSettings:
     solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
     ent_coef: Annotated[float, AT_LEAST_0] = 0.01
     """Weight of the entropy bonus, at the start."""
-    ent_coef_schedule: Schedule = "linear"
+    ent_coef_schedule: Schedule = "constant"
     """constant, or linear: falling to 0 at the end of training."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5
     """Weight of the value loss."""

@@ -51,7 +51,7 @@ def test_every_setting_reaches_the_agent() -> None:
 
 
 def test_linear_schedules_fall_to_zero_at_the_end() -> None:
-    agent = made(AlgorithmSettings(clip_range_schedule="linear"), PolicySettings())
+    agent = made(AlgorithmSettings(clip_range_schedule="linear", ent_coef_schedule="linear"), PolicySettings())
     assert agent.lr_schedule(1.0) == AlgorithmSettings().learning_rate
     assert agent.lr_schedule(0.5) == pytest.approx(AlgorithmSettings().learning_rate / 2)
     assert agent.clip_range(0.25) == pytest.approx(AlgorithmSettings().clip_range / 4)
