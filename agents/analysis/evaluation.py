@@ -156,7 +156,7 @@ def evaluate(
         agent: a player, or an algorithm while it trains.
         env: environments of the evaluation's own, as they are before normalization. They are reset first.
         episodes: in all, shared out evenly among the environments beforehand.
-        deterministic: the most probable action in place of a sample; None: as the player is set.
+        deterministic: the deterministic (most probable) action in place of a sample; None: as the player is set.
         seed: of environments and samples; None goes on with their random numbers as they are.
         max_steps: an episode that is longer is cut there and counts as it is, and its environment plays no further; for
             environments in which an episode need not end. None for no limit.

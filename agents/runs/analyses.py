@@ -46,7 +46,7 @@ class Options(NamedTuple):
 
     Args:
         checkpoint: best, last, a step, or a file.
-        deterministic: the most probable action in place of a sample; None: as the run's settings say.
+        deterministic: the deterministic (most probable) action in place of a sample; None: as the run's settings say.
         seed: of environments and samples; far from the seeds that training begins with.
     """
 
@@ -223,7 +223,7 @@ def report_run(run: RunDirectory, options: Options, path: Path | None = None) ->
         with loaded(run, options, 1) as (player, env, _, file):
             played = record(player, env, seed=options.seed, max_steps=MOST_STEPS)
             shown = episode(played, units(player.policy, played), env.observation_space, env.action_space)
-        actions = "the most probable actions" if player.deterministic else "sampled actions"
+        actions = "deterministic actions" if player.deterministic else "sampled actions"
         shown["note"] = f"{file.name}, {actions}, seed {options.seed}."
     else:
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)

@@ -208,7 +208,7 @@ def _results(results: Sequence[tuple[str, Evaluation]]) -> list[Block]:
             f"{number(min(returns))}, {number(max(returns))}",
             "" if each.success_rate is None else f"{each.success_rate:.1%}",
             each.episodes,
-            "most probable" if each.deterministic else "sampled",
+            "deterministic" if each.deterministic else "sampled",
         )
         for (name, returns), each in different.items()
     ]
