@@ -333,8 +333,8 @@ def test_fifty_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_main_job_resumed_after_ten_kills_ends_with_the_same_weights(tmp_path: Path) -> None:
     steps = ["--total-timesteps", "20480", "--checkpoint.every", "1", "--evaluation.every", "5120", "--no-progress"]
-    twenty_updates = ["--env.n-envs", "8", "--algorithm.n-steps", "128", "--algorithm.batch-size", "256"]
-    words = ["--config", "cartpole_novel", *twenty_updates, "--threads", "1", *steps, "--evaluation.final-episodes", "0"]
+    steps += ["--env.n-envs", "8", "--algorithm.n-steps", "128", "--algorithm.batch-size", "256"]  # 20 updates
+    words = ["--config", "cartpole_novel", "--threads", "1", "--evaluation.final-episodes", "0", *steps]
     assert train.main([*words, "--runs", str(tmp_path), "--name", "full"]) == 0
     full, updates = RunDirectory(tmp_path / "full"), iter(sorted(random.Random(0).sample(range(2, 19), 10)))
 
