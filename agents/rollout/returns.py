@@ -64,7 +64,7 @@ def generalized_advantages(
 
         A_t = delta_t + gamma * lambda * A_{t+1},  delta_t = r_t + gamma * V(s_{t+1}) - V(s_t),
 
-    where both V(s_{t+1}) and A_{t+1} count as zero if step t + 1 starts an episode. An episode cut by a time limit
+    where both V(s_{t+1}) and A_{t+1} count as zero if step t + 1 starts an episode. One truncated by a time limit
     has its bootstrap gamma * V(s_{t+1}) already in its last reward.
 
     Args:

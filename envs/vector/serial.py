@@ -97,7 +97,9 @@ class GroupedVecEnv(VecEnv):
             if self.restarts > self._max_restarts:
                 self._fail(failure)
             times = f"{self.restarts} of at most {self._max_restarts} times"
-            warnings.warn(f"{failure}; it was made anew and its episode cut ({times})", RuntimeWarning, stacklevel=4)
+            warnings.warn(
+                f"{failure}; it was restarted and its episode truncated ({times})", RuntimeWarning, stacklevel=4
+            )
 
     def _fail(self, message: str) -> NoReturn:
         raise EnvError(message)

@@ -1,8 +1,8 @@
 """A worker process: steps its environments on request, and reports what happened, failures included.
 
 Observations, actions, rewards and dones are in memory shared with the parent; all else goes through the pipe. Every
-request has a number, and its answer the same, so that an answer the parent no longer waits for can be told from one it
-does. Importing this module imports neither torch nor Stable-Baselines3: a worker starts fast and stays small.
+request has a number, and its answer the same, so late answers are recognized.
+Importing this module imports neither torch nor Stable-Baselines3: a worker starts fast and stays small.
 """
 
 from __future__ import annotations

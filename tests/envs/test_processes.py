@@ -67,7 +67,7 @@ def test_all_workers_that_fail_in_the_same_step_are_restarted(how: str, tmp_path
         venv.reset()
         for _ in range(2):
             seen, *_ = venv.step(np.full(4, 5))
-        with pytest.warns(RuntimeWarning, match="made anew"):
+        with pytest.warns(RuntimeWarning, match="restarted and its episode truncated"):
             following, rewards, dones, infos = step_once_all_but(venv, {1, 3} if how == "hang" else set())
         assert dones.tolist() == [False, True, False, True]
         np.testing.assert_array_equal(rewards, [13, 0, 213, 0])
@@ -114,7 +114,7 @@ def test_an_environment_that_fails_in_a_reset_is_restarted_too(backend: str, tmp
     if backend == "subprocess":
         venv = SubprocessVecEnv(makers, workers=3, max_restarts=1)
     try:
-        with pytest.warns(RuntimeWarning, match="made anew"):
+        with pytest.warns(RuntimeWarning, match="restarted and its episode truncated"):
             np.testing.assert_array_equal(venv.reset(), [[0, 1, 0], [1, 1, 0], [2, 1, 0]])
         assert venv.restarts == 1
         assert [FAILED in info for info in venv.reset_infos] == [False, True, False]

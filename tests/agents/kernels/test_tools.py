@@ -169,7 +169,7 @@ def test_weights_made_of_others_are_seen_after_each_step(name: str, make: Callab
     optimizer = torch.optim.SGD(memory.parameters(), lr=0.5)
     x, starts = block()
     state = memory.initial_state(B)
-    for _ in range(2):  # the second time all must have been made anew
+    for _ in range(2):  # the second time all must have been rebuilt
         optimizer.zero_grad()
         found = memory(x, state, starts)
         found.square().sum().backward()
