@@ -257,7 +257,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 step = self._step_environments(env, rollout_buffer, actor, carried, n_steps)
                 resets = reset_steps(step.episode_starts, step.infos)
                 starts = step.dones.copy()
-                starts[resets] = True
+                if resets:
+                    starts[resets] = True
                 self.num_timesteps += env.num_envs
                 goes_on = not calls_back or self._call_back(callback, rollout_buffer, step, n_steps)
                 if goes_on:
