@@ -227,7 +227,7 @@ def test_runs_are_listed_as_their_directories_are(
     shutil.rmtree(runs / "pair-6")
     (runs / "other" / "settings.yaml").write_text("sede: 1\n")
     stopped = RunDirectory.create(runs, "a-run-of-a-long-name-that-was-stopped-early")
-    stopped.write_settings(configs.dump(Settings()))
+    stopped.settings.write_text(configs.dump(Settings()))
     assert evaluate.main(["--list", "--runs", str(runs), "--json", str(tmp_path / "list.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines[1:]}

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.table import Table
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
@@ -28,6 +27,7 @@ from agents.analysis.statistics import (
     mean,
     median,
     number,
+    table,
     wilson,
 )
 
@@ -91,6 +91,10 @@ class Evaluation:
         return float(np.mean(self.lengths))
 
     @property
+    def manner(self) -> str:
+        return manner(self.deterministic)
+
+    @property
     def success_rate(self) -> float | None:
         return float(np.mean(self.successes)) if self.successes else None
 
@@ -123,22 +127,20 @@ class Evaluation:
 
     def table(self) -> Table:
         """The statistics for a person."""
-        table = Table("", "value", "95 % interval", box=box.SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        shown = table("", "value", "95 % interval")
         statistics = {"mean return": mean, "median": median, "interquartile mean": interquartile_mean}
         for name, statistic in statistics.items():
-            table.add_row(name, number(self.statistic(statistic)), between(self.interval(statistic)))
-        table.add_row("standard deviation", number(self.std))
-        table.add_row("lowest, highest", f"{number(min(self.returns))}, {number(max(self.returns))}")
-        table.add_row("mean length", number(self.mean_length))
+            shown.add_row(name, number(self.statistic(statistic)), between(self.interval(statistic)))
+        shown.add_row("standard deviation", number(self.std))
+        shown.add_row("lowest, highest", f"{number(min(self.returns))}, {number(max(self.returns))}")
+        shown.add_row("mean length", number(self.mean_length))
         if self.success_rate is not None:
             low, high = wilson(self.successes)
-            table.add_row("success rate", f"{self.success_rate:.1%}", f"{low:.1%} to {high:.1%}")
-        table.add_row("episodes", str(self.episodes))
+            shown.add_row("success rate", f"{self.success_rate:.1%}", f"{low:.1%} to {high:.1%}")
+        shown.add_row("episodes", str(self.episodes))
         if self.cut:
-            table.add_row("of them cut, without an end", str(self.cut))
-        return table
+            shown.add_row("of them cut, without an end", str(self.cut))
+        return shown
 
 
 def evaluate(
@@ -181,46 +183,31 @@ def evaluate(
     )
 
 
-class BothWays(NamedTuple):
-    """An agent's episodes by the way it is set to act, and by the other: sampling, or the most probable action."""
+def manner(deterministic: bool) -> str:
+    """How an agent acts, in a word."""
+    return "deterministic" if deterministic else "sampled"
 
-    chosen: Evaluation
-    other: Evaluation
 
-    @property
-    def differ(self) -> bool:
-        """Whether the two differ beyond the intervals of their means."""
-        one, two = self.chosen.interval(mean), self.other.interval(mean)
-        return one.low > two.high or two.low > one.high
-
-    @property
-    def sampled(self) -> Evaluation:
-        return self.other if self.chosen.deterministic else self.chosen
-
-    @property
-    def deterministic(self) -> Evaluation:
-        return self.chosen if self.chosen.deterministic else self.other
+def differ(one: Evaluation, other: Evaluation) -> bool:
+    """Whether the means differ beyond their intervals."""
+    (low, high), (other_low, other_high) = one.interval(mean), other.interval(mean)
+    return low > other_high or other_low > high
 
 
 def evaluate_both_ways(
-    agent: Agent,
-    env: VecEnv,
-    episodes: int = 100,
-    *,
-    deterministic: bool = True,
-    seed: int | None = None,
-    max_steps: int | None = None,
-) -> BothWays:
-    """:func:`evaluate` with half of the episodes as the agent is set to act, and half the other way.
+    agent: Agent, env: VecEnv, episodes: int, *, deterministic: bool, seed: int, max_steps: int | None
+) -> dict[str, Evaluation]:
+    """:func:`evaluate` with half of the episodes as the agent is set to act, and half the other way, by manner.
 
     Sampling and the most probable action are two policies, and with the last action among its inputs a memory that has
     learned under one reads under the other what it never saw. At least one episode each; of an odd number the way
     chosen has one more.
     """
-    chosen = evaluate(agent, env, (episodes + 1) // 2, deterministic=deterministic, seed=seed, max_steps=max_steps)
-    half = max(episodes // 2, 1)
-    other = evaluate(agent, env, half, deterministic=not deterministic, seed=seed, max_steps=max_steps)
-    return BothWays(chosen, other)
+    shares = {deterministic: (episodes + 1) // 2, not deterministic: max(episodes // 2, 1)}
+    return {
+        manner(way): evaluate(agent, env, share, deterministic=way, seed=seed, max_steps=max_steps)
+        for way, share in shares.items()
+    }
 
 
 class Episode(NamedTuple):

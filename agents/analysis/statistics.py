@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
 
 Values = NDArray[np.float64]
 Statistic = Callable[[Values], Any]
@@ -42,6 +44,14 @@ def number(value: float, digits: int = 3) -> str:
 def between(interval: Sequence[float], digits: int = 3) -> str:
     """For a table: 0.250 to 0.750."""
     return f"{number(interval[0], digits)} to {number(interval[1], digits)}"
+
+
+def table(first: str, *columns: str) -> Table:
+    """For a terminal: what rows are of on the left, figures on the right."""
+    shown = Table(first, box=box.SIMPLE_HEAD)
+    for name in columns:
+        shown.add_column(name, justify="right")
+    return shown
 
 
 def interquartile_mean(values: Values) -> Values:

@@ -24,9 +24,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.analysis.evaluation import BothWays, evaluate_both_ways
+from agents.analysis.evaluation import Evaluation, differ, evaluate_both_ways, manner
+from agents.analysis.report.history import rows_until
 from agents.checkpoint import Captured, CheckpointError
-from agents.runs.directory import RunDirectory, rows_until
+from agents.runs.directory import RunDirectory, append_row
 from agents.runs.resuming import capture
 from configs import EvaluationSettings, printable
 
@@ -248,7 +249,8 @@ class Checkpoints(BetweenUpdates):
             path.parent.mkdir(exist_ok=True)
             agent.save(path)
             self._saved_at = step
-            self._run.drop_checkpoints(self._keep)
+            for _, old in self._run.checkpoints()[: -self._keep]:
+                old.unlink(missing_ok=True)
         return str(path)
 
     def _on_training_end(self) -> None:
@@ -320,36 +322,33 @@ class PeriodicEvaluation(BetweenUpdates):
             seed=seed,
             max_steps=self._settings.max_steps,
         )
-        result = both.chosen
+        result = both[manner(self._settings.deterministic)]
         # Of equals the later one: it has seen more.
         is_best = result.mean >= self._best
         self._run.check_there()
         if is_best:
             self._best = result.mean
             self.model.save(self._run.best)
-        self._record(both, step)
+        self._record(result, {f"{way}_mean_reward": each.mean for way, each in sorted(both.items())}, step)
         best = ", the best" if is_best else ""
-        n_truncated = result.cut + both.other.cut
+        n_truncated = sum(each.cut for each in both.values())
         truncated = f" ({n_truncated} truncated after {self._settings.max_steps:,} steps)" if n_truncated else ""
-        differ = ", which differ" if both.differ else ""
-        self._report(
-            f"step {step:,}: mean return {both.deterministic.mean:.2f} deterministic, {both.sampled.mean:.2f} sampled"
-            f"{differ}, over {result.episodes + both.other.episodes} episodes{truncated}{best}"
-        )
+        means = ", ".join(f"{each.mean:.2f} {way}" for way, each in sorted(both.items()))
+        which_differ = ", which differ" if differ(*both.values()) else ""
+        n_episodes = sum(each.episodes for each in both.values())
+        self._report(f"step {step:,}: mean return {means}{which_differ}, over {n_episodes} episodes{truncated}{best}")
         goal = self._settings.stop_at_return
         if goal is not None and result.mean >= goal:
             raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({goal})")
 
-    def _record(self, both: BothWays, step: int) -> None:
-        result = both.chosen
+    def _record(self, result: Evaluation, means: dict[str, float], step: int) -> None:
         figures: dict[str, Any] = {
             "mean_reward": result.mean,
             "std_reward": result.std,
             "median_reward": result.median,
             "interquartile_mean_reward": result.interquartile_mean,
             "mean_ep_length": result.mean_length,
-            "deterministic_mean_reward": both.deterministic.mean,
-            "sampled_mean_reward": both.sampled.mean,
+            **means,
         }
         if result.success_rate is not None:
             figures["success_rate"] = result.success_rate
@@ -357,7 +356,7 @@ class PeriodicEvaluation(BetweenUpdates):
             self.logger.record(f"eval/{name}", value)
         self.logger.record("time/total_timesteps", step, exclude="tensorboard")
         self.logger.dump(step)
-        self._run.append_evaluation({"step": step, "episodes": result.episodes, "success_rate": None, **figures})
+        append_row(self._run.evaluations, {"step": step, "episodes": result.episodes, "success_rate": None, **figures})
 
 
 class ProgressDisplay(BetweenUpdates):

@@ -22,7 +22,6 @@ import importlib.metadata
 import io
 import itertools
 import json
-import math
 import os
 import platform
 import re
@@ -36,6 +35,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.analysis.report.history import RunError, figures, read_versions, rows_until
+
 try:
     import fcntl
 except ImportError:  # pragma: no cover
@@ -44,14 +45,6 @@ except ImportError:  # pragma: no cover
 _CHECKPOINT = re.compile(r"step_(\d+)\.zip")
 
 State = Literal["finished", "training", "stopped"]
-
-
-class RunError(Exception):
-    """A run's directory cannot be made, or is none."""
-
-
-class RunExists(RunError):
-    """There is one of that name already."""
 
 
 class RunDirectory:
@@ -73,23 +66,21 @@ class RunDirectory:
         self._identity: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str], name: str) -> "RunDirectory":
-        """A new directory ``root/name``. Raises RunExists, or RunError where it cannot be made."""
-        path = Path(root) / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise RunExists(f"{path} exists and a run is never overwritten; choose another name") from None
-        except OSError as error:
-            raise RunError(f"cannot make the run's directory {path}: {error.strerror or error}") from error
-        return cls(path)
+    def create(cls, root: str | os.PathLike[str], name: str, *, numbered: bool = False) -> "RunDirectory":
+        """A new directory ``root/name``; where there is one and it may be ``numbered``, ``root/name-2``, ...
 
-    @classmethod
-    def create_unique(cls, root: str | os.PathLike[str], name: str) -> "RunDirectory":
-        """A new directory ``root/name``, or ``root/name-2``, ... Raises RunError where none can be made."""
+        Raises:
+            RunError: there is one, or none can be made.
+        """
         for path in _numbered(Path(root), name):
-            with suppress(RunExists):  # mkdir decides, so two runs that start at once never share one
-                return cls.create(root, path.name)
+            try:
+                path.mkdir(parents=True)  # which decides, so that two runs that start at once never share one
+                return cls(path)
+            except FileExistsError:
+                if not numbered:
+                    raise RunError(f"{path} exists and a run is never overwritten; choose another name") from None
+            except OSError as error:
+                raise RunError(f"cannot make the run's directory {path}: {error.strerror or error}") from error
         raise AssertionError
 
     @classmethod
@@ -109,11 +100,6 @@ class RunDirectory:
         """(step, file) of every checkpoint there is, oldest first."""
         found = [(_CHECKPOINT.fullmatch(path.name), path) for path in (self.path / "checkpoints").glob("step_*.zip")]
         return sorted((int(match[1]), path) for match, path in found if match)
-
-    def drop_checkpoints(self, keep: int) -> None:
-        """Removes all checkpoints but the latest ``keep``."""
-        for _, path in self.checkpoints()[:-keep]:
-            path.unlink(missing_ok=True)
 
     @property
     def has_agent(self) -> bool:
@@ -150,8 +136,8 @@ class RunDirectory:
     def last_step(self) -> int:
         """The latest environment step that left a trace: a row of metrics, an evaluation, a checkpoint."""
         saved = [step for step, _ in self.checkpoints()]
-        logged = [int(row["step"]) for path in (self.metrics, self.evaluations) for row in _rows(path)]
-        return max([*saved, *logged], default=0)
+        logged = [row["step"] for path in (self.metrics, self.evaluations) for row in figures(path)]
+        return int(max([*saved, *logged], default=0))
 
     def state(self, total_timesteps: int, stop_at_return: float | None = None) -> State:
         """Whether training reached its end, goes on, or was stopped; ``stop_at_return`` is an earlier end."""
@@ -160,20 +146,12 @@ class RunDirectory:
         at_goal = best is not None and stop_at_return is not None and best >= stop_at_return
         if saved and (saved[0] >= total_timesteps or at_goal):
             return "finished"
-        return "training" if self._is_locked() else "stopped"
+        with self._lock() as is_mine:
+            return "stopped" if is_mine else "training"
 
     def best_return(self) -> float | None:
         """The highest mean return of a periodic evaluation, None before the first."""
-        means = (_finite(row.get("mean_reward")) for row in _rows(self.evaluations))
-        return max((mean for mean in means if mean is not None), default=None)
-
-    def versions(self) -> dict[str, Any]:
-        """What the run was made with; empty where that was not written or cannot be read."""
-        try:
-            found = json.loads(self._versions.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return max((row["mean_reward"] for row in figures(self.evaluations) if "mean_reward" in row), default=None)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -182,33 +160,28 @@ class RunDirectory:
         Raises:
             RunError: somebody does already.
         """
-        descriptor = self._try_lock()
-        if descriptor is None:
-            raise RunError(f"another process is training in {self.path}; wait for its end or end it")
-        try:
+        with self._lock() as is_mine:
+            if not is_mine:
+                raise RunError(f"another process is training in {self.path}; wait for its end or end it")
             yield
-        finally:
-            _close(descriptor)
 
-    def _try_lock(self) -> int | None:
-        """What to close to unlock the directory; None where another process has locked it."""
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Whether the directory is locked by this process inside, and not by another."""
         if fcntl is None:  # pragma: no cover
-            return -1
-        descriptor = os.open(self.path, os.O_RDONLY)
+            yield True
+            return
+        descriptor, is_mine = os.open(self.path, os.O_RDONLY), True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(descriptor)
-            return None
+            is_mine = False
         except OSError:  # a file system without locks
             pass
-        return descriptor
-
-    def _is_locked(self) -> bool:
-        descriptor = self._try_lock()
-        if descriptor is not None:
-            _close(descriptor)
-        return descriptor is None
+        try:
+            yield is_mine
+        finally:
+            os.close(descriptor)
 
     def check_there(self) -> None:
         """Raises FileNotFoundError where it is no longer the directory that it was when this was called first."""
@@ -223,26 +196,18 @@ class RunDirectory:
                 "nothing more was saved"
             )
 
-    def write_settings(self, text: str) -> None:
-        """Atomically: without its settings a run could not be resumed."""
-        write_atomically(self.settings, text)
-
     def write_versions(self) -> None:
         """What the run was made with."""
         write_atomically(self._versions, json.dumps(versions(), indent=2) + "\n")
 
     def write_plan(self, parts: dict[str, str]) -> None:
         """Adds to versions.json how each part of the agent's policy is computed, and why not faster."""
-        write_atomically(self._versions, json.dumps({**self.versions(), "computed": parts}, indent=2) + "\n")
+        write_atomically(self._versions, json.dumps({**read_versions(self.path), "computed": parts}, indent=2) + "\n")
 
     def note_resume(self, step: int) -> None:
         """Adds to resumed.csv when, from which step, at which commit and by what command a run goes on."""
         row = {"at": _now(), "step": step, "commit": _commit(), "command": shlex.join(sys.argv)}
-        _append(self.path / "resumed.csv", row)
-
-    def append_evaluation(self, row: Mapping[str, Any]) -> None:
-        """Adds a periodic evaluation to evaluations.csv; every row has the same columns."""
-        _append(self.evaluations, row)
+        append_row(self.path / "resumed.csv", row)
 
     def forget_after(self, step: int) -> None:
         """Removes the rows of metrics.csv and evaluations.csv that come after a step, and what was torn in writing."""
@@ -256,15 +221,8 @@ class RunDirectory:
         for left_over in (*self.path.glob("*.tmp"), *self.path.glob("checkpoints/*.tmp")):
             left_over.unlink(missing_ok=True)
 
-    def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
-        """Writes ``evaluations/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
-        return self._write_result("evaluations", name, result)
-
-    def write_insight(self, name: str, result: Mapping[str, Any]) -> Path:
-        """Writes ``insight/name.json``, or ``name-2.json``, ...; its plots and arrays lie there under the same stem."""
-        return self._write_result("insight", name, result)
-
-    def _write_result(self, folder: str, name: str, result: Mapping[str, Any]) -> Path:
+    def write_result(self, folder: str, name: str, result: Mapping[str, Any]) -> Path:
+        """Writes ``folder/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
         (self.path / folder).mkdir(exist_ok=True)
         for path in _numbered(self.path / folder, name, ".json"):
@@ -285,39 +243,13 @@ def runs_in(root: str | os.PathLike[str]) -> list[RunDirectory]:
     if not Path(root).is_dir():
         raise RunError(f"{os.fspath(root)} is no directory; give the folder that runs are in")
     found = [RunDirectory(path.parent) for path in Path(root).glob("*/settings.yaml")]
-    return sorted(found, key=lambda run: (str(run.versions().get("started", "")), run.path.name))
+    return sorted(found, key=lambda run: (str(read_versions(run.path).get("started", "")), run.path.name))
 
 
 def run_name(env_id: str, memory: str, seed: int | str) -> str:
     """``CartPoleNoVel-v1-lstm-0-20261104-153012``, with what a file name cannot hold replaced."""
     plain = [re.sub(r"[^\w.+-]+", "_", part.rpartition(":")[2]) for part in (env_id, memory)]
     return f"{plain[0]}-{plain[1]}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def rows_until(path: Path, step: float = math.inf) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file up to a step; none where there is no file. A row that is torn is left out.
-
-    Raises:
-        RunError: it is no text.
-    """
-    if not path.is_file():
-        return [], []
-    content = path.read_bytes()
-    try:
-        columns, *rows = [*csv.reader(io.StringIO(content.decode("utf-8"), newline=""))] or [[]]
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RunError(
-            f"line {line} of {path} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}): mend it, or "
-            "move the file away"
-        ) from error
-    except csv.Error as error:
-        raise RunError(f"{path} cannot be read ({error}): mend it, or move the file away") from error
-    if "step" not in columns:
-        return [], []
-    place = columns.index("step")
-    complete = [row for row in rows if len(row) == len(columns) and row[place].isdigit()]
-    return columns, [dict(zip(columns, row, strict=True)) for row in complete if int(row[place]) <= step]
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
@@ -352,8 +284,9 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    columns = rows_until(path, 0)[0] if path.exists() else []
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to a CSV file; every row has the same columns."""
+    columns = rows_until(path, 0)[0]
     with path.open("a", newline="", encoding="utf-8") as file:
         # A run that an older version began has the columns of that one.
         writer = csv.DictWriter(file, fieldnames=columns or list(row), extrasaction="ignore")
@@ -362,31 +295,10 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         writer.writerow(row)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, none of one that cannot be read."""
-    try:
-        return rows_until(path)[1]
-    except (RunError, OSError):
-        return []
-
-
-def _finite(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _numbered(folder: Path, stem: str, suffix: str = "") -> Iterator[Path]:
     """stem, stem-2, stem-3, ..."""
     yield folder / f"{stem}{suffix}"
     yield from (folder / f"{stem}-{number}{suffix}" for number in itertools.count(2))
-
-
-def _close(descriptor: int) -> None:
-    with suppress(OSError):
-        os.close(descriptor)
 
 
 def _now() -> str:

@@ -11,12 +11,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import configs
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.analysis.report.history import RunError, rows_until
 from agents.checkpoint import CheckpointError
 from agents.kernels.plan import missing
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import make_agent, make_environments
-from agents.runs.directory import RunDirectory, RunError, rows_until, run_name
+from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.resuming import resume_agent
 from agents.runs.symptoms import symptoms
 from agents.runs.threads import choose_threads
@@ -98,11 +99,8 @@ def _new_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
     name = run_name(settings.env.id, settings.policy.memory, settings.seed)
     with reported_as(SettingsError, "runs", RunError, OSError):
-        if settings.name is not None:
-            run = RunDirectory.create(settings.runs, settings.name)
-        else:
-            run = RunDirectory.create_unique(settings.runs, name)
-        run.write_settings(configs.dump(settings))
+        run = RunDirectory.create(settings.runs, settings.name or name, numbered=settings.name is None)
+        write_atomically(run.settings, configs.dump(settings))
         configs.sign(run.path, settings)
         run.write_versions()
     return run
@@ -163,7 +161,7 @@ def _train_in(
         run.write_plan(_print_plan(agent))
         if settings.threads is None:
             settings = _with_measured_threads(settings, agent)
-        run.write_settings(configs.dump(settings))
+        write_atomically(run.settings, configs.dump(settings))
         goes_on = resumed is not None
         training = Training(agent, evaluation_env, run, settings, resumed=goes_on, interruption=interruption)
         training.run(trained=lambda: _film(run, settings))

@@ -33,7 +33,8 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
 from agents.analysis.report.groups import INCIDENTAL
-from agents.runs.directory import RunDirectory, csv_text, rows_until, write_atomically
+from agents.analysis.report.history import rows_until
+from agents.runs.directory import RunDirectory, csv_text, write_atomically
 from configs import Settings, say
 
 Mode = Literal["offline", "online"]

@@ -347,7 +347,7 @@ def _improvements(groups: Sequence[Group]) -> list[Block]:
 
 
 def _differences(groups: Sequence[Group]) -> Block:
-    rows = [(key, *map(plain, values)) for key, values in differences(groups).items()]
+    rows = [(key, *map(plain, values)) for key, values in differences([group.settings for group in groups]).items()]
     if not rows:
         return "quiet", "In nothing but the seed."
     return _table("Differing settings", ("setting", *(group.label for group in groups)), rows, range(0))

@@ -115,7 +115,7 @@ def test_noise_leaves_counts_alone_and_reaches_everything_else(memory: str) -> N
     for _ in range(12):
         observations, _, dones, _ = env.step(player.act(observations))
         player.reset(dones)
-    deviations = watched.standard_deviations()
+    deviations = watched.deviations()
     assert [each.shape for each in deviations] == [part.shape[1:] for part in watched.initial_state(1)]
     is_count = [each.shape == (1,) for each in deviations]
     assert [not each.any() for each in deviations] == is_count

@@ -15,12 +15,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from agents import RecurrentPPO
-from agents.analysis.evaluation import (
-    BothWays,
-    Evaluation,
-    evaluate,
-    evaluate_both_ways,
-)
+from agents.analysis import evaluation
+from agents.analysis.evaluation import Evaluation, evaluate, evaluate_both_ways
 from agents.deploy.player import Player
 from envs import make
 from envs.vector.vectorize import SerialVecEnv, VectorEnvAdapter
@@ -203,14 +199,13 @@ def test_json_holds_every_episode_and_no_number_that_json_has_not() -> None:
 
 
 def test_both_ways_to_act_play_half_of_the_episodes_each(agent: RecurrentPPO) -> None:
-    both = evaluate_both_ways(agent, lines(3, 5), 5, deterministic=False, seed=1)
-    assert (both.chosen.deterministic, both.chosen.episodes) == (False, 3)
-    assert (both.other.deterministic, both.other.episodes) == (True, 2)
-    assert (both.sampled, both.deterministic) == (both.chosen, both.other)
-    assert both.chosen == evaluate(agent, lines(3, 5), 3, deterministic=False, seed=1)
+    both = evaluate_both_ways(agent, lines(3, 5), 5, deterministic=False, seed=1, max_steps=None)
+    assert {way: each.episodes for way, each in both.items()} == {"sampled": 3, "deterministic": 2}
+    assert all(each.manner == way for way, each in both.items())
+    assert both["sampled"] == evaluate(agent, lines(3, 5), 3, deterministic=False, seed=1)
 
 
 @pytest.mark.parametrize(("other", "differ"), [([1.0, 2.0, 3.0], False), ([9.0, 10.0, 11.0], True)])
 def test_two_ways_to_act_differ_where_the_intervals_of_their_means_are_apart(other: list[float], differ: bool) -> None:
-    chosen = Evaluation((1.0, 2.0, 3.0), (1, 1, 1))
-    assert BothWays(chosen, Evaluation(tuple(other), (1, 1, 1), deterministic=False)).differ is differ
+    chosen, another = Evaluation((1.0, 2.0, 3.0), (1, 1, 1)), Evaluation(tuple(other), (1, 1, 1))
+    assert evaluation.differ(chosen, another) is evaluation.differ(another, chosen) is differ

@@ -234,7 +234,7 @@ def test_a_run_that_goes_on_has_the_same_id_and_remembers_its_best(tmp_path: Pat
     writer.close()
     read = Recorded(tmp_path)
     assert read.all("run")[0].run_id == "abcd1234"
-    assert read.column("best_return") == [(200, 7.5), (300, 7.5), (400, 9.0), (400, 9.0)]
+    assert read.column("best_return") == [(200, 7.5), (300, 7.5), (400, 7.5)]
 
 
 def log_and_end(directory: Path, steps: list[int], resumed_at: int | None, end: str) -> None:

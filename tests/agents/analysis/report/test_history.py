@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.runs.directory import RunDirectory, RunError, runs_in
+from agents.analysis.report.history import RunError
+from agents.runs.directory import RunDirectory, runs_in
 from tests.agents.analysis.report.runs import FINDING, PNG, record, settings
 
 

@@ -12,7 +12,9 @@ import pytest
 from gymnasium import spaces
 
 from agents.analysis.evaluation import Evaluation
-from agents.analysis.report import comparison_page, data, grouped, run_page
+from agents.analysis.report import data
+from agents.analysis.report.groups import grouped
+from agents.analysis.report.page import comparison_page, run_page
 from agents.runs.directory import RunDirectory
 from tests.agents.analysis.report.browser import PROGRAM, Browser
 from tests.agents.analysis.report.runs import record, recording, scored, settings
@@ -40,7 +42,7 @@ def episode() -> dict[str, Any]:
 def report(root: Path, name: str = "run", **changes: Any) -> str:
     made = record(root, name, settings(**changes), [1.0, 4.0, 2.0], findings=True)
     result = Evaluation((1.0, 2.0), (3, 4)).to_json()
-    RunDirectory(made.path).write_evaluation("best-2-deterministic", {"checkpoint": "best.zip", **result})
+    RunDirectory(made.path).write_result("evaluations", "best-2-deterministic", {"checkpoint": "best.zip", **result})
     return run_page(made, state="finished", episode=episode())
 
 
