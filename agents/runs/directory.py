@@ -29,7 +29,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -214,7 +214,7 @@ class RunDirectory:
         for path in (self.metrics, self.evaluations):
             columns, rows = rows_until(path, step)
             if columns:
-                write_atomically(path, csv_text([columns, *(row.values() for row in rows)]))
+                write_table(path, columns, rows)
             else:
                 path.unlink(missing_ok=True)
         # Whoever calls this has locked the directory: nobody else is writing.
@@ -252,10 +252,13 @@ def run_name(env_id: str, memory: str, seed: int | str) -> str:
     return f"{plain[0]}-{plain[1]}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file atomically; without columns an empty one."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue() if columns else "")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ Everything of a step is on file before the checkpoint of that step, so what come
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
@@ -24,7 +25,7 @@ from agents.runs.callbacks import (
 from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import restore_pending
-from agents.runs.tracking import make_logger, wandb_arguments
+from agents.runs.tracking import make_logger
 from configs import Settings, say
 
 
@@ -90,10 +91,7 @@ class Training:
         step = self._agent.num_timesteps if self._resumed else None
         if step is not None:
             self._run.forget_after(step)
-        tracking = self._settings.tracking
-        logger = make_logger(
-            self._run, tensorboard=tracking.tensorboard, wandb=wandb_arguments(self._settings), resumed_at=step
-        )
+        logger = make_logger(self._run, self._settings.tracking, asdict(self._settings), step)
         self._agent.set_logger(logger)
         if self._resumed:
             restore_pending(self._agent)

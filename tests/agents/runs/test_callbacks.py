@@ -24,7 +24,7 @@ from agents.runs.callbacks import (
     ProgressDisplay,
     TrainingFinished,
 )
-from agents.runs.directory import RunDirectory, csv_text
+from agents.runs.directory import RunDirectory, write_table
 from agents.runs.training import Training
 from configs import EvaluationSettings, Settings, TrackingSettings
 from envs import make
@@ -77,7 +77,7 @@ def test_evaluations_come_at_their_steps_and_after_the_last_update(agent: Recurr
 def test_the_best_is_kept_and_a_worse_one_is_not(agent: RecurrentPPO, run: RunDirectory) -> None:
     agent.learn(32, evaluation(run, every=32))
     best, (row,) = run.best.read_bytes(), rows_of(run.evaluations)
-    run.evaluations.write_text(csv_text([row.keys(), {**row, "mean_reward": "1e9"}.values()]))
+    write_table(run.evaluations, list(row), [{**row, "mean_reward": "1e9"}])
     agent.learn(32, evaluation(run, every=32), reset_num_timesteps=False)
     assert run.best.read_bytes() == best
 
