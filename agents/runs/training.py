@@ -35,8 +35,8 @@ class Training:
     All of it is protected from a second signal but what is ``breakable``.
 
     Args:
+        interruption: of a caller who may listen to signals around this already.
         resumed: the agent comes from a checkpoint of this run, and goes on from there.
-        interruption: that of a caller who listens to signals around this already.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Training:
         evaluation_env: VecEnv,
         run: RunDirectory,
         settings: Settings,
+        interruption: Interruption,
         *,
         resumed: bool = False,
-        interruption: Interruption | None = None,
     ) -> None:
         self._agent, self._run, self._settings, self._resumed = agent, run, settings, resumed
-        self._interruption = interruption or Interruption()
+        self._interruption = interruption
         self._checkpoints = Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
         self._progress = ProgressDisplay(settings.total_timesteps, shown=settings.progress)
         evaluation = PeriodicEvaluation(

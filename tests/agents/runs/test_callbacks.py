@@ -233,5 +233,5 @@ def test_the_figures_of_the_last_update_are_written(agent: RecurrentPPO, run: Ru
         tracking=TrackingSettings(tensorboard=False),
         progress=False,
     )
-    Training(agent, make("CartPoleNoVel-v1", 1), run, settings).run()
+    Training(agent, make("CartPoleNoVel-v1", 1), run, settings, Interruption()).run()
     assert [row["train/n_updates"] for row in rows_of(run.metrics)] == ["", "1", "2"]
