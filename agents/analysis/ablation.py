@@ -146,9 +146,8 @@ class Ablation:
         before, after = number(self.intact.mean, 2), number(wiped.mean, 2)
         if wiped.falls:
             others = "".join(f", with another episode's to {number(each.mean, 2)}" for each in exchanged)
-            return (
-                f"the agent uses its memory: without it the return falls from {before} to {after}{others}{self._reach}"
-            )
+            fall = f"the return falls from {before} to {after}{others}{self._reach}"
+            return f"the agent uses its memory: without it {fall}"
         if wiped.difference_interval.low > 0:
             return f"the memory does harm: without it the return rises from {before} to {after}"
         for each in exchanged:

@@ -171,7 +171,7 @@ def evaluate(
         raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
     with playing(agent, env, seed=seed, deterministic=deterministic) as game:
         finished = list(_finished(game, episodes, max_steps))
-    successes = [each.success for each in finished if each.success is not None]
+    successes = [bool(each.success) for each in finished if each.success is not None]
     return Evaluation(
         returns=tuple(each.total for each in finished),
         lengths=tuple(each.length for each in finished),
@@ -216,7 +216,7 @@ class Episode(NamedTuple):
     environment: int
     total: float
     length: int
-    success: bool | None
+    success: bool | None = None
     cut: bool = False
 
 
@@ -231,24 +231,20 @@ def _finished(game: Game, episodes: int, max_steps: int | None) -> Iterator[Epis
     for step in game.steps:
         returns += step.rewards
         lengths += ~step.only_reset
-        for i in np.flatnonzero(step.dones):
+        for i in map(int, np.flatnonzero(step.dones)):
+            info = step.infos[i]
             # One that was cut since the environment failed, and restarted, says nothing of the agent.
-            if left[i] and FAILED not in step.infos[i]:
+            if left[i] and FAILED not in info:
                 left[i] -= 1
-                yield _episode(step.infos[i], float(returns[i]), int(lengths[i]), int(i), monitored)
+                # A monitor counts below wrappers that change rewards or repeat actions: what it says is the task's own.
+                measured = info.get("episode", {}) if monitored else {}
+                total, length = float(measured.get("r", returns[i])), int(measured.get("l", lengths[i]))
+                if not math.isfinite(total):
+                    raise FloatingPointError(f"the return of an episode in environment {i} is {total}")
+                yield Episode(i, total, length, info.get("is_success"))
             returns[i], lengths[i] = 0.0, 0
         for i in np.flatnonzero((lengths >= longest) & (left > 0)):
             left[i] = 0
-            yield Episode(int(i), float(returns[i]), int(lengths[i]), None, cut=True)
+            yield Episode(int(i), float(returns[i]), int(lengths[i]), cut=True)
         if not left.any():
             return
-
-
-def _episode(info: dict[str, Any], total: float, length: int, environment: int, monitored: bool) -> Episode:
-    # A monitor counts below wrappers that change rewards or repeat actions: what it says is the task's own measure.
-    measured = info.get("episode", {}) if monitored else {}
-    total, length = float(measured.get("r", total)), int(measured.get("l", length))
-    if not math.isfinite(total):
-        raise FloatingPointError(f"the return of an episode in environment {environment} is {total}")
-    success = info.get("is_success")
-    return Episode(environment, total, length, None if success is None else bool(success))

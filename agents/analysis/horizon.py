@@ -69,10 +69,9 @@ class Horizon:
             return "memory horizon: none, no input moves the action"
         if self.horizon == 0:
             return f"memory horizon: 0 steps, {self.share:.0%} of what moves the action is the present input"
-        return (
-            f"memory horizon: {self.horizon} step{'s' if self.horizon > 1 else ''}, {self.share:.0%} of what moves the "
-            f"action lies within (of {len(self.sensitivity) - 1} that were looked at)"
-        )
+        steps, most = f"{self.horizon} step{'s' if self.horizon > 1 else ''}", len(self.sensitivity) - 1
+        share = f"{self.share:.0%} of what moves the action lies within"
+        return f"memory horizon: {steps}, {share} (of {most} that were looked at)"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as what ``json`` writes."""

@@ -7,7 +7,6 @@ Axes: T steps, U units, D layers.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,11 +31,6 @@ def check() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Writes a picture, in the format that the path's suffix names."""
-    figure.savefig(path, dpi=130)
 
 
 def ablation(data: Ablation) -> "Figure":

@@ -76,10 +76,9 @@ class Recording:
         Raises:
             ValueError: there is none of that name; the message lists what there is.
         """
-        known: dict[str, Array] = {"time": np.arange(len(self)), "reward": self.rewards, "value": self.values}
+        known = {**self.infos, "time": np.arange(len(self)), "reward": self.rewards, "value": self.values}
         if self.actions.ndim == 1:
             known["action"] = self.actions
-        known = {**self.infos, **known}
         if name not in known:
             raise ValueError(f"no step of the episode has {name!r}; there are {', '.join(known)}")
         return known[name]
@@ -96,12 +95,11 @@ class Recording:
 
 
 def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None = None) -> Recording:
-    """Lets a player act for one episode and keeps everything; nothing of the player or the process moves.
+    """Lets a player act for one episode, cut after ``max_steps`` or 10,000; nothing of player or process moves.
 
     Args:
         env: before normalization; of several environments the first is recorded.
         seed: of environment and samples.
-        max_steps: the episode is cut there; never later than after 10,000 steps.
 
     Raises:
         ValueError: the agent does not fit the environment.
@@ -120,16 +118,9 @@ def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None 
                 break
     stacked = _stacked(observations)
     seen = player.normalized(stacked)
-    return Recording(
-        stacked,
-        seen,
-        np.stack(actions),
-        np.array(rewards),
-        _numbers(infos),
-        **_computed(player.policy, seen, np.stack(chosen)),
-        ended=ended,
-        seed=seed,
-    )
+    computed = _computed(player.policy, seen, np.stack(chosen))
+    taken, earned = np.stack(actions), np.array(rewards)
+    return Recording(stacked, seen, taken, earned, _numbers(infos), **computed, ended=ended, seed=seed)
 
 
 def _noting_actions(player: Player) -> tuple[Player, list[Array]]:
@@ -228,7 +219,7 @@ def _stacked(observations: list[Any]) -> Any:
 def _numbers(infos: list[dict[str, Any]]) -> dict[str, Array]:
     """Keys that hold one number at every step; one that the last step alone has says nothing over time."""
     found = {}
-    for key in sorted(map(str, set.intersection(*(set(info) for info in infos)))):
+    for key in sorted(map(str, set.intersection(*map(set, infos)))):
         values = [np.asarray(info.get(key)) for info in infos]
         if all(value.size == 1 and value.dtype.kind in "biuf" for value in values):
             found[key] = np.array([float(value.item()) for value in values])

@@ -33,19 +33,13 @@ HORIZON_EPISODES = 20
 
 
 class Options(NamedTuple):
-    """Which agent of a run acts, how, and for how long.
+    """Which agent of a run acts, how, and for how long."""
 
-    Args:
-        checkpoint: best, last, a step, or a file.
-        deterministic: the deterministic (most probable) action in place of a sample; None: as the run's settings say.
-        seed: of environments and samples; far from the seeds that training begins with.
-    """
-
-    checkpoint: str = "best"
+    checkpoint: str = "best"  # last, a step, or a file
     episodes: int = 100
     n_envs: int = 20
-    deterministic: bool | None = None
-    seed: int = 1_000_000
+    deterministic: bool | None = None  # as the run's settings say
+    seed: int = 1_000_000  # far from the seeds that training begins with
     device: str = "cpu"
 
 
@@ -63,12 +57,7 @@ class Loaded(NamedTuple):
 
 
 def open_runs(paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str]) -> list[RunDirectory]:
-    """The runs, once it is sure that they may import what they name.
-
-    Args:
-        trusted: modules that a run made elsewhere may import.
-        typed: the command line.
-    """
+    """The runs, once it is sure that they may import what they name, or that it is ``trusted``."""
     with reported_as(CheckpointFault, "run", RunError):
         runs = [RunDirectory.open(path) for path in paths]
     for run in runs:
@@ -155,8 +144,8 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
     histories = [_history(run) for run in runs]
     _check_one_task(histories)
     results = [evaluate_run(run, options) for run in runs]
-    pairs = zip(histories, results, strict=True)
-    groups = print_groups([Scored(history, np.array(each["returns"])) for history, each in pairs])
+    scores = (np.array(result["returns"]) for result in results)
+    groups = print_groups([Scored(*pair) for pair in zip(histories, scores, strict=True)])
     if json_file is not None:
         _write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
     if report is not None:
@@ -201,11 +190,7 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
 
 
 def report_run(run: RunDirectory, options: Options, path: Path | None = None) -> None:
-    """Writes a run's page: what it learned, what was found about it, an episode of one of its agents.
-
-    Args:
-        path: None for report.html in the run, or report-2.html, ...
-    """
+    """Writes a run's page, into the run unless a path is given."""
     history, shown, note = _history(run), None, ""
     if run.has_agent:
         with loaded(run, options, 1) as agent:
@@ -216,12 +201,8 @@ def report_run(run: RunDirectory, options: Options, path: Path | None = None) ->
     else:
         note = "No agent has been saved yet, so there are no results and no episode."
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
-    page = run_page(history, state=_state(run, configs.read(run.settings)), episode=shown, note=note)
+    page = run_page(history, state=run.state(configs.read(run.settings)), episode=shown, note=note)
     _write_page(path or run.free_name("report.html"), page)
-
-
-def _state(run: RunDirectory, settings: Settings) -> str:
-    return run.state(settings.total_timesteps, settings.evaluation.stop_at_return)
 
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:
@@ -230,27 +211,26 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
         rows = [_listed(run) for run in runs_in(root)]
     if json_file is not None:
         _write_json(json_file, {"runs": rows})
-    columns = ("run", "environment", "memory", "seed", "group", "steps", "best return", "state")
-    shown = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*(Text("" if row[column] is None else configs.printable(str(row[column]))) for column in columns))
-    if rows:
-        print_uncut(shown)
-    else:
+    if not rows:
         configs.say(f"there are no runs in {root}")
+        return
+    shown = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(Text("" if value is None else configs.printable(str(value))) for value in row.values()))
+    print_uncut(shown)
 
 
 def _listed(run: RunDirectory) -> dict[str, Any]:
     """What is listed of a run; of one whose settings cannot be read, that."""
     best = run.best_return()
-    row: dict[str, Any] = dict.fromkeys(("environment", "memory", "seed", "group"))
-    row |= {"run": run.path.name, "steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    row: dict[str, Any] = {"run": run.path.name, **dict.fromkeys(("environment", "memory", "seed", "group"))}
+    row |= {"steps": run.last_step(), "best return": None if best is None else round(best, 3)}
     try:
         settings = configs.read(run.settings)
     except SettingsError:
         return {**row, "state": "settings unreadable"}
     row |= {"environment": settings.env.id, "memory": settings.policy.memory, "seed": settings.seed}
-    return {**row, "group": settings.group, "state": _state(run, settings)}
+    return {**row, "group": settings.group, "state": run.state(settings)}
 
 
 def record_run(run: RunDirectory, options: Options, path: Path) -> None:
@@ -286,16 +266,12 @@ def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None
     configs.say(found.sentence)
     with reported_as(SettingsError, "--horizon", OSError):
         path = run.write_result("insight", f"{file.stem}-horizon", found.to_json())
-        plots.save(plots.horizon(found), path.with_suffix(".png"))
+        plots.horizon(found).savefig(path.with_suffix(".png"), dpi=130)
     configs.say(f"written to {path} and .png")
 
 
 def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> None:
-    """Writes an episode's memory into the run, as numbers and as pictures.
-
-    Args:
-        color: what colors the principal components, a name of :meth:`Recording.signal`.
-    """
+    """Writes an episode's memory into the run, as numbers and as pictures colored by :meth:`Recording.signal`."""
     with loaded(run, options, 1) as (player, env, settings, file):
         played = record(player, env, seed=options.seed, max_steps=settings.evaluation.max_steps)
         with reported_as(SettingsError, f"--color {color}", ValueError):
@@ -317,16 +293,10 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
         arrays: dict[str, Any] = dict(played.arrays())
         np.savez_compressed(path.with_suffix(".npz"), **arrays)
         for name, picture in pictures.items():
-            plots.save(picture, path.with_name(f"{path.stem}-{name}.png"))
+            picture.savefig(path.with_name(f"{path.stem}-{name}.png"), dpi=130)
     if not pictures:
         print("the agent carries no memory and attends to nothing: there is nothing to draw")
     configs.say(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
-
-
-def check_plots() -> None:
-    """Raises :class:`SettingsError` where matplotlib is missing."""
-    with reported_as(SettingsError, "plots", ImportError):
-        plots.check()
 
 
 def _write_page(path: Path, page: str) -> None:

@@ -124,11 +124,9 @@ def encoder_class(name: str) -> type[Any]:
 def normalize(env: VecEnv, task: EnvironmentSettings, gamma: float = 0.99) -> VecEnv:
     """``env`` in a ``VecNormalize`` over the parts of its observations for which a mean makes sense, and rewards.
 
-    Images are scaled by the policy and discrete parts are categories: both are left alone. Where nothing is left to
-    normalize the environment comes back as it is.
+    Images are scaled by the policy and discrete parts are categories: both are left alone.
     """
     space = env.observation_space
-    is_dict = isinstance(space, spaces.Dict)
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     keys = [key for key, part in parts.items() if task.normalize_observations and _is_measurement(part)]
     if not keys and not task.normalize_rewards:
@@ -140,7 +138,7 @@ def normalize(env: VecEnv, task: EnvironmentSettings, gamma: float = 0.99) -> Ve
         clip_obs=task.clip_observations,
         clip_reward=task.clip_rewards,
         gamma=gamma,
-        norm_obs_keys=keys if is_dict and keys else None,
+        norm_obs_keys=keys if keys and keys != [""] else None,
     )
 
 

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.analysis.report.history import RunError, figures, read_versions, rows_until
+from configs import Settings
 
 try:
     import fcntl
@@ -44,15 +45,9 @@ except ImportError:  # pragma: no cover
 
 _CHECKPOINT = re.compile(r"step_(\d+)\.zip")
 
-State = Literal["finished", "training", "stopped"]
-
 
 class RunDirectory:
-    """Where a run keeps its files.
-
-    Args:
-        path: of a directory that exists.
-    """
+    """Where a run keeps its files; of a directory that exists."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -67,11 +62,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str, *, numbered: bool = False) -> "RunDirectory":
-        """A new directory ``root/name``; where there is one and it may be ``numbered``, ``root/name-2``, ...
-
-        Raises:
-            RunError: there is one, or none can be made.
-        """
+        """A new directory ``root/name``; where there is one and it may be ``numbered``, ``root/name-2``, ..."""
         for path in _numbered(Path(root), name):
             try:
                 path.mkdir(parents=True)  # which decides, so that two runs that start at once never share one
@@ -93,7 +84,6 @@ class RunDirectory:
         return cls(path)
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
         return self.path / "checkpoints" / f"step_{step:012d}.zip"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -107,11 +97,7 @@ class RunDirectory:
         return self.best.is_file() or bool(self.checkpoints())
 
     def find(self, checkpoint: str) -> Path:
-        """The file of ``best``, ``last``, a step, or a path (as it is, or from the run).
-
-        Raises:
-            RunError: there is none; the message lists what there is.
-        """
+        """The file of ``best``, ``last``, a step, or a path (as it is, or from the run); else RunError."""
         saved = self.checkpoints()
         if checkpoint == "best" and self.best.is_file():
             return self.best
@@ -139,12 +125,11 @@ class RunDirectory:
         logged = [row["step"] for path in (self.metrics, self.evaluations) for row in figures(path)]
         return int(max([*saved, *logged], default=0))
 
-    def state(self, total_timesteps: int, stop_at_return: float | None = None) -> State:
-        """Whether training reached its end, goes on, or was stopped; ``stop_at_return`` is an earlier end."""
-        saved = [step for step, _ in self.checkpoints()[-1:]]
-        best = self.best_return()
-        at_goal = best is not None and stop_at_return is not None and best >= stop_at_return
-        if saved and (saved[0] >= total_timesteps or at_goal):
+    def state(self, settings: Settings) -> Literal["finished", "training", "stopped"]:
+        """Whether training reached its end or its goal, goes on, or was stopped."""
+        saved, best, goal = self.checkpoints(), self.best_return(), settings.evaluation.stop_at_return
+        at_goal = best is not None and goal is not None and best >= goal
+        if saved and (saved[-1][0] >= settings.total_timesteps or at_goal):
             return "finished"
         with self._lock() as is_mine:
             return "stopped" if is_mine else "training"
@@ -155,11 +140,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else can train in the directory inside; the lock goes with the process, however that ends.
-
-        Raises:
-            RunError: somebody does already.
-        """
+        """Nobody else can train in the directory inside, or RunError; the lock goes with the process."""
         with self._lock() as is_mine:
             if not is_mine:
                 raise RunError(f"another process is training in {self.path}; wait for its end or end it")
@@ -233,13 +214,7 @@ class RunDirectory:
 
 
 def runs_in(root: str | os.PathLike[str]) -> list[RunDirectory]:
-    """The runs in a folder, those started first first.
-
-    Looked up each time: a list kept in a file would go stale where a run is moved, deleted or copied in.
-
-    Raises:
-        RunError: there is no such folder.
-    """
+    """The runs in a folder, those started first first, or RunError where there is no such folder."""
     if not Path(root).is_dir():
         raise RunError(f"{os.fspath(root)} is no directory; give the folder that runs are in")
     found = [RunDirectory(path.parent) for path in Path(root).glob("*/settings.yaml")]

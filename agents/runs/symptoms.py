@@ -39,10 +39,8 @@ def symptoms(
     noise = math.hypot(returns[:third].std(), returns[-third:].std()) / math.sqrt(third)
     if best - last > max(0.5 * (best - first), 2 * noise) and best - first > 2 * noise:
         step = _column(evaluations, "step")[returns.argmax()]
-        return [
-            f"the return fell from {best:.4g} at step {step:.0f} to {last:.4g}: try --algorithm.learning-rate at half its "
-            "value, or --algorithm.clip-range 0.1"
-        ]
+        fell = f"the return fell from {best:.4g} at step {step:.0f} to {last:.4g}"
+        return [f"{fell}: try --algorithm.learning-rate at half its value, or --algorithm.clip-range 0.1"]
     if last - first > 2 * noise or (solved_at is not None and last >= solved_at):
         return []
     course = f"the return did not rise ({first:.4g} at first, {last:.4g} at the end)"
@@ -55,10 +53,8 @@ def _entropy(metrics: Sequence[Row]) -> list[str]:
     entropy = -_column(metrics, "train/entropy_loss")
     if len(entropy) < 2 or entropy[0] <= 0 or entropy[-1] >= COLLAPSED * entropy[0]:
         return []
-    return [
-        f"the policy's entropy fell from {entropy[0]:.3g} to {max(entropy[-1], 0.0):.3g}: it stopped exploring, try "
-        "--algorithm.ent-coef 0.05"
-    ]
+    fell = f"the policy's entropy fell from {entropy[0]:.3g} to {max(entropy[-1], 0.0):.3g}"
+    return [f"{fell}: it stopped exploring, try --algorithm.ent-coef 0.05"]
 
 
 def _reach(metrics: Sequence[Row], length: float, sequence_length: int) -> list[str]:

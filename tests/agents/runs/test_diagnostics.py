@@ -124,14 +124,11 @@ def test_a_sample_is_complete_sequences_with_the_state_before_them() -> None:
     assert torch.equal(sample.observations[:, 0], buffer.observations[4 * stretch : 4 * stretch + 4, env])
 
 
-def test_samples_are_rare_enough_to_cost_little_and_numbers_out_of_range_are_refused() -> None:
+def test_samples_are_rare_enough_to_cost_little() -> None:
     # 3 environments x 8 steps x 2 epochs = 48 steps passed an update, 12 of a sample: 12 / 50 updates x 48 = 0.5 %.
     model = small_ppo(clocks(), "gru")
     assert MemoryDiagnostics()._interval(model) == 50
     assert MemoryDiagnostics(every=3)._interval(model) == 3
-    for wrong in (dict(every=0), dict(steps=0)):
-        with pytest.raises(ValueError, match="at least 1"):
-            MemoryDiagnostics(**wrong)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -91,12 +91,9 @@ def test_versions_name_python_and_the_packages_that_decide_results() -> None:
     assert (found["commit"] is not None) == is_repository
 
 
-def test_a_run_is_in_training_while_its_directory_is_locked(run: RunDirectory) -> None:
-    with run.locked():
-        assert run.state(100) == "training"
-        with pytest.raises(RunError, match="another process is training"), run.locked():
-            pass
-    assert run.state(100) == "stopped"
+def test_a_run_that_is_locked_is_locked_once(run: RunDirectory) -> None:
+    with run.locked(), pytest.raises(RunError, match="another process is training"), run.locked():
+        pass
 
 
 def test_what_a_killed_writer_left_is_removed_on_going_on(run: RunDirectory) -> None:

@@ -7,8 +7,7 @@ from agents.runs.symptoms import symptoms
 
 def evaluations(returns: list[float], length: float = 50.0) -> list[dict[str, float]]:
     return [
-        {"step": 1000 * i, "mean_reward": value, "mean_ep_length": length}
-        for i, value in enumerate(returns, start=1)
+        {"step": 1000 * i, "mean_reward": value, "mean_ep_length": length} for i, value in enumerate(returns, start=1)
     ]
 
 

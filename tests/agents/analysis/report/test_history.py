@@ -7,6 +7,7 @@ import pytest
 
 from agents.analysis.report.history import RunError
 from agents.runs.directory import RunDirectory, runs_in
+from configs import EvaluationSettings, Settings
 from tests.agents.analysis.report.runs import FINDING, PNG, record, settings
 
 
@@ -85,12 +86,15 @@ def test_runs_are_found_as_they_are_now_in_the_order_they_were_started(tmp_path:
 
 
 def test_a_run_is_finished_where_it_saved_its_last_step_or_reached_its_goal(tmp_path: Path) -> None:
+    def until(goal: float | None) -> Settings:
+        return Settings(total_timesteps=100, evaluation=EvaluationSettings(stop_at_return=goal))
+
     run = RunDirectory(record(tmp_path, "run", settings(), [1.0, 8.0]).path)
     (run.path / "checkpoints").mkdir()
     run.checkpoint(90).touch()
     with run.locked():
-        assert run.state(100, stop_at_return=9) == run.state(100) == "training"
-    assert run.state(100, stop_at_return=9) == run.state(100) == "stopped"
-    assert run.state(100, stop_at_return=8) == "finished"
+        assert run.state(until(9)) == run.state(until(None)) == "training"
+    assert run.state(until(9)) == run.state(until(None)) == "stopped"
+    assert run.state(until(8)) == "finished"
     run.checkpoint(100).touch()
-    assert run.state(100) == "finished"
+    assert run.state(until(None)) == "finished"
