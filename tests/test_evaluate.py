@@ -15,7 +15,6 @@ import evaluate
 import train
 from agents.runs.directory import RunDirectory
 from agents.runs.launch import SeedsFailed
-from agents.runs.tracking import wandb_arguments
 from configs import EnvironmentFault, Settings
 
 WORDS = [
@@ -120,12 +119,6 @@ def test_a_run_that_cannot_be_written_to_is_evaluated_all_the_same(
 def test_seeds_are_runs_of_their_own_in_one_group(runs: Path) -> None:
     pair = [configs.read(runs / f"pair-{seed}" / "settings.yaml") for seed in (5, 6)]
     assert [(each.seed, each.group, each.name) for each in pair] == [(5, "pair", "pair-5"), (6, "pair", "pair-6")]
-    assert (
-        wandb_arguments(configs.Settings(group="pair", tracking=configs.TrackingSettings(wandb="offline")))[  # type: ignore[index]
-            "group"
-        ]
-        == "pair"
-    )
 
 
 def test_a_run_of_several_seeds_is_the_one_of_that_seed_alone(runs: Path, tmp_path: Path) -> None:

@@ -232,11 +232,11 @@ def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_has_the_same_id_and_remembers_its_best(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,eval/mean_reward\n100,\n200,7.5\n300,2.5\n400,9")  # the last cut short
     (tmp_path / "wandb_id.txt").write_text("abcd1234\n")
-    writer = WandbWriter(tmp_path, TrackingSettings(wandb="offline"), {})
+    writer = WandbWriter(tmp_path, TrackingSettings(wandb="offline"), {"group": "pair", "seed": 3})
     writer.write({"eval/mean_reward": 5.0}, {}, 400)
     writer.close()
     read = Recorded(tmp_path)
-    assert read.all("run")[0].run_id == "abcd1234"
+    assert (read.all("run")[0].run_id, read.all("run")[0].run_group) == ("abcd1234", "pair")
     assert read.column("best_return") == [(200, 7.5), (300, 7.5), (400, 7.5)]
 
 
