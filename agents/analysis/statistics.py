@@ -90,11 +90,9 @@ def over_seeds(returns: Sequence[Values], statistic: Statistic = mean) -> Interv
 
 def curve_over_seeds(curves: Values) -> tuple[Values, Values, Values]:
     """(S, P) -> mean, low and high, (P,) each: the mean over seeds at every point and its interval, seeds drawn."""
-    seeds, points = curves.shape
-    low, high = _percentiles(
-        lambda rng, rows: curves[rng.integers(seeds, size=(rows, seeds))].mean(axis=1), seeds * points
-    )
-    return curves.mean(axis=0), low, high
+    seeds = len(curves)
+    edges = _percentiles(lambda rng, rows: curves[rng.integers(seeds, size=(rows, seeds))].mean(axis=1), curves.size)
+    return curves.mean(axis=0), *edges
 
 
 def probability_of_improvement(ours: Values, theirs: Values) -> Values:

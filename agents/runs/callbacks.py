@@ -41,10 +41,9 @@ class TrainingFinished(Exception):
 class Interrupted(KeyboardInterrupt):
     """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether after a complete update."""
 
-    def __init__(self, signal_number: int, *, between_updates: bool = False) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
-        self.between_updates = between_updates
+    def __init__(self, number: int, saved: str | None = None, *, between_updates: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}" + (f"; saved {saved}" if saved else ""))
+        self.exit_code, self.between_updates = 128 + number, between_updates
 
 
 class BetweenUpdates(BaseCallback):
@@ -77,7 +76,7 @@ class Interruption(BetweenUpdates):
         self._grace = grace
         self._received: int | None = None
         self._listens = self._timed = False
-        self._before: dict[int, Any] = {}
+        self._alarm_before: Any = None
         self.saved: str | None = None
         """Where the agent is that a run can go on from, for the message of the end."""
 
@@ -101,9 +100,9 @@ class Interruption(BetweenUpdates):
             yield
             return
         self._listens = True
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            yield
+            with _handled_by(self._receive):
+                yield
         except (Interrupted, CheckpointError, OSError):
             raise
         except Exception as error:
@@ -114,23 +113,15 @@ class Interruption(BetweenUpdates):
         finally:
             if self._timed:
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+                signal.signal(signal.SIGALRM, self._alarm_before)
             self._listens = self._timed = False
         self.check()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """A signal ends at once what is done inside, except where :meth:`listening` takes it over."""
-        if not _in_main_thread():
+        with _handled_by(self._end):
             yield
-            return
-        before = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def protected(self, act: Callable[[], Result]) -> Result:
         """No signal ends what is done in here; it is noted."""
@@ -170,22 +161,30 @@ class Interruption(BetweenUpdates):
 
     def _interrupted(self) -> Interrupted:
         assert self._received is not None
-        interrupted = Interrupted(self._received)
-        if self.saved is not None:
-            interrupted.args = (f"{interrupted}; saved {self.saved}",)
-        return interrupted
+        return Interrupted(self._received, self.saved)
 
     def _alarm(self) -> None:
         """After the grace once a second: what was raised in a destructor, say, Python only prints."""
         if hasattr(signal, "setitimer") and self._listens:
             if not self._timed:
                 self._timed = True
-                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive)
+                self._alarm_before = signal.signal(signal.SIGALRM, self._receive)
             signal.setitimer(signal.ITIMER_REAL, self._grace, 1.0)
 
 
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go there inside; not outside the main thread, where Python lets nobody take signals over."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    before = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, former in before:
+            signal.signal(number, former)
+
+
 def _in_main_thread() -> bool:
-    """Elsewhere Python lets nobody take signals over."""
     return threading.current_thread() is threading.main_thread()
 
 
