@@ -73,12 +73,6 @@ def test_the_interval_of_the_probability_of_improvement_is_that_of_its_definitio
     assert improvement_interval(ours, theirs) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
 
 
-def test_hundreds_of_episodes_are_compared_without_their_pairs() -> None:
-    scores = np.random.default_rng(2).normal(size=300)
-    low, high = improvement_interval(scores, scores + 0.01)
-    assert low < probability_of_improvement(scores, scores + 0.01) < high
-
-
 def test_seeds_are_drawn_and_not_episodes_alone() -> None:
     # Each seed always scores the same, so episodes say nothing: drawn are 0, 1/2 and 1.
     low, high = over_seeds([np.zeros(100), np.ones(100)])
@@ -86,11 +80,6 @@ def test_seeds_are_drawn_and_not_episodes_alone() -> None:
     narrow = bootstrap(np.concatenate([np.zeros(100), np.ones(100)]), mean)
     assert narrow.low > 0.4
     assert narrow.high < 0.6
-
-
-def test_with_one_seed_it_is_the_bootstrap_over_its_episodes() -> None:
-    returns = np.random.default_rng(0).normal(10, 3, 50)
-    assert over_seeds([returns]) == pytest.approx(bootstrap(returns, mean), abs=0.1)
 
 
 def test_every_seed_weighs_the_same_however_many_episodes_it_played() -> None:
@@ -105,12 +94,7 @@ def test_curves_are_aligned_on_the_steps_that_all_have_reached() -> None:
     steps, values = aligned([one, other])
     assert steps.tolist() == [15, 20, 25]
     assert values.tolist() == [[0.5, 1.0, 1.5], [10, 15, 20]]
-
-
-def test_runs_that_share_no_step_have_no_common_curve() -> None:
-    steps, values = aligned([(array(1, 2), array(0, 0)), (array(8, 9), array(1, 1))])
-    assert steps.shape == (0,)
-    assert values.shape == (2, 0)
+    assert [part.shape for part in aligned([one, (array(80, 90), array(1, 1))])] == [(0,), (2, 0)]
 
 
 def test_the_interval_of_a_curve_is_over_seeds_at_every_point() -> None:
