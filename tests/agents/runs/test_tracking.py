@@ -34,21 +34,16 @@ def test_every_row_is_on_disk_at_once_and_metrics_that_turn_up_later_get_a_colum
     writer.write({"a": 1.5}, {}, 1)
     assert rows_of(tmp_path / "metrics.csv") == [{"step": "1", "a": "1.5"}]
     writer.write({"b": 'x,\n"y'}, {}, 2)
-    writer.write({"a": np.float32(2.5), "c": np.array([7])}, {}, 3)
+    picture = Image(np.zeros((2, 2, 3)), "HWC")  # no number, and so left out
+    excluded = {"d": ("csv",), "a": ("tensorboard",)}
+    writer.write({"a": np.float32(2.5), "c": np.array([7]), "d": 4, "e": picture, "f": math.nan}, excluded, 3)
     writer.close()
     assert rows_of(tmp_path / "metrics.csv") == [
-        {"step": "1", "a": "1.5", "b": "", "c": ""},
-        {"step": "2", "a": "", "b": 'x,\n"y', "c": ""},
-        {"step": "3", "a": "2.5", "b": "", "c": "7"},
+        {"step": "1", "a": "1.5", "b": "", "c": "", "f": ""},
+        {"step": "2", "a": "", "b": 'x,\n"y', "c": "", "f": ""},
+        {"step": "3", "a": "2.5", "b": "", "c": "7", "f": "nan"},
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-def test_what_is_no_number_or_is_excluded_stays_out(tmp_path: Path) -> None:
-    writer = CsvWriter(tmp_path / "metrics.csv")
-    picture = Image(np.zeros((2, 2, 3)), "HWC")
-    writer.write({"a": 1, "b": picture, "c": 3, "d": math.nan}, {"c": ("csv",), "a": ("tensorboard",)}, 0)
-    assert rows_of(tmp_path / "metrics.csv") == [{"step": "0", "a": "1", "d": "nan"}]
 
 
 def test_a_run_that_goes_on_keeps_what_came_before_and_drops_what_comes_again(tmp_path: Path) -> None:
