@@ -114,26 +114,25 @@ def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
 
     What starts runs of a sweep gives every parameter an option of its own.
     """
-    mappings = [key for key, declared in SETTINGS.items() if get_origin(declared.type) is dict]
-    options = [f"--{key.replace('_', '-')}." for key in mappings]
-    kept: list[str] = []
+    mappings = {f"--{key.replace('_', '-')}" for key, declared in SETTINGS.items() if get_origin(declared.type) is dict}
+    others: list[str] = []
     entries: dict[str, list[str]] = {}
-    words = iter(arguments)
+    into, words = others, iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
-        mapping, _, name = option.replace("_", "-").rpartition(".")
-        if f"{mapping}." not in options:
-            kept.append(word)
-            continue
-        if not equals and (following := next(words, None)) is not None:
-            equals, value = "=", following
-        entries.setdefault(mapping, []).append(f"{name.replace('-', '_')}{equals}{value}")
-    for mapping, added in entries.items():
-        places = [at for at, word in enumerate(kept) if word.partition("=")[0].replace("_", "-") == mapping]
-        at = places[-1] if places else len(kept)
-        _, equals, value = kept[at].partition("=") if places else ("", "", "")
-        kept[at : at + 1] = [mapping, *([value] if equals else []), *added]
-    return kept
+        option = option.replace("_", "-")
+        mapping, _, name = option.rpartition(".")
+        if option in mappings:
+            into = entries.setdefault(option, [])
+            into += [value] if equals else []
+        elif mapping in mappings:
+            if not equals and (following := next(words, None)) is not None:
+                equals, value = "=", following
+            entries.setdefault(mapping, []).append(f"{name.replace('-', '_')}{equals}{value}")
+        else:
+            into = others if word.startswith("--") else into
+            into.append(word)
+    return [*others, *(word for mapping, added in entries.items() for word in (mapping, *added))]
 
 
 def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) -> Settings:

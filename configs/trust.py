@@ -41,11 +41,8 @@ def check_trusted(run: Path, settings: Settings, trusted: Sequence[str], command
 
     Whatever they are, the run's directory leaves the path on which modules are found.
 
-    Args:
-        command: what was typed, for the message that says what to type.
-
     Raises:
-        SettingsError: they are neither, or one of them lies in the run's directory.
+        SettingsError: they are neither, or one lies in the run's directory; it says what to add to the ``command``.
     """
     leave_import_path(run)
     modules = modules_named(settings)

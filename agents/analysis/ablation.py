@@ -34,21 +34,13 @@ NOTHING = "the agent carries no memory from step to step: there is nothing to ab
 
 @dataclass(frozen=True)
 class Condition:
-    """The episodes with the memory as it is, or changed in one way.
+    """The E episodes, in their order, with the memory as it is, or changed in one way."""
 
-    Args:
-        kind: "intact", "wiped", "exchanged" or "noise".
-        amount: k of wiped every k steps, the scale of noise in standard deviations; else 0.
-        returns: (E,) undiscounted true returns, in the order of the episodes.
-        lengths: (E,) steps.
-        intact: (E,) the returns of the same episodes with the memory intact.
-    """
-
-    kind: str
-    amount: float
-    returns: Values
-    lengths: Lengths
-    intact: Values
+    kind: str  # "intact", "wiped", "exchanged" or "noise"
+    amount: float  # k of wiped every k steps, the scale of noise in standard deviations; else 0
+    returns: Values  # (E,) undiscounted true returns
+    lengths: Lengths  # (E,) steps
+    intact: Values  # (E,) the returns of the same episodes with the memory intact
 
     @property
     def mean(self) -> float:
@@ -101,16 +93,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Ablation:
-    """All conditions, the intact one first.
-
-    Args:
-        deterministic: whether the most probable action was taken, instead of a sample.
-        seed: of environments and samples.
-    """
+    """All conditions, the intact one first."""
 
     conditions: tuple[Condition, ...]
-    deterministic: bool
-    seed: int
+    deterministic: bool  # the most probable action was taken, instead of a sample
+    seed: int  # of environments and samples
 
     @property
     def intact(self) -> Condition:
@@ -205,7 +192,7 @@ def ablate(
     wipes: Sequence[int] | None = None,
     noises: Sequence[float] = NOISES,
 ) -> Ablation:
-    """Plays the same episodes with the actor's memory intact and changed.
+    """Plays the same episodes with the actor's memory intact and changed; intact alone where there is no memory.
 
     *Wiped every k steps*: before the steps k, 2 k, ... of an episode the state is the initial one: a step knows of k
     steps at most, itself among them. *Of another episode*: at every step but the first the agent acts on the state of
@@ -215,17 +202,12 @@ def ablate(
     numbers counts slots and gets none.
 
     Args:
-        player: the agent; nothing of it moves.
-        env: environments of the ablation's own, before normalization. One alone has no other episode: that condition is
-            left out.
+        env: environments of the ablation's own, before normalization. One alone has no other episode.
         episodes: E of each condition.
         seed: of the first environment of the first episodes; others count up from it.
         max_steps: an episode is cut there.
         wipes: the k; None for the powers of two up to the longest intact episode.
         noises: scales in standard deviations.
-
-    Returns:
-        The intact condition alone where the agent has no memory.
 
     Raises:
         ValueError: a k or a scale is out of range, or the agent does not fit the environments.

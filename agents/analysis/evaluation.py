@@ -36,25 +36,15 @@ FAILED = "recurl.environment_failed"  # what our environments call an episode th
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The episodes of an evaluation, and their statistics.
+    """The episodes of an evaluation, and their statistics."""
 
-    Args:
-        returns: (E,) undiscounted sums of the true rewards.
-        lengths: (E,) steps.
-        successes: (E,) what the environment says in ``info["is_success"]``; empty where it says nothing.
-        deterministic: whether the most probable action was taken, instead of a sample.
-        seed: of environments and samples; None for none.
-        cut: how many of the episodes did not end but were cut.
-        environments: (E,) which of the N each was played in, those of one in the order of time.
-    """
-
-    returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-    successes: tuple[bool, ...] = ()
-    deterministic: bool = True
-    seed: int | None = None
-    cut: int = 0
-    environments: tuple[int, ...] = ()
+    returns: tuple[float, ...]  # (E,) undiscounted sums of the true rewards
+    lengths: tuple[int, ...]  # (E,) steps
+    successes: tuple[bool, ...] = ()  # (E,) info["is_success"]; empty where the environment says nothing
+    deterministic: bool = True  # the most probable action was taken, instead of a sample
+    seed: int | None = None  # of environments and samples
+    cut: int = 0  # how many of the episodes did not end but were cut
+    environments: tuple[int, ...] = ()  # (E,) which of the N each was played in, those of one in the order of time
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
@@ -158,7 +148,7 @@ def evaluate(
         agent: a player, or an algorithm while it trains.
         env: environments of the evaluation's own, as they are before normalization. They are reset first.
         episodes: in all, shared out evenly among the environments beforehand.
-        deterministic: the deterministic (most probable) action in place of a sample; None: as the player is set.
+        deterministic: the most probable action in place of a sample; None: as the player is set.
         seed: of environments and samples; None goes on with their random numbers as they are.
         max_steps: an episode that is longer is cut there and counts as it is, and its environment plays no further; for
             environments in which an episode need not end. None for no limit.

@@ -21,15 +21,10 @@ SHUT, OPEN = 0.1, 0.9  # a gate below or above is saturated
 
 
 class Components(NamedTuple):
-    """The principal components of a stream (T, U).
+    """The principal components of a stream (T, U)."""
 
-    Args:
-        scores: (T, n) the stream along each.
-        explained: (n,) the share of its variance that each holds; 0 where the stream never changes.
-    """
-
-    scores: Array
-    explained: Array
+    scores: Array  # (T, n) the stream along each
+    explained: Array  # (n,) the share of its variance that each holds; 0 where the stream never changes
 
 
 def principal_components(units: NDArray[Any], n: int = 2) -> Components:
@@ -51,14 +46,9 @@ def principal_components(units: NDArray[Any], n: int = 2) -> Components:
 
 @dataclass(frozen=True)
 class Gates:
-    """How far the gates of an LSTM or GRU stand open, 0 shut and 1 open.
+    """How far the gates of an LSTM or GRU stand open, 0 shut and 1 open; GRU keeps the old state by "update"."""
 
-    Args:
-        openness: (T, D, H) by the gate's name: "input", "forget" and "output", or "reset" and "update", of which the
-            GRU keeps the old state where "update" is open.
-    """
-
-    openness: dict[str, NDArray[np.float32]]
+    openness: dict[str, NDArray[np.float32]]  # (T, D, H) of "input", "forget", "output", or of "reset", "update"
 
     def mean_over_time(self) -> dict[str, Array]:
         """(T, D) mean over units at every step."""
@@ -108,14 +98,9 @@ def _openness(
 
 
 class Attention(NamedTuple):
-    """What each step attended to.
+    """What each step attended to."""
 
-    Args:
-        weights: (T, M + 1) by lag, 0 being the step itself, or (T, K) by token; they sum to 1.
-        by_lag: whether the second axis is of lags.
-    """
-
-    weights: Array
+    weights: Array  # (T, M + 1) by lag, 0 being the step itself, or (T, K) by token; they sum to 1
     by_lag: bool
 
 

@@ -28,39 +28,22 @@ LONGEST = 10_000  # steps; an episode need not end
 
 @dataclass(frozen=True)
 class Recording:
-    """An episode, step by step.
+    """An episode, step by step."""
 
-    Args:
-        observations: (T, ...) as the environment gave them, or a dict of such.
-        seen: the same as the policy reads them, normalized.
-        actions: (T, ...) as the environment took them.
-        rewards: (T,) true ones.
-        infos: the numbers of every step's info, by key, (T,) each.
-        values: (T,) what the critic expected before the step, of normalized rewards where training normalized them.
-        log_probabilities: (T,) of the actions.
-        probabilities: (T, n) of each action for a Discrete space; None for others.
-        features: (T, F) what went into the actor's memory.
-        outputs: (T, H) what came out of it.
-        states: what it carried, the parts (T + 1, ...) each: before the first step, and after every step.
-        critic_states: the same of a critic's memory of its own; empty if there is none.
-        ended: whether the episode ended, and was not cut.
-        seed: of environment and samples.
-    """
-
-    observations: Any
-    seen: Any
-    actions: Array
-    rewards: Array
-    infos: dict[str, Array]
-    values: Array
-    log_probabilities: Array
-    probabilities: Array | None
-    features: Array
-    outputs: Array
-    states: tuple[Array, ...]
-    critic_states: tuple[Array, ...]
-    ended: bool
-    seed: int
+    observations: Any  # (T, ...) as the environment gave them, or a dict of such
+    seen: Any  # the same as the policy reads them, normalized
+    actions: Array  # (T, ...) as the environment took them
+    rewards: Array  # (T,) true ones
+    infos: dict[str, Array]  # the numbers of every step's info, by key, (T,) each
+    values: Array  # (T,) expected before the step, of normalized rewards where training normalized them
+    log_probabilities: Array  # (T,) of the actions
+    probabilities: Array | None  # (T, n) of each action for a Discrete space
+    features: Array  # (T, F) what went into the actor's memory
+    outputs: Array  # (T, H) what came out of it
+    states: tuple[Array, ...]  # what it carried, (T + 1, ...) each: before the first step, and after every step
+    critic_states: tuple[Array, ...]  # the same of a critic's memory of its own
+    ended: bool  # and was not cut
+    seed: int  # of environment and samples
 
     def __len__(self) -> int:
         return len(self.rewards)

@@ -270,10 +270,7 @@ class PeriodicEvaluation(BetweenUpdates):
 
     Half of the episodes are played with sampled actions and half with deterministic ones; the best agent is that of the
     higher return by the way that the settings name. Seeds come from the run's seed and the step alone, so that an
-    evaluation depends on nothing that ran before it.
-
-    Args:
-        report: gets a line about each.
+    evaluation depends on nothing that ran before it. ``report`` gets a line about each.
     """
 
     def __init__(
@@ -359,11 +356,7 @@ class PeriodicEvaluation(BetweenUpdates):
 
 
 class ProgressDisplay(BetweenUpdates):
-    """A progress bar with rate, time left and last return on a terminal, a line every few seconds elsewhere.
-
-    Args:
-        seconds: between two lines where there is no terminal.
-    """
+    """A progress bar with rate, time left and last return on a terminal, a line every few ``seconds`` elsewhere."""
 
     def __init__(self, total: int, *, shown: bool = True, seconds: float = 10.0) -> None:
         super().__init__()

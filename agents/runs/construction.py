@@ -54,11 +54,7 @@ def make_environments(
 
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
-    """A new agent that learns in ``env``, normalized.
-
-    Raises:
-        ValueError, TypeError, NotImplementedError: a setting cannot be used with another, or with the spaces.
-    """
+    """A new agent that learns in ``env``, normalized."""
     arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")
     for scheduled in SCHEDULED:
@@ -80,13 +76,8 @@ def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
 
 def policy_arguments(policy: PolicySettings) -> dict[str, Any]:
     """``policy_kwargs`` of the general policy, with what names stand for in their place."""
-    arguments: dict[str, Any] = {
-        "memory": policy.memory,
-        "memory_kwargs": dict(policy.memory_kwargs),
-        "critic_memory": policy.critic_memory,
-        "log_std_init": policy.log_std_init,
-        "activation_fn": ACTIVATIONS[policy.activation],
-    }
+    arguments = {name: getattr(policy, name) for name in ("memory", "memory_kwargs", "critic_memory", "log_std_init")}
+    arguments["activation_fn"] = ACTIVATIONS[policy.activation]
     if policy.encoder is not None:
         arguments["features_extractor_class"] = encoder_class(policy.encoder)
     if policy.encoder_kwargs:

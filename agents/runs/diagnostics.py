@@ -43,11 +43,8 @@ SATURATED = 0.9
 class MemoryDiagnostics(BetweenUpdates):
     """Logs the figures under ``memory/``, where the agent has a memory.
 
-    Nothing of the agent moves, and no random number of the run is used.
-
-    Args:
-        every: updates between two samples, the first update being sampled; None: as many as keep the steps of samples
-            under 0.5 % of those that updates pass through.
+    Nothing of the agent moves, and no random number of the run is used. Of ``every`` so many updates one is sampled;
+    None: as few as keep the steps of samples under 0.5 % of those that updates pass through.
     """
 
     def __init__(self, every: int | None = None) -> None:
@@ -81,9 +78,8 @@ class MemoryDiagnostics(BetweenUpdates):
 
     @property
     def _agent(self) -> RecurrentOnPolicyAlgorithm:
-        agent = self.model
-        assert isinstance(agent, RecurrentOnPolicyAlgorithm)
-        return agent
+        assert isinstance(self.model, RecurrentOnPolicyAlgorithm)
+        return self.model
 
 
 class Sample(NamedTuple):

@@ -38,12 +38,7 @@ def resume(path: str, settings: Settings, trusted: Sequence[str], typed: Sequenc
 
 
 def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
-    """The run to go on with, once it is sure that it can go on with these settings and may import what it names.
-
-    Args:
-        trusted: modules that a run made elsewhere may import.
-        typed: the command line.
-    """
+    """The run to go on with, once it is sure that it can go on with these settings and may import what it names."""
     settings.check()
     run = RunDirectory(path)
     recorded = configs.read(run.settings)
@@ -62,11 +57,7 @@ def preview(settings: Settings) -> None:
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
-    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all.
-
-    Raises:
-        SeedsFailed: some of them could not be trained; the others were.
-    """
+    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all."""
     group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
     runs: list[RunDirectory] = []
     failed: dict[int, CommandError] = {}

@@ -51,13 +51,8 @@ def resume_agent(
 ) -> RecurrentOnPolicyAlgorithm | None:
     """The agent of a run's last readable checkpoint, its environments where they stood; None where none was saved yet.
 
-    Whatever is not as it would have been without the interruption is printed, a line each.
-
-    Args:
-        recorded: the settings that the run had before.
-
-    Raises:
-        CheckpointError: there are checkpoints, and none of them can be read.
+    Whatever is not as it would have been without the interruption is printed, a line each. ``recorded`` are the
+    settings that the run had before. CheckpointError: there are checkpoints, and none of them can be read.
     """
     # The settings say how large a rollout is: what the agent's file says of it is not believed.
     custom_objects = {**own_classes(settings.policy), "n_steps": settings.algorithm.n_steps}

@@ -92,8 +92,8 @@ def _most_threads() -> int:
 def _climb(numbers: list[int], times: Callable[[int, float], list[float]]) -> ThreadChoice:
     """Goes on to the next number of threads as long as it is clearly faster than the last.
 
-    ``times(n, patience)``: seconds of passes on n threads, given up when they have taken ``patience`` seconds. Threads
-    that wait for a core others use can take a hundred times as long as one.
+    ``times(n, patience)``: seconds of passes on n threads, given up after ``patience`` seconds in all: threads that
+    wait for a core others use can take a hundred times as long as one.
     """
     chosen = numbers[0]
     milliseconds: dict[int, float] = {}

@@ -1,11 +1,8 @@
 """Where metrics go: a CSV file always, TensorBoard and Weights & Biases on request, under Stable-Baselines3's names.
 
-The CSV file is flushed line by line. Weights & Biases never blocks a run for longer than its timeout and never ends
-one: where it cannot be reached the run is recorded offline, and where it fails later the run goes on, recorded on disk,
-and is uploaded by hand.
-
-metrics.csv is the record. Where a process is killed, Weights & Biases lacks what was under way to it: a run that goes
-on sends that again, out of the file, and nothing twice.
+metrics.csv, flushed line by line, is the record. Weights & Biases never blocks a run for longer than its timeout and
+never ends one: where it cannot be reached the run is recorded offline, and where it fails later the run goes on and is
+uploaded by hand. What a killed process had not sent, a run that goes on sends out of the file, and nothing twice.
 """
 
 import csv
@@ -45,9 +42,7 @@ def make_logger(
     """Stable-Baselines3's logger over a run's directory.
 
     Args:
-        config: all settings, as Weights & Biases shows them.
-        resumed_at: the environment step that a run goes on from: what is there up to it is kept, what came after it
-            is dropped, for it comes again. None: a new run.
+        resumed_at: the environment step that a run goes on from: what came after it is dropped, for it comes again.
     """
     writers: list[KVWriter] = [CsvWriter(run.metrics, resumed_at)]
     if tracking.tensorboard:
@@ -122,17 +117,11 @@ class TensorBoardWriter(TensorBoardOutputFormat):
 class WandbWriter(KVWriter):
     """Logs straight to Weights & Biases, with the environment step as the axis of every metric.
 
-    A directory is one run there, with the id in ``wandb_id.txt``. At the end go up what lies in the directory: the
+    A directory is one run there, with the id in ``wandb_id.txt`` and the files in ``wandb``. At the end go up the
     models, as one artifact whose versions ``best`` and ``latest`` are laid out as a run's directory (``evaluate.py``
     takes them), ``videos/`` and the pictures of ``insight/``; and figures to compare runs by: ``best_return``,
     ``mean_return`` and ``last_return`` of the evaluations (of the training episodes where there was none), ``steps``
-    and ``steps_per_second``.
-
-    Online becomes offline where there is no key or no network. Runs without a group that differ in nothing but their
-    seed share one.
-
-    Args:
-        directory: of the run; the files go to ``directory/wandb``.
+    and ``steps_per_second``. Online becomes offline where there is no key or no network.
     """
 
     def __init__(self, directory: Path, tracking: TrackingSettings, config: Mapping[str, Any]) -> None:
@@ -169,16 +158,11 @@ class WandbWriter(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         self._log({"global_step": step, **_numbers(key_values, key_excluded, "wandb")})
 
-    def close(self, exit_code: int | None = None) -> None:
-        """Sends what is left and waits for it, at most as long as the timeout.
-
-        Args:
-            exit_code: None: 1 where this is called on an exception's way up, and the run is marked as failed; else 0.
-        """
+    def close(self) -> None:
+        """Sends what is left and waits, at most as long as the timeout; on an exception's way up the run has failed."""
         if self._run is None:
             return
-        if exit_code is None:
-            exit_code = 0 if sys.exc_info()[0] is None else 1
+        exit_code = 0 if sys.exc_info()[0] is None else 1
         with redirect_stderr(io.StringIO()) as warned:  # what it has to say there, we say in one line
             with self._noted():
                 self._publish()
@@ -369,11 +353,9 @@ def _cannot_go_online(timeout: float) -> str | None:
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
     import wandb
 
-    return bool(wandb.login(prompt=False, verify=False))
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False))
 
 
 def _server() -> str:

@@ -30,13 +30,9 @@ from configs import Settings, say
 
 
 class Training:
-    """Trains an agent and leaves in its run's directory what there is to keep.
+    """Trains an agent, ``resumed`` from a checkpoint or new, and leaves in its run's directory what there is to keep.
 
     All of it is protected from a second signal but what is ``breakable``.
-
-    Args:
-        interruption: of a caller who may listen to signals around this already.
-        resumed: the agent comes from a checkpoint of this run, and goes on from there.
     """
 
     def __init__(
@@ -62,11 +58,7 @@ class Training:
         self._callbacks += [self._progress, evaluation, self._checkpoints, Phases(update_ends)]
 
     def run(self, trained: Callable[[], None] = lambda: None) -> None:
-        """Trains from here to the end.
-
-        Args:
-            trained: is called at the end of training, before the metrics are closed: what it adds to the run's
-                directory is sent along.
+        """Trains to the end, and calls ``trained`` before the metrics are closed, which sends along what it adds.
 
         Raises:
             Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.

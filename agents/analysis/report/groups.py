@@ -34,8 +34,7 @@ from agents.checks.text import printable
 INCIDENTAL = ("seed", "name", "group", "runs", "threads", "progress", "device", "tracking", "checkpoint")
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A run and the (E,) returns of an evaluation of its agent."""
 
     history: RunHistory
@@ -48,14 +47,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ in their seed alone, in the order of their seeds."""
 
-    Args:
-        label: what tells it from the other groups.
-        runs: in the order of their seeds.
-    """
-
-    label: str
+    label: str  # what tells it from the other groups
     runs: tuple[Scored, ...]
 
     @property
@@ -111,17 +105,13 @@ class Group:
 
 
 class Improvement(NamedTuple):
-    """How probable it is that one group scores higher than another.
-
-    ``over`` says what is compared: the mean returns of "seeds", or "episodes" where a group has one seed alone, which
-    says less: seeds differ too.
-    """
+    """How probable it is that one group scores higher than another."""
 
     ours: str
     theirs: str
     probability: float
     interval: Interval
-    over: str
+    over: str  # mean returns of "seeds", or "episodes" where a group has one seed, which says less: seeds differ too
 
 
 def grouped(runs: Sequence[Scored]) -> list[Group]:

@@ -36,21 +36,15 @@ class Insight(NamedTuple):
     """A finding about the agent's memory that was left in the run's directory."""
 
     name: str
-    content: Any
-    """What a JSON file holds, or the bytes of a PNG."""
+    content: Any  # what a JSON file holds, or the bytes of a PNG
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run.
+    """A run."""
 
-    Args:
-        path: its directory.
-        settings: as plain values, groups as mappings.
-    """
-
-    path: Path
-    settings: Mapping[str, Any]
+    path: Path  # its directory
+    settings: Mapping[str, Any]  # as plain values, groups as mappings
 
     @property
     def name(self) -> str:
