@@ -41,8 +41,7 @@ def command(argv: Sequence[str] | None) -> None:
         analyses.list_runs(words.runs, words.json)
         return
     if words.inside or words.horizon is not None:
-        with configs.reported_as(SettingsError, "plots", ImportError):
-            analyses.plots.check()
+        analyses.check_plots()
     typed = [*configs.command_words("evaluate"), *(sys.argv[1:] if argv is None else argv)]
     runs = analyses.open_runs(words.run, words.trust, typed)
     options = analyses.Options(**{name: getattr(words, name) for name in analyses.Options._fields})

@@ -137,12 +137,13 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._sizes: dict[yaml.Node | None, int] = {}
+        self._sizes: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Counts the values with every alias written out: ten lines of aliases of aliases stand for a billion."""
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
+        assert node is not None
         if is_alias and node not in self._sizes:  # an alias of what it stands in
             raise _error("a recursive alias", node)
         children: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []

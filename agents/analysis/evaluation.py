@@ -233,8 +233,8 @@ def _finished(game: Game, episodes: int, max_steps: int | None) -> Iterator[Epis
                     raise FloatingPointError(f"the return of an episode in environment {i} is {total}")
                 yield Episode(i, total, length, info.get("is_success"))
             returns[i], lengths[i] = 0.0, 0
-        for i in np.flatnonzero((lengths >= longest) & (left > 0)):
+        for i in map(int, np.flatnonzero((lengths >= longest) & (left > 0))):
             left[i] = 0
-            yield Episode(int(i), float(returns[i]), int(lengths[i]), cut=True)
+            yield Episode(i, float(returns[i]), int(lengths[i]), cut=True)
         if not left.any():
             return

@@ -299,6 +299,12 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
     configs.say(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
 
 
+def check_plots() -> None:
+    """Raises :class:`SettingsError` where matplotlib is missing."""
+    with reported_as(SettingsError, "plots", ImportError):
+        plots.check()
+
+
 def _write_page(path: Path, page: str) -> None:
     with reported_as(SettingsError, f"--report {path}", OSError), path.open("x", encoding="utf-8") as file:
         file.write(page)

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
@@ -125,7 +125,7 @@ class WandbWriter(KVWriter):
     """
 
     def __init__(self, directory: Path, tracking: TrackingSettings, config: Mapping[str, Any]) -> None:
-        self.mode = tracking.wandb
+        self.mode: Literal["offline", "online"] = "online" if tracking.wandb == "online" else "offline"
         self._directory, self._timeout = directory, tracking.wandb_timeout
         self._unsent: list[str] = []  # why, where something could not be sent
         # What there is to compare runs by: of evaluations, and where there is none of the episodes of training.
