@@ -21,7 +21,8 @@ from agents.checkpoint.container import read_archive
 from agents.kernels.binding import BUILDS
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import change_of_schedules
-from configs import AlgorithmSettings, Settings
+from configs import Settings
+from configs.settings import AlgorithmSettings
 from tests.runs import OWN, in_a_child, rows_of, started
 from tests.runs import TINY as UPDATES
 

@@ -16,20 +16,9 @@ from rich.table import Table
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
+from agents.analysis import statistics
 from agents.analysis.episodes import Agent, Game, playing
-from agents.analysis.statistics import (
-    CONFIDENCE,
-    Interval,
-    Statistic,
-    between,
-    bootstrap,
-    interquartile_mean,
-    mean,
-    median,
-    number,
-    table,
-    wilson,
-)
+from agents.analysis.statistics import between, interquartile_mean, mean, median, number
 
 FAILED = "recurl.environment_failed"  # what our environments call an episode that ended with a fault
 
@@ -88,12 +77,12 @@ class Evaluation:
     def success_rate(self) -> float | None:
         return float(np.mean(self.successes)) if self.successes else None
 
-    def statistic(self, statistic: Statistic) -> float:
+    def statistic(self, statistic: statistics.Statistic) -> float:
         return float(statistic(np.array(self.returns)))
 
-    def interval(self, statistic: Statistic) -> Interval:
+    def interval(self, statistic: statistics.Statistic) -> statistics.Interval:
         """The bootstrap interval of a statistic of the returns."""
-        return bootstrap(np.array(self.returns), statistic)
+        return statistics.bootstrap(np.array(self.returns), statistic)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as what ``json`` writes."""
@@ -108,8 +97,8 @@ class Evaluation:
             "return": returns,
             "length": {"mean": self.mean_length, "min": min(self.lengths), "max": max(self.lengths)},
             "success_rate": self.success_rate,
-            "success_rate_interval": list(wilson(self.successes)) if self.successes else None,
-            "confidence": CONFIDENCE,
+            "success_rate_interval": list(statistics.wilson(self.successes)) if self.successes else None,
+            "confidence": statistics.CONFIDENCE,
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "successes": list(self.successes),
@@ -117,15 +106,15 @@ class Evaluation:
 
     def table(self) -> Table:
         """The statistics for a person."""
-        shown = table("", "value", "95 % interval")
-        statistics = {"mean return": mean, "median": median, "interquartile mean": interquartile_mean}
-        for name, statistic in statistics.items():
+        shown = statistics.table("", "value", "95 % interval")
+        located = {"mean return": mean, "median": median, "interquartile mean": interquartile_mean}
+        for name, statistic in located.items():
             shown.add_row(name, number(self.statistic(statistic)), between(self.interval(statistic)))
         shown.add_row("standard deviation", number(self.std))
         shown.add_row("lowest, highest", f"{number(min(self.returns))}, {number(max(self.returns))}")
         shown.add_row("mean length", number(self.mean_length))
         if self.success_rate is not None:
-            low, high = wilson(self.successes)
+            low, high = statistics.wilson(self.successes)
             shown.add_row("success rate", f"{self.success_rate:.1%}", f"{low:.1%} to {high:.1%}")
         shown.add_row("episodes", str(self.episodes))
         if self.cut:

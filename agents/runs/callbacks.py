@@ -29,7 +29,8 @@ from agents.analysis.report.history import rows_until
 from agents.checkpoint import Captured, CheckpointError
 from agents.runs.directory import RunDirectory, append_row
 from agents.runs.resuming import capture
-from configs import EvaluationSettings, printable
+from configs import printable
+from configs.settings import EvaluationSettings
 
 Result = TypeVar("Result")
 

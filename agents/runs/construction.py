@@ -15,8 +15,8 @@ import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
-from configs import EnvironmentFault, EnvironmentSettings, PolicySettings, Settings, reported_as
-from configs.settings import PPO_ONLY, SCHEDULED
+from configs import EnvironmentFault, Settings, reported_as
+from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
 
 ALGORITHMS: dict[str, type[RecurrentPPO] | type[RecurrentA2C]] = {"ppo": RecurrentPPO, "a2c": RecurrentA2C}
 

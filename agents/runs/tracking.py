@@ -31,7 +31,8 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.analysis.report.groups import INCIDENTAL
 from agents.analysis.report.history import rows_until
 from agents.runs.directory import RunDirectory, write_table
-from configs import TrackingSettings, say
+from configs import say
+from configs.settings import TrackingSettings
 
 Answer = TypeVar("Answer")
 

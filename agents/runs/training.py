@@ -13,15 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import CheckpointError
-from agents.runs.callbacks import (
-    Checkpoints,
-    FiniteWeights,
-    Interrupted,
-    Interruption,
-    PeriodicEvaluation,
-    ProgressDisplay,
-    TrainingFinished,
-)
+from agents.runs import callbacks
 from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import restore_pending
@@ -41,27 +33,27 @@ class Training:
         evaluation_env: VecEnv,
         run: RunDirectory,
         settings: Settings,
-        interruption: Interruption,
+        interruption: callbacks.Interruption,
         *,
         resumed: bool = False,
     ) -> None:
         self._agent, self._run, self._settings, self._resumed = agent, run, settings, resumed
         self._interruption = interruption
-        self._checkpoints = Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
-        self._progress = ProgressDisplay(settings.total_timesteps, shown=settings.progress)
-        evaluation = PeriodicEvaluation(
+        self._checkpoints = callbacks.Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
+        self._progress = callbacks.ProgressDisplay(settings.total_timesteps, shown=settings.progress)
+        evaluation = callbacks.PeriodicEvaluation(
             run, evaluation_env, settings.evaluation, seed=settings.seed, report=self._progress.report
         )
         update_ends = UpdateEnds()
         diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
-        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, FiniteWeights(), self._interruption]
+        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, callbacks.FiniteWeights(), self._interruption]
         self._callbacks += [self._progress, evaluation, self._checkpoints, Phases(update_ends)]
 
     def run(self, trained: Callable[[], None] = lambda: None) -> None:
         """Trains to the end, and calls ``trained`` before the metrics are closed, which sends along what it adds.
 
         Raises:
-            Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
+            callbacks.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
             FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
         """
         with self._interruption.listening():
@@ -94,10 +86,10 @@ class Training:
         try:
             with self._progress.displayed():
                 interruption.breakable(self._learn)
-        except TrainingFinished as reason:
+        except callbacks.TrainingFinished as reason:
             self._progress.report(str(reason))
             self._checkpoints.on_training_end()
-        except Interrupted as interrupted:
+        except callbacks.Interrupted as interrupted:
             if interrupted.between_updates:
                 self._checkpoints.capture()
             interruption.saved = self._checkpoints.save()
@@ -107,7 +99,7 @@ class Training:
         except BaseException as error:  # sys.exit() too
             interruption.saved = self._save_what_was_before(error)
             if isinstance(error, KeyboardInterrupt):
-                # Ctrl-C comes as Interrupted: something that was called has raised this of itself.
+                # Ctrl-C comes as callbacks.Interrupted: something that was called has raised this of itself.
                 raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from error
             raise
         interruption.saved = self._checkpoints.save()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import train
-from configs import PolicySettings, Settings, SettingsError, read
+from configs import Settings, SettingsError, read
 from configs.command_line import find_config, parse
-from configs.settings import ENCODERS, MEMORIES
+from configs.settings import ENCODERS, MEMORIES, PolicySettings
 from tests.pairs import each
 
 ROOT = Path(__file__).parents[2]

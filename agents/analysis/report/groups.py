@@ -15,19 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agents.analysis import statistics
 from agents.analysis.report.history import RunHistory
-from agents.analysis.statistics import (
-    Interval,
-    Values,
-    between,
-    improvement_interval,
-    interquartile_mean,
-    mean,
-    number,
-    over_seeds,
-    probability_of_improvement,
-    table,
-)
+from agents.analysis.statistics import Interval, Values, between, interquartile_mean, mean, number
 from agents.checks.text import printable
 
 # What names, places or shows a run and does not decide what it learns.
@@ -79,7 +69,7 @@ class Group:
     @cached_property
     def interval(self) -> Interval:
         """Of the mean: seeds are drawn, then episodes of each; with one seed, over its episodes alone."""
-        return over_seeds(list(self.by_seed.values()), mean)
+        return statistics.over_seeds(list(self.by_seed.values()), mean)
 
     @property
     def interquartile_mean(self) -> float:
@@ -88,7 +78,7 @@ class Group:
 
     @cached_property
     def interquartile_interval(self) -> Interval:
-        return over_seeds(list(self.by_seed.values()), interquartile_mean)
+        return statistics.over_seeds(list(self.by_seed.values()), interquartile_mean)
 
     def to_json(self) -> dict[str, Any]:
         """The group's figures, as what ``json`` writes."""
@@ -133,8 +123,8 @@ def improvements(groups: Sequence[Group]) -> list[Improvement]:
     for ours, theirs in combinations(ranked, 2):
         over = "seeds" if min(len(ours.scores), len(theirs.scores)) > 1 else "episodes"
         a, b = (group.scores if over == "seeds" else group.episodes for group in (ours, theirs))
-        chance = float(probability_of_improvement(a, b))
-        found.append(Improvement(ours.label, theirs.label, chance, improvement_interval(a, b), over))
+        chance = float(statistics.probability_of_improvement(a, b))
+        found.append(Improvement(ours.label, theirs.label, chance, statistics.improvement_interval(a, b), over))
     return found
 
 
@@ -159,7 +149,7 @@ def _figures(group: Group) -> tuple[str, ...]:
 
 def score_table(groups: Sequence[Group]) -> Table:
     """For a person."""
-    shown = table("", *COLUMNS)
+    shown = statistics.table("", *COLUMNS)
     for kind, (name, *figures) in score_rows(groups):
         indented = f"  {name}" if kind == "member" else name
         shown.add_row(Text(printable(indented)), *figures, style="bold" if kind == "group" else None)

@@ -13,19 +13,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from agents.analysis import statistics
 from agents.analysis.evaluation import Evaluation
 from agents.analysis.report import data
 from agents.analysis.report.groups import COLUMNS, Group, differences, flattened, improvements, plain, score_rows
 from agents.analysis.report.history import Curve, Insight, RunHistory
-from agents.analysis.statistics import (
-    CONFIDENCE,
-    aligned,
-    between,
-    curve_over_seeds,
-    interquartile_mean,
-    mean,
-    number,
-)
+from agents.analysis.statistics import CONFIDENCE, between, interquartile_mean, mean, number
 from agents.checks.text import printable
 
 RETURN = "rollout/ep_rew_mean"
@@ -302,12 +295,12 @@ def _curves(groups: Sequence[Group]) -> list[Block]:
 def _group_curve(group: Group, curve_of: Callable[[RunHistory], Curve | None]) -> dict[str, Any] | None:
     last_of_seed = {run.seed: run.history for run in group.runs}
     curves = [curve for history in last_of_seed.values() if (curve := curve_of(history))]
-    steps, values = aligned(curves) if curves else (np.zeros(0), np.zeros(0))
+    steps, values = statistics.aligned(curves) if curves else (np.zeros(0), np.zeros(0))
     if not len(steps):  # also where one run had ended before another began to measure
         return None
     if len(curves) == 1:
         return data.curve(group.label, curves[0])
-    middle, low, high = curve_over_seeds(values)
+    middle, low, high = statistics.curve_over_seeds(values)
     return data.curve(f"{group.label} ({len(curves)} seeds)", Curve(steps, middle), low, high)
 
 

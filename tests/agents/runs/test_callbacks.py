@@ -25,7 +25,8 @@ from agents.runs.callbacks import (
 )
 from agents.runs.directory import RunDirectory, write_table
 from agents.runs.training import Training
-from configs import EvaluationSettings, Settings, TrackingSettings
+from configs import Settings
+from configs.settings import EvaluationSettings, TrackingSettings
 from envs import make
 from tests.runs import rows_of
 

@@ -21,8 +21,8 @@ from agents.runs.construction import (
     normalize,
     own_classes,
 )
-from configs import AlgorithmSettings, EnvironmentSettings, PolicySettings, Settings
-from configs.settings import SETTINGS
+from configs import Settings
+from configs.settings import SETTINGS, AlgorithmSettings, EnvironmentSettings, PolicySettings
 from envs import make
 from envs.vector.vectorize import SerialVecEnv
 from tests.own_environments import SPACES, Shown

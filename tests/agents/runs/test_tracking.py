@@ -25,7 +25,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from agents.runs.directory import RunDirectory
 from agents.runs.tracking import CsvWriter, WandbWriter, complete_records, make_logger, run_id, seed_group
-from configs import TrackingSettings
+from configs.settings import TrackingSettings
 from tests.runs import rows_of, started
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from agents.analysis.report.history import RunError
 from agents.runs.directory import RunDirectory, runs_in
-from configs import EvaluationSettings, Settings
+from configs import Settings
+from configs.settings import EvaluationSettings
 from tests.agents.analysis.report.runs import FINDING, PNG, record, settings
 
 
