@@ -334,6 +334,18 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(settings, **replaced, **own)
 
 
+def as_meant(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file by dotted key, and where an older run has written all of them what has a name since."""
+    unsaid = SETTINGS.keys() - found.keys()
+    if not found or not unsaid <= BEFORE.keys():
+        return dict(found)
+    whole = {**{key: BEFORE[key] for key in unsaid}, **found}
+    if whole["policy.memory"] in MEMORIES:
+        kwargs = whole["policy.memory_kwargs"]
+        whole["policy.memory_kwargs"] = {RENAMED_MEMORY_KWARGS.get(name, name): it for name, it in kwargs.items()}
+    return whole
+
+
 def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
     chosen, wanted = settings.env.wrappers, settings.env.previous_action_reward

@@ -15,17 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from configs.errors import SettingsError
-from configs.settings import (
-    BEFORE,
-    MEMORIES,
-    RENAMED_MEMORY_KWARGS,
-    SETTINGS,
-    Settings,
-    changed,
-    did_you_mean,
-    problems,
-    values,
-)
+from configs.settings import SETTINGS, Settings, as_meant, changed, did_you_mean, problems, values
 
 LARGEST = 2**20  # characters of a settings file
 MOST_VALUES = 10_000  # in it, with every alias written out
@@ -63,13 +53,7 @@ def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
         raise SettingsError(f"{file}: {error}") from None
     except RecursionError:
         raise SettingsError(f"{file}: nested too deeply") from None
-    unsaid = SETTINGS.keys() - found.keys()
-    if found and unsaid <= BEFORE.keys():
-        found |= {key: BEFORE[key] for key in unsaid}
-        if found["policy.memory"] in MEMORIES:
-            kwargs = found["policy.memory_kwargs"]
-            found["policy.memory_kwargs"] = {RENAMED_MEMORY_KWARGS.get(name, name): it for name, it in kwargs.items()}
-    return changed(Settings(), found), {key: f"{file}:{line}" for key, line in lines.items()}
+    return changed(Settings(), as_meant(found)), {key: f"{file}:{line}" for key, line in lines.items()}
 
 
 def check(settings: Settings, sources: Mapping[str, str], baseline: Settings | None = None) -> None:
