@@ -57,7 +57,6 @@ class RunDirectory:
         self.best = self.path / "best.zip"
         self.tensorboard = self.path / "tensorboard"
         self.videos = self.path / "videos"
-        self._versions = self.path / "versions.json"
         self._identity: tuple[int, int] | None = None
 
     @classmethod
@@ -177,13 +176,10 @@ class RunDirectory:
                 "nothing more was saved"
             )
 
-    def write_versions(self) -> None:
-        """What the run was made with."""
-        write_atomically(self._versions, json.dumps(versions(), indent=2) + "\n")
-
-    def write_plan(self, parts: dict[str, str]) -> None:
-        """Adds to versions.json how each part of the agent's policy is computed, and why not faster."""
-        write_atomically(self._versions, json.dumps({**read_versions(self.path), "computed": parts}, indent=2) + "\n")
+    def write_versions(self, **more: Any) -> None:
+        """What the run was made with, and what else there is to say of that."""
+        content = {**(read_versions(self.path) or versions()), **more}
+        write_atomically(self.path / "versions.json", json.dumps(content, indent=2) + "\n")
 
     def note_resume(self, step: int) -> None:
         """Adds to resumed.csv when, from which step, at which commit and by what command a run goes on."""

@@ -136,7 +136,7 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
         agent = resumed or _new_agent(settings, env)
-        run.write_plan(_print_plan(agent))
+        run.write_versions(computed=_print_plan(agent))
         if settings.threads is None:  # another number can change the last bits of a sum
             choice = choose_threads(agent)
             torch.set_num_threads(choice.threads)
