@@ -159,19 +159,16 @@ def test_an_observation_of_another_kind_is_named(model: Any, observation: Any, m
         player_of(model).act(observation)
 
 
+ZEBRA, ANT = np.zeros((36, 36, 3), np.uint8), np.zeros(2)
+
+
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
-        ({"zebra": np.zeros((36, 36, 3), np.uint8)}, r"keys \['ant', 'zebra'\], got \['zebra'\]"),
+        ({"zebra": ZEBRA}, r"keys \['ant', 'zebra'\], got \['zebra'\]"),
         (np.zeros(3), r"keys \['ant', 'zebra'\], got ndarray"),
-        (
-            {"zebra": np.zeros((5, 5, 3), np.uint8), "ant": np.zeros(2)},
-            r"the observation's 'zebra' has shape \(5, 5, 3\)",
-        ),
-        (
-            {"zebra": np.zeros((2, 36, 36, 3), np.uint8), "ant": np.zeros(2)},
-            "zebra is of a batch of 2, ant is of one agent",
-        ),
+        ({"zebra": ZEBRA[:5, :5], "ant": ANT}, r"the observation's 'zebra' has shape \(5, 5, 3\)"),
+        ({"zebra": np.stack([ZEBRA, ZEBRA]), "ant": ANT}, "zebra is of a batch of 2, ant is of one agent"),
     ],
 )
 def test_a_dict_of_another_kind_is_named(observation: Any, message: str) -> None:

@@ -42,10 +42,9 @@ def test_a_run_that_exists_and_a_place_where_none_can_be_made_are_refused(run: R
 
 
 def test_what_is_no_run_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no directory"):
-        RunDirectory.open(tmp_path / "nothing")
-    with pytest.raises(RunError, match=r"holds no settings\.yaml"):
-        RunDirectory.open(tmp_path)
+    for path, message in ((tmp_path / "nothing", "is no directory"), (tmp_path, r"holds no settings\.yaml")):
+        with pytest.raises(RunError, match=message):
+            RunDirectory.open(path)
 
 
 def test_names_hold_environment_memory_seed_and_time_and_nothing_a_file_name_cannot() -> None:
@@ -112,11 +111,9 @@ def test_a_table_that_is_no_text_is_refused_with_its_line_and_left_as_it_is(run:
 
 
 def test_a_directory_that_is_another_now_is_reported(run: RunDirectory) -> None:
-    with run.locked():
-        run.check_there()
-        run.path.rename(run.path.with_name("elsewhere"))
-        with pytest.raises(FileNotFoundError, match="was removed or moved away"):
-            run.check_there()
-        run.path.mkdir()
+    run.check_there()
+    run.path.rename(run.path.with_name("elsewhere"))
+    for make_another in (lambda: None, run.path.mkdir):
+        make_another()
         with pytest.raises(FileNotFoundError, match="was removed or moved away"):
             run.check_there()
