@@ -116,15 +116,15 @@ def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
     """
     mappings = {f"--{key.replace('_', '-')}" for key, declared in SETTINGS.items() if get_origin(declared.type) is dict}
     others: list[str] = []
-    entries: dict[str, list[str]] = {}
+    typed: dict[str, list[str]] = {}  # by mapping, of its last option
+    entries: dict[str, list[str]] = {}  # by mapping, of all options of their own
     into, words = others, iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
         option = option.replace("_", "-")
         mapping, _, name = option.rpartition(".")
         if option in mappings:
-            into = entries.setdefault(option, [])
-            into += [value] if equals else []
+            into = typed[option] = [value] if equals else []
         elif mapping in mappings:
             if not equals and (following := next(words, None)) is not None:
                 equals, value = "=", following
@@ -132,7 +132,9 @@ def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
         else:
             into = others if word.startswith("--") else into
             into.append(word)
-    return [*others, *(word for mapping, added in entries.items() for word in (mapping, *added))]
+    for mapping in {**typed, **entries}:
+        others += [mapping, *typed.get(mapping, []), *entries.get(mapping, [])]
+    return others
 
 
 def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) -> Settings:

@@ -66,6 +66,7 @@ def test_words_of_a_mapping_are_added_to_those_of_the_file_and_no_words_empty_it
         ["--env.kwargs", "length=50", "--seed=3", "--env.kwargs.active=false"],
         ["--env.kwargs=length=50", "--env.kwargs.active=false", "--seed=3"],
         ["--env.kwargs.active=false", "--env.kwargs", "length=50", "--seed=3"],
+        ["--env.kwargs", "width=9", "--env.kwargs.active=false", "--seed=3", "--env.kwargs", "length=50"],
     ],
 )
 def test_one_word_of_a_mapping_can_be_an_option_of_its_own(file: str, words: list[str]) -> None:
