@@ -64,7 +64,9 @@ def interquartile_mean(values: Values) -> Values:
 def bootstrap(values: Values, statistic: Statistic = mean) -> Interval:
     """(E,) -> the interval of a statistic, episodes drawn."""
     size = len(values)
-    return _interval(lambda rng, rows: statistic(values[rng.integers(size, size=(rows, size))]), size)
+    return Interval(
+        *_percentiles(lambda rng, rows: statistic(values[rng.integers(size, size=(rows, size))]), size).tolist()
+    )
 
 
 def over_seeds(returns: Sequence[Values], statistic: Statistic = mean) -> Interval:
@@ -85,7 +87,7 @@ def over_seeds(returns: Sequence[Values], statistic: Statistic = mean) -> Interv
         drawn: Values = statistic(values.reshape(rows, -1))
         return drawn
 
-    return _interval(resampled, seeds * episodes)
+    return Interval(*_percentiles(resampled, seeds * episodes).tolist())
 
 
 def curve_over_seeds(curves: Values) -> tuple[Values, Values, Values]:
@@ -119,7 +121,7 @@ def improvement_interval(ours: Values, theirs: Values) -> Interval:
         drawn: Values = (a * (np.cumsum(b, axis=1) - b / 2)).sum(axis=1)
         return drawn
 
-    return _interval(resampled, len(values))
+    return Interval(*_percentiles(resampled, len(values)).tolist())
 
 
 def wilson(successes: Sequence[bool]) -> Interval:
@@ -139,11 +141,6 @@ def aligned(curves: Sequence[tuple[Values, Values]]) -> tuple[Values, Values]:
     every = np.unique(np.concatenate([steps for steps, _ in curves]))
     common = every[(every >= first) & (every <= last)]
     return common, np.array([np.interp(common, steps, values) for steps, values in curves])
-
-
-def _interval(resampled: Callable[[np.random.Generator, int], Values], size: int) -> Interval:
-    low, high = _percentiles(resampled, size)
-    return Interval(float(low), float(high))
 
 
 def _percentiles(resampled: Callable[[np.random.Generator, int], Values], size: int) -> Any:

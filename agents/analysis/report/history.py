@@ -50,10 +50,6 @@ class RunHistory:
     def name(self) -> str:
         return self.path.resolve().name
 
-    @property
-    def versions(self) -> dict[str, Any]:
-        return read_versions(self.path)
-
     def metrics(self) -> dict[str, Curve]:
         """Every metric of metrics.csv that was measured more than once."""
         rows = figures(self.path / "metrics.csv")

@@ -17,7 +17,7 @@ from agents.analysis import statistics
 from agents.analysis.evaluation import Evaluation
 from agents.analysis.report import data
 from agents.analysis.report.groups import COLUMNS, Group, differences, flattened, improvements, plain, score_rows
-from agents.analysis.report.history import Curve, Insight, RunHistory
+from agents.analysis.report.history import Curve, Insight, RunHistory, read_versions
 from agents.analysis.statistics import CONFIDENCE, between, interquartile_mean, mean, number
 from agents.checks.text import printable
 
@@ -53,7 +53,7 @@ def run_page(history: RunHistory, *, state: str, episode: Mapping[str, Any] | No
         ],
         "An episode, step by step": _episode(episode) if episode else [("quiet", "There is no episode to show.")],
         "Training, more closely": _metrics(history.metrics()),
-        "Settings and versions": [_settings(settings), _versions(history.versions)],
+        "Settings and versions": [_settings(settings), _versions(read_versions(history.path))],
     }
     summary = [*([("note", note)] if note else []), _facts(history, state)]
     return _page(f"{history.name}: report", about, sections, history.name, summary=summary, episode=episode)
@@ -120,7 +120,7 @@ def _words(name: str) -> str:
 
 
 def _facts(history: RunHistory, state: str) -> Block:
-    settings, versions, periodic = history.settings, history.versions, history.periodic()
+    settings, versions, periodic = history.settings, read_versions(history.path), history.periodic()
     best = max(periodic, key=lambda row: row["mean_reward"], default=None)
     steps = max([row["step"] for row in periodic] + [c.steps[-1] for c in history.metrics().values()], default=0)
     return "facts", {

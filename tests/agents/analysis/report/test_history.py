@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.analysis.report.history import RunError
+from agents.analysis.report.history import RunError, read_versions
 from agents.runs.directory import RunDirectory, runs_in
 from configs import Settings
 from configs.settings import EvaluationSettings
@@ -65,7 +65,7 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     for name in ("evaluations/best-2-ablation.json", "insight/best-horizon.png", "versions.json"):
         (damaged.path / name).write_bytes(b"{\xff half of")
     assert [each.name for each in damaged.insights()] == ["best-horizon"]
-    assert damaged.versions == {}
+    assert read_versions(damaged.path) == {}
     for i, content in enumerate(("{half", "[1]", '{"returns": []}', '{"returns": "x"}', '{"returns": [[1]]}')):
         (damaged.path / "evaluations" / f"{i}.json").write_text(content)
     assert damaged.results() == []
