@@ -15,33 +15,17 @@ from configs.errors import (
     say,
 )
 from configs.plan import plan
-from configs.settings import (
-    AlgorithmSettings,
-    CheckpointSettings,
-    EnvironmentSettings,
-    EvaluationSettings,
-    PolicySettings,
-    Settings,
-    TrackingSettings,
-    check_resumable,
-    wrappers,
-)
+from configs.settings import Settings, check_resumable, wrappers
 from configs.trust import check_trusted, leave_import_path, sign
 from configs.yaml_file import dump, read
 
 __all__ = [
-    "AlgorithmSettings",
     "CheckpointFault",
-    "CheckpointSettings",
     "CommandError",
     "EnvironmentFault",
-    "EnvironmentSettings",
-    "EvaluationSettings",
     "NotFinite",
-    "PolicySettings",
     "Settings",
     "SettingsError",
-    "TrackingSettings",
     "check_resumable",
     "check_trusted",
     "command_words",

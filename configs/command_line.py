@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -44,7 +45,7 @@ class Command:
 
 
 class Added(dict[str, Any]):
-    """Words of a mapping, to be added to what it holds already."""
+    """Words typed for a mapping, to be added to what it holds already; no words at all empty it."""
 
 
 def parse(argv: Sequence[str] | None = None) -> Command:
@@ -61,7 +62,10 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     memory, encoder = _argument("--policy.memory", arguments), _argument("--policy.encoder", arguments)
     baseline = _with_what_fits(written, memory, encoder)
     command = tyro.cli(Command, prog="train.py", args=arguments, default=Command(baseline), registry=_WORDS)
-    settings = _with_words_added(command.settings, baseline)
+    below, typed = values(baseline), values(command.settings)
+    added = {key: words for key, words in typed.items() if isinstance(words, Added)}
+    mappings = {key: {**below[key], **words} if words else {} for key, words in added.items()}
+    settings = changed(command.settings, mappings)
     check(settings, sources, written)
     if command.resume is not None and command.seeds > 1:
         raise SettingsError("--resume goes on with one run; --seeds starts several: give one of the two")
@@ -97,9 +101,9 @@ def settings_of_run(run: str) -> Path:
 def _argument(name: str, arguments: Sequence[str]) -> str | None:
     """A word that must be known before the rest can be parsed, since the file it names gives the defaults."""
     value = None
-    for position, word in enumerate(arguments):
+    for word, following in zip_longest(arguments, arguments[1:]):
         if word == name:
-            value = arguments[position + 1] if position + 1 < len(arguments) else None
+            value = following
         elif word.startswith(f"{name}="):
             value = word.removeprefix(f"{name}=")
     return value
@@ -110,26 +114,27 @@ def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
 
     What starts runs of a sweep gives every parameter an option of its own.
     """
-    mappings = [key for key, declared in SETTINGS.items() if get_origin(declared.type) is dict]
-    options = [f"--{key.replace('_', '-')}." for key in mappings]
-    kept: list[str] = []
-    entries: dict[str, list[str]] = {}
-    words = iter(arguments)
+    mappings = {f"--{key.replace('_', '-')}" for key, declared in SETTINGS.items() if get_origin(declared.type) is dict}
+    others: list[str] = []
+    typed: dict[str, list[str]] = {}  # by mapping, of its last option
+    entries: dict[str, list[str]] = {}  # by mapping, of all options of their own
+    into, words = others, iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
-        mapping, _, name = option.replace("_", "-").rpartition(".")
-        if f"{mapping}." not in options:
-            kept.append(word)
-            continue
-        if not equals and (following := next(words, None)) is not None:
-            equals, value = "=", following
-        entries.setdefault(mapping, []).append(f"{name.replace('-', '_')}{equals}{value}")
-    for mapping, added in entries.items():
-        places = [at for at, word in enumerate(kept) if word.partition("=")[0].replace("_", "-") == mapping]
-        at = places[-1] if places else len(kept)
-        _, equals, value = kept[at].partition("=") if places else ("", "", "")
-        kept[at : at + 1] = [mapping, *([value] if equals else []), *added]
-    return kept
+        option = option.replace("_", "-")
+        mapping, _, name = option.rpartition(".")
+        if option in mappings:
+            into = typed[option] = [value] if equals else []
+        elif mapping in mappings:
+            if not equals and (following := next(words, None)) is not None:
+                equals, value = "=", following
+            entries.setdefault(mapping, []).append(f"{name.replace('-', '_')}{equals}{value}")
+        else:
+            into = others if word.startswith("--") else into
+            into.append(word)
+    for mapping in {**typed, **entries}:
+        others += [mapping, *typed.get(mapping, []), *entries.get(mapping, [])]
+    return others
 
 
 def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) -> Settings:
@@ -153,13 +158,6 @@ def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) 
 def _taken(kwargs: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
     """The arguments of these names; all where it is not known what is taken."""
     return {name: value for name, value in kwargs.items() if names is None or name in names}
-
-
-def _with_words_added(typed: Settings, baseline: Settings) -> Settings:
-    """What was typed, with the words of every mapping added to the one below; no words at all empty it."""
-    below = values(baseline)
-    added = {key: value for key, value in values(typed).items() if isinstance(value, Added)}
-    return changed(typed, {key: {**below[key], **value} if value else {} for key, value in added.items()})
 
 
 _WORDS = ConstructorRegistry()
@@ -188,7 +186,7 @@ def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="NAME=VALUE ...",
-        instance_from_str=_mapping_of_words,
+        instance_from_str=lambda words: Added(map(_named_value, words)),
         is_instance=lambda value: isinstance(value, dict),
         str_from_instance=lambda value: [f"{key}={_word(each)}" for key, each in value.items()],
     )
@@ -208,14 +206,11 @@ def _list_of_anything(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] 
     )
 
 
-def _mapping_of_words(words: list[str]) -> Added:
-    mapping = Added()
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not (equals and name.isidentifier()):
-            raise ValueError(f"expected name=value, got {word!r}")
-        mapping[name] = parse_scalar(value)
-    return mapping
+def _named_value(word: str) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if not (equals and name.isidentifier()):
+        raise ValueError(f"expected name=value, got {word!r}")
+    return name, parse_scalar(value)
 
 
 def _word(value: Any) -> str:

@@ -99,11 +99,9 @@ def describe(error: BaseException) -> str:
     """The message, with the type before it unless that says nothing more, as with our own."""
     house, _, _ = __package__.rpartition("configs")  # "recurl." where installed, nothing in a checkout
     ours = type(error).__module__.removeprefix(house).partition(".")[0] in ("agents", "envs", "configs")
-    message = str(error)
-    if not message:
-        return type(error).__name__
+    name, message = type(error).__name__, str(error)
     says_all = ours or isinstance(error, (ValueError, OSError, ImportError))
-    return message if says_all else f"{type(error).__name__}: {message}"
+    return (message if says_all else f"{name}: {message}") if message else name
 
 
 def printable(text: str) -> str:

@@ -334,6 +334,18 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(settings, **replaced, **own)
 
 
+def as_meant(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file by dotted key, and where an older run has written all of them what has a name since."""
+    unsaid = SETTINGS.keys() - found.keys()
+    if not found or not unsaid <= BEFORE.keys():
+        return dict(found)
+    whole = {**{key: BEFORE[key] for key in unsaid}, **found}
+    if whole["policy.memory"] in MEMORIES:
+        kwargs = whole["policy.memory_kwargs"]
+        whole["policy.memory_kwargs"] = {RENAMED_MEMORY_KWARGS.get(name, name): it for name, it in kwargs.items()}
+    return whole
+
+
 def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
     chosen, wanted = settings.env.wrappers, settings.env.previous_action_reward
@@ -374,13 +386,12 @@ def check_resumable(recorded: Settings, requested: Settings) -> None:
 
 def problems(settings: Settings) -> list[tuple[str, str]]:
     """(dotted key, what is wrong with it) for every setting that cannot be used."""
-    return [
-        *_out_of_range(settings),
-        *_unusable_algorithm(settings.algorithm),
-        *_unusable_policy(settings.policy),
-        *_unusable_environment(settings.env),
-        *_unusable_name(settings.name),
-    ]
+    algorithm, policy, env = settings.algorithm, settings.policy, settings.env
+    found = [*_out_of_range(settings), *_unusable_algorithm(algorithm), *_unusable_policy(policy)]
+    found += _unusable_environment(env)
+    if (name := settings.name) is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
+        found.append(("name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"))
+    return found
 
 
 def _out_of_range(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -421,16 +432,13 @@ def _unusable_policy(policy: PolicySettings) -> Iterator[tuple[str, str]]:
 def _unknown_choice(
     kind: str, name: str, kwargs: Kwargs, known: dict[str, tuple[str, ...]]
 ) -> Iterator[tuple[str, str]]:
-    if _is_class(name):
-        return
-    if name not in known:
+    if name not in known and not _is_class(name):
         hint = did_you_mean(name, tuple(known))
         yield f"policy.{kind}", f"must be {', '.join(known)} or module:Class; got {name!r}{hint}"
-        return
-    for argument in kwargs:
-        if argument not in known[name]:
-            hint = did_you_mean(argument, known[name]) or f"; known are {', '.join(known[name]) or 'none'}"
-            yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
+    taken = known.get(name, tuple(kwargs))
+    for argument in (each for each in kwargs if each not in taken):
+        hint = did_you_mean(argument, taken) or f"; known are {', '.join(taken) or 'none'}"
+        yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
 
 
 def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]:
@@ -448,11 +456,6 @@ def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]
         elif name not in WRAPPERS and not _is_class(name):
             hint = did_you_mean(name, WRAPPERS)
             yield "env.wrappers", f"must hold {', '.join(WRAPPERS)} or module:Class; got {name!r}{hint}"
-
-
-def _unusable_name(name: str | None) -> Iterator[tuple[str, str]]:
-    if name is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
-        yield "name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"
 
 
 def did_you_mean(name: str, known: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,8 @@ def check_trusted(run: Path, settings: Settings, trusted: Sequence[str], command
 
     Whatever they are, the run's directory leaves the path on which modules are found.
 
-    Args:
-        command: what was typed, for the message that says what to type.
-
     Raises:
-        SettingsError: they are neither, or one of them lies in the run's directory.
+        SettingsError: they are neither, or one lies in the run's directory; it says what to add to the ``command``.
     """
     leave_import_path(run)
     modules = modules_named(settings)
@@ -81,17 +78,15 @@ def leave_import_path(run: Path) -> None:
 
 def _inside(run: Path, module: str) -> str | None:
     """Where in a run's directory a module would be found, without importing anything; None where it would not."""
-    path: Any = None
-    inside = run.resolve()
+    path: list[str] | None = None
     for part in module.split("."):
         # By its last name alone: with the full one a namespace package would have to be imported first.
-        spec: ModuleSpec | None = PathFinder.find_spec(part, path) if part else None
+        spec = PathFinder.find_spec(part, path) if part else None
         if spec is None:
             return None
         path = list(spec.submodule_search_locations or [])
-        places: list[str] = [spec.origin or "", *path]
-        for place in places:
-            if place and place not in ("built-in", "frozen") and Path(place).resolve().is_relative_to(inside):
+        for place in (spec.origin, *path):
+            if place and place not in ("built-in", "frozen") and Path(place).resolve().is_relative_to(run.resolve()):
                 return place
     return None
 

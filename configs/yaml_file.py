@@ -7,7 +7,7 @@ file, line and key. Scalars follow YAML 1.2's core schema, so that ``1e-3`` is a
 import os
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -15,17 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from configs.errors import SettingsError
-from configs.settings import (
-    BEFORE,
-    MEMORIES,
-    RENAMED_MEMORY_KWARGS,
-    SETTINGS,
-    Settings,
-    changed,
-    did_you_mean,
-    problems,
-    values,
-)
+from configs.settings import SETTINGS, Settings, as_meant, changed, did_you_mean, problems, values
 
 LARGEST = 2**20  # characters of a settings file
 MOST_VALUES = 10_000  # in it, with every alias written out
@@ -63,13 +53,7 @@ def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
         raise SettingsError(f"{file}: {error}") from None
     except RecursionError:
         raise SettingsError(f"{file}: nested too deeply") from None
-    unsaid = SETTINGS.keys() - found.keys()
-    if found and unsaid <= BEFORE.keys():
-        found |= {key: BEFORE[key] for key in unsaid}
-        if found["policy.memory"] in MEMORIES:
-            kwargs = found["policy.memory_kwargs"]
-            found["policy.memory_kwargs"] = {RENAMED_MEMORY_KWARGS.get(name, name): it for name, it in kwargs.items()}
-    return changed(Settings(), found), {key: f"{file}:{line}" for key, line in lines.items()}
+    return changed(Settings(), as_meant(found)), {key: f"{file}:{line}" for key, line in lines.items()}
 
 
 def check(settings: Settings, sources: Mapping[str, str], baseline: Settings | None = None) -> None:
@@ -97,21 +81,14 @@ def parse_scalar(text: str) -> Any:
         raise ValueError(f"{text!r} is not YAML: {getattr(error, 'problem', error)}") from None
 
 
-_SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-    str: ((str,), "a text"),
-}
+_SCALARS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def convert(value: Any, declared: Any) -> Any:
     """``value`` as the type ``declared``; raises ValueError that says what was expected and what came."""
     origin, arguments = get_origin(declared), get_args(declared)
     if origin in (Union, types.UnionType):
-        if type(value) in arguments:  # None, true and false
-            return value
-        return convert(value, arguments[0])
+        return value if type(value) in arguments else convert(value, arguments[0])  # None, true and false
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             hint = did_you_mean(value, arguments) if isinstance(value, str) else ""
@@ -128,11 +105,10 @@ def convert(value: Any, declared: Any) -> Any:
         return value
     if declared is object:
         return value
-    kinds, words = _SCALARS[declared]
-    is_exact = isinstance(value, kinds) or (declared is int and isinstance(value, float) and value.is_integer())  # 1e5
-    if not is_exact or (isinstance(value, bool) and declared is not bool):
+    is_number = type(value) in (int, float) and declared in (int, float)
+    if not (type(value) is declared or (is_number and (declared is float or value == value // 1))):  # 1e5 is whole
         hint = "; put it in quotes if it is meant as one" if declared is str else ""
-        raise ValueError(f"must be {words}, got {_shown(value)}{hint}")
+        raise ValueError(f"must be {_SCALARS[declared]}, got {_shown(value)}{hint}")
     return declared(value)
 
 
@@ -145,33 +121,23 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Counts the values with every alias written out: ten lines of aliases of aliases stand for a billion."""
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
-        if node is None:
-            return None
-        if is_alias:
-            if id(node) not in self._sizes:  # an alias of what it stands in
-                raise _error("a recursive alias", node)
-            return node
+        assert node is not None
+        if is_alias and node not in self._sizes:  # an alias of what it stands in
+            raise _error("a recursive alias", node)
+        children: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             _check_names(node)
             children = [child for entry in node.value for child in entry]
-        else:
-            children = node.value if isinstance(node, yaml.SequenceNode) else []
-        size = self._sizes[id(node)] = 1 + sum(self._sizes[id(child)] for child in children)
-        if size > MOST_VALUES:
+        self._sizes[node] = 1 + sum(self._sizes[child] for child in children)
+        if self._sizes[node] > MOST_VALUES:
             raise _error(f"more than {MOST_VALUES} values with every alias written out", node)
         return node
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        return int(node.value, base=0 if node.value[:2] in ("0x", "0o") else 10)
-
-    def construct_number(self, node: yaml.ScalarNode) -> float:
-        return float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 def _check_names(node: yaml.MappingNode) -> None:
@@ -194,9 +160,6 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-    def represent_sequence_on_one_line(self, data: Sequence[Any]) -> yaml.SequenceNode:
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-
 
 # YAML 1.2's core schema, and 1_000_000. PyYAML's own follows 1.1: 1e5 a string, off false, 1:30 ninety.
 _SCALAR_PATTERNS = {
@@ -212,10 +175,18 @@ for _kind in (_Loader, _Dumper):
     _kind.yaml_implicit_resolvers = {}
     for _tag, (_pattern, _first) in _SCALAR_PATTERNS.items():
         _kind.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
-_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_number)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(node.value, base=0 if node.value[:2] in ("0x", "0o") else 10),
+)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:float",
+    lambda loader, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
+)
 for _sequence in (list, tuple):
-    _Dumper.add_representer(_sequence, _Dumper.represent_sequence_on_one_line)
+    _Dumper.add_representer(
+        _sequence, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+    )
 
 
 def _parsed(text: str) -> tuple[dict[str, Any], dict[str, int]]:

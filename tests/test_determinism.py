@@ -10,7 +10,7 @@ import envs
 from agents import RecurrentPPO
 from agents.memory import MEMORIES
 from agents.runs.construction import normalize
-from configs import EnvironmentSettings
+from configs.settings import EnvironmentSettings
 
 SMALL: dict[str, dict[str, Any]] = {
     "none": {},

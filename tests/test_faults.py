@@ -2,6 +2,7 @@
 
 import multiprocessing.connection
 import resource
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -260,10 +261,18 @@ def test_a_run_directory_that_is_removed_ends_the_run_with_one_sentence(
     assert not run.path.exists()
 
 
-@pytest.fixture
-def going_on(words: list[str], run: RunDirectory) -> list[str]:
-    """The command that goes on with a run that is finished."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("finished")
+    words = [*TINY, *PPO, *QUIET, "--checkpoint.every", "0", "--env.id", FRAIL, "--runs", str(runs), "--name", "mine"]
     assert train.main(words) == 0
+    return runs / "mine"
+
+
+@pytest.fixture
+def going_on(finished: Path, run: RunDirectory) -> list[str]:
+    """The command that goes on with a run that is finished."""
+    shutil.copytree(finished, run.path)
     return ["--resume", str(run.path), "--total-timesteps", "256"]
 
 
@@ -310,10 +319,8 @@ def test_a_place_for_checkpoints_that_cannot_be_used_is_reported(
     assert str(run.path / "checkpoints") in capsys.readouterr().err
 
 
-def test_other_spaces_at_evaluation_are_reported(
-    words: list[str], run: RunDirectory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(words) == 0
+@pytest.mark.usefixtures("going_on")
+def test_other_spaces_at_evaluation_are_reported(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     text = run.settings.read_text()
     for id in ("TMaze-v0", "CartPole-v1"):  # other actions; other observations
         run.settings.write_text(text.replace(FRAIL, id))
@@ -321,11 +328,11 @@ def test_other_spaces_at_evaluation_are_reported(
         assert f"does not fit {id}" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("going_on")
 def test_pictures_without_a_display_are_reported(
-    words: list[str], run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("pygame").display.quit()
-    assert train.main(words) == 0
     monkeypatch.setenv("SDL_VIDEODRIVER", "x11")
     monkeypatch.delenv("DISPLAY", raising=False)
     assert evaluate.main([str(run.path), "--episodes", "1", "--video", str(run.path / "episode.mp4")]) == 3

@@ -21,7 +21,8 @@ from agents.checkpoint.container import read_archive
 from agents.kernels.binding import BUILDS
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import change_of_schedules
-from configs import AlgorithmSettings, Settings
+from configs import Settings
+from configs.settings import AlgorithmSettings
 from tests.runs import OWN, in_a_child, rows_of, started
 from tests.runs import TINY as UPDATES
 
@@ -302,7 +303,8 @@ def killed(root: Path, words: list[str], kills: int, wait: Callable[[Any, RunDir
     return run
 
 
-def assert_kills_at_any_moment_change_nothing(root: Path, kills: int, longest: float) -> None:
+@pytest.mark.parametrize(("kills", "longest"), [(3, 1.0), pytest.param(50, 1.5, marks=pytest.mark.slow)])
+def test_kills_at_any_moment_change_nothing(tmp_path: Path, kills: int, longest: float) -> None:
     """Each after a random while: as it starts, learns or writes. None comes too late, for the run never ends."""
     moments, words = random.Random(0), [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.keep", "2"]
     words += ["--algorithm.learning-rate-schedule", "constant"]  # a falling one would know how long the run is
@@ -315,19 +317,10 @@ def assert_kills_at_any_moment_change_nothing(root: Path, kills: int, longest: f
         earlier.append(process)
         process.join(timeout=moments.uniform(0.0, longest))
 
-    run = killed(root, endless, kills, wait)
+    run = killed(tmp_path, endless, kills, wait)
     end = ["--total-timesteps", str(max([step for step, _ in run.checkpoints()], default=0) + 64)]
     assert train.main(["--resume", str(run.path), *end]) == 0
-    assert_equal_runs(trained(root, [*words, *end]), run, int(end[1]))
-
-
-def test_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
-    assert_kills_at_any_moment_change_nothing(tmp_path, kills=3, longest=1.0)
-
-
-@pytest.mark.slow
-def test_fifty_kills_at_any_moment_change_nothing(tmp_path: Path) -> None:
-    assert_kills_at_any_moment_change_nothing(tmp_path, kills=50, longest=1.5)
+    assert_equal_runs(trained(tmp_path, [*words, *end]), run, int(end[1]))
 
 
 @pytest.mark.slow
@@ -432,17 +425,18 @@ def attacked(words: list[str], line: int, numbers: list[signal.Signals]) -> int:
     return in_a_child(run)[0]
 
 
-def assert_two_signals_at_any_moment_lose_nothing(root: Path, lines: int) -> None:
+@pytest.mark.parametrize("lines", [2, pytest.param(200, marks=pytest.mark.slow)])
+def test_two_signals_at_any_moment_end_a_run_and_lose_nothing(tmp_path: Path, lines: int) -> None:
     words = [*TINY, *PPO, "--env.id", "CartPole-v1", "--evaluation.every", "32", "--total-timesteps", "64"]
     lines_seen = at_a_line(-1, lambda: None)
-    assert train.main([*words, "--runs", str(root), "--name", "full"]) == 0
+    assert train.main([*words, "--runs", str(tmp_path), "--name", "full"]) == 0
     sys.settrace(None)
-    moments, full = random.Random(0), RunDirectory(root / "full")
+    moments, full = random.Random(0), RunDirectory(tmp_path / "full")
     pairs = [[one, other] for one, _ in SIGNALS for other, _ in SIGNALS]
     for i, line in enumerate(sorted(moments.sample(range(1, lines_seen()), lines))):
         name, numbers = f"attacked-{i}", pairs[(i + 1) % len(pairs)]
-        code = attacked([*words, "--runs", str(root), "--name", name], line, numbers)
-        run = RunDirectory(root / name)
+        code = attacked([*words, "--runs", str(tmp_path), "--name", name], line, numbers)
+        run = RunDirectory(tmp_path / name)
         if code == NOT_REACHED:
             continue
         # As a shell counts it: once all is done and the handlers are given back, SIGTERM ends the process itself.
@@ -451,15 +445,6 @@ def assert_two_signals_at_any_moment_lose_nothing(root: Path, lines: int) -> Non
         assert train.main(["--resume", str(run.path)]) == 0
         assert_equal_runs(full, run, 64)
         assert not list(run.path.rglob("*.tmp"))
-
-
-def test_two_signals_at_any_moment_end_a_run_and_lose_nothing(tmp_path: Path) -> None:
-    assert_two_signals_at_any_moment_lose_nothing(tmp_path, 2)
-
-
-@pytest.mark.slow
-def test_two_signals_at_two_hundred_moments_end_a_run_and_lose_nothing(tmp_path: Path) -> None:
-    assert_two_signals_at_any_moment_lose_nothing(tmp_path, 200)
 
 
 @pytest.mark.parametrize(("backend", "closes"), [("serial", True), ("serial", False), ("subprocess", False)])

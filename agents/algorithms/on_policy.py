@@ -164,9 +164,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         checks.check_count("n_steps", self.n_steps)
         checks.check_count("stats_window_size", self._stats_window_size)
         checks.check_switch("use_sde", self.use_sde)
-        checks.check_normalization("normalize_advantage", self.normalize_advantage)
-        checks.check_sde_sample_freq(self.sde_sample_freq)
-        checks.check_seed(self.seed)
+        way, every, seed = self.normalize_advantage, self.sde_sample_freq, self.seed
+        is_known = isinstance(way, bool | np.bool_) or way in ("batch", "rollout")
+        checks.require(is_known, "normalize_advantage", "True, False, 'batch' or 'rollout'", way)
+        is_known = checks.is_whole(every) and (every >= 1 or every == -1)
+        checks.require(is_known, "sde_sample_freq", "-1 (once a rollout) or a number of steps", every)
+        is_seed = seed is None or (checks.is_whole(seed) and 0 <= seed < 2**32)
+        checks.require(is_seed, "seed", "None or a whole number from 0 to 2**32 - 1", seed)
         checks.check_mapping("policy_kwargs", self.policy_kwargs)
         checks.check_policy_class(self.policy_class, RecurrentActorCriticPolicy, self.policy_aliases)
         checks.check_choice("autocast", self.autocast, AUTOCAST)
@@ -534,7 +538,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     def _setup_learn(self, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
         """Stable-Baselines3's, and a memory that fits the number of environments after ``set_env``."""
-        checks.check_total_timesteps(total_timesteps)
+        is_right = checks.is_number(total_timesteps) and total_timesteps >= 0  # others would end it before it began
+        checks.require(is_right, "total_timesteps", "a number of at least 0", total_timesteps)
         if self.not_restored:
             given = ", ".join(f"{name!r}: ..." for name in self.not_restored)
             raise ValueError(

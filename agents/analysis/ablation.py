@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich import box
 from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.analysis.episodes import with_policy_attributes
 from agents.analysis.evaluation import evaluate
-from agents.analysis.statistics import CONFIDENCE, Interval, Values, between, bootstrap, number
+from agents.analysis.statistics import CONFIDENCE, Interval, Values, between, bootstrap, number, table
 from agents.deploy.player import Player
 from agents.memory import Memory, State
 
@@ -35,21 +34,13 @@ NOTHING = "the agent carries no memory from step to step: there is nothing to ab
 
 @dataclass(frozen=True)
 class Condition:
-    """The episodes with the memory as it is, or changed in one way.
+    """The E episodes, in their order, with the memory as it is, or changed in one way."""
 
-    Args:
-        kind: "intact", "wiped", "exchanged" or "noise".
-        amount: k of wiped every k steps, the scale of noise in standard deviations; else 0.
-        returns: (E,) undiscounted true returns, in the order of the episodes.
-        lengths: (E,) steps.
-        intact: (E,) the returns of the same episodes with the memory intact.
-    """
-
-    kind: str
-    amount: float
-    returns: Values
-    lengths: Lengths
-    intact: Values
+    kind: str  # "intact", "wiped", "exchanged" or "noise"
+    amount: float  # k of wiped every k steps, the scale of noise in standard deviations; else 0
+    returns: Values  # (E,) undiscounted true returns
+    lengths: Lengths  # (E,) steps
+    intact: Values  # (E,) the returns of the same episodes with the memory intact
 
     @property
     def mean(self) -> float:
@@ -77,7 +68,14 @@ class Condition:
 
     @property
     def name(self) -> str:
-        return condition_name(self.kind, self.amount)
+        """As the table has it."""
+        names = {
+            "intact": "intact",
+            "wiped": "wiped every step" if self.amount == 1 else f"wiped every {self.amount:g} steps",
+            "exchanged": "of another episode",
+            "noise": f"noise of {self.amount:g} deviations",
+        }
+        return names[self.kind]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -95,16 +93,11 @@ class Condition:
 
 @dataclass(frozen=True)
 class Ablation:
-    """All conditions, the intact one first.
-
-    Args:
-        deterministic: whether the most probable action was taken, instead of a sample.
-        seed: of environments and samples.
-    """
+    """All conditions, the intact one first."""
 
     conditions: tuple[Condition, ...]
-    deterministic: bool
-    seed: int
+    deterministic: bool  # the most probable action was taken, instead of a sample
+    seed: int  # of environments and samples
 
     @property
     def intact(self) -> Condition:
@@ -140,9 +133,8 @@ class Ablation:
         before, after = number(self.intact.mean, 2), number(wiped.mean, 2)
         if wiped.falls:
             others = "".join(f", with another episode's to {number(each.mean, 2)}" for each in exchanged)
-            return (
-                f"the agent uses its memory: without it the return falls from {before} to {after}{others}{self._reach}"
-            )
+            fall = f"the return falls from {before} to {after}{others}{self._reach}"
+            return f"the agent uses its memory: without it {fall}"
         if wiped.difference_interval.low > 0:
             return f"the memory does harm: without it the return rises from {before} to {after}"
         for each in exchanged:
@@ -172,14 +164,12 @@ class Ablation:
 
     def table(self) -> Table:
         """The conditions for a person."""
-        table = Table("memory", "return", "95 % interval", "difference", "95 % interval", box=box.SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify = "right"
+        shown = table("memory", "return", "95 % interval", "difference", "95 % interval")
         for each in self.conditions:
             differences = [number(each.difference, 2), between(each.difference_interval, 2)]
             cells = [each.name, number(each.mean, 2), between(each.interval, 2)]
-            table.add_row(*cells, *([] if each is self.intact else differences))
-        return table
+            shown.add_row(*cells, *([] if each is self.intact else differences))
+        return shown
 
     def _of_kind(self, kind: str) -> list[Condition]:
         return [each for each in self.conditions if each.kind == kind]
@@ -201,9 +191,8 @@ def ablate(
     max_steps: int | None = None,
     wipes: Sequence[int] | None = None,
     noises: Sequence[float] = NOISES,
-    report: Callable[[str], None] = lambda name: None,
 ) -> Ablation:
-    """Plays the same episodes with the actor's memory intact and changed.
+    """Plays the same episodes with the actor's memory intact and changed; intact alone where there is no memory.
 
     *Wiped every k steps*: before the steps k, 2 k, ... of an episode the state is the initial one: a step knows of k
     steps at most, itself among them. *Of another episode*: at every step but the first the agent acts on the state of
@@ -213,18 +202,12 @@ def ablate(
     numbers counts slots and gets none.
 
     Args:
-        player: the agent; nothing of it moves.
-        env: environments of the ablation's own, before normalization. One alone has no other episode: that condition is
-            left out.
+        env: environments of the ablation's own, before normalization. One alone has no other episode.
         episodes: E of each condition.
         seed: of the first environment of the first episodes; others count up from it.
         max_steps: an episode is cut there.
         wipes: the k; None for the powers of two up to the longest intact episode.
         noises: scales in standard deviations.
-        report: is called with the name of each condition before it is played.
-
-    Returns:
-        The intact condition alone where the agent has no memory.
 
     Raises:
         ValueError: a k or a scale is out of range, or the agent does not fit the environments.
@@ -237,24 +220,22 @@ def ablate(
     if any(not 0 < scale < np.inf for scale in noises):
         raise ValueError(f"noises are finite scales greater than 0, got {list(noises)}")
     memory = player.policy.memory_actor
-    conditions: list[Condition] = []
-
-    def play(kind: str, amount: float, changed: Memory) -> None:
-        report(condition_name(kind, amount))
-        agent = with_policy_attributes(player, memory_actor=changed)
-        returns, lengths = _play(agent, env, episodes, seed, max_steps)
-        conditions.append(Condition(kind, amount, returns, lengths, conditions[0].returns if conditions else returns))
-
     watched = WatchedMemory(memory)
-    play("intact", 0, watched)
+
+    def play(changed: Memory) -> tuple[Values, Lengths]:
+        return _play(with_policy_attributes(player, memory_actor=changed), env, episodes, seed, max_steps)
+
+    intact, lengths = play(watched)
+    conditions = [Condition("intact", 0, intact, lengths, intact)]
     if memory.initial_state(1):
-        longest = int(conditions[0].lengths.max())
-        for k in sorted({1, *([2**i for i in range(longest.bit_length())] if wipes is None else wipes)}):
-            play("wiped", k, ChangedMemory(memory, wiping(memory, k)))
+        longest = int(lengths.max())
+        chosen = sorted({1, *([2**i for i in range(longest.bit_length())] if wipes is None else wipes)})
+        changes = [("wiped", k, ChangedMemory(memory, wiping(memory, k))) for k in chosen]
         if env.num_envs > 1:
-            play("exchanged", 0, ChangedMemory(memory, exchanging, carries_own=True))
+            changes.append(("exchanged", 0, ChangedMemory(memory, exchanging, carries_own=True)))
         for scale in noises:
-            play("noise", scale, ChangedMemory(memory, noising(watched.standard_deviations(), scale, seed)))
+            changes.append(("noise", scale, ChangedMemory(memory, noising(watched.deviations(), scale, seed))))
+        conditions += [Condition(kind, amount, *play(changed), intact) for kind, amount, changed in changes]
     return Ablation(tuple(conditions), player.deterministic, seed)
 
 
@@ -268,17 +249,6 @@ def _play(player: Player, env: VecEnv, episodes: int, seed: int, max_steps: int 
         returns.append(np.array(result.returns)[order])
         lengths.append(np.array(result.lengths)[order])
     return np.concatenate(returns), np.concatenate(lengths)
-
-
-def condition_name(kind: str, amount: float) -> str:
-    """As the table has it."""
-    names = {
-        "intact": "intact",
-        "wiped": "wiped every step" if amount == 1 else f"wiped every {amount:g} steps",
-        "exchanged": "of another episode",
-        "noise": f"noise of {amount:g} deviations",
-    }
-    return names[kind]
 
 
 Change = Callable[[State, Tensor], State]
@@ -340,29 +310,30 @@ class ChangedMemory(Memory):
 
 
 class WatchedMemory(ChangedMemory):
-    """Acts as ever, and takes the moments of what is carried (Welford 1962, batch by batch)."""
+    """Acts as ever, and sums up what is carried, less where it starts, and its square."""
 
     def __init__(self, memory: Memory) -> None:
         super().__init__(memory, lambda state, ages: state)
-        initial = [part[0].double().cpu().numpy() for part in memory.initial_state(1)]
-        self._n, self._means, self._squares = 0, initial, [np.zeros_like(part) for part in initial]
-        self._is_count = [part.shape == (1,) for part in initial]
+        self._origin = [part.double().cpu().numpy() for part in memory.initial_state(1)]
+        self._n, self._sums, self._squares = (
+            0,
+            [0.0 * part[0] for part in self._origin],
+            [0.0 * part[0] for part in self._origin],
+        )
+        self._is_count = [part.shape[1:] == (1,) for part in self._origin]
 
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         output, after = super().step(features, state, episode_starts)
-        n, total = len(episode_starts), self._n + len(episode_starts)
+        self._n += len(episode_starts)
         for i, part in enumerate(after):
-            values = part.double().cpu().numpy()
-            moved = values.mean(axis=0) - self._means[i]
-            self._squares[i] += values.var(axis=0) * n + moved**2 * (self._n * n / total)
-            self._means[i] += moved * (n / total)
-            self._is_count[i] &= bool((values == np.rint(values)).all())
-        self._n = total
+            moved = part.double().cpu().numpy() - self._origin[i]
+            self._sums[i] += moved.sum(axis=0)
+            self._squares[i] += (moved**2).sum(axis=0)
+            self._is_count[i] &= bool((moved == np.rint(moved)).all())
         return output, after
 
-    def standard_deviations(self) -> list[Values]:
-        """Of every number of the state, (...) each part; 0 where it is a count."""
-        return [
-            np.sqrt(squares / self._n) * (not is_count)
-            for squares, is_count in zip(self._squares, self._is_count, strict=True)
-        ]
+    def deviations(self) -> list[Values]:
+        """The standard deviation of every number of the state, (...) each part; 0 where it is a count."""
+        means, squares = ([total / self._n for total in totals] for totals in (self._sums, self._squares))
+        variances = (square - mean**2 for square, mean in zip(squares, means, strict=True))
+        return [np.sqrt(np.maximum(v, 0)) * (not c) for v, c in zip(variances, self._is_count, strict=True)]

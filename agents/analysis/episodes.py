@@ -22,23 +22,14 @@ Agent = Player | RecurrentOnPolicyAlgorithm
 
 
 class Step(NamedTuple):
-    """One step of all environments.
+    """One step of all environments."""
 
-    Args:
-        observations: (N, ...) before it, as the environments give them.
-        actions: (N, ...) as the environments took them.
-        rewards: (N,) true ones; 0 where an environment only reset itself.
-        dones: (N,) whose episode ended.
-        infos: of every environment.
-        only_reset: (N,) which environments only reset themselves: no transition, the next step starts the episode.
-    """
-
-    observations: Any
-    actions: NDArray[Any]
-    rewards: NDArray[Any]
-    dones: NDArray[np.bool_]
-    infos: Any
-    only_reset: NDArray[np.bool_]
+    observations: Any  # (N, ...) before it, as the environments give them
+    actions: NDArray[Any]  # (N, ...) as the environments took them
+    rewards: NDArray[Any]  # (N,) true ones; 0 where an environment only reset itself
+    dones: NDArray[np.bool_]  # (N,) whose episode ended
+    infos: Any  # of every environment
+    only_reset: NDArray[np.bool_]  # (N,) no transition: the next step starts the episode
 
 
 class Game(NamedTuple):
@@ -54,10 +45,9 @@ def playing(agent: Agent, env: VecEnv, *, seed: int | None = None, deterministic
     """Lets an agent act, its memory carried and reset, without moving anything of the agent or the process.
 
     Args:
-        agent: a player, or an algorithm while it trains.
         env: environments as they are before normalization; a ``VecNormalize`` around them is taken off.
         seed: of environments and samples; None goes on with their random numbers as they are.
-        deterministic: the deterministic (most probable) action in place of a sample; None: as the player is set.
+        deterministic: the most probable action in place of a sample; None: as the player is set.
 
     Raises:
         ValueError: the agent does not fit the environments.

@@ -12,49 +12,28 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.table import Table
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, is_vecenv_wrapped
 
+from agents.analysis import statistics
 from agents.analysis.episodes import Agent, Game, playing
-from agents.analysis.statistics import (
-    CONFIDENCE,
-    Interval,
-    Statistic,
-    between,
-    bootstrap,
-    interquartile_mean,
-    mean,
-    median,
-    number,
-    wilson,
-)
+from agents.analysis.statistics import between, interquartile_mean, mean, median, number
 
 FAILED = "recurl.environment_failed"  # what our environments call an episode that ended with a fault
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The episodes of an evaluation, and their statistics.
+    """The episodes of an evaluation, and their statistics."""
 
-    Args:
-        returns: (E,) undiscounted sums of the true rewards.
-        lengths: (E,) steps.
-        successes: (E,) what the environment says in ``info["is_success"]``; empty where it says nothing.
-        deterministic: whether the most probable action was taken, instead of a sample.
-        seed: of environments and samples; None for none.
-        cut: how many of the episodes did not end but were cut.
-        environments: (E,) which of the N each was played in, those of one in the order of time.
-    """
-
-    returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-    successes: tuple[bool, ...] = ()
-    deterministic: bool = True
-    seed: int | None = None
-    cut: int = 0
-    environments: tuple[int, ...] = ()
+    returns: tuple[float, ...]  # (E,) undiscounted sums of the true rewards
+    lengths: tuple[int, ...]  # (E,) steps
+    successes: tuple[bool, ...] = ()  # (E,) info["is_success"]; empty where the environment says nothing
+    deterministic: bool = True  # the most probable action was taken, instead of a sample
+    seed: int | None = None  # of environments and samples
+    cut: int = 0  # how many of the episodes did not end but were cut
+    environments: tuple[int, ...] = ()  # (E,) which of the N each was played in, those of one in the order of time
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Evaluation":
@@ -91,15 +70,19 @@ class Evaluation:
         return float(np.mean(self.lengths))
 
     @property
+    def manner(self) -> str:
+        return manner(self.deterministic)
+
+    @property
     def success_rate(self) -> float | None:
         return float(np.mean(self.successes)) if self.successes else None
 
-    def statistic(self, statistic: Statistic) -> float:
+    def statistic(self, statistic: statistics.Statistic) -> float:
         return float(statistic(np.array(self.returns)))
 
-    def interval(self, statistic: Statistic) -> Interval:
+    def interval(self, statistic: statistics.Statistic) -> statistics.Interval:
         """The bootstrap interval of a statistic of the returns."""
-        return bootstrap(np.array(self.returns), statistic)
+        return statistics.bootstrap(np.array(self.returns), statistic)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as what ``json`` writes."""
@@ -114,8 +97,8 @@ class Evaluation:
             "return": returns,
             "length": {"mean": self.mean_length, "min": min(self.lengths), "max": max(self.lengths)},
             "success_rate": self.success_rate,
-            "success_rate_interval": list(wilson(self.successes)) if self.successes else None,
-            "confidence": CONFIDENCE,
+            "success_rate_interval": list(statistics.wilson(self.successes)) if self.successes else None,
+            "confidence": statistics.CONFIDENCE,
             "returns": list(self.returns),
             "lengths": list(self.lengths),
             "successes": list(self.successes),
@@ -123,22 +106,20 @@ class Evaluation:
 
     def table(self) -> Table:
         """The statistics for a person."""
-        table = Table("", "value", "95 % interval", box=box.SIMPLE_HEAD)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        statistics = {"mean return": mean, "median": median, "interquartile mean": interquartile_mean}
-        for name, statistic in statistics.items():
-            table.add_row(name, number(self.statistic(statistic)), between(self.interval(statistic)))
-        table.add_row("standard deviation", number(self.std))
-        table.add_row("lowest, highest", f"{number(min(self.returns))}, {number(max(self.returns))}")
-        table.add_row("mean length", number(self.mean_length))
+        shown = statistics.table("", "value", "95 % interval")
+        located = {"mean return": mean, "median": median, "interquartile mean": interquartile_mean}
+        for name, statistic in located.items():
+            shown.add_row(name, number(self.statistic(statistic)), between(self.interval(statistic)))
+        shown.add_row("standard deviation", number(self.std))
+        shown.add_row("lowest, highest", f"{number(min(self.returns))}, {number(max(self.returns))}")
+        shown.add_row("mean length", number(self.mean_length))
         if self.success_rate is not None:
-            low, high = wilson(self.successes)
-            table.add_row("success rate", f"{self.success_rate:.1%}", f"{low:.1%} to {high:.1%}")
-        table.add_row("episodes", str(self.episodes))
+            low, high = statistics.wilson(self.successes)
+            shown.add_row("success rate", f"{self.success_rate:.1%}", f"{low:.1%} to {high:.1%}")
+        shown.add_row("episodes", str(self.episodes))
         if self.cut:
-            table.add_row("of them cut, without an end", str(self.cut))
-        return table
+            shown.add_row("of them cut, without an end", str(self.cut))
+        return shown
 
 
 def evaluate(
@@ -156,7 +137,7 @@ def evaluate(
         agent: a player, or an algorithm while it trains.
         env: environments of the evaluation's own, as they are before normalization. They are reset first.
         episodes: in all, shared out evenly among the environments beforehand.
-        deterministic: the deterministic (most probable) action in place of a sample; None: as the player is set.
+        deterministic: the most probable action in place of a sample; None: as the player is set.
         seed: of environments and samples; None goes on with their random numbers as they are.
         max_steps: an episode that is longer is cut there and counts as it is, and its environment plays no further; for
             environments in which an episode need not end. None for no limit.
@@ -169,7 +150,7 @@ def evaluate(
         raise ValueError(f"an evaluation needs at least 1 episode, got {episodes}")
     with playing(agent, env, seed=seed, deterministic=deterministic) as game:
         finished = list(_finished(game, episodes, max_steps))
-    successes = [each.success for each in finished if each.success is not None]
+    successes = [bool(each.success) for each in finished if each.success is not None]
     return Evaluation(
         returns=tuple(each.total for each in finished),
         lengths=tuple(each.length for each in finished),
@@ -181,46 +162,31 @@ def evaluate(
     )
 
 
-class BothWays(NamedTuple):
-    """An agent's episodes by the way it is set to act, and by the other: sampling, or the most probable action."""
+def manner(deterministic: bool) -> str:
+    """How an agent acts, in a word."""
+    return "deterministic" if deterministic else "sampled"
 
-    chosen: Evaluation
-    other: Evaluation
 
-    @property
-    def differ(self) -> bool:
-        """Whether the two differ beyond the intervals of their means."""
-        one, two = self.chosen.interval(mean), self.other.interval(mean)
-        return one.low > two.high or two.low > one.high
-
-    @property
-    def sampled(self) -> Evaluation:
-        return self.other if self.chosen.deterministic else self.chosen
-
-    @property
-    def deterministic(self) -> Evaluation:
-        return self.chosen if self.chosen.deterministic else self.other
+def differ(one: Evaluation, other: Evaluation) -> bool:
+    """Whether the means differ beyond their intervals."""
+    (low, high), (other_low, other_high) = one.interval(mean), other.interval(mean)
+    return low > other_high or other_low > high
 
 
 def evaluate_both_ways(
-    agent: Agent,
-    env: VecEnv,
-    episodes: int = 100,
-    *,
-    deterministic: bool = True,
-    seed: int | None = None,
-    max_steps: int | None = None,
-) -> BothWays:
-    """:func:`evaluate` with half of the episodes as the agent is set to act, and half the other way.
+    agent: Agent, env: VecEnv, episodes: int, *, deterministic: bool, seed: int, max_steps: int | None
+) -> dict[str, Evaluation]:
+    """:func:`evaluate` with half of the episodes as the agent is set to act, and half the other way, by manner.
 
     Sampling and the most probable action are two policies, and with the last action among its inputs a memory that has
     learned under one reads under the other what it never saw. At least one episode each; of an odd number the way
     chosen has one more.
     """
-    chosen = evaluate(agent, env, (episodes + 1) // 2, deterministic=deterministic, seed=seed, max_steps=max_steps)
-    half = max(episodes // 2, 1)
-    other = evaluate(agent, env, half, deterministic=not deterministic, seed=seed, max_steps=max_steps)
-    return BothWays(chosen, other)
+    shares = {deterministic: (episodes + 1) // 2, not deterministic: max(episodes // 2, 1)}
+    return {
+        manner(way): evaluate(agent, env, share, deterministic=way, seed=seed, max_steps=max_steps)
+        for way, share in shares.items()
+    }
 
 
 class Episode(NamedTuple):
@@ -229,7 +195,7 @@ class Episode(NamedTuple):
     environment: int
     total: float
     length: int
-    success: bool | None
+    success: bool | None = None
     cut: bool = False
 
 
@@ -244,24 +210,20 @@ def _finished(game: Game, episodes: int, max_steps: int | None) -> Iterator[Epis
     for step in game.steps:
         returns += step.rewards
         lengths += ~step.only_reset
-        for i in np.flatnonzero(step.dones):
+        for i in map(int, np.flatnonzero(step.dones)):
+            info = step.infos[i]
             # One that was cut since the environment failed, and restarted, says nothing of the agent.
-            if left[i] and FAILED not in step.infos[i]:
+            if left[i] and FAILED not in info:
                 left[i] -= 1
-                yield _episode(step.infos[i], float(returns[i]), int(lengths[i]), int(i), monitored)
+                # A monitor counts below wrappers that change rewards or repeat actions: what it says is the task's own.
+                measured = info.get("episode", {}) if monitored else {}
+                total, length = float(measured.get("r", returns[i])), int(measured.get("l", lengths[i]))
+                if not math.isfinite(total):
+                    raise FloatingPointError(f"the return of an episode in environment {i} is {total}")
+                yield Episode(i, total, length, info.get("is_success"))
             returns[i], lengths[i] = 0.0, 0
-        for i in np.flatnonzero((lengths >= longest) & (left > 0)):
+        for i in map(int, np.flatnonzero((lengths >= longest) & (left > 0))):
             left[i] = 0
-            yield Episode(int(i), float(returns[i]), int(lengths[i]), None, cut=True)
+            yield Episode(i, float(returns[i]), int(lengths[i]), cut=True)
         if not left.any():
             return
-
-
-def _episode(info: dict[str, Any], total: float, length: int, environment: int, monitored: bool) -> Episode:
-    # A monitor counts below wrappers that change rewards or repeat actions: what it says is the task's own measure.
-    measured = info.get("episode", {}) if monitored else {}
-    total, length = float(measured.get("r", total)), int(measured.get("l", length))
-    if not math.isfinite(total):
-        raise FloatingPointError(f"the return of an episode in environment {environment} is {total}")
-    success = info.get("is_success")
-    return Episode(environment, total, length, None if success is None else bool(success))

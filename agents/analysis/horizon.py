@@ -43,17 +43,11 @@ _AT_ONCE = 2**16  # steps of features in one pass: bounds memory
 
 @dataclass(frozen=True)
 class Horizon:
-    """The curve over lags, and what it comes to.
+    """The curve over lags, and what it comes to."""
 
-    Args:
-        sensitivity: (L,) S of lags 0, 1, ...
-        steps: (L,) how many steps it is the mean over.
-        share: of the sum of S that lies within the horizon.
-    """
-
-    sensitivity: NDArray[np.float64]
-    steps: NDArray[np.int64]
-    share: float = SHARE
+    sensitivity: NDArray[np.float64]  # (L,) S of lags 0, 1, ...
+    steps: NDArray[np.int64]  # (L,) how many steps it is the mean over
+    share: float = SHARE  # of the sum of S that lies within the horizon
 
     @property
     def horizon(self) -> int | None:
@@ -69,10 +63,9 @@ class Horizon:
             return "memory horizon: none, no input moves the action"
         if self.horizon == 0:
             return f"memory horizon: 0 steps, {self.share:.0%} of what moves the action is the present input"
-        return (
-            f"memory horizon: {self.horizon} step{'s' if self.horizon > 1 else ''}, {self.share:.0%} of what moves the "
-            f"action lies within (of {len(self.sensitivity) - 1} that were looked at)"
-        )
+        steps, most = f"{self.horizon} step{'s' if self.horizon > 1 else ''}", len(self.sensitivity) - 1
+        share = f"{self.share:.0%} of what moves the action lies within"
+        return f"memory horizon: {steps}, {share} (of {most} that were looked at)"
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as what ``json`` writes."""
@@ -91,14 +84,10 @@ def memory_horizon(
     """The horizon of an agent over episodes that it played.
 
     Args:
-        player: its policy is differentiated, its memory unrolled from the start of every episode.
         recordings: of episodes (:func:`agents.analysis.record`).
         lags: the largest lag; None for the longest episode less one.
         steps: how many steps t, drawn without replacement where there are more.
         seed: of that draw.
-
-    Raises:
-        ValueError: no episode, or a number out of range.
     """
     if not recordings or steps < 1 or (lags is not None and lags < 0):
         raise ValueError(

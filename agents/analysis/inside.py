@@ -21,15 +21,10 @@ SHUT, OPEN = 0.1, 0.9  # a gate below or above is saturated
 
 
 class Components(NamedTuple):
-    """The principal components of a stream (T, U).
+    """The principal components of a stream (T, U)."""
 
-    Args:
-        scores: (T, n) the stream along each.
-        explained: (n,) the share of its variance that each holds; 0 where the stream never changes.
-    """
-
-    scores: Array
-    explained: Array
+    scores: Array  # (T, n) the stream along each
+    explained: Array  # (n,) the share of its variance that each holds; 0 where the stream never changes
 
 
 def principal_components(units: NDArray[Any], n: int = 2) -> Components:
@@ -51,14 +46,9 @@ def principal_components(units: NDArray[Any], n: int = 2) -> Components:
 
 @dataclass(frozen=True)
 class Gates:
-    """How far the gates of an LSTM or GRU stand open, 0 shut and 1 open.
+    """How far the gates of an LSTM or GRU stand open, 0 shut and 1 open; GRU keeps the old state by "update"."""
 
-    Args:
-        openness: (T, D, H) by the gate's name: "input", "forget" and "output", or "reset" and "update", of which the
-            GRU keeps the old state where "update" is open.
-    """
-
-    openness: dict[str, NDArray[np.float32]]
+    openness: dict[str, NDArray[np.float32]]  # (T, D, H) of "input", "forget", "output", or of "reset", "update"
 
     def mean_over_time(self) -> dict[str, Array]:
         """(T, D) mean over units at every step."""
@@ -90,32 +80,27 @@ def gates(player: Player, recording: Recording) -> Gates | None:
         below = hidden[1:, layer]
         if masks and recurrent.dropout > 0 and layer + 1 < recurrent.num_layers:
             below = below * masks[0][1:, layer]
-    names = ("input", "forget", "output") if isinstance(recurrent, LSTM) else ("reset", "update")
-    return Gates({name: np.stack([layer[i] for layer in layers], axis=1) for i, name in enumerate(names)})
+    # By their place among the blocks of an LSTM's or GRU's weights.
+    places = {"input": 0, "forget": 1, "output": 3} if isinstance(recurrent, LSTM) else {"reset": 0, "update": 1}
+    return Gates({name: np.stack([layer[place] for layer in layers], axis=1) for name, place in places.items()})
 
 
 def _openness(
     recurrent: LSTM | GRU, layer: int, below: NDArray[Any], before: NDArray[Any]
 ) -> list[NDArray[np.float32]]:
-    """What comes from below (T, F), the hidden state before (T, H) -> each gate (T, H)."""
+    """What comes from below (T, F), the hidden state before (T, H) -> the sigmoid of each block (T, H)."""
     sums = 0.0
     for part, inputs in (("ih", below), ("hh", before)):
         weight, bias = (getattr(recurrent, f"{kind}_{part}_l{layer}") for kind in ("weight", "bias"))
         sums = sums + torch.as_tensor(inputs).double() @ weight.detach().cpu().double().T
         sums = sums if bias is None else sums + bias.detach().cpu().double()
-    blocks = np.split(torch.sigmoid(torch.as_tensor(sums)).float().numpy(), recurrent.gates, axis=1)
-    return [blocks[i] for i in ((0, 1, 3) if isinstance(recurrent, LSTM) else (0, 1))]
+    return np.split(torch.sigmoid(torch.as_tensor(sums)).float().numpy(), recurrent.gates, axis=1)
 
 
 class Attention(NamedTuple):
-    """What each step attended to.
+    """What each step attended to."""
 
-    Args:
-        weights: (T, M + 1) by lag, 0 being the step itself, or (T, K) by token; they sum to 1.
-        by_lag: whether the second axis is of lags.
-    """
-
-    weights: Array
+    weights: Array  # (T, M + 1) by lag, 0 being the step itself, or (T, K) by token; they sum to 1
     by_lag: bool
 
 
@@ -140,10 +125,8 @@ def _of_memory(policy: RecurrentActorCriticPolicy, recording: Recording) -> dict
     by_lag = weights.flip(-1)[..., :reach].double().cpu().numpy()
     if by_lag.ndim == 2:
         return {"memory": Attention(by_lag, True)}
-    return {
-        f"memory, layer {layer + 1}, head {head + 1}": Attention(by_lag[:, layer, head], True)
-        for layer, head in np.ndindex(*by_lag.shape[1:3])
-    }
+    heads = np.ndindex(*by_lag.shape[1:3])
+    return {f"memory, layer {i + 1}, head {j + 1}": Attention(by_lag[:, i, j], True) for i, j in heads}
 
 
 def _of_encoder(policy: RecurrentActorCriticPolicy, recording: Recording) -> dict[str, Attention]:
@@ -155,8 +138,5 @@ def _of_encoder(policy: RecurrentActorCriticPolicy, recording: Recording) -> dic
     with encoder.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])):
         policy.encode(observations, first_step_of(len(recording)).shape)
     weights = encoder.attention_weights(read[0]).double().cpu().numpy()
-    n_heads = weights.shape[1]
-    return {
-        "encoder" if n_heads == 1 else f"encoder, head {head + 1}": Attention(weights[:, head], False)
-        for head in range(n_heads)
-    }
+    heads = [Attention(weights[:, head], False) for head in range(weights.shape[1])]
+    return {"encoder": heads[0]} if len(heads) == 1 else {f"encoder, head {i}": each for i, each in enumerate(heads, 1)}

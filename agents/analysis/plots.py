@@ -7,7 +7,6 @@ Axes: T steps, U units, D layers.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,28 +33,21 @@ def check() -> None:
         raise ImportError('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Writes a picture, in the format that the path's suffix names."""
-    figure.savefig(path, dpi=130)
-
-
 def ablation(data: Ablation) -> "Figure":
     """Mean return of every condition with its interval, the intact one's as a band behind them."""
     conditions = data.conditions
     figure, axes = _panels(1, 1, 7.5, 1.1 + 0.32 * len(conditions))
-    axis, rows = axes[0, 0], np.arange(len(conditions))
-    means = np.array([each.mean for each in conditions])
+    axis = axes[0, 0]
     axis.axvspan(*data.intact.interval, color=BLUE, alpha=0.15, linewidth=0)
     axis.axvline(data.intact.mean, color=BLUE, linewidth=1)
-    for row, each in zip(rows, conditions, strict=True):
+    for row, each in enumerate(conditions):
         color = RED if each.falls else BLUE
         axis.plot(list(each.interval), [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         axis.plot(each.mean, row, "o", color=color, markersize=6)
         box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
         _note(axis, number(each.mean, 2), (each.mean, row), (0, 6), ha="center", fontsize=8, bbox=box)
-    room = max(float(np.ptp(means)), 1e-3 * max(1.0, float(np.abs(means).max()))) * 0.08
-    axis.set_xlim(axis.get_xlim()[0] - room, axis.get_xlim()[1] + room)
-    axis.set_yticks(rows, [each.name for each in conditions])
+    axis.margins(x=0.1)
+    axis.set_yticks(range(len(conditions)), [each.name for each in conditions])
     axis.set_ylim(len(conditions) - 0.4, -0.7)
     axis.set_xlabel("mean return, 95 % interval (red: lower than with the memory intact)")
     axis.grid(axis="x", alpha=0.3)
@@ -120,8 +112,7 @@ def components(data: Components, color: NDArray[Any], label: str = "time") -> "F
 
 
 def gates(data: Gates) -> "Figure":
-    """Above, mean openness and saturated share of every gate over time, layers in different line styles; below, every
-    unit's openness, those of one layer sorted by their mean."""
+    """Mean openness and saturated share of every gate over time; below, every unit's openness, sorted by its mean."""
     names, openness, saturated = list(data.openness), data.mean_over_time(), data.saturation_over_time()
     n_layers = data.openness[names[0]].shape[1]
     figure, axes = _panels(2, len(names), 3.6 * len(names), 6.2)

@@ -28,39 +28,22 @@ LONGEST = 10_000  # steps; an episode need not end
 
 @dataclass(frozen=True)
 class Recording:
-    """An episode, step by step.
+    """An episode, step by step."""
 
-    Args:
-        observations: (T, ...) as the environment gave them, or a dict of such.
-        seen: the same as the policy reads them, normalized.
-        actions: (T, ...) as the environment took them.
-        rewards: (T,) true ones.
-        infos: the numbers of every step's info, by key, (T,) each.
-        values: (T,) what the critic expected before the step, of normalized rewards where training normalized them.
-        log_probabilities: (T,) of the actions.
-        probabilities: (T, n) of each action for a Discrete space; None for others.
-        features: (T, F) what went into the actor's memory.
-        outputs: (T, H) what came out of it.
-        states: what it carried, the parts (T + 1, ...) each: before the first step, and after every step.
-        critic_states: the same of a critic's memory of its own; empty if there is none.
-        ended: whether the episode ended, and was not cut.
-        seed: of environment and samples.
-    """
-
-    observations: Any
-    seen: Any
-    actions: Array
-    rewards: Array
-    infos: dict[str, Array]
-    values: Array
-    log_probabilities: Array
-    probabilities: Array | None
-    features: Array
-    outputs: Array
-    states: tuple[Array, ...]
-    critic_states: tuple[Array, ...]
-    ended: bool
-    seed: int
+    observations: Any  # (T, ...) as the environment gave them, or a dict of such
+    seen: Any  # the same as the policy reads them, normalized
+    actions: Array  # (T, ...) as the environment took them
+    rewards: Array  # (T,) true ones
+    infos: dict[str, Array]  # the numbers of every step's info, by key, (T,) each
+    values: Array  # (T,) expected before the step, of normalized rewards where training normalized them
+    log_probabilities: Array  # (T,) of the actions
+    probabilities: Array | None  # (T, n) of each action for a Discrete space
+    features: Array  # (T, F) what went into the actor's memory
+    outputs: Array  # (T, H) what came out of it
+    states: tuple[Array, ...]  # what it carried, (T + 1, ...) each: before the first step, and after every step
+    critic_states: tuple[Array, ...]  # the same of a critic's memory of its own
+    ended: bool  # and was not cut
+    seed: int  # of environment and samples
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -76,10 +59,9 @@ class Recording:
         Raises:
             ValueError: there is none of that name; the message lists what there is.
         """
-        known: dict[str, Array] = {"time": np.arange(len(self)), "reward": self.rewards, "value": self.values}
+        known = {**self.infos, "time": np.arange(len(self)), "reward": self.rewards, "value": self.values}
         if self.actions.ndim == 1:
             known["action"] = self.actions
-        known = {**self.infos, **known}
         if name not in known:
             raise ValueError(f"no step of the episode has {name!r}; there are {', '.join(known)}")
         return known[name]
@@ -96,12 +78,11 @@ class Recording:
 
 
 def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None = None) -> Recording:
-    """Lets a player act for one episode and keeps everything; nothing of the player or the process moves.
+    """Lets a player act for one episode, cut after ``max_steps`` or 10,000; nothing of player or process moves.
 
     Args:
         env: before normalization; of several environments the first is recorded.
         seed: of environment and samples.
-        max_steps: the episode is cut there; never later than after 10,000 steps.
 
     Raises:
         ValueError: the agent does not fit the environment.
@@ -120,16 +101,9 @@ def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None 
                 break
     stacked = _stacked(observations)
     seen = player.normalized(stacked)
-    return Recording(
-        stacked,
-        seen,
-        np.stack(actions),
-        np.array(rewards),
-        _numbers(infos),
-        **_computed(player.policy, seen, np.stack(chosen)),
-        ended=ended,
-        seed=seed,
-    )
+    computed = _computed(player.policy, seen, np.stack(chosen))
+    taken, earned = np.stack(actions), np.array(rewards)
+    return Recording(stacked, seen, taken, earned, _numbers(infos), **computed, ended=ended, seed=seed)
 
 
 def _noting_actions(player: Player) -> tuple[Player, list[Array]]:
@@ -228,7 +202,7 @@ def _stacked(observations: list[Any]) -> Any:
 def _numbers(infos: list[dict[str, Any]]) -> dict[str, Array]:
     """Keys that hold one number at every step; one that the last step alone has says nothing over time."""
     found = {}
-    for key in sorted(map(str, set.intersection(*(set(info) for info in infos)))):
+    for key in sorted(map(str, set.intersection(*map(set, infos)))):
         values = [np.asarray(info.get(key)) for info in infos]
         if all(value.size == 1 and value.dtype.kind in "biuf" for value in values):
             found[key] = np.array([float(value.item()) for value in values])

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
 
 Values = NDArray[np.float64]
 Statistic = Callable[[Values], Any]
@@ -44,6 +46,14 @@ def between(interval: Sequence[float], digits: int = 3) -> str:
     return f"{number(interval[0], digits)} to {number(interval[1], digits)}"
 
 
+def table(first: str, *columns: str) -> Table:
+    """For a terminal: what rows are of on the left, figures on the right."""
+    shown = Table(first, box=box.SIMPLE_HEAD)
+    for name in columns:
+        shown.add_column(name, justify="right")
+    return shown
+
+
 def interquartile_mean(values: Values) -> Values:
     """The mean of the middle half, a quarter (rounded down) left out on each side."""
     cut = values.shape[-1] // 4
@@ -54,7 +64,9 @@ def interquartile_mean(values: Values) -> Values:
 def bootstrap(values: Values, statistic: Statistic = mean) -> Interval:
     """(E,) -> the interval of a statistic, episodes drawn."""
     size = len(values)
-    return _interval(lambda rng, rows: statistic(values[rng.integers(size, size=(rows, size))]), size)
+    return Interval(
+        *_percentiles(lambda rng, rows: statistic(values[rng.integers(size, size=(rows, size))]), size).tolist()
+    )
 
 
 def over_seeds(returns: Sequence[Values], statistic: Statistic = mean) -> Interval:
@@ -75,16 +87,14 @@ def over_seeds(returns: Sequence[Values], statistic: Statistic = mean) -> Interv
         drawn: Values = statistic(values.reshape(rows, -1))
         return drawn
 
-    return _interval(resampled, seeds * episodes)
+    return Interval(*_percentiles(resampled, seeds * episodes).tolist())
 
 
 def curve_over_seeds(curves: Values) -> tuple[Values, Values, Values]:
     """(S, P) -> mean, low and high, (P,) each: the mean over seeds at every point and its interval, seeds drawn."""
-    seeds, points = curves.shape
-    low, high = _percentiles(
-        lambda rng, rows: curves[rng.integers(seeds, size=(rows, seeds))].mean(axis=1), seeds * points
-    )
-    return curves.mean(axis=0), low, high
+    seeds = len(curves)
+    edges = _percentiles(lambda rng, rows: curves[rng.integers(seeds, size=(rows, seeds))].mean(axis=1), curves.size)
+    return curves.mean(axis=0), *edges
 
 
 def probability_of_improvement(ours: Values, theirs: Values) -> Values:
@@ -111,7 +121,7 @@ def improvement_interval(ours: Values, theirs: Values) -> Interval:
         drawn: Values = (a * (np.cumsum(b, axis=1) - b / 2)).sum(axis=1)
         return drawn
 
-    return _interval(resampled, len(values))
+    return Interval(*_percentiles(resampled, len(values)).tolist())
 
 
 def wilson(successes: Sequence[bool]) -> Interval:
@@ -131,11 +141,6 @@ def aligned(curves: Sequence[tuple[Values, Values]]) -> tuple[Values, Values]:
     every = np.unique(np.concatenate([steps for steps, _ in curves]))
     common = every[(every >= first) & (every <= last)]
     return common, np.array([np.interp(common, steps, values) for steps, values in curves])
-
-
-def _interval(resampled: Callable[[np.random.Generator, int], Values], size: int) -> Interval:
-    low, high = _percentiles(resampled, size)
-    return Interval(float(low), float(high))
 
 
 def _percentiles(resampled: Callable[[np.random.Generator, int], Values], size: int) -> Any:

@@ -25,13 +25,9 @@ def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = N
 
     Args:
         env: a single environment made with ``render_mode="rgb_array"``.
-        seed: of environment and samples; None for none.
 
     Returns:
         The number of frames.
-
-    Raises:
-        VideoError: a package is missing, or the environment gives no pictures.
     """
     try:
         import imageio.v2 as imageio

@@ -10,21 +10,35 @@ from gymnasium import spaces
 from torch import nn
 
 
+def require(is_right: Any, name: str, expected: str, value: Any) -> None:
+    """Raises ValueError, as all checks do, unless it is right."""
+    if not is_right:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_range(name: str, value: Any, low: float = -np.inf, high: float = np.inf) -> None:
-    """Raises ValueError, as all checks do, unless ``value`` is a finite number in [low, high]."""
-    _require(_is_number(value) and np.isfinite(value), name, "a finite number", value)
+    """A finite number in [low, high]."""
+    require(is_number(value) and np.isfinite(value), name, "a finite number", value)
     span = f"at least {low:g}" if high == np.inf else f"between {low:g} and {high:g}"
-    _require(low <= value <= high, name, span, value)
+    require(low <= value <= high, name, span, value)
 
 
 def check_positive(name: str, value: Any) -> None:
     """A number above 0; infinity is let through, as 'no limit'."""
-    _require(_is_number(value) and value > 0, name, "a number above 0", value)
+    require(is_number(value) and value > 0, name, "a number above 0", value)
 
 
 def check_count(name: str, value: Any, low: int = 1) -> None:
     """A whole number of at least ``low``."""
-    _require(_is_whole(value) and value >= low, name, f"a whole number of at least {low}", value)
+    require(is_whole(value) and value >= low, name, f"a whole number of at least {low}", value)
 
 
 def check_schedule(name: str, value: Any, low: float) -> None:
@@ -35,11 +49,11 @@ def check_schedule(name: str, value: Any, low: float) -> None:
 
 def check_switch(name: str, value: Any) -> None:
     """True or False: a string such as "no" would count as true."""
-    _require(isinstance(value, bool | np.bool_), name, "True or False", value)
+    require(isinstance(value, bool | np.bool_), name, "True or False", value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises ValueError, with the nearest choice, unless ``value`` is one of them."""
+    """One of the choices; the error names the nearest."""
     known = list(choices)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in known):
         near = difflib.get_close_matches(str(value), [each for each in known if isinstance(each, str)], n=1)
@@ -47,36 +61,13 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}{hint}")
 
 
-def check_normalization(name: str, value: Any) -> None:
-    """True, False, "batch" or "rollout"."""
-    is_known = isinstance(value, bool | np.bool_) or value in ("batch", "rollout")
-    _require(is_known, name, "True, False, 'batch' or 'rollout'", value)
-
-
-def check_seed(seed: Any) -> None:
-    """None or what NumPy and torch both take as one."""
-    is_seed = seed is None or (_is_whole(seed) and 0 <= seed < 2**32)
-    _require(is_seed, "seed", "None or a whole number from 0 to 2**32 - 1", seed)
-
-
-def check_sde_sample_freq(value: Any) -> None:
-    """-1, for once a rollout, or a number of steps."""
-    is_known = _is_whole(value) and (value >= 1 or value == -1)
-    _require(is_known, "sde_sample_freq", "-1 (once a rollout) or a number of steps", value)
-
-
-def check_total_timesteps(value: Any) -> None:
-    """A number of at least 0: others would end training before it began."""
-    _require(_is_number(value) and value >= 0, "total_timesteps", "a number of at least 0", value)
-
-
 def check_mapping(name: str, value: Any) -> None:
     """A dict or None."""
-    _require(value is None or isinstance(value, Mapping), name, "a dict of arguments", value)
+    require(value is None or isinstance(value, Mapping), name, "a dict of arguments", value)
 
 
 def check_policy_name(name: str, known: Iterable[str]) -> None:
-    """Raises ValueError, with the nearest names, unless ``name`` is known."""
+    """A name that is known; the error names the nearest."""
     names = list(known)
     if name not in names:
         # "MlpPolicy" of Stable-Baselines3's other algorithms is as near to every memory's.
@@ -87,7 +78,7 @@ def check_policy_name(name: str, known: Iterable[str]) -> None:
 
 
 def check_policy_class(policy: Any, expected: type[Any], names: Iterable[str]) -> None:
-    """Raises ValueError unless ``policy`` is a subclass of what the algorithm can train."""
+    """A subclass of what the algorithm can train."""
     if not (inspect.isclass(policy) and issubclass(policy, expected)):
         got = f"{policy.__module__}.{policy.__qualname__}" if inspect.isclass(policy) else repr(policy)
         hint = ""
@@ -110,8 +101,7 @@ def check_observation_space(space: spaces.Space[Any]) -> None:
 
 
 _CURES: dict[type[spaces.Space[Any]], str] = {
-    spaces.Tuple: "make the environments with envs.make, which flattens it",
-    spaces.Dict: "make the environments with envs.make, which flattens it",
+    **dict.fromkeys((spaces.Tuple, spaces.Dict), "make the environments with envs.make, which flattens it"),
     spaces.Sequence: 'pad it with the wrapper "pad_sequence" of envs.make',
     spaces.Graph: 'pad it with the wrapper "pad_graph" of envs.make',
     spaces.Text: "encode it as numbers (MultiDiscrete, one entry a character) in a wrapper",
@@ -161,16 +151,3 @@ def _differs_in_training(layer: nn.Module) -> bool:
     if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
         return layer.training and layer.dropout > 0
     return layer.training and isinstance(layer, nn.RReLU)
-
-
-def _require(is_right: Any, name: str, expected: str, value: Any) -> None:
-    if not is_right:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

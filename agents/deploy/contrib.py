@@ -57,10 +57,8 @@ def import_contrib(
 
     Args:
         env: to go on training in. It, or both spaces, must be given unless ``allow_pickle``.
-        allow_pickle: False reads only the plain fields and the tensors, and asks for what is left: ``policy_kwargs``
-            with classes of one's own now, a schedule that is a function when the agent is to learn. **True loads the
-            file with sb3-contrib, which executes whatever code is in the file**: only for files that you trust as you
-            trust a program.
+        allow_pickle: False reads only plain fields and tensors, and asks for what is left. **True loads the file with
+            sb3-contrib, which executes whatever code is in it**: only for files that you trust as a program.
         policy: name of the policy; by default seen from the spaces and the weights.
         policy_kwargs: those that the agent was made with, where the file only has them pickled.
         custom_objects: handed to sb3-contrib's ``load``; only with ``allow_pickle``.
@@ -77,8 +75,7 @@ def import_contrib(
     with opened(path) as stream:
         file = name_of(stream)
         check_changes(RecurrentPPO, kwargs, file)
-        read = _unpickled if allow_pickle else _read
-        data, parameters, pickled = read(stream, file, custom_objects)
+        data, parameters, pickled = _unpickled(stream, custom_objects) if allow_pickle else _read(stream, file)
     missing = _ask_for({name: looks for name, looks in pickled.items() if name not in kwargs}, file)
     venv = None if env is None else RecurrentPPO._wrap_env(maybe_make_env(env, 0))
     if venv is not None:
@@ -95,8 +92,6 @@ def import_contrib(
             set_up(model, settings, observed, acted, data.get("n_envs", 1) if venv is None else venv.num_envs)
         model.not_restored = missing
         _restore(model, weights, parameters["policy.optimizer"], file)
-        if model.use_sde:
-            model.policy.reset_noise(model.n_envs)
     vars(model).update({name: data[name] for name in COUNTERS if isinstance(data.get(name), int | float)})
     if venv is not None:
         model.env, model._vec_normalize_env = venv, unwrap_vec_normalize(venv)
@@ -108,7 +103,7 @@ Contents = tuple[dict[str, Any], dict[str, Any], dict[str, str]]
 """The fields of a file, its state dicts, and how the fields look that are only pickled."""
 
 
-def _read(stream: IO[bytes], file: str, custom_objects: Any) -> Contents:
+def _read(stream: IO[bytes], file: str) -> Contents:
     """What can be read without unpickling."""
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -119,9 +114,8 @@ def _read(stream: IO[bytes], file: str, custom_objects: Any) -> Contents:
                 for name in ("policy", "policy.optimizer")
             }
     except (zipfile.BadZipFile, EOFError, NotImplementedError, KeyError) as error:
-        raise CheckpointError(
-            f"{file} is no model that sb3_contrib.RecurrentPPO saved, or damaged ({error})"
-        ) from error
+        reason = f"{file} is no model that sb3_contrib.RecurrentPPO saved, or damaged ({error})"
+        raise CheckpointError(reason) from error
     weights = parameters["policy"].items()
     if not weights or not all(isinstance(name, str) and isinstance(part, Tensor) for name, part in weights):
         raise CheckpointError(f"{file}: policy.pth holds no weights by name; use another copy")
@@ -134,7 +128,7 @@ def _read(stream: IO[bytes], file: str, custom_objects: Any) -> Contents:
     return data, parameters, pickled
 
 
-def _unpickled(stream: IO[bytes], file: str, custom_objects: Any) -> Contents:
+def _unpickled(stream: IO[bytes], custom_objects: Any) -> Contents:
     """What sb3-contrib makes of the file. Executes what is in it."""
     import sb3_contrib  # half a second, which only this needs
 
@@ -157,10 +151,9 @@ def _recognized(name: str, field: Any) -> Any:
         if kind == str(known) and plain.keys() == set(fields):
             return known(*(float(plain[field]) for field in fields))
     schedule = str(plain.get("value_schedule", ""))
-    if match := CONSTANT.fullmatch(schedule):
-        return ConstantSchedule(float(match[1]))
-    if match := LINEAR.fullmatch(schedule):
-        return LinearSchedule(float(match[1]), float(match[2]), float(match[3]))
+    for pattern, made in ((CONSTANT, ConstantSchedule), (LINEAR, LinearSchedule)):
+        if match := pattern.fullmatch(schedule):
+            return made(*map(float, match.groups()))
     raise LookupError(schedule or kind)
 
 
@@ -168,11 +161,10 @@ def _recognized_class(value: Any, looks: Mapping[str, Any]) -> Any:
     """Values in a pickled dict are as they are if they are JSON, and else as ``str()`` shows them."""
     if not isinstance(value, str):
         return value
-    for known in known_classes().values():
-        for cls in known.values():
-            if str(cls) == value:
-                return cls
-    raise LookupError(dict(looks))
+    found = (cls for known in known_classes().values() for cls in known.values() if str(cls) == value)
+    if (cls := next(found, None)) is None:
+        raise LookupError(dict(looks))
+    return cls
 
 
 def _ask_for(pickled: Mapping[str, str], file: str) -> tuple[str, ...]:
@@ -222,13 +214,13 @@ def _restore(model: RecurrentPPO, weights: dict[str, Any], optimizer: Mapping[st
     with refused(f"{file}: its weights do not fit", AS_MADE):
         parameters = {"policy": weights, "policy.optimizer": _optimizer_state(model, list(weights), optimizer)}
     set_weights(model, parameters, file, f"{file}: its weights do not fit", AS_MADE)
+    if model.use_sde:
+        model.policy.reset_noise(model.n_envs)
 
 
 def _our_name(name: str) -> str:
-    for theirs, ours in RENAMED:
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
+    found = (ours + name.removeprefix(theirs) for theirs, ours in RENAMED if name.startswith(theirs))
+    return next(found, name)
 
 
 def _optimizer_state(model: RecurrentPPO, saved_names: list[str], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Player:
     Args:
         normalizer: the statistics that the policy learned with; they stand still. None for observations as they are.
         previous: the last action and reward that the policy sees; None if it does not, or its environment shows them.
-        deterministic: the deterministic (most probable) action in place of a sample.
+        deterministic: the most probable action in place of a sample.
 
     Raises:
         CheckpointError: policy and normalizer see different observations.
@@ -138,20 +138,14 @@ class Player:
         return self._previous.wrap(env) if self._previous is not None and self._previous.missing_in(env) else env
 
     def normalized(self, observation: Any) -> Any:
-        """An observation, or a batch of them, as the policy sees it; with last action and reward, if it sees those.
-
-        Raises:
-            ValueError: the observation is not of the space, or not finite.
-        """
+        """An observation, or a batch of them, as the policy sees it; with last action and reward, if it sees those."""
         arrays, _ = _checked(observation, self._seen_space)
         return arrays if self._normalizer is None else self._normalizer.normalize(arrays)
 
     def reset(self, mask: Any = None) -> None:
-        """Says that an episode starts with the next observation.
+        """Says that an episode starts with the next observation, for those of a mask (B,).
 
-        Args:
-            mask: (B,), true for those whose episode starts; None for all, and then the next call of ``act`` may be for
-                another number of agents.
+        None is all of them, and then the next call of ``act`` may be for another number of agents.
         """
         if mask is None:
             self._state = self._batch_size = None

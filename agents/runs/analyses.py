@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,44 +16,30 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import configs
 from agents.analysis import ablate, attention, gates, memory_horizon, plots, principal_components, record, units
-from agents.analysis.evaluation import evaluate
-from agents.analysis.report import (
-    Group,
-    RunHistory,
-    Scored,
-    comparison_page,
-    grouped,
-    improvements,
-    print_uncut,
-    run_page,
-    table,
-)
+from agents.analysis.evaluation import Evaluation, differ, evaluate, manner
 from agents.analysis.report.data import MOST_STEPS, episode
+from agents.analysis.report.groups import Group, Scored, grouped, improvements, print_uncut, score_table
+from agents.analysis.report.history import RunError, RunHistory
+from agents.analysis.report.page import comparison_page, run_page
+from agents.analysis.statistics import mean, table
 from agents.analysis.video import VideoError, write_video
 from agents.checkpoint import CheckpointError
 from agents.deploy.player import Player
 from agents.runs.construction import make_environments, own_classes
-from agents.runs.directory import RunDirectory, RunError, runs_in
+from agents.runs.directory import RunDirectory, runs_in
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
 
 HORIZON_EPISODES = 20
-MANNERS = {"sampled": False, "deterministic": True}
 
 
 class Options(NamedTuple):
-    """Which agent of a run acts, how, and for how long.
+    """Which agent of a run acts, how, and for how long."""
 
-    Args:
-        checkpoint: best, last, a step, or a file.
-        deterministic: the deterministic (most probable) action in place of a sample; None: as the run's settings say.
-        seed: of environments and samples; far from the seeds that training begins with.
-    """
-
-    checkpoint: str = "best"
+    checkpoint: str = "best"  # last, a step, or a file
     episodes: int = 100
     n_envs: int = 20
-    deterministic: bool | None = None
-    seed: int = 1_000_000
+    deterministic: bool | None = None  # as the run's settings say
+    seed: int = 1_000_000  # far from the seeds that training begins with
     device: str = "cpu"
 
 
@@ -68,16 +53,11 @@ class Loaded(NamedTuple):
 
     @property
     def manner(self) -> str:
-        return "deterministic" if self.player.deterministic else "sampled"
+        return manner(self.player.deterministic)
 
 
 def open_runs(paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str]) -> list[RunDirectory]:
-    """The runs, once it is sure that they may import what they name.
-
-    Args:
-        trusted: modules that a run made elsewhere may import.
-        typed: the command line.
-    """
+    """The runs, once it is sure that they may import what they name, or that it is ``trusted``."""
     with reported_as(CheckpointFault, "run", RunError):
         runs = [RunDirectory.open(path) for path in paths]
     for run in runs:
@@ -122,7 +102,7 @@ def evaluate_run(
         configs.say(f"\n{settings.env.id}, memory {memory}, {agent.file.name}, {agent.manner} actions")
         Console().print(evaluation.table())
     try:
-        path = run.write_evaluation(f"{agent.file.stem}-{options.episodes}-{agent.manner}", result)
+        path = run.write_result("evaluations", f"{agent.file.stem}-{options.episodes}-{agent.manner}", result)
         if not quiet:
             configs.say(f"written to {path}")
     except OSError as error:  # somebody else's run may be read-only
@@ -137,21 +117,19 @@ def evaluate_at_the_end(run: RunDirectory, episodes: int, *, deterministic: bool
 
     The best agent is the luckiest of many evaluations; what training comes to is the last.
     """
-    # The one that the run is set to act by comes last: it is what a comparison of seeds takes.
-    ways = sorted(MANNERS, key=lambda way: MANNERS[way] == deterministic)
-    shown = Table("mean return", *(f"{way} actions" for way in ways), box=box.SIMPLE_HEAD)
+    # The way that the run is set to act by comes last: it is what a comparison of seeds takes.
+    ways = (not deterministic, deterministic)
+    shown = table("mean return", *(f"{manner(way)} actions" for way in ways))
     notes = []
     for checkpoint in ("last", "best"):
         found = []
         for way in ways:
-            quiet = checkpoint == "last" or way == ways[0]
-            options = Options(checkpoint, episodes, deterministic=MANNERS[way])
-            found.append(evaluate_run(run, options, quiet=quiet)["return"])
-        lows, highs = zip(*(each["mean_interval"] for each in found), strict=True)
-        means = [each["mean"] for each in found]
-        cells = [f"{mean:.4g} ({low:.4g} to {high:.4g})" for mean, low, high in zip(means, lows, highs, strict=True)]
+            quiet = checkpoint == "last" or way != deterministic
+            result = evaluate_run(run, Options(checkpoint, episodes, deterministic=way), quiet=quiet)
+            found.append(Evaluation.from_json(result))
+        cells = ("{:.4g} ({:.4g} to {:.4g})".format(each.mean, *each.interval(mean)) for each in found)
         shown.add_row(f"{checkpoint} policy", *cells)
-        if max(lows) > min(highs):
+        if differ(*found):
             notes.append(f"the {checkpoint} policy's sampled and deterministic actions differ beyond their intervals")
     Console().print(shown)
     for note in notes:
@@ -166,10 +144,8 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
     histories = [_history(run) for run in runs]
     _check_one_task(histories)
     results = [evaluate_run(run, options) for run in runs]
-    groups = grouped(
-        [Scored(history, np.array(each["returns"])) for history, each in zip(histories, results, strict=True)]
-    )
-    print_groups(groups)
+    scores = (np.array(result["returns"]) for result in results)
+    groups = print_groups([Scored(*pair) for pair in zip(histories, scores, strict=True)])
     if json_file is not None:
         _write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
     if report is not None:
@@ -199,40 +175,34 @@ def print_seeds(runs: Sequence[RunDirectory]) -> None:
     """The last evaluations of several runs as one table, for the runs that have one."""
     found = [(history, results[-1][1]) for history in map(_history, runs) if (results := history.results())]
     if found:
-        print_groups(grouped([Scored(history, np.array(evaluation.returns)) for history, evaluation in found]))
+        print_groups([Scored(history, np.array(evaluation.returns)) for history, evaluation in found])
 
 
-def print_groups(groups: Sequence[Group]) -> None:
-    """The table of several runs, and which group is better."""
-    print_uncut(table(groups))
+def print_groups(runs: Sequence[Scored]) -> list[Group]:
+    """The table of several runs, and which group is better; returns the groups."""
+    groups = grouped(runs)
+    print_uncut(score_table(groups))
     for each in improvements(groups):
         low, high = each.interval
         chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
         configs.say(f"probability that {each.ours} beats {each.theirs}: {chance}")
+    return groups
 
 
 def report_run(run: RunDirectory, options: Options, path: Path | None = None) -> None:
-    """Writes a run's page: what it learned, what was found about it, an episode of one of its agents.
-
-    Args:
-        path: None for report.html in the run, or report-2.html, ...
-    """
-    history, shown = _history(run), None
-    note = "" if run.has_agent else "No agent has been saved yet, so there are no results and no episode."
+    """Writes a run's page, into the run unless a path is given."""
+    history, shown, note = _history(run), None, ""
     if run.has_agent:
-        with loaded(run, options, 1) as (player, env, _, file):
+        with loaded(run, options, 1) as agent:
+            player, env = agent.player, agent.env
             played = record(player, env, seed=options.seed, max_steps=MOST_STEPS)
             shown = episode(played, units(player.policy, played), env.observation_space, env.action_space)
-        actions = "deterministic actions" if player.deterministic else "sampled actions"
-        shown["note"] = f"{file.name}, {actions}, seed {options.seed}."
+        shown["note"] = f"{agent.file.name}, {agent.manner} actions, seed {options.seed}."
     else:
+        note = "No agent has been saved yet, so there are no results and no episode."
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
-    page = run_page(history, state=_state(run, configs.read(run.settings)), episode=shown, note=note)
+    page = run_page(history, state=run.state(configs.read(run.settings)), episode=shown, note=note)
     _write_page(path or run.free_name("report.html"), page)
-
-
-def _state(run: RunDirectory, settings: Settings) -> str:
-    return run.state(settings.total_timesteps, settings.evaluation.stop_at_return)
 
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:
@@ -241,27 +211,26 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
         rows = [_listed(run) for run in runs_in(root)]
     if json_file is not None:
         _write_json(json_file, {"runs": rows})
-    columns = ("run", "environment", "memory", "seed", "group", "steps", "best return", "state")
-    shown = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        shown.add_row(*(Text("" if row[column] is None else configs.printable(str(row[column]))) for column in columns))
-    if rows:
-        print_uncut(shown)
-    else:
+    if not rows:
         configs.say(f"there are no runs in {root}")
+        return
+    shown = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        shown.add_row(*(Text("" if value is None else configs.printable(str(value))) for value in row.values()))
+    print_uncut(shown)
 
 
 def _listed(run: RunDirectory) -> dict[str, Any]:
     """What is listed of a run; of one whose settings cannot be read, that."""
     best = run.best_return()
-    row: dict[str, Any] = dict.fromkeys(("environment", "memory", "seed", "group"))
-    row |= {"run": run.path.name, "steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    row: dict[str, Any] = {"run": run.path.name, **dict.fromkeys(("environment", "memory", "seed", "group"))}
+    row |= {"steps": run.last_step(), "best return": None if best is None else round(best, 3)}
     try:
         settings = configs.read(run.settings)
     except SettingsError:
         return {**row, "state": "settings unreadable"}
     row |= {"environment": settings.env.id, "memory": settings.policy.memory, "seed": settings.seed}
-    return {**row, "group": settings.group, "state": _state(run, settings)}
+    return {**row, "group": settings.group, "state": run.state(settings)}
 
 
 def record_run(run: RunDirectory, options: Options, path: Path) -> None:
@@ -285,7 +254,7 @@ def ablate_run(run: RunDirectory, options: Options) -> None:
     configs.say(found.verdict)
     name = f"{agent.file.stem}-{options.episodes}-{agent.manner}-ablation"
     with reported_as(SettingsError, "--ablate", OSError):
-        configs.say(f"written to {run.write_evaluation(name, found.to_json())}")
+        configs.say(f"written to {run.write_result('evaluations', name, found.to_json())}")
 
 
 def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None) -> None:
@@ -296,17 +265,13 @@ def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None
         found = memory_horizon(player, [record(player, env, seed=seed, max_steps=limit) for seed in seeds], lags)
     configs.say(found.sentence)
     with reported_as(SettingsError, "--horizon", OSError):
-        path = run.write_insight(f"{file.stem}-horizon", found.to_json())
-        plots.save(plots.horizon(found), path.with_suffix(".png"))
+        path = run.write_result("insight", f"{file.stem}-horizon", found.to_json())
+        plots.horizon(found).savefig(path.with_suffix(".png"), dpi=130)
     configs.say(f"written to {path} and .png")
 
 
 def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> None:
-    """Writes an episode's memory into the run, as numbers and as pictures.
-
-    Args:
-        color: what colors the principal components, a name of :meth:`Recording.signal`.
-    """
+    """Writes an episode's memory into the run, as numbers and as pictures colored by :meth:`Recording.signal`."""
     with loaded(run, options, 1) as (player, env, settings, file):
         played = record(player, env, seed=options.seed, max_steps=settings.evaluation.max_steps)
         with reported_as(SettingsError, f"--color {color}", ValueError):
@@ -324,11 +289,11 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
     if attended:
         pictures["attention"] = plots.attention(attended)
     with reported_as(SettingsError, "--inside", OSError):
-        path = run.write_insight(f"{file.stem}-inside", summary)
+        path = run.write_result("insight", f"{file.stem}-inside", summary)
         arrays: dict[str, Any] = dict(played.arrays())
         np.savez_compressed(path.with_suffix(".npz"), **arrays)
         for name, picture in pictures.items():
-            plots.save(picture, path.with_name(f"{path.stem}-{name}.png"))
+            picture.savefig(path.with_name(f"{path.stem}-{name}.png"), dpi=130)
     if not pictures:
         print("the agent carries no memory and attends to nothing: there is nothing to draw")
     configs.say(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")

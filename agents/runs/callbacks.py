@@ -24,11 +24,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.analysis.evaluation import BothWays, evaluate_both_ways
+from agents.analysis.evaluation import Evaluation, differ, evaluate_both_ways, manner
+from agents.analysis.report.history import rows_until
 from agents.checkpoint import Captured, CheckpointError
-from agents.runs.directory import RunDirectory, rows_until
+from agents.runs.directory import RunDirectory, append_row
 from agents.runs.resuming import capture
-from configs import EvaluationSettings, printable
+from configs import printable
+from configs.settings import EvaluationSettings
 
 Result = TypeVar("Result")
 
@@ -40,10 +42,9 @@ class TrainingFinished(Exception):
 class Interrupted(KeyboardInterrupt):
     """Raised where Ctrl-C or SIGTERM ends training; ``between_updates`` says whether after a complete update."""
 
-    def __init__(self, signal_number: int, *, between_updates: bool = False) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
-        self.between_updates = between_updates
+    def __init__(self, number: int, saved: str | None = None, *, between_updates: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}" + (f"; saved {saved}" if saved else ""))
+        self.exit_code, self.between_updates = 128 + number, between_updates
 
 
 class BetweenUpdates(BaseCallback):
@@ -76,7 +77,7 @@ class Interruption(BetweenUpdates):
         self._grace = grace
         self._received: int | None = None
         self._listens = self._timed = False
-        self._before: dict[int, Any] = {}
+        self._alarm_before: Any = None
         self.saved: str | None = None
         """Where the agent is that a run can go on from, for the message of the end."""
 
@@ -100,9 +101,9 @@ class Interruption(BetweenUpdates):
             yield
             return
         self._listens = True
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            yield
+            with _handled_by(self._receive):
+                yield
         except (Interrupted, CheckpointError, OSError):
             raise
         except Exception as error:
@@ -113,23 +114,15 @@ class Interruption(BetweenUpdates):
         finally:
             if self._timed:
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
-            for number, handler in self._before.items():
-                signal.signal(number, handler)
+                signal.signal(signal.SIGALRM, self._alarm_before)
             self._listens = self._timed = False
         self.check()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """A signal ends at once what is done inside, except where :meth:`listening` takes it over."""
-        if not _in_main_thread():
+        with _handled_by(self._end):
             yield
-            return
-        before = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def protected(self, act: Callable[[], Result]) -> Result:
         """No signal ends what is done in here; it is noted."""
@@ -169,22 +162,30 @@ class Interruption(BetweenUpdates):
 
     def _interrupted(self) -> Interrupted:
         assert self._received is not None
-        interrupted = Interrupted(self._received)
-        if self.saved is not None:
-            interrupted.args = (f"{interrupted}; saved {self.saved}",)
-        return interrupted
+        return Interrupted(self._received, self.saved)
 
     def _alarm(self) -> None:
         """After the grace once a second: what was raised in a destructor, say, Python only prints."""
         if hasattr(signal, "setitimer") and self._listens:
             if not self._timed:
                 self._timed = True
-                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._receive)
+                self._alarm_before = signal.signal(signal.SIGALRM, self._receive)
             signal.setitimer(signal.ITIMER_REAL, self._grace, 1.0)
 
 
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go there inside; not outside the main thread, where Python lets nobody take signals over."""
+    numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    before = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, former in before:
+            signal.signal(number, former)
+
+
 def _in_main_thread() -> bool:
-    """Elsewhere Python lets nobody take signals over."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -248,7 +249,8 @@ class Checkpoints(BetweenUpdates):
             path.parent.mkdir(exist_ok=True)
             agent.save(path)
             self._saved_at = step
-            self._run.drop_checkpoints(self._keep)
+            for _, old in self._run.checkpoints()[: -self._keep]:
+                old.unlink(missing_ok=True)
         return str(path)
 
     def _on_training_end(self) -> None:
@@ -269,10 +271,7 @@ class PeriodicEvaluation(BetweenUpdates):
 
     Half of the episodes are played with sampled actions and half with deterministic ones; the best agent is that of the
     higher return by the way that the settings name. Seeds come from the run's seed and the step alone, so that an
-    evaluation depends on nothing that ran before it.
-
-    Args:
-        report: gets a line about each.
+    evaluation depends on nothing that ran before it. ``report`` gets a line about each.
     """
 
     def __init__(
@@ -320,36 +319,33 @@ class PeriodicEvaluation(BetweenUpdates):
             seed=seed,
             max_steps=self._settings.max_steps,
         )
-        result = both.chosen
+        result = both[manner(self._settings.deterministic)]
         # Of equals the later one: it has seen more.
         is_best = result.mean >= self._best
         self._run.check_there()
         if is_best:
             self._best = result.mean
             self.model.save(self._run.best)
-        self._record(both, step)
+        self._record(result, {f"{way}_mean_reward": each.mean for way, each in sorted(both.items())}, step)
         best = ", the best" if is_best else ""
-        n_truncated = result.cut + both.other.cut
+        n_truncated = sum(each.cut for each in both.values())
         truncated = f" ({n_truncated} truncated after {self._settings.max_steps:,} steps)" if n_truncated else ""
-        differ = ", which differ" if both.differ else ""
-        self._report(
-            f"step {step:,}: mean return {both.deterministic.mean:.2f} deterministic, {both.sampled.mean:.2f} sampled"
-            f"{differ}, over {result.episodes + both.other.episodes} episodes{truncated}{best}"
-        )
+        means = ", ".join(f"{each.mean:.2f} {way}" for way, each in sorted(both.items()))
+        which_differ = ", which differ" if differ(*both.values()) else ""
+        n_episodes = sum(each.episodes for each in both.values())
+        self._report(f"step {step:,}: mean return {means}{which_differ}, over {n_episodes} episodes{truncated}{best}")
         goal = self._settings.stop_at_return
         if goal is not None and result.mean >= goal:
             raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({goal})")
 
-    def _record(self, both: BothWays, step: int) -> None:
-        result = both.chosen
+    def _record(self, result: Evaluation, means: dict[str, float], step: int) -> None:
         figures: dict[str, Any] = {
             "mean_reward": result.mean,
             "std_reward": result.std,
             "median_reward": result.median,
             "interquartile_mean_reward": result.interquartile_mean,
             "mean_ep_length": result.mean_length,
-            "deterministic_mean_reward": both.deterministic.mean,
-            "sampled_mean_reward": both.sampled.mean,
+            **means,
         }
         if result.success_rate is not None:
             figures["success_rate"] = result.success_rate
@@ -357,15 +353,11 @@ class PeriodicEvaluation(BetweenUpdates):
             self.logger.record(f"eval/{name}", value)
         self.logger.record("time/total_timesteps", step, exclude="tensorboard")
         self.logger.dump(step)
-        self._run.append_evaluation({"step": step, "episodes": result.episodes, "success_rate": None, **figures})
+        append_row(self._run.evaluations, {"step": step, "episodes": result.episodes, "success_rate": None, **figures})
 
 
 class ProgressDisplay(BetweenUpdates):
-    """A progress bar with rate, time left and last return on a terminal, a line every few seconds elsewhere.
-
-    Args:
-        seconds: between two lines where there is no terminal.
-    """
+    """A progress bar with rate, time left and last return on a terminal, a line every few ``seconds`` elsewhere."""
 
     def __init__(self, total: int, *, shown: bool = True, seconds: float = 10.0) -> None:
         super().__init__()

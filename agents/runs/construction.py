@@ -15,8 +15,8 @@ import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
-from configs import EnvironmentFault, EnvironmentSettings, PolicySettings, Settings, reported_as
-from configs.settings import PPO_ONLY, SCHEDULED
+from configs import EnvironmentFault, Settings, reported_as
+from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
 
 ALGORITHMS: dict[str, type[RecurrentPPO] | type[RecurrentA2C]] = {"ppo": RecurrentPPO, "a2c": RecurrentA2C}
 
@@ -54,11 +54,7 @@ def make_environments(
 
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
-    """A new agent that learns in ``env``, normalized.
-
-    Raises:
-        ValueError, TypeError, NotImplementedError: a setting cannot be used with another, or with the spaces.
-    """
+    """A new agent that learns in ``env``, normalized."""
     arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")
     for scheduled in SCHEDULED:
@@ -80,13 +76,8 @@ def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
 
 def policy_arguments(policy: PolicySettings) -> dict[str, Any]:
     """``policy_kwargs`` of the general policy, with what names stand for in their place."""
-    arguments: dict[str, Any] = {
-        "memory": policy.memory,
-        "memory_kwargs": dict(policy.memory_kwargs),
-        "critic_memory": policy.critic_memory,
-        "log_std_init": policy.log_std_init,
-        "activation_fn": ACTIVATIONS[policy.activation],
-    }
+    arguments = {name: getattr(policy, name) for name in ("memory", "memory_kwargs", "critic_memory", "log_std_init")}
+    arguments["activation_fn"] = ACTIVATIONS[policy.activation]
     if policy.encoder is not None:
         arguments["features_extractor_class"] = encoder_class(policy.encoder)
     if policy.encoder_kwargs:
@@ -124,11 +115,9 @@ def encoder_class(name: str) -> type[Any]:
 def normalize(env: VecEnv, task: EnvironmentSettings, gamma: float = 0.99) -> VecEnv:
     """``env`` in a ``VecNormalize`` over the parts of its observations for which a mean makes sense, and rewards.
 
-    Images are scaled by the policy and discrete parts are categories: both are left alone. Where nothing is left to
-    normalize the environment comes back as it is.
+    Images are scaled by the policy and discrete parts are categories: both are left alone.
     """
     space = env.observation_space
-    is_dict = isinstance(space, spaces.Dict)
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     keys = [key for key, part in parts.items() if task.normalize_observations and _is_measurement(part)]
     if not keys and not task.normalize_rewards:
@@ -140,7 +129,7 @@ def normalize(env: VecEnv, task: EnvironmentSettings, gamma: float = 0.99) -> Ve
         clip_obs=task.clip_observations,
         clip_reward=task.clip_rewards,
         gamma=gamma,
-        norm_obs_keys=keys if is_dict and keys else None,
+        norm_obs_keys=keys if keys and keys != [""] else None,
     )
 
 

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.analysis.recording import without_passing
 from agents.memory import RNN, AttentionMemory, GTrXL, Memory, State
 from agents.memory.recurrent import Recurrent
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
-from agents.policy.nodes import Passing
 from agents.rollout.buffer import Observations, SequenceRolloutBuffer, map_observations
 from agents.runs.callbacks import BetweenUpdates
 
@@ -43,29 +43,22 @@ SATURATED = 0.9
 class MemoryDiagnostics(BetweenUpdates):
     """Logs the figures under ``memory/``, where the agent has a memory.
 
-    Nothing of the agent moves, and no random number of the run is used.
-
-    Args:
-        every: updates between two samples, the first update being sampled; None: as many as keep the steps of samples
-            under 0.5 % of those that updates pass through.
-        steps: of a sample, made of complete sequences, at least one.
+    Nothing of the agent moves, and no random number of the run is used. Of ``every`` so many updates one is sampled;
+    None: as few as keep the steps of samples under 0.5 % of those that updates pass through.
     """
 
-    def __init__(self, every: int | None = None, steps: int = STEPS) -> None:
+    def __init__(self, every: int | None = None) -> None:
         super().__init__()
-        if (every is not None and every < 1) or steps < 1:
-            raise ValueError(f"every and steps must be at least 1, got {every} and {steps}")
-        self._every, self._steps = every, steps
+        self._every = every
         self._sample: Sample | None = None
 
     def _on_rollout_end(self) -> None:
         agent = self._agent
-        state = carried(agent.policy.memory_actor, agent._last_state or ())
         # By the count of steps, so that a run that is resumed samples what it would have sampled.
         update = agent.num_timesteps // (agent.n_steps * agent.n_envs) - 1
         if update % self._interval(agent) == 0 and agent.policy.memory_actor.initial_state(1):
-            self._sample = draw(agent.rollout_buffer, self._steps, np.random.default_rng(update))
-            if state:
+            self._sample = draw(agent.rollout_buffer, STEPS, np.random.default_rng(update))
+            if state := carried(agent.policy.memory_actor, agent._last_state or ()):
                 self.logger.record("memory/state_norm", _root_mean_square(torch.cat([x.flatten() for x in state])))
 
     def act(self) -> None:
@@ -79,15 +72,14 @@ class MemoryDiagnostics(BetweenUpdates):
         if self._every is not None:
             return self._every
         buffer = agent.rollout_buffer
-        n_sequences = min(buffer.n_envs, max(1, self._steps // buffer.sequence_length))
+        n_sequences = min(buffer.n_envs, max(1, STEPS // buffer.sequence_length))
         passed = getattr(agent, "n_epochs", 1) * buffer.buffer_size * buffer.n_envs
         return math.ceil(n_sequences * buffer.sequence_length / (COST * passed))
 
     @property
     def _agent(self) -> RecurrentOnPolicyAlgorithm:
-        agent = self.model
-        assert isinstance(agent, RecurrentOnPolicyAlgorithm)
-        return agent
+        assert isinstance(self.model, RecurrentOnPolicyAlgorithm)
+        return self.model
 
 
 class Sample(NamedTuple):
@@ -131,7 +123,7 @@ def figures(policy: RecurrentActorCriticPolicy, sample: Sample) -> dict[str, flo
         policy.set_training_mode(was_training)
     (gradient,) = torch.autograd.grad(log_probs[-1].sum(), inputs, allow_unused=True)
     found = {} if gradient is None else _gradient_by_lag(gradient, sample)
-    outputs = outputs.detach()[..., : _plain(policy.memory_actor).output_size]
+    outputs = outputs.detach()[..., : without_passing(policy.memory_actor).output_size]
     found["output_norm"] = _root_mean_square(outputs)
     if _is_bounded(policy.memory_actor):
         found["output_saturated"] = float((outputs.abs() > SATURATED).float().mean())
@@ -140,11 +132,10 @@ def figures(policy: RecurrentActorCriticPolicy, sample: Sample) -> dict[str, flo
 
 def carried(memory: Memory, state: State) -> State:
     """What of the policy's state the actor's memory recomputes at every step: no masks, no counts, no windows."""
-    memory = _plain(memory)
-    if isinstance(memory, Recurrent):
-        return state[: memory.carried_parts]
-    if isinstance(memory, AttentionMemory):
-        return state[: memory.recurrent.carried_parts]
+    memory = without_passing(memory)
+    recurrent = memory.recurrent if isinstance(memory, AttentionMemory) else memory
+    if isinstance(recurrent, Recurrent):
+        return state[: recurrent.carried_parts]
     return () if isinstance(memory, GTrXL) else state[: len(memory.initial_state(1))]
 
 
@@ -183,13 +174,9 @@ def _root_mean_square(x: Tensor) -> float:
 
 
 def _is_bounded(memory: Memory) -> bool:
-    memory = _plain(memory)
+    memory = without_passing(memory)
     is_relu = isinstance(memory, RNN) and memory.nonlinearity == "relu"
     return isinstance(memory, Recurrent | AttentionMemory) and not is_relu
-
-
-def _plain(memory: Memory) -> Memory:
-    return memory.memory if isinstance(memory, Passing) else memory
 
 
 class UpdateEnds(BetweenUpdates):

@@ -22,7 +22,6 @@ import importlib.metadata
 import io
 import itertools
 import json
-import math
 import os
 import platform
 import re
@@ -30,11 +29,14 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from agents.analysis.report.history import RunError, figures, read_versions, rows_until
+from configs import Settings
 
 try:
     import fcntl
@@ -43,23 +45,9 @@ except ImportError:  # pragma: no cover
 
 _CHECKPOINT = re.compile(r"step_(\d+)\.zip")
 
-State = Literal["finished", "training", "stopped"]
-
-
-class RunError(Exception):
-    """A run's directory cannot be made, or is none."""
-
-
-class RunExists(RunError):
-    """There is one of that name already."""
-
 
 class RunDirectory:
-    """Where a run keeps its files.
-
-    Args:
-        path: of a directory that exists.
-    """
+    """Where a run keeps its files; of a directory that exists."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -69,27 +57,20 @@ class RunDirectory:
         self.best = self.path / "best.zip"
         self.tensorboard = self.path / "tensorboard"
         self.videos = self.path / "videos"
-        self._versions = self.path / "versions.json"
         self._identity: tuple[int, int] | None = None
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str], name: str) -> "RunDirectory":
-        """A new directory ``root/name``. Raises RunExists, or RunError where it cannot be made."""
-        path = Path(root) / name
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise RunExists(f"{path} exists and a run is never overwritten; choose another name") from None
-        except OSError as error:
-            raise RunError(f"cannot make the run's directory {path}: {error.strerror or error}") from error
-        return cls(path)
-
-    @classmethod
-    def create_unique(cls, root: str | os.PathLike[str], name: str) -> "RunDirectory":
-        """A new directory ``root/name``, or ``root/name-2``, ... Raises RunError where none can be made."""
+    def create(cls, root: str | os.PathLike[str], name: str, *, numbered: bool = False) -> "RunDirectory":
+        """A new directory ``root/name``; where there is one and it may be ``numbered``, ``root/name-2``, ..."""
         for path in _numbered(Path(root), name):
-            with suppress(RunExists):  # mkdir decides, so two runs that start at once never share one
-                return cls.create(root, path.name)
+            try:
+                path.mkdir(parents=True)  # which decides, so that two runs that start at once never share one
+                return cls(path)
+            except FileExistsError:
+                if not numbered:
+                    raise RunError(f"{path} exists and a run is never overwritten; choose another name") from None
+            except OSError as error:
+                raise RunError(f"cannot make the run's directory {path}: {error.strerror or error}") from error
         raise AssertionError
 
     @classmethod
@@ -102,7 +83,6 @@ class RunDirectory:
         return cls(path)
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
         return self.path / "checkpoints" / f"step_{step:012d}.zip"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -110,22 +90,13 @@ class RunDirectory:
         found = [(_CHECKPOINT.fullmatch(path.name), path) for path in (self.path / "checkpoints").glob("step_*.zip")]
         return sorted((int(match[1]), path) for match, path in found if match)
 
-    def drop_checkpoints(self, keep: int) -> None:
-        """Removes all checkpoints but the latest ``keep``."""
-        for _, path in self.checkpoints()[:-keep]:
-            path.unlink(missing_ok=True)
-
     @property
     def has_agent(self) -> bool:
         """Whether an agent has been saved yet."""
         return self.best.is_file() or bool(self.checkpoints())
 
     def find(self, checkpoint: str) -> Path:
-        """The file of ``best``, ``last``, a step, or a path (as it is, or from the run).
-
-        Raises:
-            RunError: there is none; the message lists what there is.
-        """
+        """The file of ``best``, ``last``, a step, or a path (as it is, or from the run); else RunError."""
         saved = self.checkpoints()
         if checkpoint == "best" and self.best.is_file():
             return self.best
@@ -150,65 +121,47 @@ class RunDirectory:
     def last_step(self) -> int:
         """The latest environment step that left a trace: a row of metrics, an evaluation, a checkpoint."""
         saved = [step for step, _ in self.checkpoints()]
-        logged = [int(row["step"]) for path in (self.metrics, self.evaluations) for row in _rows(path)]
-        return max([*saved, *logged], default=0)
+        logged = [row["step"] for path in (self.metrics, self.evaluations) for row in figures(path)]
+        return int(max([*saved, *logged], default=0))
 
-    def state(self, total_timesteps: int, stop_at_return: float | None = None) -> State:
-        """Whether training reached its end, goes on, or was stopped; ``stop_at_return`` is an earlier end."""
-        saved = [step for step, _ in self.checkpoints()[-1:]]
-        best = self.best_return()
-        at_goal = best is not None and stop_at_return is not None and best >= stop_at_return
-        if saved and (saved[0] >= total_timesteps or at_goal):
+    def state(self, settings: Settings) -> Literal["finished", "training", "stopped"]:
+        """Whether training reached its end or its goal, goes on, or was stopped."""
+        saved, best, goal = self.checkpoints(), self.best_return(), settings.evaluation.stop_at_return
+        at_goal = best is not None and goal is not None and best >= goal
+        if saved and (saved[-1][0] >= settings.total_timesteps or at_goal):
             return "finished"
-        return "training" if self._is_locked() else "stopped"
+        with self._lock() as is_mine:
+            return "stopped" if is_mine else "training"
 
     def best_return(self) -> float | None:
         """The highest mean return of a periodic evaluation, None before the first."""
-        means = (_finite(row.get("mean_reward")) for row in _rows(self.evaluations))
-        return max((mean for mean in means if mean is not None), default=None)
-
-    def versions(self) -> dict[str, Any]:
-        """What the run was made with; empty where that was not written or cannot be read."""
-        try:
-            found = json.loads(self._versions.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return max((row["mean_reward"] for row in figures(self.evaluations) if "mean_reward" in row), default=None)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else can train in the directory inside; the lock goes with the process, however that ends.
-
-        Raises:
-            RunError: somebody does already.
-        """
-        descriptor = self._try_lock()
-        if descriptor is None:
-            raise RunError(f"another process is training in {self.path}; wait for its end or end it")
-        try:
+        """Nobody else can train in the directory inside, or RunError; the lock goes with the process."""
+        with self._lock() as is_mine:
+            if not is_mine:
+                raise RunError(f"another process is training in {self.path}; wait for its end or end it")
             yield
-        finally:
-            _close(descriptor)
 
-    def _try_lock(self) -> int | None:
-        """What to close to unlock the directory; None where another process has locked it."""
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Whether the directory is locked by this process inside, and not by another."""
         if fcntl is None:  # pragma: no cover
-            return -1
-        descriptor = os.open(self.path, os.O_RDONLY)
+            yield True
+            return
+        descriptor, is_mine = os.open(self.path, os.O_RDONLY), True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(descriptor)
-            return None
+            is_mine = False
         except OSError:  # a file system without locks
             pass
-        return descriptor
-
-    def _is_locked(self) -> bool:
-        descriptor = self._try_lock()
-        if descriptor is not None:
-            _close(descriptor)
-        return descriptor is None
+        try:
+            yield is_mine
+        finally:
+            os.close(descriptor)
 
     def check_there(self) -> None:
         """Raises FileNotFoundError where it is no longer the directory that it was when this was called first."""
@@ -223,48 +176,30 @@ class RunDirectory:
                 "nothing more was saved"
             )
 
-    def write_settings(self, text: str) -> None:
-        """Atomically: without its settings a run could not be resumed."""
-        write_atomically(self.settings, text)
-
-    def write_versions(self) -> None:
-        """What the run was made with."""
-        write_atomically(self._versions, json.dumps(versions(), indent=2) + "\n")
-
-    def write_plan(self, parts: dict[str, str]) -> None:
-        """Adds to versions.json how each part of the agent's policy is computed, and why not faster."""
-        write_atomically(self._versions, json.dumps({**self.versions(), "computed": parts}, indent=2) + "\n")
+    def write_versions(self, **more: Any) -> None:
+        """What the run was made with, and what else there is to say of that."""
+        content = {**(read_versions(self.path) or versions()), **more}
+        write_atomically(self.path / "versions.json", json.dumps(content, indent=2) + "\n")
 
     def note_resume(self, step: int) -> None:
         """Adds to resumed.csv when, from which step, at which commit and by what command a run goes on."""
         row = {"at": _now(), "step": step, "commit": _commit(), "command": shlex.join(sys.argv)}
-        _append(self.path / "resumed.csv", row)
-
-    def append_evaluation(self, row: Mapping[str, Any]) -> None:
-        """Adds a periodic evaluation to evaluations.csv; every row has the same columns."""
-        _append(self.evaluations, row)
+        append_row(self.path / "resumed.csv", row)
 
     def forget_after(self, step: int) -> None:
         """Removes the rows of metrics.csv and evaluations.csv that come after a step, and what was torn in writing."""
         for path in (self.metrics, self.evaluations):
             columns, rows = rows_until(path, step)
             if columns:
-                write_atomically(path, csv_text([columns, *(row.values() for row in rows)]))
+                write_table(path, columns, rows)
             else:
                 path.unlink(missing_ok=True)
         # Whoever calls this has locked the directory: nobody else is writing.
         for left_over in (*self.path.glob("*.tmp"), *self.path.glob("checkpoints/*.tmp")):
             left_over.unlink(missing_ok=True)
 
-    def write_evaluation(self, name: str, result: Mapping[str, Any]) -> Path:
-        """Writes ``evaluations/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
-        return self._write_result("evaluations", name, result)
-
-    def write_insight(self, name: str, result: Mapping[str, Any]) -> Path:
-        """Writes ``insight/name.json``, or ``name-2.json``, ...; its plots and arrays lie there under the same stem."""
-        return self._write_result("insight", name, result)
-
-    def _write_result(self, folder: str, name: str, result: Mapping[str, Any]) -> Path:
+    def write_result(self, folder: str, name: str, result: Mapping[str, Any]) -> Path:
+        """Writes ``folder/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
         (self.path / folder).mkdir(exist_ok=True)
         for path in _numbered(self.path / folder, name, ".json"):
@@ -275,17 +210,11 @@ class RunDirectory:
 
 
 def runs_in(root: str | os.PathLike[str]) -> list[RunDirectory]:
-    """The runs in a folder, those started first first.
-
-    Looked up each time: a list kept in a file would go stale where a run is moved, deleted or copied in.
-
-    Raises:
-        RunError: there is no such folder.
-    """
+    """The runs in a folder, those started first first, or RunError where there is no such folder."""
     if not Path(root).is_dir():
         raise RunError(f"{os.fspath(root)} is no directory; give the folder that runs are in")
     found = [RunDirectory(path.parent) for path in Path(root).glob("*/settings.yaml")]
-    return sorted(found, key=lambda run: (str(run.versions().get("started", "")), run.path.name))
+    return sorted(found, key=lambda run: (str(read_versions(run.path).get("started", "")), run.path.name))
 
 
 def run_name(env_id: str, memory: str, seed: int | str) -> str:
@@ -294,36 +223,13 @@ def run_name(env_id: str, memory: str, seed: int | str) -> str:
     return f"{plain[0]}-{plain[1]}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def rows_until(path: Path, step: float = math.inf) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file up to a step; none where there is no file. A row that is torn is left out.
-
-    Raises:
-        RunError: it is no text.
-    """
-    if not path.is_file():
-        return [], []
-    content = path.read_bytes()
-    try:
-        columns, *rows = [*csv.reader(io.StringIO(content.decode("utf-8"), newline=""))] or [[]]
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RunError(
-            f"line {line} of {path} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}): mend it, or "
-            "move the file away"
-        ) from error
-    except csv.Error as error:
-        raise RunError(f"{path} cannot be read ({error}): mend it, or move the file away") from error
-    if "step" not in columns:
-        return [], []
-    place = columns.index("step")
-    complete = [row for row in rows if len(row) == len(columns) and row[place].isdigit()]
-    return columns, [dict(zip(columns, row, strict=True)) for row in complete if int(row[place]) <= step]
-
-
-def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a CSV file atomically; without columns an empty one."""
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue() if columns else "")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -352,8 +258,9 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    columns = rows_until(path, 0)[0] if path.exists() else []
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a row to a CSV file; every row has the same columns."""
+    columns = rows_until(path, 0)[0]
     with path.open("a", newline="", encoding="utf-8") as file:
         # A run that an older version began has the columns of that one.
         writer = csv.DictWriter(file, fieldnames=columns or list(row), extrasaction="ignore")
@@ -362,31 +269,10 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         writer.writerow(row)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, none of one that cannot be read."""
-    try:
-        return rows_until(path)[1]
-    except (RunError, OSError):
-        return []
-
-
-def _finite(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
 def _numbered(folder: Path, stem: str, suffix: str = "") -> Iterator[Path]:
     """stem, stem-2, stem-3, ..."""
     yield folder / f"{stem}{suffix}"
     yield from (folder / f"{stem}-{number}{suffix}" for number in itertools.count(2))
-
-
-def _close(descriptor: int) -> None:
-    with suppress(OSError):
-        os.close(descriptor)
 
 
 def _now() -> str:

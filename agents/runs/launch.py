@@ -11,12 +11,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import configs
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
+from agents.analysis.report.history import RunError, figures
 from agents.checkpoint import CheckpointError
 from agents.kernels.plan import missing
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import make_agent, make_environments
-from agents.runs.directory import RunDirectory, RunError, rows_until, run_name
+from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.resuming import resume_agent
 from agents.runs.symptoms import symptoms
 from agents.runs.threads import choose_threads
@@ -27,22 +28,17 @@ from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, 
 def train(settings: Settings) -> RunDirectory:
     """Trains an agent in a new directory and evaluates what came of it."""
     settings.check()
-    return _work(_new_run(settings), settings, recorded=None)
+    return _work(_new_run(settings), settings)
 
 
 def resume(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
     """Goes on with a run from its last checkpoint, as if it had never stopped; see :func:`opened`."""
     run = opened(path, settings, trusted, typed)
-    return _work(run, settings, recorded=configs.read(run.settings))
+    return _work(run, settings, configs.read(run.settings))
 
 
 def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
-    """The run to go on with, once it is sure that it can go on with these settings and may import what it names.
-
-    Args:
-        trusted: modules that a run made elsewhere may import.
-        typed: the command line.
-    """
+    """The run to go on with, once it is sure that it can go on with these settings and may import what it names."""
     settings.check()
     run = RunDirectory(path)
     recorded = configs.read(run.settings)
@@ -61,11 +57,7 @@ def preview(settings: Settings) -> None:
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
-    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all.
-
-    Raises:
-        SeedsFailed: some of them could not be trained; the others were.
-    """
+    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all."""
     group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
     runs: list[RunDirectory] = []
     failed: dict[int, CommandError] = {}
@@ -98,25 +90,20 @@ def _new_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
     name = run_name(settings.env.id, settings.policy.memory, settings.seed)
     with reported_as(SettingsError, "runs", RunError, OSError):
-        if settings.name is not None:
-            run = RunDirectory.create(settings.runs, settings.name)
-        else:
-            run = RunDirectory.create_unique(settings.runs, name)
-        run.write_settings(configs.dump(settings))
+        run = RunDirectory.create(settings.runs, settings.name or name, numbered=settings.name is None)
+        write_atomically(run.settings, configs.dump(settings))
         configs.sign(run.path, settings)
         run.write_versions()
     return run
 
 
-def _work(run: RunDirectory, settings: Settings, *, recorded: Settings | None) -> RunDirectory:
+def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = None) -> RunDirectory:
     """Trains in a run's directory and evaluates what came of it; ``recorded``: settings of a run that goes on."""
-    interruption = Interruption()
+    interruption, evaluation = Interruption(), settings.evaluation
     with interruption.at_once():
         _train_in(run, settings, recorded, interruption)
-        if settings.evaluation.final_episodes:
-            evaluate_at_the_end(
-                run, settings.evaluation.final_episodes, deterministic=settings.evaluation.deterministic
-            )
+        if evaluation.final_episodes:
+            evaluate_at_the_end(run, evaluation.final_episodes, deterministic=evaluation.deterministic)
         for each in _symptoms(run, settings):
             configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
@@ -127,23 +114,12 @@ def _work(run: RunDirectory, settings: Settings, *, recorded: Settings | None) -
 def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
     """Why the run has not learned, if it has not, as far as its figures tell."""
     algorithm, spec = settings.algorithm, gymnasium.registry.get(settings.env.id)
-    with reported_as(SettingsError, "runs", RunError):
-        _, metrics = rows_until(run.metrics)
-        _, evaluations = rows_until(run.evaluations)
-    return symptoms(
-        metrics,
-        evaluations,
-        sequence_length=algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size),
-        solved_at=None if spec is None else spec.reward_threshold,
-    )
+    length = algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size)
+    solved_at = None if spec is None else spec.reward_threshold
+    return symptoms(figures(run.metrics), figures(run.evaluations), sequence_length=length, solved_at=solved_at)
 
 
-def _train_in(
-    run: RunDirectory,
-    settings: Settings,
-    recorded: Settings | None,
-    interruption: Interruption,
-) -> None:
+def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, interruption: Interruption) -> None:
     torch.set_num_threads(settings.threads or 1)
     evaluation = settings.evaluation
     n_evaluated = min(evaluation.n_envs or settings.env.n_envs, evaluation.episodes)
@@ -160,12 +136,14 @@ def _train_in(
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
         agent = resumed or _new_agent(settings, env)
-        run.write_plan(_print_plan(agent))
-        if settings.threads is None:
-            settings = _with_measured_threads(settings, agent)
-        run.write_settings(configs.dump(settings))
-        goes_on = resumed is not None
-        training = Training(agent, evaluation_env, run, settings, resumed=goes_on, interruption=interruption)
+        run.write_versions(computed=_print_plan(agent))
+        if settings.threads is None:  # another number can change the last bits of a sum
+            choice = choose_threads(agent)
+            torch.set_num_threads(choice.threads)
+            print(f"computing on {choice}")
+            settings = replace(settings, threads=choice.threads)
+        write_atomically(run.settings, configs.dump(settings))
+        training = Training(agent, evaluation_env, run, settings, interruption, resumed=resumed is not None)
         training.run(trained=lambda: _film(run, settings))
 
 
@@ -181,17 +159,6 @@ def _print_plan(agent: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
     if (cost := missing()) is not None:
         print(f"note: {cost}")
     return plan.as_dict()
-
-
-def _with_measured_threads(settings: Settings, agent: RecurrentOnPolicyAlgorithm) -> Settings:
-    """Computes on as many threads as serve the agent best, and has the settings say how many they are.
-
-    Another number can change the last bits of a sum: what is written down repeats the run.
-    """
-    choice = choose_threads(agent)
-    torch.set_num_threads(choice.threads)
-    print(f"computing on {choice}")
-    return replace(settings, threads=choice.threads)
 
 
 def _film(run: RunDirectory, settings: Settings) -> None:

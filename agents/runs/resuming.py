@@ -29,8 +29,8 @@ note = partial(say, error=True)
 
 def capture(model: RecurrentOnPolicyAlgorithm) -> Captured:
     """The agent, its environments and its pending figures, as they are between two updates."""
-    attributes: Any = model
-    setattr(attributes, ENVIRONMENTS, _snapshot(model.env))
+    attributes, base = model, _base(model.env)
+    setattr(attributes, ENVIRONMENTS, None if base is None else base.snapshot())
     setattr(attributes, FIGURES, _pending(model.logger))
     setattr(attributes, COMPUTING, computing(model))
     return capture_algorithm(model, include=[ENVIRONMENTS, FIGURES, COMPUTING])
@@ -51,14 +51,8 @@ def resume_agent(
 ) -> RecurrentOnPolicyAlgorithm | None:
     """The agent of a run's last readable checkpoint, its environments where they stood; None where none was saved yet.
 
-    Whatever is not as it would have been without the interruption is printed, a line each.
-
-    Args:
-        recorded: the settings that the run had before.
-        env: made as they were, before normalization.
-
-    Raises:
-        CheckpointError: there are checkpoints, and none of them can be read.
+    Whatever is not as it would have been without the interruption is printed, a line each. ``recorded`` are the
+    settings that the run had before. CheckpointError: there are checkpoints, and none of them can be read.
     """
     # The settings say how large a rollout is: what the agent's file says of it is not believed.
     custom_objects = {**own_classes(settings.policy), "n_steps": settings.algorithm.n_steps}
@@ -76,7 +70,9 @@ def resume_agent(
         with undisturbed():
             trouble = _restored(agent)
         if trouble is not None:
-            _start_new_episodes(agent, settings.seed)
+            agent._last_obs = None
+            seed = np.random.SeedSequence([settings.seed, agent.num_timesteps, 1])  # no two resumptions share one
+            env.seed(int(seed.generate_state(1)[0] >> 1))
             changes.append(f"{trouble}: new episodes begin, and all else goes on")
         for change in changes:
             note(f"not exactly as without the interruption: {change}")
@@ -113,11 +109,6 @@ def restore_pending(model: RecurrentOnPolicyAlgorithm) -> None:
         model.logger.record(name, value, tuple(excluded))
 
 
-def _snapshot(env: Any) -> Any:
-    base = _base(env)
-    return None if base is None else base.snapshot()
-
-
 def _base(env: Any) -> Any:
     """The outermost environments that can be brought back, below what normalizes them; None where there are none."""
     while env is not None and not hasattr(type(env), "snapshot"):
@@ -150,18 +141,9 @@ def _restored(agent: Any) -> str | None:
     return None
 
 
-def _start_new_episodes(agent: Any, seed: int) -> None:
-    """From a seed that the run has not used before, and no two resumptions share."""
-    agent._last_obs = None
-    agent.env.seed(int(np.random.SeedSequence([seed, agent.num_timesteps, 1]).generate_state(1)[0] >> 1))
-
-
 def _changed(saved: SavedAgent, agent: Any) -> list[str]:
     before = getattr(agent, COMPUTING, None)
     were = {**saved.versions, **(before if isinstance(before, dict) else {})}
-    changed = [
-        f"{name} {were[name]} is now {now}"
-        for name, now in {**DECIDING, **computing(agent)}.items()
-        if name in were and were[name] != now
-    ]
+    are = {**DECIDING, **computing(agent)}
+    changed = [f"{name} {were[name]} is now {now}" for name, now in are.items() if were.get(name, now) != now]
     return [f"{', '.join(changed)}: the last bits may differ"] if changed else []

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Row = Mapping[str, str]
-"""A line of metrics.csv or evaluations.csv, by column."""
+Row = Mapping[str, float]
+"""What in a line of metrics.csv or evaluations.csv is a number, by column."""
 
 FEWEST = 6
 """Evaluations below which nothing is said of their course."""
@@ -28,8 +28,6 @@ def symptoms(
     """Sentences for the user; none if the return rose and stayed, or no reason is known.
 
     Args:
-        metrics: the lines of metrics.csv.
-        evaluations: those of evaluations.csv.
         sequence_length: steps that gradients pass back through, at most.
         solved_at: the return from which the environment counts as solved (Gymnasium's ``reward_threshold``).
     """
@@ -40,11 +38,9 @@ def symptoms(
     first, best, last = returns[:third].mean(), returns.max(), returns[-third:].mean()
     noise = math.hypot(returns[:third].std(), returns[-third:].std()) / math.sqrt(third)
     if best - last > max(0.5 * (best - first), 2 * noise) and best - first > 2 * noise:
-        step = evaluations[int(returns.argmax())]["step"]
-        return [
-            f"the return fell from {best:.4g} at step {step} to {last:.4g}: try --algorithm.learning-rate at half its "
-            "value, or --algorithm.clip-range 0.1"
-        ]
+        step = _column(evaluations, "step")[returns.argmax()]
+        fell = f"the return fell from {best:.4g} at step {step:.0f} to {last:.4g}"
+        return [f"{fell}: try --algorithm.learning-rate at half its value, or --algorithm.clip-range 0.1"]
     if last - first > 2 * noise or (solved_at is not None and last >= solved_at):
         return []
     course = f"the return did not rise ({first:.4g} at first, {last:.4g} at the end)"
@@ -57,10 +53,8 @@ def _entropy(metrics: Sequence[Row]) -> list[str]:
     entropy = -_column(metrics, "train/entropy_loss")
     if len(entropy) < 2 or entropy[0] <= 0 or entropy[-1] >= COLLAPSED * entropy[0]:
         return []
-    return [
-        f"the policy's entropy fell from {entropy[0]:.3g} to {max(entropy[-1], 0.0):.3g}: it stopped exploring, try "
-        "--algorithm.ent-coef 0.05"
-    ]
+    fell = f"the policy's entropy fell from {entropy[0]:.3g} to {max(entropy[-1], 0.0):.3g}"
+    return [f"{fell}: it stopped exploring, try --algorithm.ent-coef 0.05"]
 
 
 def _reach(metrics: Sequence[Row], length: float, sequence_length: int) -> list[str]:
@@ -89,4 +83,4 @@ def _power_of_two(length: float) -> int:
 
 def _column(rows: Sequence[Row], name: str) -> NDArray[np.float64]:
     """The numbers of a column, without the lines that have none."""
-    return np.array([float(row[name]) for row in rows if row.get(name)], dtype=np.float64)
+    return np.array([row[name] for row in rows if name in row], dtype=np.float64)

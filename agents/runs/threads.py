@@ -44,23 +44,20 @@ class ThreadChoice(NamedTuple):
     milliseconds: dict[int, float]
 
     def __str__(self) -> str:
-        if not self.milliseconds:
-            return f"{self.threads} thread(s)"
         tried = ", ".join(f"{n}: {ms:.1f} ms" for n, ms in self.milliseconds.items())
-        return f"{self.threads} thread(s), the best of a measured pass through a minibatch ({tried})"
+        measured = f", the best of a measured pass through a minibatch ({tried})" if tried else ""
+        return f"{self.threads} thread(s){measured}"
 
 
 def choose_threads(
     agent: RecurrentOnPolicyAlgorithm, *, limit: int | None = None, seconds: float = 0.8
 ) -> ThreadChoice:
-    """Times a learning pass through a minibatch on 1, 2, 4, ... threads, as long as more are clearly faster.
+    """Times a learning pass through a minibatch of made-up data on 1, 2, 4, ... threads, while more are clearly faster.
 
-    The data are made up, in the shapes the agent trains on. The agent, torch's number of threads, and all random
-    states are left as they were. A network that cannot take such data trains on one thread, with a warning.
+    Nothing of the agent or the process moves. On an accelerator it takes one thread, unmeasured.
 
     Args:
-        limit: at most so many threads; None for ``available_cpus()``, or ``OMP_NUM_THREADS`` where that is less. With a
-            limit of 1, and where the agent computes on an accelerator, nothing is measured: it takes one.
+        limit: at most so many threads; None for ``available_cpus()``, or ``OMP_NUM_THREADS`` where that is less.
         seconds: what the measurement may take, roughly. A pass that is too long for it is timed on shorter sequences.
 
     Raises:
@@ -77,12 +74,11 @@ def choose_threads(
         try:
             one_pass = _affordable_pass(agent, seconds / (2 * (len(numbers) - 1) * _TURNS * (_PASSES + 1)))
         except Exception as error:
-            warnings.warn(
+            reason = (
                 f"the network fails on samples of its observation space ({type(error).__name__}: {error}), so that no "
-                "number of threads could be measured: training on one; set the number of threads to choose another",
-                UserWarning,
-                stacklevel=2,
+                "number of threads could be measured: training on one; set the number of threads to choose another"
             )
+            warnings.warn(reason, UserWarning, stacklevel=2)
             return ThreadChoice(1, {})
         return _climb(numbers, lambda n, patience: _time(one_pass, n, patience))
 
@@ -90,14 +86,14 @@ def choose_threads(
 def _most_threads() -> int:
     """The CPUs there are; fewer where OMP_NUM_THREADS says so (of a list, the first number counts)."""
     requested = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(available_cpus(), int(requested)) if requested.isdigit() and int(requested) > 0 else available_cpus()
+    return min(available_cpus(), int(requested) if requested.isdigit() and int(requested) else available_cpus())
 
 
 def _climb(numbers: list[int], times: Callable[[int, float], list[float]]) -> ThreadChoice:
     """Goes on to the next number of threads as long as it is clearly faster than the last.
 
-    ``times(n, patience)``: seconds of passes on n threads, given up when they have taken ``patience`` seconds. Threads
-    that wait for a core others use can take a hundred times as long as one.
+    ``times(n, patience)``: seconds of passes on n threads, given up after ``patience`` seconds in all: threads that
+    wait for a core others use can take a hundred times as long as one.
     """
     chosen = numbers[0]
     milliseconds: dict[int, float] = {}

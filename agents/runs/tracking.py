@@ -1,11 +1,8 @@
 """Where metrics go: a CSV file always, TensorBoard and Weights & Biases on request, under Stable-Baselines3's names.
 
-The CSV file is flushed line by line. Weights & Biases never blocks a run for longer than its timeout and never ends
-one: where it cannot be reached the run is recorded offline, and where it fails later the run goes on, recorded on disk,
-and is uploaded by hand.
-
-metrics.csv is the record. Where a process is killed, Weights & Biases lacks what was under way to it: a run that goes
-on sends that again, out of the file, and nothing twice.
+metrics.csv, flushed line by line, is the record. Weights & Biases never blocks a run for longer than its timeout and
+never ends one: where it cannot be reached the run is recorded offline, and where it fails later the run goes on and is
+uploaded by hand. What a killed process had not sent, a run that goes on sends out of the file, and nothing twice.
 """
 
 import csv
@@ -22,60 +19,38 @@ import threading
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from torch.utils.tensorboard import SummaryWriter
 
 from agents.analysis.report.groups import INCIDENTAL
-from agents.runs.directory import RunDirectory, csv_text, rows_until, write_atomically
-from configs import Settings, say
+from agents.analysis.report.history import rows_until
+from agents.runs.directory import RunDirectory, write_table
+from configs import say
+from configs.settings import TrackingSettings
 
-Mode = Literal["offline", "online"]
 Answer = TypeVar("Answer")
 
 
 def make_logger(
-    run: RunDirectory,
-    *,
-    tensorboard: bool = True,
-    wandb: Mapping[str, Any] | None = None,
-    resumed_at: int | None = None,
+    run: RunDirectory, tracking: TrackingSettings, config: Mapping[str, Any], resumed_at: int | None = None
 ) -> Logger:
     """Stable-Baselines3's logger over a run's directory.
 
     Args:
-        wandb: arguments of :class:`WandbWriter`, None for none.
-        resumed_at: the environment step that a run goes on from: what is there up to it is kept, what came after it
-            is dropped, for it comes again. None: a new run.
+        resumed_at: the environment step that a run goes on from: what came after it is dropped, for it comes again.
     """
     writers: list[KVWriter] = [CsvWriter(run.metrics, resumed_at)]
-    if tensorboard:
+    if tracking.tensorboard:
         writers.append(TensorBoardWriter(run.tensorboard, resumed_at))
-    if wandb is not None:
-        writers.append(WandbWriter(run.path, **wandb))
+    if tracking.wandb != "off":
+        writers.append(WandbWriter(run.path, tracking, config))
     return RunLogger(str(run.path), writers)
-
-
-def wandb_arguments(settings: Settings) -> dict[str, Any] | None:
-    """What :class:`WandbWriter` takes; None where it is off."""
-    tracking = settings.tracking
-    if tracking.wandb == "off":
-        return None
-    return {
-        "mode": tracking.wandb,
-        "project": tracking.wandb_project,
-        "entity": tracking.wandb_entity,
-        "group": tracking.wandb_group or settings.group,
-        "tags": tracking.wandb_tags,
-        "timeout": tracking.wandb_timeout,
-        "config": asdict(settings),
-    }
 
 
 class RunLogger(Logger):
@@ -88,39 +63,28 @@ class RunLogger(Logger):
 
 
 class CsvWriter(KVWriter):
-    """A row a dump. A metric that turns up later gets a new column, empty in the rows before.
-
-    Args:
-        resumed_at: rows of the file up to this step are kept; None: none are.
-    """
+    """A row a dump. A metric that turns up later gets a new column, empty in the rows before."""
 
     def __init__(self, path: Path, resumed_at: int | None = None) -> None:
         self._path = path
-        kept = [] if resumed_at is None else rows_until(path, resumed_at)[1]
-        self._columns: list[str] = list(kept[0]) if kept else []
-        self._rewrite([list(row.values()) for row in kept])
+        self._rewrite(*(([], []) if resumed_at is None else rows_until(path, resumed_at)))
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         if os.fstat(self._file.fileno()).st_nlink == 0 or not self._path.exists():
             raise FileNotFoundError(f"{self._path} was removed while the run went on; its rows are lost")
         row = {"step": step, **_numbers(key_values, key_excluded, "csv")}
-        new = [name for name in row if name not in self._columns]
-        if new:
+        if new := [name for name in row if name not in self._columns]:
             self._file.close()
-            with self._path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.reader(file))[1:]
-            self._columns += new
-            self._rewrite(rows)
-        csv.writer(self._file).writerow([row.get(name, "") for name in self._columns])
+            self._rewrite([*self._columns, *new], rows_until(self._path)[1])
+        csv.DictWriter(self._file, self._columns).writerow(row)
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
-    def _rewrite(self, rows: list[list[str]]) -> None:
-        """Puts what there is under a header that may be longer than it was."""
-        rows = [[*row, *[""] * (len(self._columns) - len(row))] for row in rows]
-        write_atomically(self._path, csv_text([self._columns, *rows] if self._columns else []))
+    def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
+        self._columns = columns
+        write_table(self._path, columns, rows)
         self._file = self._path.open("a", newline="", encoding="utf-8")
 
 
@@ -129,14 +93,11 @@ class TensorBoardWriter(TensorBoardOutputFormat):
 
     def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
         self._folder = folder
-        is_new = not any(folder.glob("*")) if folder.is_dir() else True
+        # Tells readers to forget what earlier files say of later steps; of a run from its beginning, all.
+        is_new = not (folder.is_dir() and any(folder.iterdir()))
+        restart = None if is_new else 0 if resumed_at is None else resumed_at + 1
         with self._named():
-            super().__init__(str(folder))
-            if not is_new:
-                # Tells readers to forget what earlier files say of later steps; of a run from its beginning, all.
-                restart = Event(session_log=SessionLog(status=SessionLog.START))
-                events: Any = self.writer.file_writer
-                events.add_event(restart, 0 if resumed_at is None else resumed_at + 1)
+            self.writer, self._is_closed = SummaryWriter(str(folder), purge_step=restart), False
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         with self._named():
@@ -157,41 +118,25 @@ class TensorBoardWriter(TensorBoardOutputFormat):
 class WandbWriter(KVWriter):
     """Logs straight to Weights & Biases, with the environment step as the axis of every metric.
 
-    A directory is one run there, with the id in ``wandb_id.txt``. At the end go up what lies in the directory: the
+    A directory is one run there, with the id in ``wandb_id.txt`` and the files in ``wandb``. At the end go up the
     models, as one artifact whose versions ``best`` and ``latest`` are laid out as a run's directory (``evaluate.py``
     takes them), ``videos/`` and the pictures of ``insight/``; and figures to compare runs by: ``best_return``,
     ``mean_return`` and ``last_return`` of the evaluations (of the training episodes where there was none), ``steps``
-    and ``steps_per_second``.
-
-    Args:
-        directory: of the run; the files go to ``directory/wandb``.
-        mode: online becomes offline where there is no key or no network.
-        group: None: runs that differ in nothing but their seed share one.
-        timeout: seconds to wait for the server, at the start and again at the end.
+    and ``steps_per_second``. Online becomes offline where there is no key or no network.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        mode: Mode,
-        project: str,
-        config: Mapping[str, Any],
-        entity: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-        timeout: float = 8.0,
-    ) -> None:
-        self.mode: Mode = mode
-        self._directory, self._timeout = directory, timeout
+    def __init__(self, directory: Path, tracking: TrackingSettings, config: Mapping[str, Any]) -> None:
+        self.mode: Literal["offline", "online"] = "online" if tracking.wandb == "online" else "offline"
+        self._directory, self._timeout = directory, tracking.wandb_timeout
         self._unsent: list[str] = []  # why, where something could not be sent
-        self._returns = Returns()
+        # What there is to compare runs by: of evaluations, and where there is none of the episodes of training.
+        self._seen: dict[str, list[float]] = {"eval/mean_reward": [], "rollout/ep_rew_mean": []}
         self._next = 0  # the number of the row that comes next, that of metrics.csv
         # Its reports on itself wait at exit for a server that does not answer, and it takes our package `agents` for a
         # library of language models and recommends a tool for these.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
-        if mode == "online" and (reason := _cannot_go_online(timeout)):
+        if self.mode == "online" and (reason := _cannot_go_online(self._timeout)):
             _say(f"{reason}; recording offline, upload later with `wandb sync {directory / 'wandb' / 'offline-run-*'}`")
             self.mode = "offline"
         arguments = dict(
@@ -199,10 +144,10 @@ class WandbWriter(KVWriter):
             id=run_id(directory),
             resume="allow",
             name=directory.name,
-            project=project,
-            entity=entity,
-            group=group or seed_group(config),
-            tags=list(tags),
+            project=tracking.wandb_project,
+            entity=tracking.wandb_entity,
+            group=tracking.wandb_group or config.get("group") or seed_group(config),
+            tags=list(tracking.wandb_tags),
             config=dict(config),
         )
         self._run: Any = self._started(arguments)
@@ -214,16 +159,11 @@ class WandbWriter(KVWriter):
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         self._log({"global_step": step, **_numbers(key_values, key_excluded, "wandb")})
 
-    def close(self, exit_code: int | None = None) -> None:
-        """Sends what is left and waits for it, at most as long as the timeout.
-
-        Args:
-            exit_code: None: 1 where this is called on an exception's way up, and the run is marked as failed; else 0.
-        """
+    def close(self) -> None:
+        """Sends what is left and waits, at most as long as the timeout; on an exception's way up the run has failed."""
         if self._run is None:
             return
-        if exit_code is None:
-            exit_code = 0 if sys.exc_info()[0] is None else 1
+        exit_code = 0 if sys.exc_info()[0] is None else 1
         with redirect_stderr(io.StringIO()) as warned:  # what it has to say there, we say in one line
             with self._noted():
                 self._publish()
@@ -240,15 +180,24 @@ class WandbWriter(KVWriter):
     def _log(self, row: dict[str, Any]) -> None:
         """Sends a row, unless it is there already."""
         number, self._next = self._next, self._next + 1
-        self._returns.add(row)
+        for name, seen in self._seen.items():
+            if isinstance(value := row.get(name), int | float) and math.isfinite(value):
+                seen.append(float(value))
         if "eval/mean_reward" in row:
-            row |= self._returns.summary()
+            row |= self._returns()
         if self._run is None or (number < self._there and row["global_step"] <= self._there_until):
             return
         try:
             self._run.log({**row, "row": number})
         except Exception as error:
             self._give_up(error)
+
+    def _returns(self) -> dict[str, float]:
+        """The best, the mean and the last return; empty where there is none yet."""
+        returns = next(filter(None, self._seen.values()), [])
+        if not returns:
+            return {}
+        return {"best_return": max(returns), "mean_return": float(np.mean(returns)), "last_return": returns[-1]}
 
     def _already_there(self) -> tuple[int, int]:
         """How many rows of this run are there from before, and the step of the last: online what the server says."""
@@ -262,26 +211,19 @@ class WandbWriter(KVWriter):
     def _started(self, arguments: dict[str, Any]) -> Any:
         import wandb
 
-        if self.mode == "online":
-            try:
-                return self._start(arguments)
-            except Exception as error:
-                _say(f"could not go online ({_last_line(str(error))}); recording offline")
-            self.mode = "offline"
-            wandb.teardown()  # what has failed goes on holding the run's id
-        try:
-            return self._start(arguments)
-        except Exception as error:
-            return self._give_up(error)
-
-    def _start(self, arguments: dict[str, Any]) -> Any:
-        import wandb
-
         wait = self._timeout
         settings = wandb.Settings(
             silent=True, console="off", init_timeout=wait, finish_timeout=wait, finish_timeout_raises=True
         )
-        run = wandb.init(mode=self.mode, settings=settings, **arguments)
+        try:
+            run = wandb.init(mode=self.mode, settings=settings, **arguments)
+        except Exception as error:
+            if self.mode == "offline":
+                return self._give_up(error)
+            _say(f"could not go online ({_last_line(str(error))}); recording offline")
+            self.mode = "offline"
+            wandb.teardown()  # what has failed goes on holding the run's id
+            return self._started(arguments)
         self._files = Path(run.dir).parent
         for name in ("global_step", "row"):
             run.define_metric(name, hidden=True)
@@ -294,7 +236,7 @@ class WandbWriter(KVWriter):
 
         summary = self._run.summary
         named = {"steps": summary.get("global_step"), "steps_per_second": summary.get("time/fps")}
-        summary.update({**self._returns.summary(), **{name: each for name, each in named.items() if each is not None}})
+        summary.update({**self._returns(), **{name: each for name, each in named.items() if each is not None}})
         for path in sorted(self._directory.glob("videos/*")):
             if path.suffix in (".mp4", ".gif"):
                 self._show(f"videos/{path.stem}", path, wandb.Video, format=path.suffix[1:])
@@ -305,11 +247,10 @@ class WandbWriter(KVWriter):
             self._unsent.append("the server does not answer")
             return
         run = RunDirectory(self._directory)
-        # The server takes the last that comes for the latest.
-        for alias, models in (("best", [run.best]), ("latest", [path for _, path in run.checkpoints()[-1:]])):
-            for model in models:
-                if model.is_file():
-                    self._send_model(model, alias)
+        if run.best.is_file():
+            self._send_model(run.best, "best")
+        for _, model in run.checkpoints()[-1:]:  # the server takes the last that comes for the latest
+            self._send_model(model, "latest")
 
     def _show(self, name: str, path: Path, kind: Callable[..., Any], **options: Any) -> None:
         with self._noted():
@@ -386,26 +327,6 @@ def complete_records(content: bytes) -> Iterator[bytes]:
             record = b""
 
 
-class Returns:
-    """What there is to compare runs by: of evaluations, and where there is none of the episodes of training."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, list[float]] = {"eval/mean_reward": [], "rollout/ep_rew_mean": []}
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        for name, seen in self._seen.items():
-            value = row.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
-                seen.append(float(value))
-
-    def summary(self) -> dict[str, float]:
-        """The best, the mean and the last; empty where there is no return yet."""
-        returns = next(filter(None, self._seen.values()), [])
-        if not returns:
-            return {}
-        return {"best_return": max(returns), "mean_return": float(np.mean(returns)), "last_return": returns[-1]}
-
-
 def run_id(directory: Path) -> str:
     """The id that a directory's run has at Weights & Biases, kept in the directory from the first time on."""
     file = directory / "wandb_id.txt"
@@ -433,11 +354,9 @@ def _cannot_go_online(timeout: float) -> str | None:
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
     import wandb
 
-    return bool(wandb.login(prompt=False, verify=False))
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False))
 
 
 def _server() -> str:

@@ -5,6 +5,7 @@ Everything of a step is on file before the checkpoint of that step, so what come
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
@@ -12,30 +13,18 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import CheckpointError
-from agents.runs.callbacks import (
-    Checkpoints,
-    FiniteWeights,
-    Interrupted,
-    Interruption,
-    PeriodicEvaluation,
-    ProgressDisplay,
-    TrainingFinished,
-)
+from agents.runs import callbacks
 from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import restore_pending
-from agents.runs.tracking import make_logger, wandb_arguments
+from agents.runs.tracking import make_logger
 from configs import Settings, say
 
 
 class Training:
-    """Trains an agent and leaves in its run's directory what there is to keep.
+    """Trains an agent, ``resumed`` from a checkpoint or new, and leaves in its run's directory what there is to keep.
 
     All of it is protected from a second signal but what is ``breakable``.
-
-    Args:
-        resumed: the agent comes from a checkpoint of this run, and goes on from there.
-        interruption: that of a caller who listens to signals around this already.
     """
 
     def __init__(
@@ -44,31 +33,27 @@ class Training:
         evaluation_env: VecEnv,
         run: RunDirectory,
         settings: Settings,
+        interruption: callbacks.Interruption,
         *,
         resumed: bool = False,
-        interruption: Interruption | None = None,
     ) -> None:
         self._agent, self._run, self._settings, self._resumed = agent, run, settings, resumed
-        self._interruption = interruption or Interruption()
-        self._checkpoints = Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
-        self._progress = ProgressDisplay(settings.total_timesteps, shown=settings.progress)
-        evaluation = PeriodicEvaluation(
+        self._interruption = interruption
+        self._checkpoints = callbacks.Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
+        self._progress = callbacks.ProgressDisplay(settings.total_timesteps, shown=settings.progress)
+        evaluation = callbacks.PeriodicEvaluation(
             run, evaluation_env, settings.evaluation, seed=settings.seed, report=self._progress.report
         )
         update_ends = UpdateEnds()
         diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
-        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, FiniteWeights(), self._interruption]
+        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, callbacks.FiniteWeights(), self._interruption]
         self._callbacks += [self._progress, evaluation, self._checkpoints, Phases(update_ends)]
 
     def run(self, trained: Callable[[], None] = lambda: None) -> None:
-        """Trains from here to the end.
-
-        Args:
-            trained: is called at the end of training, before the metrics are closed: what it adds to the run's
-                directory is sent along.
+        """Trains to the end, and calls ``trained`` before the metrics are closed, which sends along what it adds.
 
         Raises:
-            Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
+            callbacks.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
             FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
         """
         with self._interruption.listening():
@@ -90,10 +75,7 @@ class Training:
         step = self._agent.num_timesteps if self._resumed else None
         if step is not None:
             self._run.forget_after(step)
-        tracking = self._settings.tracking
-        logger = make_logger(
-            self._run, tensorboard=tracking.tensorboard, wandb=wandb_arguments(self._settings), resumed_at=step
-        )
+        logger = make_logger(self._run, self._settings.tracking, asdict(self._settings), step)
         self._agent.set_logger(logger)
         if self._resumed:
             restore_pending(self._agent)
@@ -104,10 +86,10 @@ class Training:
         try:
             with self._progress.displayed():
                 interruption.breakable(self._learn)
-        except TrainingFinished as reason:
+        except callbacks.TrainingFinished as reason:
             self._progress.report(str(reason))
             self._checkpoints.on_training_end()
-        except Interrupted as interrupted:
+        except callbacks.Interrupted as interrupted:
             if interrupted.between_updates:
                 self._checkpoints.capture()
             interruption.saved = self._checkpoints.save()
@@ -117,7 +99,7 @@ class Training:
         except BaseException as error:  # sys.exit() too
             interruption.saved = self._save_what_was_before(error)
             if isinstance(error, KeyboardInterrupt):
-                # Ctrl-C comes as Interrupted: something that was called has raised this of itself.
+                # Ctrl-C comes as callbacks.Interrupted: something that was called has raised this of itself.
                 raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from error
             raise
         interruption.saved = self._checkpoints.save()

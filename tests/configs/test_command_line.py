@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import train
-from configs import PolicySettings, Settings, SettingsError, read
+from configs import Settings, SettingsError, read
 from configs.command_line import find_config, parse
-from configs.settings import ENCODERS, MEMORIES
+from configs.settings import ENCODERS, MEMORIES, PolicySettings
 from tests.pairs import each
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +36,11 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_without_words_the_defaults_hold() -> None:
-    assert parse([]).settings == Settings()
-
-
 def test_the_command_line_beats_the_file_and_the_file_the_defaults(file: str) -> None:
     settings = parse(["--config", file, "--algorithm.gamma", "0.5"]).settings
     assert (settings.env.id, settings.algorithm.gamma, settings.algorithm.learning_rate) == ("TMaze-v0", 0.5, 0.001)
     assert settings.algorithm.n_steps == Settings().algorithm.n_steps
+    assert parse([]).settings == Settings()
     assert parse([f"--config={file}", "--algorithm.gamma=0.5"]).settings == settings
 
 
@@ -54,14 +51,11 @@ def test_numbers_may_have_exponents() -> None:
         assert parse(["--algorithm.max-grad-norm", word]).settings.algorithm.max_grad_norm == float("inf")
 
 
-def test_words_of_a_mapping_are_added_to_those_of_the_file(file: str) -> None:
-    settings = parse(["--config", file, "--env.kwargs", "length=50", "rewards={good: 4}"]).settings
-    assert settings.env.kwargs == {"length": 50, "active": True, "rewards": {"good": 4}}
-
-
-def test_no_words_at_all_empty_a_mapping_or_a_list(file: str) -> None:
-    settings = parse(["--config", file, "--env.kwargs", "--env.wrappers"]).settings
-    assert (settings.env.kwargs, settings.env.wrappers) == ({}, ())
+def test_words_of_a_mapping_are_added_to_those_of_the_file_and_no_words_empty_it(file: str) -> None:
+    added = parse(["--config", file, "--env.kwargs", "length=50", "rewards={good: 4}"]).settings
+    assert added.env.kwargs == {"length": 50, "active": True, "rewards": {"good": 4}}
+    emptied = parse(["--config", file, "--env.kwargs", "--env.wrappers"]).settings
+    assert (emptied.env.kwargs, emptied.env.wrappers) == ({}, ())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +66,7 @@ def test_no_words_at_all_empty_a_mapping_or_a_list(file: str) -> None:
         ["--env.kwargs", "length=50", "--seed=3", "--env.kwargs.active=false"],
         ["--env.kwargs=length=50", "--env.kwargs.active=false", "--seed=3"],
         ["--env.kwargs.active=false", "--env.kwargs", "length=50", "--seed=3"],
+        ["--env.kwargs", "width=9", "--env.kwargs.active=false", "--seed=3", "--env.kwargs", "length=50"],
     ],
 )
 def test_one_word_of_a_mapping_can_be_an_option_of_its_own(file: str, words: list[str]) -> None:

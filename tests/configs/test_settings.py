@@ -63,32 +63,24 @@ def test_a_value_out_of_range_is_named(key: str, value: Any) -> None:
 
 
 def test_all_mistakes_are_named_at_once() -> None:
-    algorithm = AlgorithmSettings(gamma=2.0, clip_range=-1.0)
+    wrong = {"algorithm.gamma": 2.0, "algorithm.clip_range": -1.0, "seed": -1}
     with pytest.raises(SettingsError) as caught:
-        dataclasses.replace(Settings(), algorithm=algorithm, seed=-1).check()
-    assert [line.split()[0] for line in str(caught.value).splitlines()] == [
-        "algorithm.gamma",
-        "algorithm.clip_range",
-        "seed",
-    ]
+        changed(Settings(), wrong).check()
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == list(wrong)
 
 
 def test_a_rollout_that_sequences_do_not_tile_is_told_what_would_fit() -> None:
-    settings = dataclasses.replace(Settings(), algorithm=AlgorithmSettings(n_steps=100, sequence_length=32))
+    settings = changed(Settings(), {"algorithm.n_steps": 100, "algorithm.sequence_length": 32})
     expected = r"algorithm.n_steps \(100\) must be a multiple of sequence_length \(32\); use 96 or 128"
     with pytest.raises(SettingsError, match=expected):
         settings.check()
 
 
-def test_a_misspelt_argument_of_a_memory_is_told_the_nearest() -> None:
-    settings = dataclasses.replace(Settings(), policy=PolicySettings(memory="gru", memory_kwargs={"hiden_size": 8}))
+def test_a_misspelt_argument_of_a_memory_is_told_the_nearest_and_those_of_ones_own_are_left_to_it() -> None:
+    settings = changed(Settings(), {"policy.memory": "gru", "policy.memory_kwargs": {"hiden_size": 8}})
     with pytest.raises(SettingsError, match="'hiden_size', which gru does not take; did you mean 'hidden_size'"):
         settings.check()
-
-
-def test_arguments_of_a_memory_of_ones_own_are_left_to_it() -> None:
-    settings = dataclasses.replace(Settings(), policy=PolicySettings(memory="mine:Memory", memory_kwargs={"slots": 8}))
-    assert problems(settings) == []
+    assert problems(changed(settings, {"policy.memory": "mine:Memory"})) == []
 
 
 def test_actions_about_nodes_need_the_graph_encoder_and_alone_have_a_first_node() -> None:

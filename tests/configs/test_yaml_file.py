@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import EnvironmentSettings, Settings, SettingsError, dump, parse, read
-from configs.settings import AlgorithmSettings, PolicySettings, TrackingSettings, values
+from configs import Settings, SettingsError, dump, parse, read
+from configs.settings import AlgorithmSettings, EnvironmentSettings, PolicySettings, TrackingSettings, values
 
 
 @pytest.fixture

@@ -5,19 +5,3 @@ groups.py       runs that differ in their seed alone
 data.py         numbers as a page carries them; an episode to step through
 page.py         the pages; *.html, page.css and page.js are what they are made of
 """
-
-from agents.analysis.report.groups import Group, Scored, grouped, improvements, print_uncut, table
-from agents.analysis.report.history import RunHistory
-from agents.analysis.report.page import comparison_page, run_page
-
-__all__ = [
-    "Group",
-    "RunHistory",
-    "Scored",
-    "comparison_page",
-    "grouped",
-    "improvements",
-    "print_uncut",
-    "run_page",
-    "table",
-]

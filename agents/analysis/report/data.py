@@ -51,7 +51,8 @@ def episode(
     """An episode to step through; ``memory`` is what was carried, by name, (T, U) each."""
     space_of = dict(parts(observation_space))
     chances = recording.probabilities
-    shown = chances is not None and chances.shape[1] <= MOST_NUMBERS
+    rows = chances if chances is not None and chances.shape[1] <= MOST_NUMBERS else None
+    seen = ((name, space_of.get(name), np.asarray(part)) for name, part in parts(recording.observations))
     return {
         "steps": len(recording),
         "ended": recording.ended,
@@ -59,13 +60,10 @@ def episode(
         "rewards": numbers(recording.rewards),
         "values": numbers(recording.values),
         "log_probabilities": numbers(recording.log_probabilities),
-        "observations": [
-            _part(name or "observation", space_of.get(name), np.asarray(values))
-            for name, values in parts(recording.observations)
-        ],
+        "observations": [_part(name or "observation", space, part) for name, space, part in seen],
         "action": {
             **_part("action", action_space, recording.actions),
-            "probabilities": [[rounded(p, 3) for p in row] for row in chances] if shown else None,  # type: ignore[union-attr]
+            "probabilities": None if rows is None else [[rounded(p, 3) for p in row] for row in rows],
         },
         "memory": [_units(name, states) for name, states in memory.items()],
     }

@@ -7,34 +7,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agents.analysis import statistics
 from agents.analysis.report.history import RunHistory
-from agents.analysis.statistics import (
-    Interval,
-    Values,
-    between,
-    improvement_interval,
-    interquartile_mean,
-    mean,
-    number,
-    over_seeds,
-    probability_of_improvement,
-)
+from agents.analysis.statistics import Interval, Values, between, interquartile_mean, mean, number
 from agents.checks.text import printable
 
 # What names, places or shows a run and does not decide what it learns.
 INCIDENTAL = ("seed", "name", "group", "runs", "threads", "progress", "device", "tracking", "checkpoint")
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """A run and the (E,) returns of an evaluation of its agent."""
 
     history: RunHistory
@@ -47,15 +37,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone.
+    """Runs that differ in their seed alone, in the order of their seeds."""
 
-    Args:
-        label: what tells it from the other groups.
-        runs: in the order of their seeds.
-    """
-
-    label: str
+    label: str  # what tells it from the other groups
     runs: tuple[Scored, ...]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.runs[0].history.settings
 
     @cached_property
     def by_seed(self) -> dict[int, Values]:
@@ -80,7 +69,7 @@ class Group:
     @cached_property
     def interval(self) -> Interval:
         """Of the mean: seeds are drawn, then episodes of each; with one seed, over its episodes alone."""
-        return over_seeds(list(self.by_seed.values()), mean)
+        return statistics.over_seeds(list(self.by_seed.values()), mean)
 
     @property
     def interquartile_mean(self) -> float:
@@ -89,7 +78,7 @@ class Group:
 
     @cached_property
     def interquartile_interval(self) -> Interval:
-        return over_seeds(list(self.by_seed.values()), interquartile_mean)
+        return statistics.over_seeds(list(self.by_seed.values()), interquartile_mean)
 
     def to_json(self) -> dict[str, Any]:
         """The group's figures, as what ``json`` writes."""
@@ -106,17 +95,13 @@ class Group:
 
 
 class Improvement(NamedTuple):
-    """How probable it is that one group scores higher than another.
-
-    ``over`` says what is compared: the mean returns of "seeds", or "episodes" where a group has one seed alone, which
-    says less: seeds differ too.
-    """
+    """How probable it is that one group scores higher than another."""
 
     ours: str
     theirs: str
     probability: float
     interval: Interval
-    over: str
+    over: str  # mean returns of "seeds", or "episodes" where a group has one seed, which says less: seeds differ too
 
 
 def grouped(runs: Sequence[Scored]) -> list[Group]:
@@ -135,18 +120,12 @@ def improvements(groups: Sequence[Group]) -> list[Improvement]:
     """Every pair of groups, the one with the higher mean first."""
     ranked = sorted(groups, key=lambda group: -group.mean)
     found = []
-    for i, ours in enumerate(ranked):
-        for theirs in ranked[i + 1 :]:
-            over = "seeds" if min(len(ours.scores), len(theirs.scores)) > 1 else "episodes"
-            a, b = (group.scores if over == "seeds" else group.episodes for group in (ours, theirs))
-            chance = float(probability_of_improvement(a, b))
-            found.append(Improvement(ours.label, theirs.label, chance, improvement_interval(a, b), over))
+    for ours, theirs in combinations(ranked, 2):
+        over = "seeds" if min(len(ours.scores), len(theirs.scores)) > 1 else "episodes"
+        a, b = (group.scores if over == "seeds" else group.episodes for group in (ours, theirs))
+        chance = float(statistics.probability_of_improvement(a, b))
+        found.append(Improvement(ours.label, theirs.label, chance, statistics.improvement_interval(a, b), over))
     return found
-
-
-def differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Setting -> its value in every group, for the settings in which they differ; None where a group has none."""
-    return _differences([group.runs[0].history.settings for group in groups])
 
 
 COLUMNS = ("seed", "mean return", "95 % interval", "interquartile mean", "95 % interval", "episodes")
@@ -168,11 +147,9 @@ def _figures(group: Group) -> tuple[str, ...]:
     return number(group.mean), between(group.interval), middle, around, str(len(group.episodes))
 
 
-def table(groups: Sequence[Group]) -> Table:
+def score_table(groups: Sequence[Group]) -> Table:
     """For a person."""
-    shown = Table("", *COLUMNS, box=box.SIMPLE_HEAD)
-    for column in shown.columns[1:]:
-        column.justify = "right"
+    shown = statistics.table("", *COLUMNS)
     for kind, (name, *figures) in score_rows(groups):
         indented = f"  {name}" if kind == "member" else name
         shown.add_row(Text(printable(indented)), *figures, style="bold" if kind == "group" else None)
@@ -205,7 +182,8 @@ def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in INCIDENTAL}
 
 
-def _differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Setting -> its value in every group, for the settings in which they differ; None where a group has none."""
     flat = [{key: value for key, value in flattened(_deciding(each)) if value != {}} for each in settings]
     values = {key: [each.get(key) for each in flat] for each in flat for key in each}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
@@ -216,7 +194,7 @@ def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
     An argument that some have not, and that is the same for all others, goes with what tells them apart anyway.
     """
-    differing = _differences(settings)
+    differing = differences(settings)
     several = [key for key, row in differing.items() if len({plain(value) for value in row if value is not None}) > 1]
     keys = sorted(several or differing, key=lambda key: key != "policy.memory")[:4]
     labels = []

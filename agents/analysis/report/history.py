@@ -1,13 +1,13 @@
 """What a run's directory says about the run, read without loading its agent.
 
-Nothing here fails on a run that is young, broken off or damaged: what cannot be read is left out.
+Nothing of :class:`RunHistory` fails on a run that is young, broken off or damaged: what cannot be read is left out.
 """
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,10 @@ from agents.analysis.statistics import Values
 LARGEST_FINDING = 2**25  # bytes of a file that a page shows
 
 
+class RunError(Exception):
+    """A run's directory cannot be made, is none, or holds what cannot be read."""
+
+
 class Curve(NamedTuple):
     """(P,) environment steps, rising, and what was measured there."""
 
@@ -32,41 +36,30 @@ class Insight(NamedTuple):
     """A finding about the agent's memory that was left in the run's directory."""
 
     name: str
-    content: Any
-    """What a JSON file holds, or the bytes of a PNG."""
+    content: Any  # what a JSON file holds, or the bytes of a PNG
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """A run.
+    """A run."""
 
-    Args:
-        path: its directory.
-        settings: as plain values, groups as mappings.
-    """
-
-    path: Path
-    settings: Mapping[str, Any]
+    path: Path  # its directory
+    settings: Mapping[str, Any]  # as plain values, groups as mappings
 
     @property
     def name(self) -> str:
         return self.path.resolve().name
 
-    @property
-    def versions(self) -> dict[str, Any]:
-        content = _json(self.path / "versions.json")
-        return content if isinstance(content, dict) else {}
-
     def metrics(self) -> dict[str, Curve]:
         """Every metric of metrics.csv that was measured more than once."""
-        rows = [row for row in _rows(self.path / "metrics.csv") if "step" in row]
+        rows = figures(self.path / "metrics.csv")
         names = dict.fromkeys(name for row in rows for name in row)
         found = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
         return {name: _curve(points) for name, points in found.items() if len(points) > 1}
 
     def periodic(self) -> list[dict[str, float]]:
         """The rows of evaluations.csv, each with what in it is a number; "low" and "high" bound the mean."""
-        rows = [row for row in _rows(self.path / "evaluations.csv") if {"step", "mean_reward"} <= row.keys()]
+        rows = [row for row in figures(self.path / "evaluations.csv") if "mean_reward" in row]
         for row in rows:
             if "std_reward" in row and row.get("episodes", 0) > 1:
                 half = 1.96 * row["std_reward"] / math.sqrt(row["episodes"] - 1)
@@ -93,27 +86,53 @@ class RunHistory:
         folder, evaluations = self.path / "insight", self.path / "evaluations"
         texts = [*sorted(evaluations.glob("*ablation*.json")), *sorted(folder.glob("*.json"))]
         found = [Insight(path.stem, content) for path in texts if (content := _json(path)) is not None]
-        pictures = [Insight(path.stem, _bytes(path, LARGEST_FINDING)) for path in sorted(folder.glob("*.png"))]
+        pictures = [Insight(path.stem, _bytes(path)) for path in sorted(folder.glob("*.png"))]
         return found + [each for each in pictures if each.content.startswith(b"\x89PNG\r\n\x1a\n")]
+
+
+def read_versions(run: Path) -> dict[str, Any]:
+    """What a run was made with; empty where that was not written or cannot be read."""
+    content = _json(run / "versions.json")
+    return content if isinstance(content, dict) else {}
+
+
+def figures(path: Path) -> list[dict[str, float]]:
+    """What is a finite number in the rows of a CSV file; nothing of one that cannot be read."""
+    rows: list[dict[str, str]] = []
+    with suppress(RunError, OSError):
+        rows = rows_until(path)[1]
+    return [{name: number for name, text in row.items() if math.isfinite(number := _number(text))} for row in rows]
+
+
+def rows_until(path: Path, step: float = math.inf) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file up to a step; none where there is no file.
+
+    The file may be growing, or its writer may have been killed: a row that is torn is left out.
+
+    Raises:
+        RunError: it is no text.
+    """
+    content = path.read_bytes() if path.is_file() else b""
+    content = content[: content.rfind(b"\n") + 1]
+    try:
+        columns, *rows = [*csv.reader(io.StringIO(content.decode("utf-8"), newline=""))] or [[]]
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RunError(
+            f"line {line} of {path} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}): mend it, or "
+            "move the file away"
+        ) from error
+    except csv.Error as error:
+        raise RunError(f"{path} cannot be read ({error}): mend it, or move the file away") from error
+    complete = [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
+    if "step" not in columns:
+        return [], []
+    return columns, [row for row in complete if row["step"].isdigit() and int(row["step"]) <= step]
 
 
 def _curve(points: list[tuple[float, float]]) -> Curve:
     """Of two measurements at the same step the later one."""
-    by_step = sorted(dict(points).items())
-    return Curve(*np.array(by_step).T)
-
-
-def _rows(path: Path) -> Iterator[dict[str, float]]:
-    """What is a finite number in the rows of a CSV file.
-
-    The file may be growing: its last line may be incomplete and is left out then.
-    """
-    text = _bytes(path).decode("utf-8", "replace")
-    with suppress(csv.Error):
-        for row in csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")):
-            if None not in row and None not in row.values():
-                values = {name: _number(value) for name, value in row.items()}
-                yield {name: value for name, value in values.items() if math.isfinite(value)}
+    return Curve(*np.array(sorted(dict(points).items())).T)
 
 
 def _number(text: str) -> float:
@@ -125,14 +144,14 @@ def _number(text: str) -> float:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(_bytes(path, LARGEST_FINDING))
+        return json.loads(_bytes(path))
     except (ValueError, RecursionError):
         return None
 
 
-def _bytes(path: Path, largest: int | None = None) -> bytes:
+def _bytes(path: Path) -> bytes:
     """A file's content; nothing if it is too large or cannot be read."""
     try:
-        return b"" if largest is not None and path.stat().st_size > largest else path.read_bytes()
+        return b"" if path.stat().st_size > LARGEST_FINDING else path.read_bytes()
     except OSError:
         return b""

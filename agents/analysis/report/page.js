@@ -2,7 +2,8 @@
 // Draws the page's curves, each from its figure's data-chart, and steps through the episode in the element #data.
 
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4", "12 4", "3 2"];
-const SVG = ["svg", "g", "path", "line", "rect", "text", "circle", "clipPath"];
+const SVG = ["svg", "path", "line", "text", "circle"];
+const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
 
 function element(name, attributes = {}, ...children) {
   const made = SVG.includes(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
@@ -19,9 +20,7 @@ function shown(value) {
 }
 
 function shortened(steps) {
-  const size = Math.abs(steps);
-  if (size >= 1e6) return Number((steps / 1e6).toPrecision(4)) + "M";
-  return size >= 1e4 ? Number((steps / 1e3).toPrecision(4)) + "k" : shown(steps);
+  return Math.abs(steps) < 1e4 ? shown(steps) : COMPACT.format(steps);
 }
 
 function closest(values, wanted) {
@@ -55,11 +54,9 @@ function look(i) {
   return { class: "curve", style: `stroke:var(--s${i % 8})`, "stroke-dasharray": DASHES[i % 8] };
 }
 
-let clips = 0;
-
 class Plot {
   constructor(figure, chart, chosen) {
-    Object.assign(this, { chart, chosen, clip: `clip${clips++}`, holder: element("div"), readout: element("div", { class: "readout" }) });
+    Object.assign(this, { chart, chosen, holder: element("div"), readout: element("div", { class: "readout" }) });
     this.series = chart.series.filter((each) => each.y.some((y) => y !== null));
     if (this.series.length > 1) figure.append(this.legend());
     figure.append(this.holder, this.readout);
@@ -89,7 +86,6 @@ class Plot {
     this.y = (y) => top + ((y1 - y) / (y1 - y0)) * (bottom - top);
     const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": this.chart.label });
     const add = (name, attributes, ...children) => svg.appendChild(element(name, attributes, ...children));
-    add("clipPath", { id: this.clip }, element("rect", { x: left, y: top, width: right - left, height: bottom - top }));
     for (const y of ticks(y0, y1, 5)) {
       add("line", { class: "gridline", x1: left, x2: right, y1: this.y(y), y2: this.y(y) });
       add("text", { x: left - 6, y: this.y(y) + 4, "text-anchor": "end" }, shown(y));
@@ -99,7 +95,9 @@ class Plot {
     }
     add("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom });
     add("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, this.chart.x);
-    add("g", { "clip-path": `url(#${this.clip})` }, ...this.series.flatMap((each, i) => this.curve(each, i)));
+    const inside = { x: left, y: top, width: right - left, height: bottom - top };
+    const clip = { ...inside, class: "clip", viewBox: Object.values(inside).join(" ") };
+    add("svg", clip, ...this.series.flatMap((each, i) => this.curve(each, i)));
     this.cursor = add("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
     svg.addEventListener("pointermove", (event) => this.point(this.nearest(event)));
     svg.addEventListener("pointerleave", () => this.leave());
@@ -141,14 +139,10 @@ class Plot {
     this.show(x);
   }
 
-  leave() {
+  leave(mark = this.mark) {
     this.readout.textContent = "";
-    this.show(this.mark);
-  }
-
-  moveTo(x) {
-    this.mark = x;
-    this.show(x);
+    this.mark = mark;
+    this.show(mark);
   }
 
   show(x) {
@@ -331,7 +325,7 @@ class Episode {
     byId("timelines").append(figure);
     const chart = { series: [{ name, x: y.map((_, i) => i + 1), y }], x: "step", label: `${name} at every step of the episode`, height: 170 };
     const plot = new Plot(figure, chart, (step) => this.choose(step - 1));
-    this.views.push((step) => plot.moveTo(step + 1));
+    this.views.push((step) => plot.leave(step + 1));
   }
 
   memory(part) {

@@ -13,19 +13,12 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from agents.analysis import statistics
 from agents.analysis.evaluation import Evaluation
 from agents.analysis.report import data
 from agents.analysis.report.groups import COLUMNS, Group, differences, flattened, improvements, plain, score_rows
-from agents.analysis.report.history import Curve, Insight, RunHistory
-from agents.analysis.statistics import (
-    CONFIDENCE,
-    aligned,
-    between,
-    curve_over_seeds,
-    interquartile_mean,
-    mean,
-    number,
-)
+from agents.analysis.report.history import Curve, Insight, RunHistory, read_versions
+from agents.analysis.statistics import CONFIDENCE, between, interquartile_mean, mean, number
 from agents.checks.text import printable
 
 RETURN = "rollout/ep_rew_mean"
@@ -43,16 +36,13 @@ def run_page(history: RunHistory, *, state: str, episode: Mapping[str, Any] | No
     Args:
         state: of its training, in a word.
         episode: as :func:`agents.analysis.report.data.episode` gives it, with what else is to be said of it as "note".
-        note: what is missing and why; empty for nothing.
+        note: what is missing and why.
     """
     settings, insights = history.settings, history.insights()
     about = f"{settings['env']['id']}, memory {settings['policy']['memory']}, seed {settings['seed']}"
     findings = [each for each in insights if isinstance(each.content, dict)]
-    pictures = [
-        (_words(each.name), base64.b64encode(each.content).decode("ascii"))
-        for each in insights
-        if isinstance(each.content, bytes)
-    ]
+    images = [each for each in insights if isinstance(each.content, bytes)]
+    pictures = [(_words(each.name), base64.b64encode(each.content).decode("ascii")) for each in images]
     sections = {
         "Learning": _learning(history),
         "Results": _results(history.results()),
@@ -63,10 +53,10 @@ def run_page(history: RunHistory, *, state: str, episode: Mapping[str, Any] | No
         ],
         "An episode, step by step": _episode(episode) if episode else [("quiet", "There is no episode to show.")],
         "Training, more closely": _metrics(history.metrics()),
-        "Settings and versions": [_settings(settings), _versions(history.versions)],
+        "Settings and versions": [_settings(settings), _versions(read_versions(history.path))],
     }
     summary = [*([("note", note)] if note else []), _facts(history, state)]
-    return _page(f"{history.name}: report", history.name, about, sections, summary=summary, episode=episode)
+    return _page(f"{history.name}: report", about, sections, history.name, summary=summary, episode=episode)
 
 
 def comparison_page(groups: Sequence[Group], note: str = "") -> str:
@@ -80,20 +70,14 @@ def comparison_page(groups: Sequence[Group], note: str = "") -> str:
         "In what the groups differ": [_differences(groups)],
     }
     about = f"{environment}, {len(runs)} runs in {len(groups)} groups of the same settings"
-    return _page("Comparison of runs", "Comparison of runs", about, sections)
+    return _page("Comparison of runs", about, sections)
 
 
 # What pages are made of
 
 
 def _page(
-    title: str,
-    heading: str,
-    subtitle: str,
-    sections: Mapping[str, Sequence[Block]],
-    *,
-    summary: Sequence[Block] = (),
-    episode: Mapping[str, Any] | None = None,
+    title: str, subtitle: str, sections: Mapping[str, Sequence[Block]], heading: str | None = None, **more: Any
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, ""),
@@ -104,16 +88,9 @@ def _page(
         undefined=jinja2.StrictUndefined,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    return environment.get_template("page.html").render(
-        title=title,
-        heading=heading,
-        subtitle=subtitle,
-        sections=sections,
-        summary=summary,
-        episode=episode,
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        confidence=f"{CONFIDENCE:.0%}",
-    )
+    said = dict(title=title, heading=heading or title, subtitle=subtitle, made=time.strftime("%Y-%m-%d %H:%M"))
+    given = {"summary": (), "episode": None, "sections": sections, "confidence": f"{CONFIDENCE:.0%}", **said, **more}
+    return environment.get_template("page.html").render(given)
 
 
 def _table(
@@ -143,7 +120,7 @@ def _words(name: str) -> str:
 
 
 def _facts(history: RunHistory, state: str) -> Block:
-    settings, versions, periodic = history.settings, history.versions, history.periodic()
+    settings, versions, periodic = history.settings, read_versions(history.path), history.periodic()
     best = max(periodic, key=lambda row: row["mean_reward"], default=None)
     steps = max([row["step"] for row in periodic] + [c.steps[-1] for c in history.metrics().values()], default=0)
     return "facts", {
@@ -184,12 +161,9 @@ def _learning(history: RunHistory) -> list[Block]:
         for row in periodic
     ]
     columns = ("step", "mean return", "interval", "median", "success", "episodes")
-    note = "Intervals: the mean and 1.96 of its standard errors to each side, over episodes."
+    note = "quiet", "Intervals: the mean and 1.96 of its standard errors to each side, over episodes."
     table = _table("Periodic evaluations", columns, rows)
-    return [
-        ("charts", charts),
-        _details(f"The {len(rows)} periodic evaluations as a table", table, ("quiet", note)),
-    ]
+    return [("charts", charts), _details(f"The {len(rows)} periodic evaluations as a table", table, note)]
 
 
 def _results(results: Sequence[tuple[str, Evaluation]]) -> list[Block]:
@@ -208,7 +182,7 @@ def _results(results: Sequence[tuple[str, Evaluation]]) -> list[Block]:
             f"{number(min(returns))}, {number(max(returns))}",
             "" if each.success_rate is None else f"{each.success_rate:.1%}",
             each.episodes,
-            "deterministic" if each.deterministic else "sampled",
+            each.manner,
         )
         for (name, returns), each in different.items()
     ]
@@ -267,9 +241,9 @@ def _rows_of_figures(name: str, value: Any) -> Block | None:
         value = [{_words(name): key, **each} for key, each in value.items()]
     if not (isinstance(value, list) and value and all(isinstance(each, dict) for each in value)):
         return None
-    columns = [key for key, first in value[0].items() if _is_single(key, first)]
-    if "name" in columns:  # it says what these say
-        columns = [column for column in columns if column not in ("kind", "amount")]
+    # The name says what kind and amount say.
+    left_out = ("kind", "amount") if "name" in value[0] else ()
+    columns = [key for key, first in value[0].items() if _is_single(key, first) and key not in left_out]
     rows = [[_figure(column, each.get(column, "")) for column in columns] for each in value]
     return _table(_words(name), [_words(column) for column in columns], rows) if columns else None
 
@@ -321,12 +295,12 @@ def _curves(groups: Sequence[Group]) -> list[Block]:
 def _group_curve(group: Group, curve_of: Callable[[RunHistory], Curve | None]) -> dict[str, Any] | None:
     last_of_seed = {run.seed: run.history for run in group.runs}
     curves = [curve for history in last_of_seed.values() if (curve := curve_of(history))]
-    steps, values = aligned(curves) if curves else (np.zeros(0), np.zeros(0))
+    steps, values = statistics.aligned(curves) if curves else (np.zeros(0), np.zeros(0))
     if not len(steps):  # also where one run had ended before another began to measure
         return None
     if len(curves) == 1:
         return data.curve(group.label, curves[0])
-    middle, low, high = curve_over_seeds(values)
+    middle, low, high = statistics.curve_over_seeds(values)
     return data.curve(f"{group.label} ({len(curves)} seeds)", Curve(steps, middle), low, high)
 
 
@@ -347,7 +321,7 @@ def _improvements(groups: Sequence[Group]) -> list[Block]:
 
 
 def _differences(groups: Sequence[Group]) -> Block:
-    rows = [(key, *map(plain, values)) for key, values in differences(groups).items()]
+    rows = [(key, *map(plain, values)) for key, values in differences([group.settings for group in groups]).items()]
     if not rows:
         return "quiet", "In nothing but the seed."
     return _table("Differing settings", ("setting", *(group.label for group in groups)), rows, range(0))

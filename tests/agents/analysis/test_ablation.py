@@ -115,7 +115,7 @@ def test_noise_leaves_counts_alone_and_reaches_everything_else(memory: str) -> N
     for _ in range(12):
         observations, _, dones, _ = env.step(player.act(observations))
         player.reset(dones)
-    deviations = watched.standard_deviations()
+    deviations = watched.deviations()
     assert [each.shape for each in deviations] == [part.shape[1:] for part in watched.initial_state(1)]
     is_count = [each.shape == (1,) for each in deviations]
     assert [not each.any() for each in deviations] == is_count
@@ -134,14 +134,11 @@ def test_the_same_seed_gives_the_same_ablation_and_the_player_stays_as_it_was(me
     assert first.to_json() == again.to_json()
 
 
-def test_an_agent_without_memory_has_nothing_to_ablate() -> None:
+def test_there_is_nothing_to_ablate_without_memory_and_no_other_episode_in_one_environment_alone() -> None:
     found = ablate(untrained("none"), echo(3), 4, seed=SEED)
     assert (len(found.conditions), found.verdict, found.fall, found.enough) == (1, NOTHING, 0.0, None)
-
-
-def test_one_environment_alone_has_no_other_episode() -> None:
-    found = ablate(delaying(LAG), echo(1, LAG, LENGTH), 2, seed=SEED, noises=[])
-    assert {each.kind for each in found.conditions} == {"intact", "wiped"}
+    alone = ablate(delaying(LAG), echo(1, LAG, LENGTH), 2, seed=SEED, noises=[])
+    assert {each.kind for each in alone.conditions} == {"intact", "wiped"}
 
 
 @pytest.mark.parametrize("changed", [dict(episodes=0), dict(wipes=[0]), dict(noises=[0.0]), dict(noises=[np.inf])])

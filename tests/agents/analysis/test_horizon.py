@@ -11,6 +11,7 @@ from agents.deploy.player import Player
 from agents.memory import MEMORIES
 from tests.agents.analysis.echo import delaying, echo
 from tests.agents.probe_envs import ACTION_SPACES, clocks, small_ppo
+from tests.pairs import each
 from tests.tolerance import assert_close
 
 LENGTH = 9
@@ -39,20 +40,13 @@ def test_without_memory_the_horizon_is_0() -> None:
     assert not found.sensitivity[1:].any()
 
 
-def test_where_no_input_moves_the_action_there_is_no_horizon() -> None:
+@pytest.mark.parametrize("weight", [0.0, 5.0])  # a number added to all logits does not count
+def test_where_no_input_moves_the_action_there_is_no_horizon(weight: float) -> None:
     player = delaying(2)
     with torch.no_grad():
-        player.policy.action_net.weight.zero_()
+        player.policy.action_net.weight.fill_(weight)
     found = memory_horizon(player, episodes(player, echo(1)))
-    assert found.horizon is None
-    assert "no input moves the action" in found.sentence
-
-
-def test_a_number_added_to_all_logits_does_not_count() -> None:
-    player = delaying(2)
-    with torch.no_grad():
-        player.policy.action_net.weight.fill_(5.0)
-    assert memory_horizon(player, episodes(player, echo(1))).horizon is None
+    assert (found.horizon, "no input moves the action" in found.sentence) == (None, True)
 
 
 def test_lags_and_steps_may_be_limited() -> None:
@@ -91,18 +85,9 @@ def by_steps(player: Player, recording: Recording) -> Any:
     return sums / counts
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_the_curve_is_what_single_steps_give(memory: str) -> None:
-    player = Player(small_ppo(clocks(), memory).policy)
-    (recorded,) = episodes(player, clocks(), 1)
-    found = memory_horizon(player, [recorded])
-    assert_close(found.sensitivity, by_steps(player, recorded))
-
-
-@pytest.mark.parametrize("space", [name for name in ACTION_SPACES if name != "discrete"])
-def test_every_kind_of_action_has_a_horizon(space: str) -> None:
+@pytest.mark.parametrize(("memory", "space"), each(MEMORIES, ACTION_SPACES))
+def test_the_curve_is_what_single_steps_give(memory: str, space: str) -> None:
     env = clocks(space)
-    player = Player(small_ppo(env, "gru", actions=space).policy)
+    player = Player(small_ppo(env, memory, actions=space).policy)
     (recorded,) = episodes(player, env, 1)
-    found = memory_horizon(player, [recorded])
-    assert_close(found.sensitivity, by_steps(player, recorded))
+    assert_close(memory_horizon(player, [recorded]).sensitivity, by_steps(player, recorded))

@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 def test_every_plot_can_be_drawn(n_steps: int, n_heads: int, tmp_path: Path) -> None:
     gate = RNG.random((n_steps, 2, 5), dtype=np.float32)
     heads = {f"head {i}": Attention(RNG.random((n_steps, 4)), i % 2 == 0) for i in range(n_heads)}
-    plots.save(plots.horizon(Horizon(RNG.random(n_steps), np.ones(n_steps, dtype=np.int64))), tmp_path / "plot.png")
+    plots.horizon(Horizon(RNG.random(n_steps), np.ones(n_steps, dtype=np.int64))).savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     attention = plots.attention(heads)
     assert len([axis for axis in attention.axes if axis.get_title(loc="left")]) == min(n_heads, 16)

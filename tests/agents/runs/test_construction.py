@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from agents import RecurrentA2C, RecurrentPPO
+from agents import RecurrentPPO
 from agents.memory import GRU
 from agents.policy.nodes import NodeActionPolicy
 from agents.runs.construction import (
@@ -21,8 +21,8 @@ from agents.runs.construction import (
     normalize,
     own_classes,
 )
-from configs import AlgorithmSettings, EnvironmentSettings, PolicySettings, Settings
-from configs.settings import SETTINGS
+from configs import Settings
+from configs.settings import SETTINGS, AlgorithmSettings, EnvironmentSettings, PolicySettings
 from envs import make
 from envs.vector.vectorize import SerialVecEnv
 from tests.own_environments import SPACES, Shown
@@ -60,12 +60,6 @@ def test_linear_schedules_fall_to_zero_at_the_end() -> None:
     assert agent.entropy_coefficient() == pytest.approx(AlgorithmSettings().ent_coef / 4)
 
 
-def test_a2c_takes_what_it_knows() -> None:
-    agent = made(AlgorithmSettings(name="a2c", n_steps=8, gamma=0.5), PolicySettings())
-    assert isinstance(agent, RecurrentA2C)
-    assert (agent.n_steps, agent.gamma) == (8, 0.5)
-
-
 def test_the_network_is_the_one_described() -> None:
     policy = PolicySettings(
         memory="gru",
@@ -94,11 +88,8 @@ def test_actions_about_nodes_begin_at_the_node_named() -> None:
 
 
 def test_names_here_are_those_of_the_settings() -> None:
-    for key, known in (
-        ("policy.activation", ACTIVATIONS),
-        ("algorithm.name", ALGORITHMS),
-        ("policy.actions", POLICIES),
-    ):
+    names = {"policy.activation": ACTIVATIONS, "algorithm.name": ALGORITHMS, "policy.actions": POLICIES}
+    for key, known in names.items():
         assert set(known) == set(SETTINGS[key].type.__args__)
 
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents import RecurrentA2C, RecurrentPPO
 from agents.algorithms.callbacks import needs_steps
 from agents.memory import MEMORIES
-from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds, carried, draw, figures
+from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds, draw, figures
 from tests.agents.analysis.echo import DelayLine, echo
 from tests.agents.probe_envs import clocks, small_ppo
 
@@ -96,10 +96,9 @@ def delaying(lag: int, length: int = 64) -> Any:
 def test_the_gradient_of_a_delay_line_lies_at_its_lag_alone(lag: int) -> None:
     model = collected(delaying(lag))
     found = figures(model.policy, draw(model.rollout_buffer, 48, np.random.default_rng(0)))
-    assert [int(name[13:]) for name in found if name.startswith("gradient_lag_")] == [0, 1, 2, 4, 8]
-    assert {name for name, value in found.items() if name.startswith("gradient_lag_") and value > 0} == {
-        f"gradient_lag_{lag}"
-    }
+    lags = {int(name[13:]): value for name, value in found.items() if name.startswith("gradient_lag_")}
+    assert list(lags) == [0, 1, 2, 4, 8]
+    assert [at for at, value in lags.items() if value > 0] == [lag]
 
 
 def test_lags_beyond_an_episodes_start_are_not_counted() -> None:
@@ -113,34 +112,11 @@ def test_a_sample_is_complete_sequences_with_the_state_before_them() -> None:
     buffer = model.rollout_buffer
     sample = draw(buffer, 8, np.random.default_rng(0))
     assert sample.episode_starts.shape == (4, 2)
-    places = [
-        (stretch, env)
-        for stretch in range(2)
-        for env in range(3)
-        if torch.equal(buffer.log_probs[4 * stretch : 4 * stretch + 4, env], sample.old_log_probs[:, 0])
-    ]
+    old = [buffer.log_probs[4 * i : 4 * i + 4, env] for i in range(2) for env in range(3)]
+    places = [divmod(i, 3) for i, each in enumerate(old) if torch.equal(each, sample.old_log_probs[:, 0])]
     ((stretch, env),) = places
     assert torch.equal(sample.state[0][0], buffer.states[0][stretch, env])
     assert torch.equal(sample.observations[:, 0], buffer.observations[4 * stretch : 4 * stretch + 4, env])
-
-
-def test_samples_are_rare_enough_to_cost_little_and_numbers_out_of_range_are_refused() -> None:
-    # 3 environments x 8 steps x 2 epochs = 48 steps passed an update, 12 of a sample: 12 / 50 updates x 48 = 0.5 %.
-    model = small_ppo(clocks(), "gru")
-    assert MemoryDiagnostics()._interval(model) == 50
-    assert MemoryDiagnostics(every=3)._interval(model) == 3
-    for wrong in (dict(every=0), dict(steps=0)):
-        with pytest.raises(ValueError, match="at least 1"):
-            MemoryDiagnostics(**wrong)
-
-
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_what_is_carried_holds_no_counts_windows_or_masks(memory: str) -> None:
-    model = small_ppo(clocks(), memory, "separate")
-    found = carried(model.policy.memory_actor, model.policy.initial_state(3))
-    n_parts = {"none": 0, "gtrxl": 0, "lstm": 2, "attention": 2}.get(memory, 1)
-    assert len(found) == n_parts
-    assert all(part.shape[:2] == (3, 2) for part in found)
 
 
 def test_shares_of_time_are_shares() -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.runs.directory import RunDirectory, RunError, RunExists, run_name, versions
+from agents.analysis.report.history import RunError
+from agents.runs.directory import RunDirectory, run_name, versions
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory.create(tmp_path / "runs", "a")
-    run.write_settings("seed: 1\n")
+    run.settings.write_text("seed: 1\n")
     return run
 
 
@@ -26,25 +27,24 @@ def with_files(run: RunDirectory, *names: str) -> RunDirectory:
 
 def test_runs_that_start_at_once_get_directories_of_their_own(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        runs = list(pool.map(lambda _: RunDirectory.create_unique(tmp_path / "runs", "same"), range(24)))
+        runs = list(pool.map(lambda _: RunDirectory.create(tmp_path / "runs", "same", numbered=True), range(24)))
     assert len({run.path for run in runs}) == 24
     assert {run.path.name for run in runs} == {"same", *(f"same-{i}" for i in range(2, 25))}
 
 
 def test_a_run_that_exists_and_a_place_where_none_can_be_made_are_refused(run: RunDirectory, tmp_path: Path) -> None:
-    with pytest.raises(RunExists, match="exists and a run is never overwritten"):
+    with pytest.raises(RunError, match="exists and a run is never overwritten"):
         RunDirectory.create(tmp_path / "runs", "a")
     (tmp_path / "file").write_text("")
-    for make in (RunDirectory.create, RunDirectory.create_unique):
+    for numbered in (False, True):
         with pytest.raises(RunError, match="cannot make the run's directory"):
-            make(tmp_path / "file", "a")
+            RunDirectory.create(tmp_path / "file", "a", numbered=numbered)
 
 
 def test_what_is_no_run_cannot_be_opened(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is no directory"):
-        RunDirectory.open(tmp_path / "nothing")
-    with pytest.raises(RunError, match=r"holds no settings\.yaml"):
-        RunDirectory.open(tmp_path)
+    for path, message in ((tmp_path / "nothing", "is no directory"), (tmp_path, r"holds no settings\.yaml")):
+        with pytest.raises(RunError, match=message):
+            RunDirectory.open(path)
 
 
 def test_names_hold_environment_memory_seed_and_time_and_nothing_a_file_name_cannot() -> None:
@@ -75,18 +75,8 @@ def test_the_error_for_a_missing_checkpoint_lists_what_there_is(run: RunDirector
             run.find(name)
 
 
-def test_the_latest_checkpoints_are_kept_and_strange_files_left_alone(run: RunDirectory) -> None:
-    with_files(run, *(f"checkpoints/step_{step:012d}.zip" for step in (5, 999, 1000, 20)), "checkpoints/step_x.zip")
-    run.drop_checkpoints(2)
-    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
-        "step_000000000999.zip",
-        "step_000000001000.zip",
-        "step_x.zip",
-    ]
-
-
 def test_evaluations_are_never_overwritten(run: RunDirectory) -> None:
-    paths = [run.write_evaluation("best-100", {"mean": mean}) for mean in (1.0, 2.0, 3.0)]
+    paths = [run.write_result("evaluations", "best-100", {"mean": mean}) for mean in (1.0, 2.0, 3.0)]
     assert [path.name for path in paths] == ["best-100.json", "best-100-2.json", "best-100-3.json"]
     assert [json.loads(path.read_text())["mean"] for path in paths] == [1.0, 2.0, 3.0]
 
@@ -100,12 +90,9 @@ def test_versions_name_python_and_the_packages_that_decide_results() -> None:
     assert (found["commit"] is not None) == is_repository
 
 
-def test_a_run_is_in_training_while_its_directory_is_locked(run: RunDirectory) -> None:
-    with run.locked():
-        assert run.state(100) == "training"
-        with pytest.raises(RunError, match="another process is training"), run.locked():
-            pass
-    assert run.state(100) == "stopped"
+def test_a_run_that_is_locked_is_locked_once(run: RunDirectory) -> None:
+    with run.locked(), pytest.raises(RunError, match="another process is training"), run.locked():
+        pass
 
 
 def test_what_a_killed_writer_left_is_removed_on_going_on(run: RunDirectory) -> None:
@@ -124,11 +111,9 @@ def test_a_table_that_is_no_text_is_refused_with_its_line_and_left_as_it_is(run:
 
 
 def test_a_directory_that_is_another_now_is_reported(run: RunDirectory) -> None:
-    with run.locked():
-        run.check_there()
-        run.path.rename(run.path.with_name("elsewhere"))
-        with pytest.raises(FileNotFoundError, match="was removed or moved away"):
-            run.check_there()
-        run.path.mkdir()
+    run.check_there()
+    run.path.rename(run.path.with_name("elsewhere"))
+    for make_another in (lambda: None, run.path.mkdir):
+        make_another()
         with pytest.raises(FileNotFoundError, match="was removed or moved away"):
             run.check_there()

@@ -5,17 +5,15 @@ import pytest
 from agents.runs.symptoms import symptoms
 
 
-def evaluations(returns: list[float], length: float = 50.0) -> list[dict[str, str]]:
+def evaluations(returns: list[float], length: float = 50.0) -> list[dict[str, float]]:
     return [
-        {"step": str(1000 * i), "mean_reward": str(value), "mean_ep_length": str(length)}
-        for i, value in enumerate(returns, start=1)
+        {"step": 1000 * i, "mean_reward": value, "mean_ep_length": length} for i, value in enumerate(returns, start=1)
     ]
 
 
-def metrics(entropy: tuple[float, float] = (1.4, 1.3), **lags: float) -> list[dict[str, str]]:
-    columns = {f"memory/gradient_lag_{lag.removeprefix('lag')}": str(value) for lag, value in lags.items()}
-    rows = [{"train/entropy_loss": str(-value), **columns} for value in entropy]
-    return [{"train/entropy_loss": "", **dict.fromkeys(columns, "")}, *rows]
+def metrics(entropy: tuple[float, float] = (1.4, 1.3), **lags: float) -> list[dict[str, float]]:
+    columns = {f"memory/gradient_lag_{lag.removeprefix('lag')}": value for lag, value in lags.items()}
+    return [{}, *({"train/entropy_loss": -value, **columns} for value in entropy)]
 
 
 FLAT, RISING = [0.5, 0.4, 0.6, 0.5, 0.6, 0.4], [0.0, 0.1, 0.5, 0.8, 1.0, 1.0]

@@ -12,9 +12,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
-from agents import RecurrentA2C, RecurrentPPO
-from agents.runs.threads import _climb, _pass_through, _time, choose_threads, minibatch_shape
+from agents import RecurrentPPO
+from agents.runs.threads import _climb, _pass_through, _time, choose_threads
 from tests.agents.probe_envs import ACTION_SPACES
+from tests.pairs import each
 
 OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "numbers": spaces.Box(-np.inf, np.inf, (3,), np.float64),
@@ -91,15 +92,11 @@ def test_measuring_leaves_no_trace(extractor: Any) -> None:
     assert choice.threads in (1, 2)
 
 
-@pytest.mark.parametrize("actions", ACTION_SPACES)
-def test_a_pass_is_made_up_for_every_kind_of_action(actions: str) -> None:
-    for observations in ("numbers", "choice"):
-        _pass_through(agent(OBSERVATIONS[observations], ACTION_SPACES[actions], use_sde="gsde" in actions), 3, 2)()
-
-
-def test_a_pass_is_made_up_for_pictures_and_masked_actions() -> None:
-    _pass_through(agent(OBSERVATIONS["picture"]), 3, 2)()
-    _pass_through(agent(OBSERVATIONS["mixed"], action_mask="mask"), 3, 2)()
+@pytest.mark.parametrize(("observations", "actions"), [*each(OBSERVATIONS, ACTION_SPACES), ("mixed", "discrete")])
+def test_a_pass_is_made_up_for_every_kind_of_observation_and_action(observations: str, actions: str) -> None:
+    masked = {"action_mask": "mask"} if (observations, actions) == ("mixed", "discrete") else {}
+    model = agent(OBSERVATIONS[observations], ACTION_SPACES[actions], use_sde="gsde" in actions, **masked)
+    _pass_through(model, 3, 2)()
 
 
 def test_a_network_that_cannot_take_made_up_data_trains_on_one_thread_with_a_warning() -> None:
@@ -149,10 +146,3 @@ def test_threads_that_wait_for_one_another_are_given_up_at_once() -> None:
     before = torch.get_num_threads()
     assert len(_time(lambda: passes.append(1), before, 0.0)) == len(passes) == 1
     assert len(_time(lambda: passes.append(1), before, np.inf)) == len(passes) - 2
-
-
-@pytest.mark.filterwarnings("ignore:a rollout of 48 steps")
-def test_the_made_up_minibatch_has_the_size_of_a_real_one() -> None:
-    for n_envs, batch_size, shape in ((4, 32, (16, 2)), (4, 64, (16, 4)), (4, 8, (8, 1)), (3, 32, (16, 2))):
-        assert minibatch_shape(agent(n_envs=n_envs, batch_size=batch_size)) == shape
-    assert minibatch_shape(RecurrentA2C("MlpLstmPolicy", "CartPole-v1", n_steps=7, device="cpu")) == (7, 1)

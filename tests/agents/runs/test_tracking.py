@@ -25,6 +25,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from agents.runs.directory import RunDirectory
 from agents.runs.tracking import CsvWriter, WandbWriter, complete_records, make_logger, run_id, seed_group
+from configs.settings import TrackingSettings
 from tests.runs import rows_of, started
 
 
@@ -33,27 +34,22 @@ def test_every_row_is_on_disk_at_once_and_metrics_that_turn_up_later_get_a_colum
     writer.write({"a": 1.5}, {}, 1)
     assert rows_of(tmp_path / "metrics.csv") == [{"step": "1", "a": "1.5"}]
     writer.write({"b": 'x,\n"y'}, {}, 2)
-    writer.write({"a": np.float32(2.5), "c": np.array([7])}, {}, 3)
+    picture = Image(np.zeros((2, 2, 3)), "HWC")  # no number, and so left out
+    excluded = {"d": ("csv",), "a": ("tensorboard",)}
+    writer.write({"a": np.float32(2.5), "c": np.array([7]), "d": 4, "e": picture, "f": math.nan}, excluded, 3)
     writer.close()
     assert rows_of(tmp_path / "metrics.csv") == [
-        {"step": "1", "a": "1.5", "b": "", "c": ""},
-        {"step": "2", "a": "", "b": 'x,\n"y', "c": ""},
-        {"step": "3", "a": "2.5", "b": "", "c": "7"},
+        {"step": "1", "a": "1.5", "b": "", "c": "", "f": ""},
+        {"step": "2", "a": "", "b": 'x,\n"y', "c": "", "f": ""},
+        {"step": "3", "a": "2.5", "b": "", "c": "7", "f": "nan"},
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
-
-
-def test_what_is_no_number_or_is_excluded_stays_out(tmp_path: Path) -> None:
-    writer = CsvWriter(tmp_path / "metrics.csv")
-    picture = Image(np.zeros((2, 2, 3)), "HWC")
-    writer.write({"a": 1, "b": picture, "c": 3, "d": math.nan}, {"c": ("csv",), "a": ("tensorboard",)}, 0)
-    assert rows_of(tmp_path / "metrics.csv") == [{"step": "0", "a": "1", "d": "nan"}]
 
 
 def test_a_run_that_goes_on_keeps_what_came_before_and_drops_what_comes_again(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for resumed_at, steps in ((None, (10, 20, 30)), (20, (30, 40))):
-        logger = make_logger(run, resumed_at=resumed_at)
+        logger = make_logger(run, TrackingSettings(), {}, resumed_at)
         for step in steps:
             logger.record("a", float(step + (resumed_at or 0)))
             if step == 40:
@@ -72,7 +68,7 @@ def test_a_run_that_goes_on_keeps_what_came_before_and_drops_what_comes_again(tm
 
 def test_what_cannot_be_written_is_one_sentence_and_nothing_is_written_on(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    logger = make_logger(run, tensorboard=False)
+    logger = make_logger(run, TrackingSettings(tensorboard=False), {})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
     run.metrics.unlink()
     logger.record("a", 1)
@@ -80,7 +76,7 @@ def test_what_cannot_be_written_is_one_sentence_and_nothing_is_written_on(tmp_pa
         logger.dump(1)
     run.tensorboard.write_text("in the way")
     with pytest.raises(OSError, match=r"TensorBoard cannot write to .*tensorboard"):
-        make_logger(run)
+        make_logger(run, TrackingSettings(), {})
 
 
 @pytest.fixture
@@ -192,7 +188,9 @@ def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(exist_ok=True)
         PIL.Image.new("RGB", (4, 2)).save(tmp_path / folder / name, format="png")
     config = {"seed": 0, "algorithm": {"gamma": 0.5}, "env": {"id": "TMaze-v0"}, "policy": {"memory": "gru"}}
-    writer = WandbWriter(tmp_path, mode="offline", project="mine", config=config, tags=["a", "b"])
+    writer = WandbWriter(
+        tmp_path, TrackingSettings(wandb="offline", wandb_project="mine", wandb_tags=("a", "b")), config
+    )
     writer.write({"rollout/ep_rew_mean": 9.0, "time/fps": 250}, {}, 1000)
     writer.write({"eval/mean_reward": 3.0}, {}, 1000)
     writer.write({"eval/mean_reward": 1.0, "train/loss": 0.25}, {}, 2000)
@@ -229,21 +227,19 @@ def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_has_the_same_id_and_remembers_its_best(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,eval/mean_reward\n100,\n200,7.5\n300,2.5\n400,9")  # the last cut short
     (tmp_path / "wandb_id.txt").write_text("abcd1234\n")
-    writer = WandbWriter(tmp_path, mode="offline", project="p", config={})
+    writer = WandbWriter(tmp_path, TrackingSettings(wandb="offline"), {"group": "pair", "seed": 3})
     writer.write({"eval/mean_reward": 5.0}, {}, 400)
     writer.close()
     read = Recorded(tmp_path)
-    assert read.all("run")[0].run_id == "abcd1234"
-    assert read.column("best_return") == [(200, 7.5), (300, 7.5), (400, 9.0), (400, 9.0)]
+    assert (read.all("run")[0].run_id, read.all("run")[0].run_group) == ("abcd1234", "pair")
+    assert read.column("best_return") == [(200, 7.5), (300, 7.5), (400, 7.5)]
 
 
 def log_and_end(directory: Path, steps: list[int], resumed_at: int | None, end: str) -> None:
     """In a process of its own, with a service of its own."""
 
     def log() -> int:
-        logger = make_logger(
-            RunDirectory(directory), wandb=dict(mode="offline", project="p", config={}), resumed_at=resumed_at
-        )
+        logger = make_logger(RunDirectory(directory), TrackingSettings(wandb="offline"), {}, resumed_at)
         for step in steps:
             logger.record("a", float(step))
             logger.dump(step)
@@ -302,7 +298,7 @@ def test_without_a_key_no_server_is_called(
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        writer = WandbWriter(tmp_path, mode="online", project="p", config={})
+        writer = WandbWriter(tmp_path, TrackingSettings(wandb="online"), {})
         writer.write({"a": 1.0}, {}, 5)
         writer.close()
         with pytest.raises(BlockingIOError):
@@ -327,7 +323,7 @@ def test_a_server_that_never_answers_neither_blocks_the_start_nor_the_end(
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", silent_server)
     # Left to itself it would wait 90 s at the start alone.
-    writer = WandbWriter(tmp_path, mode="online", project="p", config={}, timeout=1.0)
+    writer = WandbWriter(tmp_path, TrackingSettings(wandb="online", wandb_timeout=1.0), {})
     writer.write({"a": 1.0}, {}, 5)
     writer.close()
     wandb.teardown()
@@ -342,7 +338,7 @@ def test_a_key_that_is_refused_makes_a_run_offline(
 ) -> None:
     with serving(RefusingServer) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        writer = WandbWriter(tmp_path, mode="online", project="p", config={}, timeout=250.0)
+        writer = WandbWriter(tmp_path, TrackingSettings(wandb="online", wandb_timeout=250.0), {})
         writer.write({"a": 1.0}, {}, 5)
         writer.close()
     assert writer.mode == "offline"
@@ -368,7 +364,7 @@ def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
     monkeypatch.setattr(wandb, "Settings", Impatient)
     with serving(Server) as url:
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        logger = make_logger(run, wandb=dict(mode="online", project="p", config={}, timeout=15.0))
+        logger = make_logger(run, TrackingSettings(wandb="online", wandb_timeout=15.0), {})
     writer = logger.output_formats[-1]
     assert isinstance(writer, WandbWriter)
     assert writer.mode == "online"
@@ -388,7 +384,7 @@ def test_a_network_that_fails_in_mid_run_costs_nothing_that_was_logged(
 def test_a_run_that_ends_in_an_exception_is_marked_as_failed(tmp_path: Path) -> None:
     for name, exit_code in (("good", 0), ("bad", 1)):
         (tmp_path / name).mkdir()
-        writer = WandbWriter(tmp_path / name, mode="offline", project="p", config={})
+        writer = WandbWriter(tmp_path / name, TrackingSettings(wandb="offline"), {})
         with suppress(ZeroDivisionError), closing(writer):
             writer.write({"a": 1 / (1 - exit_code)}, {}, 5)
         assert [each.exit_code for each in Recorded(tmp_path / name).all("exit")] == [exit_code]
@@ -396,7 +392,7 @@ def test_a_run_that_ends_in_an_exception_is_marked_as_failed(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("no_account")
 def test_a_failure_there_does_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    writer = WandbWriter(tmp_path, mode="offline", project="p", config={})
+    writer = WandbWriter(tmp_path, TrackingSettings(wandb="offline"), {})
     writer._run.finish()  # as if the service had died: whatever is logged from now on raises
     writer.write({"a": 1.0}, {}, 5)
     writer.write({"a": 1.0}, {}, 6)

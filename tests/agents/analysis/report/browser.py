@@ -1,6 +1,5 @@
 """Headless Chromium, driven over a pipe with its own debugging protocol and the standard library alone."""
 
-import base64
 import json
 import os
 import select
@@ -83,10 +82,6 @@ class Browser:
         place = (x + width / 2, y + height / 2)
         for kind in ("mousePressed", "mouseReleased"):
             self._ask("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
-
-    def screenshot(self, path: Path, *, entire: bool = True) -> None:
-        picture = self._ask("Page.captureScreenshot", captureBeyondViewport=entire)
-        path.write_bytes(base64.b64decode(picture["data"]))
 
     def close(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from agents.analysis.recording import Recording
-from agents.analysis.report import RunHistory, Scored
-from agents.runs.directory import RunDirectory
+from agents.analysis.report.groups import Scored
+from agents.analysis.report.history import RunHistory
+from agents.runs.directory import RunDirectory, append_row
 from configs import Settings, dump
 
 PNG = bytes.fromhex(
@@ -43,17 +44,16 @@ def record(
 ) -> RunHistory:
     """A run with a periodic evaluation of each return, ``step`` steps apart, and metrics of the same numbers."""
     run = RunDirectory.create(root, name)
-    run.write_settings(dump(chosen))
+    run.settings.write_text(dump(chosen))
     run.write_versions()
     for i, value in enumerate(returns, 1):
-        run.append_evaluation(
-            {"step": step * i, "episodes": 5, "success_rate": None, "mean_reward": value, "std_reward": 2.0}
-        )
+        row = {"step": step * i, "episodes": 5, "success_rate": None, "mean_reward": value, "std_reward": 2.0}
+        append_row(run.evaluations, row)
     if returns:
         rows = [f"{step * i},{value},{0.1 * i}\n" for i, value in enumerate(returns, 1)]
         run.metrics.write_text("step,rollout/ep_rew_mean,train/approx_kl\n" + "".join(rows))
     if findings:
-        run.write_evaluation("best-2-ablation", FINDING)
+        run.write_result("evaluations", "best-2-ablation", FINDING)
         (run.path / "insight").mkdir()
         (run.path / "insight" / "best-horizon.png").write_bytes(PNG)
         (run.path / "insight" / "best-horizon.json").write_text(json.dumps({"verdict": "It reaches 7 steps back."}))

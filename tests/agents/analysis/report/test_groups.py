@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agents.analysis.report import grouped, improvements, table
-from agents.analysis.report.groups import differences
+from agents.analysis.report.groups import differences, grouped, improvements, score_table
 from tests.agents.analysis.report.runs import scored, settings
 
 
@@ -24,7 +23,7 @@ def test_runs_that_differ_in_seed_name_and_place_alone_are_a_group(tmp_path: Pat
     assert lstm.scores.tolist() == [2, 6]
     assert (lstm.mean, lstm.interquartile_mean) == (4, 4)
     assert tuple(lstm.interval) == pytest.approx((1, 7), abs=1)
-    assert differences([lstm, none]) == {"policy.memory": ["lstm", "none"]}
+    assert differences([lstm.settings, none.settings]) == {"policy.memory": ["lstm", "none"]}
 
 
 def test_labels_name_what_differs(tmp_path: Path) -> None:
@@ -40,7 +39,7 @@ def test_labels_leave_out_what_all_have_that_can_have_it(tmp_path: Path) -> None
     lstm = replace(lstm, policy=replace(lstm.policy, memory_kwargs={"hidden_size": 64}))
     groups = grouped([scored(tmp_path, "l", lstm, 1.0), scored(tmp_path, "n", none, 1.0)])
     assert [group.label for group in groups] == ["memory lstm", "memory none"]
-    assert "policy.memory_kwargs.hidden_size" in differences(groups)
+    assert "policy.memory_kwargs.hidden_size" in differences([group.settings for group in groups])
 
 
 def test_a_seed_that_was_run_twice_is_one_seed(tmp_path: Path) -> None:
@@ -65,7 +64,7 @@ def test_groups_are_compared_over_seeds_or_else_over_episodes(tmp_path: Path) ->
 def test_the_table_has_a_row_a_run_and_a_row_a_group_and_takes_names_as_they_are(tmp_path: Path) -> None:
     runs = [scored(tmp_path, f"[bold]x{seed}[red]", settings(seed=seed), seed, seed + 1.0) for seed in range(2)]
     out = io.StringIO()
-    Console(file=out, width=200).print(table(grouped(runs)))
+    Console(file=out, width=200).print(score_table(grouped(runs)))
     lines = out.getvalue().splitlines()
     assert sum("[bold]x" in line and "[red]" in line for line in lines) == 2
     (of_group,) = (line for line in lines if "2 seeds" in line)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.runs.directory import RunDirectory, RunError, runs_in
+from agents.analysis.report.history import RunError, read_versions
+from agents.runs.directory import RunDirectory, runs_in
+from configs import Settings
+from configs.settings import EvaluationSettings
 from tests.agents.analysis.report.runs import FINDING, PNG, record, settings
 
 
@@ -62,7 +65,7 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     for name in ("evaluations/best-2-ablation.json", "insight/best-horizon.png", "versions.json"):
         (damaged.path / name).write_bytes(b"{\xff half of")
     assert [each.name for each in damaged.insights()] == ["best-horizon"]
-    assert damaged.versions == {}
+    assert read_versions(damaged.path) == {}
     for i, content in enumerate(("{half", "[1]", '{"returns": []}', '{"returns": "x"}', '{"returns": [[1]]}')):
         (damaged.path / "evaluations" / f"{i}.json").write_text(content)
     assert damaged.results() == []
@@ -84,12 +87,15 @@ def test_runs_are_found_as_they_are_now_in_the_order_they_were_started(tmp_path:
 
 
 def test_a_run_is_finished_where_it_saved_its_last_step_or_reached_its_goal(tmp_path: Path) -> None:
+    def until(goal: float | None) -> Settings:
+        return Settings(total_timesteps=100, evaluation=EvaluationSettings(stop_at_return=goal))
+
     run = RunDirectory(record(tmp_path, "run", settings(), [1.0, 8.0]).path)
     (run.path / "checkpoints").mkdir()
     run.checkpoint(90).touch()
     with run.locked():
-        assert run.state(100, stop_at_return=9) == run.state(100) == "training"
-    assert run.state(100, stop_at_return=9) == run.state(100) == "stopped"
-    assert run.state(100, stop_at_return=8) == "finished"
+        assert run.state(until(9)) == run.state(until(None)) == "training"
+    assert run.state(until(9)) == run.state(until(None)) == "stopped"
+    assert run.state(until(8)) == "finished"
     run.checkpoint(100).touch()
-    assert run.state(100) == "finished"
+    assert run.state(until(None)) == "finished"
