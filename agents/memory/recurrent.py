@@ -21,7 +21,7 @@ from agents.kernels import reference
 from agents.kernels.aside import MISSING, Part, why_torch
 from agents.kernels.contract import Array, Kind, NumpyState, NumpyStep, Parameters
 from agents.kernels.devices import to_device
-from agents.memory import numpy_step, packed, through_time
+from agents.memory import numpy_step, packed
 from agents.memory.core import Memory, State, in_own_precision
 from agents.memory.layers import check_sizes
 
@@ -195,10 +195,9 @@ class Recurrent(Memory):
         if self._steps_otherwise():
             return Part("torch", f"{type(self).__name__} has a step of its own")
         weight = self._recurrent_weight
-        kernels = self._kernels(weight)
-        if kernels is through_time:
-            return Part("NumPy", f"it is {weight.dtype}" if compiled.available else MISSING)
-        return Part("compiled" if kernels is compiled else "torch")
+        if compiled.takes(weight):
+            return Part("compiled")
+        return Part("torch", f"it is {weight.dtype} on {weight.device}" if compiled.available else MISSING)
 
     def numpy_step(self) -> NumpyStep | None:
         """For float32 on a CPU. What a step returns is never written over and may be kept. One thread at a time."""
@@ -256,9 +255,7 @@ class Recurrent(Memory):
         """The fastest of the modules that ``agents.kernels.contract`` names which takes these."""
         if why_torch():
             return reference
-        if compiled.takes(features):
-            return compiled
-        return through_time if features.device.type == "cpu" else packed
+        return compiled if compiled.takes(features) else packed
 
     @property
     def _recurrent_weight(self) -> Tensor:
