@@ -186,6 +186,10 @@ class Memory(nn.Module, ABC):
         """How ``unroll`` is computed, and why not faster."""
         return Part("torch")
 
+    def fits_numpy(self) -> bool:
+        """Whether a step in NumPy can read the parameters: all are float32 on a CPU."""
+        return all(parameter.is_cpu and parameter.dtype is torch.float32 for parameter in self.parameters())
+
     def numpy_index_step(self) -> NumpyStep | None:
         """``numpy_step`` for one-hot features, given as the places of their ones: (B,) integers in place of (B, F).
 
@@ -207,8 +211,8 @@ class Memory(nn.Module, ABC):
     def numpy_step(self) -> NumpyStep | None:
         """``step`` on NumPy arrays with the parameters as they are now, or None where only torch has it.
 
-        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Rebuilt for
-        every rollout, so it may copy and rearrange the parameters. Must agree with ``step`` to 1e-6 relative; must not
+        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Asked for before
+        every rollout of a memory in float32 on a CPU, so it may copy and rearrange the parameters. Must agree with ``step`` to 1e-6 relative; must not
         write into its arguments.
         """
         return None
@@ -236,7 +240,7 @@ def _of_checked_steps(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def make(self: Memory) -> NumpyStep | None:
-        step = method(self)
+        step = method(self) if self.fits_numpy() else None
         if step is None:
             return None
 
