@@ -166,13 +166,8 @@ class Memory(nn.Module, ABC):
 
     def reset(self, state: State, episode_starts: Tensor) -> State:
         """The state (B, ...) with the initial one where ``episode_starts`` (B,) is true."""
+        self.check((len(episode_starts), self.input_size), state, episode_starts)
         initial = self.initial_state(len(episode_starts))
-        expected, found = ([tuple(part.shape) for part in parts] for parts in (initial, state))
-        if found != expected:
-            raise ValueError(
-                f"{type(self).__name__} expects a state as initial_state({len(episode_starts)}) gives it, {expected}; "
-                f"got {found}"
-            )
         return tuple(
             torch.where(episode_starts.view(-1, *[1] * (part.dim() - 1)), fresh, part)
             for part, fresh in zip(state, initial, strict=True)
@@ -211,9 +206,9 @@ class Memory(nn.Module, ABC):
     def numpy_step(self) -> NumpyStep | None:
         """``step`` on NumPy arrays with the parameters as they are now, or None where only torch has it.
 
-        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Asked for before
-        every rollout of a memory in float32 on a CPU, so it may copy and rearrange the parameters. Must agree with ``step`` to 1e-6 relative; must not
-        write into its arguments.
+        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Made for every
+        rollout, if all parameters are float32 on a CPU, so it may copy and rearrange them. Must agree with ``step`` to
+        1e-6 relative; must not write into its arguments.
         """
         return None
 

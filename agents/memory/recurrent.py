@@ -200,7 +200,7 @@ class Recurrent(Memory):
         return Part("torch", f"it is {weight.dtype} on {weight.device}" if compiled.available else MISSING)
 
     def numpy_step(self) -> NumpyStep | None:
-        """For float32 on a CPU. What a step returns is never written over and may be kept. One thread at a time."""
+        """What a step returns is never written over and may be kept. One thread at a time."""
         return self._numpy_step([self._layer_parameters(layer) for layer in range(self.num_layers)])
 
     def numpy_index_step(self) -> NumpyStep | None:
@@ -209,12 +209,11 @@ class Recurrent(Memory):
         The products that a step begins with are then those columns, and what multiplies them is the identity.
         """
         w_ih, w_hh, b_ih, b_hh = self._layer_parameters(0)
-        if self.input_size <= len(w_ih) or type(self).numpy_step is not Recurrent.numpy_step:
+        has_own = type(self).numpy_step is not Recurrent.numpy_step
+        if self.input_size <= len(w_ih) or has_own or not self.fits_numpy():
             return super().numpy_index_step()
         layers = [self._layer_parameters(layer) for layer in range(1, self.num_layers)]
         step = self._numpy_step([(torch.eye(len(w_ih)), w_hh, b_ih, b_hh), *layers])
-        if step is None:
-            return None
         columns = np.ascontiguousarray(w_ih.detach().numpy().T)
 
         def checked_step(
@@ -225,11 +224,8 @@ class Recurrent(Memory):
 
         return checked_step
 
-    def _numpy_step(self, layers: list[Parameters]) -> NumpyStep | None:
-        weights = layers[0][1]
-        if weights.device.type != "cpu" or weights.dtype != torch.float32:
-            return None
-        make = compiled.step if compiled.takes(weights) else numpy_step.step
+    def _numpy_step(self, layers: list[Parameters]) -> NumpyStep:
+        make = compiled.step if compiled.takes(layers[0][1]) else numpy_step.step
         step = make(self.kind, layers)
         if self.initial is None:
             return step

@@ -33,7 +33,7 @@ class Layer(nn.Module):
 
     @abstractmethod
     def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
-        """(T, B, H), state before the first step (B, S), a learned one of an episode's start (S), (T, B) -> (T, B, H)."""
+        """(T, B, H), state before the first step (B, S), a learned initial one (S), (T, B) -> (T, B, H)."""
 
     @abstractmethod
     def numpy_layer(self) -> NumpyLayer:

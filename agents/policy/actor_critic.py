@@ -46,6 +46,7 @@ from agents.kernels.plan import (
     value_layers_of,
 )
 from agents.memory import Memory, NumpyStep, State, make_memory
+from agents.memory.layers import numpy_linear
 from agents.memory.recurrent import unroll_together
 from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head
 from agents.policy.state_layouts import Given, Of, StateReader, read_episode_starts, takes_states
@@ -80,11 +81,8 @@ class Projection(Memory):
         return output
 
     def numpy_step(self) -> NumpyStep | None:
-        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return None
-        by_column, offset = np.ascontiguousarray(weight.numpy().T), bias.numpy()
-        return lambda features, state, episode_starts: (features @ by_column + offset, ())
+        projected = numpy_linear(self.linear.weight, self.linear.bias)
+        return lambda features, state, episode_starts: (projected(features), ())
 
 
 def _in_autocast(compute: Callable[..., Any]) -> Callable[..., Any]:
