@@ -50,7 +50,8 @@ class Segments:
         """(N,) place ``k * P + p`` of each packed row, where all segments were as long as the longest."""
         ends, n_segments = np.cumsum(self.batch_sizes), len(self.sequence)
         first_of_step = np.arange(len(ends)) * n_segments - (ends - self.batch_sizes)
-        return np.arange(ends[-1]) + np.repeat(first_of_step, self.batch_sizes)
+        places: Indices = np.arange(ends[-1]) + np.repeat(first_of_step, self.batch_sizes)
+        return places
 
     @cached_property
     def starting_row(self) -> Indices:

@@ -63,7 +63,7 @@ class Stack(Memory):
         super().__init__(input_size, output_size=hidden_size)
         self.hidden_size, self.num_layers = hidden_size, len(layers)
         self.embedding = xavier_linear(input_size, hidden_size)
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)
         self._state_shape = (len(layers), *state_shape)
         self.initial = nn.Parameter(torch.zeros(self._state_shape)) if learned_initial_state else None
 
@@ -92,7 +92,7 @@ class Stack(Memory):
 
     def numpy_step(self) -> NumpyStep | None:
         embed = numpy_linear(self.embedding.weight, self.embedding.bias)
-        layers: list[Any] = [layer.numpy_layer() for layer in self.layers]  # type: ignore[operator, union-attr]
+        layers: list[NumpyLayer] = [layer.numpy_layer() for layer in self.layers]
         initial = self.initial_state(1)[0].numpy()
 
         def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:

@@ -87,7 +87,9 @@ class GTrXL(Memory):
         self.window = window
         self.learned_initial_state = learned_initial_state
         self.embedding = xavier_linear(input_size, hidden_size)
-        self.layers = nn.ModuleList(_Layer(hidden_size, heads, feedforward_size, gate_bias) for _ in range(num_layers))
+        self.layers: Any = nn.ModuleList(
+            _Layer(hidden_size, heads, feedforward_size, gate_bias) for _ in range(num_layers)
+        )
         distances = torch.arange(window, -1, -1)
         self.register_buffer("distances", sinusoidal_positions(distances, hidden_size), persistent=False)
         self.initial = nn.Parameter(torch.zeros(num_layers, hidden_size)) if learned_initial_state else None
@@ -139,11 +141,12 @@ class GTrXL(Memory):
     def numpy_step(self) -> NumpyStep | None:
         """One thread at a time."""
         embed = numpy_linear(self.embedding.weight, self.embedding.bias)
-        layers: list[Any] = [layer.numpy_layer(self._distances) for layer in self.layers]
+        layers: list[NumpyLayer] = [layer.numpy_layer(self._distances) for layer in self.layers]
         sliding = SlidingWindow(*self.initial_state(1))
 
         def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
-            slots, mask = sliding.open(*state, episode_starts)
+            window, count = state
+            slots, mask = sliding.open(window, count, episode_starts)
             for_heads = None if mask is None else mask[:, None]
             stream = embed(features)
             for layer, through in enumerate(layers):

@@ -107,7 +107,7 @@ class SlidingWindow:
         slots, counts = np.arange(n_slots + 1), np.arange(n_slots + 1)[:, None]
         self._masks = np.where(slots >= n_slots - counts, 0.0, -np.inf).astype(np.float32)  # row by count
         self._room: Array = np.empty((0, 0, 0), dtype=np.float32)
-        self._next = 0
+        self._next, self._end = 0, 2 * n_slots + 8
         self._after: tuple[Array, ...] = ()
 
     def open(self, window: Array, count: Array, episode_starts: NDArray[np.bool_]) -> tuple[Array, Array | None]:
@@ -117,8 +117,8 @@ class SlidingWindow:
         restarted = episode_starts if np.count_nonzero(episode_starts) else None
         if restarted is not None:
             count = np.where(restarted[:, None], self._initial_count, count)
-        if not self._after or window is not self._after[0] or restarted is not None or self._is_full():
-            self._room = np.empty((*window.shape[:-2], 2 * n_slots + 8, window.shape[-1]), dtype=np.float32)
+        if not self._after or window is not self._after[0] or restarted is not None or self._next == self._end:
+            self._room = np.empty((*window.shape[:-2], self._end, window.shape[-1]), dtype=np.float32)
             self._room[..., :n_slots, :] = window
             if restarted is not None:
                 self._room[restarted, ..., :n_slots, :] = self._initial
@@ -132,9 +132,6 @@ class SlidingWindow:
     def state_after(self) -> tuple[Array, ...]:
         """The window and its count after the step that ``open`` was called for."""
         return self._after
-
-    def _is_full(self) -> bool:
-        return self._next == self._room.shape[-2]
 
 
 def numpy_softmax(scores: Array) -> Array:
