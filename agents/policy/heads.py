@@ -79,10 +79,10 @@ class CategoricalHead(ActionHead):
     has_kernel = True
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
-        several = isinstance(space, spaces.MultiDiscrete)
-        self.sizes = tuple(int(n) for n in (space.nvec if several else [space.n]))
+        choices = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.asarray(space.n)
+        self.sizes = tuple(int(n) for n in choices.ravel())
         self._start = np.asarray(space.start)
-        super().__init__((len(self.sizes),) if several else (), torch.int64, sum(self.sizes))
+        super().__init__(choices.shape, torch.int64, sum(self.sizes))
 
     def sample(self, parameters: Parameters) -> Tensor:
         return self._choices(parameters, _gumbel_max)
@@ -97,7 +97,7 @@ class CategoricalHead(ActionHead):
         return actions + self._start if self._start.any() else actions
 
     def _choices(self, parameters: Parameters, choose: Callable[[Tensor], Tensor]) -> Tensor:
-        choices = [choose(logits) for logits in torch.split(self._first(parameters), self.sizes, dim=-1)]
+        choices = [choose(logits) for logits in self._first(parameters).split(list(self.sizes), dim=-1)]
         return torch.stack(choices, dim=-1) if self.shape else choices[0]
 
 
@@ -145,7 +145,7 @@ class GaussianHead(_FlatHead):
     def mode(self, parameters: Parameters) -> Tensor:
         return self._first(parameters)
 
-    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor | None]:
         mean, log_std = self._first(parameters), parameters[1]
         log_norm = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.shape[0]
         entropy = (log_norm + 0.5 * self.shape[0]).expand(len(mean))
