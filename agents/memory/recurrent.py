@@ -49,6 +49,11 @@ class Recurrent(Memory):
         num_layers: D, each on the output of the one below.
         bias: whether there are biases.
         dropout: probability in [0, 1) that an output between two layers is dropped.
+        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
+            "torch" (all uniform within 1 / sqrt(hidden_size), as torch's layer of the same name draws them).
+        chrono_horizon: of LSTM and GRU, the longest dependency expected, in steps: the biases of the gate that keeps
+            are drawn so that units forget over 2 to this many steps (see ``chrono_bias``), and those of an LSTM's input
+            gate are their negatives; None leaves them as the initialization drew them. No effect without ``bias``.
         learned_initial_state: whether an episode starts from a state that is learned, 0 at first, instead of from 0.
     """
 
@@ -70,10 +75,7 @@ class Recurrent(Memory):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         _check_dropout(dropout, num_layers)
         super().__init__(input_size, output_size=hidden_size)
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.dropout = dropout
+        self.hidden_size, self.num_layers, self.bias, self.dropout = hidden_size, num_layers, bias, dropout
         rows = self.gates * hidden_size
         for layer in range(num_layers):
             columns = input_size if layer == 0 else hidden_size
@@ -82,9 +84,8 @@ class Recurrent(Memory):
             for name in ("bias_ih", "bias_hh"):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(rows)) if bias else None)
         self._initialize(initialization)
-        self.initial: nn.Parameter | None = None
-        if learned_initial_state:
-            self.initial = nn.Parameter(torch.zeros(self.carried_parts, num_layers, hidden_size))
+        initial = torch.zeros(self.carried_parts, num_layers, hidden_size)
+        self.initial = nn.Parameter(initial) if learned_initial_state else None
 
     def forward(self, features: Tensor, state: Any = None, episode_starts: Tensor | None = None) -> Any:
         """As every memory; and without ``episode_starts``, as torch's layer of the same name.
@@ -294,12 +295,7 @@ class Recurrent(Memory):
 
 
 class RNN(Recurrent):
-    """The plain recurrent network (Elman 1990): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or with relu.
-
-    Args:
-        initialization: "orthogonal" (recurrent weights orthogonal, input weights Xavier, biases 0) or "torch"
-            (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.RNN`` draws them)
-    """
+    """The plain recurrent network (Elman 1990): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or with relu."""
 
     gates = 1
 
@@ -329,13 +325,8 @@ class LSTM(Recurrent):
     ``c' = f c + i g``, ``h' = o tanh(c')``.
 
     Args:
-        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
-            "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.LSTM`` draws them)
-        chrono_horizon: the longest dependency expected, in steps: forget biases are drawn so that units forget over
-            2 to this many steps, input biases are their negatives (see ``chrono_bias``); None leaves them as the
-            initialization drew them. No effect without ``bias``
-        forget_bias: instead of that, what the forget gate's two biases add up to, of all units alike (Jozefowicz et
-            al. 2015: 1)
+        forget_bias: instead of ``chrono_horizon``, what the forget gate's two biases add up to, of all units alike
+            (Jozefowicz et al. 2015: 1).
     """
 
     kind: Kind = "lstm"
@@ -373,13 +364,7 @@ class GRU(Recurrent):
 
     ``r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
     ``h' = (1 - z) n + z h``.
-
-    Args:
-        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
-            "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.GRU`` draws them)
-        chrono_horizon: the longest dependency expected, in steps: the biases of z, which here is the gate that
-            keeps, are drawn so that units forget over 2 to this many steps (see ``chrono_bias``); None leaves them as
-            the initialization drew them. No effect without ``bias``
+    The gate that keeps is z.
     """
 
     kind: Kind = "gru"

@@ -97,7 +97,7 @@ class CategoricalHead(ActionHead):
         return actions + self._start if self._start.any() else actions
 
     def _choices(self, parameters: Parameters, choose: Callable[[Tensor], Tensor]) -> Tensor:
-        choices = [choose(logits) for logits in self._first(parameters).split(list(self.sizes), dim=-1)]
+        choices = [choose(logits) for logits in torch.split(self._first(parameters), list(self.sizes), dim=-1)]
         return torch.stack(choices, dim=-1) if self.shape else choices[0]
 
 
