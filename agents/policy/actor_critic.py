@@ -47,7 +47,7 @@ from agents.kernels.plan import (
     policy_layers_of,
     value_layers_of,
 )
-from agents.memory import Memory, NumpyStep, State, make_memory
+from agents.memory import Memory, NoMemory, NumpyStep, State, make_memory
 from agents.memory.layers import numpy_linear
 from agents.memory.recurrent import unroll_together
 from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head
@@ -65,15 +65,13 @@ RENAMED = {
 """Methods of a policy by the names they had."""
 
 
-class Projection(Memory):
+class Projection(NoMemory):
     """A critic without memory: a linear map to the width of the actor's memory, so that the heads fit both."""
 
     def __init__(self, input_size: int, output_size: int) -> None:
-        super().__init__(input_size, output_size)
+        super().__init__(input_size)
+        self.output_size = output_size
         self.linear = nn.Linear(input_size, output_size)
-
-    def initial_state(self, batch_size: int) -> State:
-        return ()
 
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         return self.linear(features), ()
@@ -82,7 +80,7 @@ class Projection(Memory):
         output: Tensor = self.linear(features)
         return output
 
-    def numpy_step(self) -> NumpyStep | None:
+    def numpy_step(self) -> NumpyStep:
         projected = numpy_linear(self.linear.weight, self.linear.bias)
         return lambda features, state, episode_starts: (projected(features), ())
 
