@@ -110,12 +110,10 @@ class Recurrent(Memory):
             )
         if given is not None:
             carried = (*(part.transpose(0, 1) for part in given), *carried[self.carried_parts :])
-        outputs, no_start = [], torch.zeros(features.shape[1], dtype=torch.bool, device=features.device)
-        for x in features:
-            output, carried = self.step(x, carried, no_start)
-            outputs.append(output)
+        no_start = torch.zeros(features.shape[:2], dtype=torch.bool, device=features.device)
+        outputs, carried = self._step_by_step(features, carried, no_start)
         after = tuple(part.transpose(0, 1) for part in carried[: self.carried_parts])
-        return torch.stack(outputs), after if self.carried_parts > 1 else after[0]
+        return outputs, after if self.carried_parts > 1 else after[0]
 
     def initial_state(self, batch_size: int) -> State:
         like = self._recurrent_weight
@@ -162,17 +160,20 @@ class Recurrent(Memory):
     @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         if self._steps_otherwise():
-            outputs = []
-            for x, starts in zip(features, to_device(episode_starts, features.device), strict=True):
-                output, state = self.step(x, state, starts)
-                outputs.append(output)
-            return torch.stack(outputs)
+            return self._step_by_step(features, state, to_device(episode_starts, features.device))[0]
         kernels: Any = self._kernels(features)
         starts, output = episode_starts if kernels is reference else episode_starts.cpu(), features
         for layer in range(self.num_layers):
             of_layer, before, parameters = self.layer_arguments(layer, output, state)
             output = kernels.unroll(self.kind, of_layer, before, starts, parameters)
         return output
+
+    def _step_by_step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        outputs = []
+        for x, starts in zip(features, episode_starts, strict=True):
+            output, state = self.step(x, state, starts)
+            outputs.append(output)
+        return torch.stack(outputs), state
 
     def layer_arguments(self, layer: int, output: Tensor, state: State) -> tuple[Tensor, State, Parameters]:
         """What a layer of a block takes: its features (T, B, F), with dropout that of the layer below; what it starts
