@@ -38,6 +38,7 @@ from torch import nn
 
 import agents
 from tests.agents.probe_envs import AtRolloutEnd
+from tests.agents.rollout.test_buffer import add
 from tests.tolerance import assert_close, near
 
 THEIRS, OURS = sb3_contrib.RecurrentPPO, agents.RecurrentPPO
@@ -680,7 +681,8 @@ def copy_rollout(theirs: Any, ours: Any, critic: str) -> None:
         names = ["hidden_states_pi", "cell_states_pi"] + ["hidden_states_vf", "cell_states_vf"] * (critic == "separate")
         parts = (torch.as_tensor(getattr(theirs, name)[step]).transpose(0, 1) for name in names)
         alive = torch.as_tensor(1 - theirs.episode_starts[step][:, None, None])
-        ours.add(
+        add(
+            ours,
             theirs.observations[step],
             theirs.actions[step].reshape(ours.actions.shape[1:]),
             theirs.rewards[step],

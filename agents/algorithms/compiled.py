@@ -50,36 +50,20 @@ class CompiledPolicy:
         actions, values, log_probs = (part.clone() for part in step)  # the next replay writes over them
         return actions, values, log_probs, tuple(part.clone() for part in state)
 
-    def objective(
-        self,
-        batch: SequenceBatch,
-        *,
-        normalize: bool,
-        clip_range: float,
-        clip_range_vf: float | None,
-        ent_coef: float,
-        vf_coef: float,
-    ) -> tuple[Tensor, Figures]:
+    def objective(self, batch: SequenceBatch, *, normalize: bool, **numbers: float | None) -> tuple[Tensor, Figures]:
         """As ``agents.algorithms.losses.ppo_objective``, of a minibatch every step of which is a transition."""
         flat = map_observations(lambda part: part.flatten(0, 1), batch.observations)
         features = self.policy.encode(flat, batch.episode_starts.shape)
         hidden = self.policy.unroll(*features, batch.state, batch.episode_starts)
-        numbers = dict(clip_range=clip_range, clip_range_vf=clip_range_vf, ent_coef=ent_coef, vf_coef=vf_coef)
         # As tensors, so that nothing is compiled again where a schedule moves them.
         moving = {
             name: None if number is None else torch.full((), number, device=batch.old_values.device)
             for name, number in numbers.items()
         }
         steps = (batch.old_log_probs, batch.old_values, batch.advantages, batch.returns)
-        loss, figures = self._run(
-            self._objective,
-            self._evaluate,
-            hidden,
-            flat,
-            batch.actions.flatten(0, 1),
-            [part.flatten() for part in steps],
-            {"normalize": normalize, **moving},
-        )
+        arguments = (hidden, flat, batch.actions.flatten(0, 1), [part.flatten() for part in steps])
+        settings = {"normalize": normalize, **moving}
+        loss, figures = self._run(self._objective, self._evaluate, *arguments, settings)
         return loss, Figures(*figures)
 
     def _evaluate(

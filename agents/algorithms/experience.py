@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.checks.observations import leaves, map_observations
 from agents.memory import State
 from agents.rollout.actor import Actor
 
@@ -97,17 +98,14 @@ def steps_in_two_calls(vec_env: type) -> bool:
 
 
 def stack(observations: list[Any]) -> Any:
-    """Single observations -> a batch, for arrays and (nested) dicts of them."""
-    if isinstance(observations[0], dict):
-        return {key: stack([observation[key] for observation in observations]) for key in observations[0]}
-    return np.stack(observations)
+    """Single observations -> a batch."""
+    return map_observations(lambda *parts: np.stack(parts), *observations)
 
 
 def all_finite(observations: Any, device: torch.device) -> torch.Tensor:
-    """Whether all numbers of a tensor or (nested) dict of them are finite, as a tensor () on the device."""
-    if isinstance(observations, dict):
-        return torch.stack([all_finite(part, device) for part in observations.values()]).all()
-    return observations.isfinite().all() if observations.is_floating_point() else torch.ones((), device=device).bool()
+    """Whether all numbers are finite, as a tensor () on the device."""
+    found = [part.isfinite().all() for part in leaves(observations) if part.is_floating_point()]
+    return torch.stack(found).all() if found else torch.ones((), device=device).bool()
 
 
 def check_experience(observations: Any, rewards: torch.Tensor, rollout: str) -> None:
@@ -136,11 +134,9 @@ def check_last_observations(truncated: list[Truncated], last: Any, rollout: str)
 
 
 def not_finite(observations: Any, axes: int) -> list[list[int]]:
-    """Where numbers are not finite: indices along the leading axes of an array, tensor or (nested) dict of them."""
-    if isinstance(observations, dict):
-        return sorted(index for part in observations.values() for index in not_finite(part, axes))
-    tensor = torch.as_tensor(observations)
-    leading = tensor.shape[:axes]
-    bad = (~tensor.isfinite()).reshape(*leading, math.prod(tensor.shape[axes:])).any(-1)
-    indices: list[list[int]] = bad.nonzero().tolist()
-    return indices
+    """Where numbers are not finite: indices along the leading axes."""
+    found: set[tuple[int, ...]] = set()
+    for part in map(torch.as_tensor, leaves(observations)):
+        bad = (~part.isfinite()).reshape(*part.shape[:axes], math.prod(part.shape[axes:])).any(-1)
+        found |= set(map(tuple, bad.nonzero().tolist()))
+    return sorted(map(list, found))

@@ -54,14 +54,8 @@ def ppo_objective(
         or any(part.requires_grad for part in constants)
     ):
         return _in_torch(log_probs, entropies, values, *constants, **settings)
-    loss, figures = heads.clipped_objective(
-        log_probs,
-        entropies,
-        values,
-        *constants,
-        in_torch=lambda *given: _in_torch(*given, **settings)[0],
-        **settings,
-    )
+    in_torch = lambda *given: _in_torch(*given, **settings)[0]  # noqa: E731
+    loss, figures = heads.clipped_objective(log_probs, entropies, values, *constants, in_torch=in_torch, **settings)
     return loss, Figures(*figures.unbind())
 
 

@@ -194,9 +194,7 @@ def _carried(memory: Memory, states: Sequence[Array]) -> dict[str, Array]:
 
 
 def _stacked(observations: list[Any]) -> Any:
-    if isinstance(observations[0], dict):
-        return {key: _stacked([each[key] for each in observations]) for key in observations[0]}
-    return np.stack(observations)
+    return map_observations(lambda *parts: np.stack(parts), *observations)
 
 
 def _numbers(infos: list[dict[str, Any]]) -> dict[str, Array]:

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_system_info
@@ -67,10 +66,7 @@ def load_algorithm(
     """
     saved = SavedAgent(path, custom_objects)
     if print_system_info:
-        print("== CURRENT SYSTEM INFO ==")
-        get_system_info()
-        lines = (printable(f"- {name}: {version}") for name, version in saved.versions.items())
-        print("== SAVED MODEL SYSTEM INFO ==", *lines, sep="\n")
+        _print_versions(saved)
     saved.check_algorithm(cls)
     check_changes(cls, kwargs, saved.file)
     settings, missing = saved.settings(cls, kwargs, to_learn=env is not None)
@@ -79,13 +75,9 @@ def load_algorithm(
         saved.warn_of_log(kwargs)
     venv, filled = (None, None) if env is None else _prepared(cls, env, saved)
     policy = settings.pop("policy_class", None) or saved.policy_class(cls.policy_aliases)
-    n_envs = saved.n_envs if venv is None else venv.num_envs
     bounded = venv is None or "n_steps" not in {*kwargs, *saved.custom_objects}
-    made: Any = cls
     with undisturbed():
-        with building(cls.__name__, saved.file, saved.n_weights, bounded=bounded):
-            model: Algorithm = made(policy, None, device=device, _init_setup_model=False)
-            set_up(model, settings, saved.observation_space, saved.action_space, n_envs)
+        model = built(cls, policy, settings, saved, venv, device, bounded=bounded)
         model.not_restored = missing
         saved.restore(model)
         if model.use_sde:
@@ -99,6 +91,13 @@ def load_algorithm(
     return model
 
 
+def _print_versions(saved: SavedAgent) -> None:
+    print("== CURRENT SYSTEM INFO ==")
+    get_system_info()
+    lines = (printable(f"- {name}: {version}") for name, version in saved.versions.items())
+    print("== SAVED MODEL SYSTEM INFO ==", *lines, sep="\n")
+
+
 def check_changes(cls: type, kwargs: Mapping[str, Any], file: str) -> None:
     """Raises CheckpointError unless an algorithm has these settings."""
     known = {*setting_names(cls), *COUNTERS, *STATISTICS, *CARRIED, "policy_class"}
@@ -110,17 +109,30 @@ def check_changes(cls: type, kwargs: Mapping[str, Any], file: str) -> None:
         )
 
 
-def set_up(
-    model: SavableAlgorithm,
+def built(
+    cls: type[Algorithm],
+    policy: Any,
     settings: Mapping[str, Any],
-    observation_space: spaces.Space[Any],
-    action_space: spaces.Space[Any],
-    n_envs: int,
-) -> None:
-    """Gives an agent that was made without an environment its settings, and builds its networks and buffer."""
-    vars(model).update({attribute_name(name): value for name, value in settings.items()})
-    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
-    model._setup_model()
+    saved: Any,
+    venv: VecEnv | None,
+    device: torch.device | str,
+    *,
+    bounded: bool,
+) -> Algorithm:
+    """An agent with these settings, its networks and buffer for ``venv`` or as many environments as its file says.
+
+    Args:
+        saved: what the file says: ``file``, ``n_weights``, ``n_envs``, ``observation_space`` and ``action_space``.
+        bounded: as for :func:`agents.checkpoint.budget.building`.
+    """
+    made: Any = cls
+    with building(cls.__name__, saved.file, saved.n_weights, bounded=bounded):
+        model: Algorithm = made(policy, None, device=device, _init_setup_model=False)
+        vars(model).update({attribute_name(name): value for name, value in settings.items()})
+        model.observation_space, model.action_space = saved.observation_space, saved.action_space
+        model.n_envs = saved.n_envs if venv is None else venv.num_envs
+        model._setup_model()
+    return model
 
 
 def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tuple[VecEnv, VecNormalize | None]:

@@ -10,6 +10,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import IO, Any
 
 import torch
@@ -23,9 +24,8 @@ from torch import Tensor
 from agents.algorithms.ppo import RecurrentPPO
 from agents.checkpoint import CheckpointError, undisturbed
 from agents.checkpoint.agent import COUNTERS, imported_for_caller, set_weights, setting_names
-from agents.checkpoint.budget import building
 from agents.checkpoint.container import MALFORMED, PathOrFile, name_of, opened, parsed_json, refused
-from agents.checkpoint.loading import check_changes, set_up
+from agents.checkpoint.loading import built, check_changes
 from agents.checkpoint.torch_file import check_stored, read_state
 from agents.checkpoint.values import SCHEDULES, known_classes
 
@@ -84,12 +84,16 @@ def import_contrib(
     names = set(setting_names(RecurrentPPO)) - {"tensorboard_log"}  # a file does not say where to write
     weights = {_our_name(name): tensor for name, tensor in parameters["policy"].items()}
     settings = {name: data[name] for name in sorted(names & data.keys())} | kwargs
-    n_weights = sum(tensor.numel() for tensor in weights.values())
+    saved = SimpleNamespace(
+        file=file,
+        n_weights=sum(tensor.numel() for tensor in weights.values()),
+        n_envs=data.get("n_envs", 1),
+        observation_space=observed,
+        action_space=acted,
+    )
+    policy, bounded = policy or _policy_name(observed, weights), venv is None or "n_steps" not in kwargs
     with undisturbed():
-        with building("RecurrentPPO", file, n_weights, bounded=venv is None or "n_steps" not in kwargs):
-            policy = policy or _policy_name(observed, weights)
-            model = RecurrentPPO(policy, None, device=device, _init_setup_model=False)
-            set_up(model, settings, observed, acted, data.get("n_envs", 1) if venv is None else venv.num_envs)
+        model = built(RecurrentPPO, policy, settings, saved, venv, device, bounded=bounded)
         model.not_restored = missing
         _restore(model, weights, parameters["policy.optimizer"], file)
     vars(model).update({name: data[name] for name in COUNTERS if isinstance(data.get(name), int | float)})

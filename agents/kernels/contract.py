@@ -3,11 +3,10 @@
     unroll(kind, features, state, episode_starts, parameters)
 
 takes features (T, B, F), the state before the first step (B, H) each, (T, B) boolean on the CPU -> outputs (T, B, H).
-An episode starts from zeros; or, of a state (B + 1, H), from the last row. Four modules have it:
+An episode starts from zeros; or, of a state (B + 1, H), from the last row. Three modules have it:
 
 - ``agents.kernels.recurrent``: compiled, float32 on a CPU; the fastest;
-- ``agents.memory.through_time``: NumPy and torch, any precision on a CPU, no compiler needed;
-- ``agents.memory.packed``: torch's own, any device; cuDNN on a GPU;
+- ``agents.memory.packed``: torch's own, any device and precision; cuDNN on a GPU, oneDNN for an LSTM on a CPU;
 - ``agents.kernels.reference``: torch's cells in a loop, slow; whatever torch can do with its operations.
 
 Axes: T time, B sequences, F features in, H hidden units, G gates of a cell.

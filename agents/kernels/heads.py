@@ -331,36 +331,22 @@ class _Gaussian(torch.autograd.Function):
 
 
 def clipped_objective(
-    log_probs: Tensor,
-    entropies: Tensor | None,
-    values: Tensor,
-    old_log_probs: Tensor,
-    old_values: Tensor,
-    advantages: Tensor,
-    returns: Tensor,
-    *,
+    *steps: Tensor | None,
+    in_torch: Callable[..., Tensor],
     normalize: bool,
     clip_range: float,
     clip_range_vf: float | None,
     ent_coef: float,
     vf_coef: float,
-    in_torch: Callable[..., Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Of N steps, (N,) each -> the loss, and the figures (6,) that are logged.
-
-    See ``agents.algorithms.losses.ppo_objective``.
-
+    """``agents.algorithms.losses.ppo_objective`` of its seven tensors (N,) -> the loss, and the figures (6,).
 
     Args:
-        in_torch: the loss of the seven tensors, made of torch's operations, for derivatives of its derivatives.
+        in_torch: the loss of the tensors, made of torch's operations, for derivatives of its derivatives.
     """
-    settings = (
-        bool(normalize), float(clip_range), -1.0 if clip_range_vf is None else float(clip_range_vf),
-        float(ent_coef), float(vf_coef),
-    )  # fmt: skip
-    loss, figures = _ClippedObjective.apply(  # type: ignore[no-untyped-call]
-        settings, in_torch, log_probs, entropies, values, old_log_probs, old_values, advantages, returns
-    )
+    limit = -1.0 if clip_range_vf is None else float(clip_range_vf)
+    settings = (bool(normalize), float(clip_range), limit, float(ent_coef), float(vf_coef))
+    loss, figures = _ClippedObjective.apply(settings, in_torch, *steps)  # type: ignore[no-untyped-call]
     return loss, figures
 
 

@@ -11,25 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.kernels.devices import to_device
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
-from agents.memory.layers import check_sizes, numpy_linear
+from agents.memory.layers import check_sizes, numpy_linear, xavier_linear
 from agents.memory.recurrent import GRU, LSTM
-from agents.memory.window import (
-    Chunk,
-    SlidingWindow,
-    by_slot,
-    chunks,
-    counts_after,
-    finite,
-    masks_by_count,
-    numpy_softmax,
-    push,
-    visible,
-    whole_counts,
-)
+from agents.memory.window import Chunk, SlidingWindow, by_slot, chunks, finite, numpy_softmax, push, visible
 
 CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU}
 
@@ -79,17 +67,11 @@ class AttentionMemory(Memory):
         self.hidden_size = hidden_size
         self.window = window
         self.score = score
-        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
-        nn.init.xavier_uniform_(self.query.weight)
+        self.query = xavier_linear(hidden_size, hidden_size, bias=False)
         if score == "additive":
-            self.key = nn.Linear(hidden_size, hidden_size)
-            self.alignment = nn.Linear(hidden_size, 1, bias=False)
-            nn.init.xavier_uniform_(self.key.weight)
-            nn.init.zeros_(self.key.bias)
-            nn.init.xavier_uniform_(self.alignment.weight)
-        self.combine = nn.Linear(2 * hidden_size, hidden_size)
-        nn.init.xavier_uniform_(self.combine.weight)
-        nn.init.zeros_(self.combine.bias)
+            self.key = xavier_linear(hidden_size, hidden_size)
+            self.alignment = xavier_linear(hidden_size, 1, bias=False)
+        self.combine = xavier_linear(2 * hidden_size, hidden_size)
 
     def initial_state(self, batch_size: int) -> State:
         weight = self.query.weight
@@ -138,30 +120,25 @@ class AttentionMemory(Memory):
         return outputs, slots, weights
 
     def numpy_step(self) -> NumpyStep | None:
-        """For float32 on a CPU. One thread at a time."""
+        """One thread at a time."""
         recurrent_step = self.recurrent.numpy_step()
         if recurrent_step is None:
             return None
         score, combine = self._numpy_score(), numpy_linear(self.combine.weight, self.combine.bias)
-        sliding, masks, n_slots = SlidingWindow(self.window), masks_by_count(self.window), self.window
-        nothing = np.zeros((), dtype=np.float32)
+        sliding = SlidingWindow(*self.initial_state(1)[-2:])
 
         def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
             *carried, window, count = state
             output, after = recurrent_step(features, tuple(carried), episode_starts)
-            restarted = episode_starts if np.count_nonzero(episode_starts) else None
-            if restarted is not None:
-                count = np.where(restarted[:, None], nothing, count)
-            count = whole_counts(count, n_slots)
-            slots = sliding.open(window, restarted, nothing)
+            slots, mask = sliding.open(window, count, episode_starts)
             slots[:, -1] = output
             scores = score(output, slots)
-            if count.min() < n_slots:
-                scores += masks[count[:, 0].astype(np.intp)]
+            if mask is not None:
+                scores += mask
             context = (numpy_softmax(scores)[:, None] @ slots)[:, 0]
             combined = combine(np.concatenate((context, output), axis=1))
             np.tanh(combined, out=combined)
-            return combined, (*after, sliding.state_after(), counts_after(count, n_slots))
+            return combined, (*after, *sliding.state_after())
 
         return step
 

@@ -166,13 +166,8 @@ class Memory(nn.Module, ABC):
 
     def reset(self, state: State, episode_starts: Tensor) -> State:
         """The state (B, ...) with the initial one where ``episode_starts`` (B,) is true."""
+        self.check((len(episode_starts), self.input_size), state, episode_starts)
         initial = self.initial_state(len(episode_starts))
-        expected, found = ([tuple(part.shape) for part in parts] for parts in (initial, state))
-        if found != expected:
-            raise ValueError(
-                f"{type(self).__name__} expects a state as initial_state({len(episode_starts)}) gives it, {expected}; "
-                f"got {found}"
-            )
         return tuple(
             torch.where(episode_starts.view(-1, *[1] * (part.dim() - 1)), fresh, part)
             for part, fresh in zip(state, initial, strict=True)
@@ -185,6 +180,10 @@ class Memory(nn.Module, ABC):
     def computed_by(self) -> Part:
         """How ``unroll`` is computed, and why not faster."""
         return Part("torch")
+
+    def fits_numpy(self) -> bool:
+        """Whether a step in NumPy can read the parameters: all are float32 on a CPU."""
+        return all(parameter.is_cpu and parameter.dtype is torch.float32 for parameter in self.parameters())
 
     def numpy_index_step(self) -> NumpyStep | None:
         """``numpy_step`` for one-hot features, given as the places of their ones: (B,) integers in place of (B, F).
@@ -207,9 +206,9 @@ class Memory(nn.Module, ABC):
     def numpy_step(self) -> NumpyStep | None:
         """``step`` on NumPy arrays with the parameters as they are now, or None where only torch has it.
 
-        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Rebuilt for
-        every rollout, so it may copy and rearrange the parameters. Must agree with ``step`` to 1e-6 relative; must not
-        write into its arguments.
+        For small networks on a CPU a step is bound by call overhead, and NumPy has the least of it. Made for every
+        rollout, if all parameters are float32 on a CPU, so it may copy and rearrange them. Must agree with ``step`` to
+        1e-6 relative; must not write into its arguments.
         """
         return None
 
@@ -236,7 +235,7 @@ def _of_checked_steps(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def make(self: Memory) -> NumpyStep | None:
-        step = method(self)
+        step = method(self) if self.fits_numpy() else None
         if step is None:
             return None
         fitting: set[Any] = set()  # shapes; a lookup takes a quarter of what check() does

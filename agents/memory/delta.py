@@ -14,26 +14,30 @@ written, u_j = b_j (v_j - a_j S_{j-1}' k_j), solve one triangular system (the WY
 """
 
 import math
-from collections.abc import Callable
-from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import glu, linear, logsigmoid, normalize, pad, silu
+from torch.nn.functional import glu, logsigmoid, normalize, pad, silu
 
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
-from agents.memory.layers import check_heads, check_sizes, normalized, numpy_linear, numpy_normalized, numpy_sigmoid
+from agents.memory.core import Array, State, in_own_precision
+from agents.memory.layers import (
+    check_heads,
+    check_sizes,
+    normalized,
+    numpy_glu,
+    numpy_linear,
+    numpy_normalized,
+    numpy_sigmoid,
+    xavier_linear,
+)
 from agents.memory.recurrent import HORIZON, check_horizon
+from agents.memory.stack import Layer, NumpyLayer, Stack
 
 CHUNK = 32
 
-NumpyLayer = Callable[[Array, Array, Array], Array]
-"""One layer of one step: stream (B, H), S before (B, K, E, E), room for S after -> stream."""
 
-
-class GatedDeltaNet(Memory):
+class GatedDeltaNet(Stack):
     """An embedding, then D residual layers ``x' = x + GLU(W [o, n])`` with n = normalized(x) and o read from S by n.
 
     State: one part, the matrices, (B, D, K, E, E).
@@ -65,91 +69,35 @@ class GatedDeltaNet(Memory):
         check_sizes(input_size=input_size, num_layers=num_layers)
         check_heads(hidden_size, heads)
         check_horizon(chrono_horizon)
-        super().__init__(input_size, output_size=hidden_size)
-        self.embedding = nn.Linear(input_size, hidden_size)
-        nn.init.xavier_uniform_(self.embedding.weight)
-        nn.init.zeros_(self.embedding.bias)
-        self.layers = nn.ModuleList(_Layer(hidden_size, heads, chrono_horizon) for _ in range(num_layers))
-        shape = (num_layers, heads, hidden_size // heads, hidden_size // heads)
-        self._shape = shape
-        self.initial = nn.Parameter(torch.zeros(shape)) if learned_initial_state else None
-
-    def initial_state(self, batch_size: int) -> State:
-        if self.initial is not None:
-            return (self.initial.detach().repeat(batch_size, 1, 1, 1, 1),)
-        return (self.embedding.weight.new_zeros(batch_size, *self._shape),)
-
-    @in_own_precision
-    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        matrices = torch.where(episode_starts.view(-1, 1, 1, 1, 1), self._initial(), state[0])
-        stream, after = self.embedding(features), []
-        for layer, before in zip(self._layers(), matrices.unbind(1), strict=True):
-            stream, written = layer.step(stream, before)
-            after.append(written)
-        return stream, (torch.stack(after, dim=1),)
+        layers = [_Layer(hidden_size, heads, chrono_horizon) for _ in range(num_layers)]
+        size = hidden_size // heads
+        super().__init__(input_size, hidden_size, layers, (heads, size, size), learned_initial_state)
 
     @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         """A product with 0 keeps what is not finite: such numbers are taken out, and their episodes made NaN again."""
-        initial = self._initial()
-        matrices = torch.where(episode_starts[0].view(-1, 1, 1, 1, 1), initial, state[0])
-        bad_state, bad = ~torch.isfinite(matrices.flatten(1)).all(-1), ~torch.isfinite(features).all(-1)
-        matrices = torch.where(bad_state.view(-1, 1, 1, 1, 1), 0.0, matrices)
-        stream: Tensor = self.embedding(torch.where(bad.unsqueeze(-1), 0.0, features))
-        for layer, before, fresh in zip(self._layers(), matrices.unbind(1), initial, strict=True):
-            stream = layer.unroll(stream, before, fresh, episode_starts)
+        bad, bad_state = ~features.isfinite().all(-1), ~state[0].flatten(1).isfinite().all(-1)
+        matrices = torch.where(bad_state.view(-1, 1, 1, 1, 1), 0.0, state[0])
+        stream = super().unroll(torch.where(bad.unsqueeze(-1), 0.0, features), (matrices,), episode_starts)
         steps = torch.arange(1, len(bad) + 1, device=bad.device).unsqueeze(-1)
         last_bad = torch.maximum(torch.where(bad, steps, -1).cummax(0).values, bad_state.long() - 1)
         last_start = torch.where(episode_starts, steps, 0).cummax(0).values
         return torch.where((last_bad >= last_start).unsqueeze(-1), torch.nan, stream)
 
-    def numpy_step(self) -> NumpyStep | None:
-        """For float32 on a CPU."""
-        weight = self.embedding.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return None
-        embed = numpy_linear(weight, self.embedding.bias)
-        layers = [layer.numpy_layer() for layer in self._layers()]
-        initial = self.initial_state(1)[0].numpy()
 
-        def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
-            before = state[0]
-            if np.count_nonzero(episode_starts):
-                before = np.where(episode_starts.reshape(-1, 1, 1, 1, 1), initial, before)
-            after = np.empty_like(before)
-            stream = embed(features)
-            for i, layer in enumerate(layers):
-                stream = layer(stream, before[:, i], after[:, i])
-            return stream, (after,)
-
-        return step
-
-    def _initial(self) -> Tensor:
-        """(D, K, E, E)."""
-        return self.embedding.weight.new_zeros(self._shape) if self.initial is None else self.initial
-
-    def _layers(self) -> "list[_Layer]":
-        return cast("list[_Layer]", list(self.layers))
-
-
-class _Layer(nn.Module):
+class _Layer(Layer):
     def __init__(self, hidden_size: int, heads: int, chrono_horizon: float | None) -> None:
         super().__init__()
         self.heads = heads
-        self.projections = nn.Linear(hidden_size, 3 * hidden_size, bias=False)  # q, k, v
+        self.projections = xavier_linear(hidden_size, 3 * hidden_size, parts=3, bias=False)  # q, k, v
         self.rates = nn.Linear(hidden_size, 2 * heads)  # b, a
-        self.output = nn.Linear(2 * hidden_size, 2 * hidden_size)
-        for weight, parts in ((self.projections.weight, 3), (self.output.weight, 2)):
-            for part in weight.data.chunk(parts):
-                nn.init.xavier_uniform_(part)
-        nn.init.zeros_(self.output.bias)
+        self.output = xavier_linear(2 * hidden_size, 2 * hidden_size, parts=2)
         nn.init.zeros_(self.rates.bias)
         if chrono_horizon is not None:
             spans = torch.linspace(math.log(2.0), math.log(max(chrono_horizon, 2.0)), heads + 1)[1:].exp()
             self.rates.bias.data[heads:] = (spans - 1).log()
 
     def step(self, stream: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H), S before (B, K, E, E) -> (B, H), S after."""
         x = normalized(stream)
         q, k, v, b, log_a = self._terms(x)
         kept = log_a.exp()[..., None, None] * before
@@ -158,8 +106,8 @@ class _Layer(nn.Module):
         o = (q.unsqueeze(-2) @ after).squeeze(-2)
         return self._joined(stream, x, o), after
 
-    def unroll(self, stream: Tensor, before: Tensor, fresh: Tensor, episode_starts: Tensor) -> Tensor:
-        """(T, B, H), S before the first step (B, K, E, E), S of an episode's start (K, E, E), (T, B) -> (T, B, H)."""
+    def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
+        fresh = before.new_zeros(before.shape[1:]) if initial is None else initial
         n_steps = len(stream)
         chunk = min(CHUNK, n_steps)
         x = normalized(stream)
@@ -178,10 +126,7 @@ class _Layer(nn.Module):
         values, of_keys = solved.chunk(2, dim=-1)
         attended = between * (q @ k.mT)
         first = (episode == 0).unsqueeze(-1)
-        kept, written = (
-            since_start[..., -1:].unsqueeze(-1).exp(),
-            between[..., -1:, :].mT * k,
-        )  # by the end of the chunk
+        kept, written = since_start[..., -1:, None].exp(), between[..., -1:, :].mT * k  # by the end of the chunk
         outputs, matrix = [], before
         parts = (first, queries, of_keys, values, attended, kept, written)
         for is_first, query, key, value, attend, keep, write in zip(*(part.unbind(0) for part in parts), strict=True):
@@ -206,8 +151,7 @@ class _Layer(nn.Module):
             kept = a * before
             np.add(kept, k.swapaxes(-1, -2) * (b * (v - k @ kept)), out=after)
             read = output_of(np.concatenate(((q @ after).reshape(stream.shape), x), axis=1))
-            gated, gate = np.split(read, 2, axis=1)
-            joined: Array = stream + gated * numpy_sigmoid(gate)
+            joined: Array = stream + numpy_glu(read)
             return joined
 
         return layer
@@ -219,8 +163,7 @@ class _Layer(nn.Module):
         return normalize(silu(q), dim=-1), normalize(silu(k), dim=-1), silu(v), b.sigmoid(), logsigmoid(a)
 
     def _joined(self, stream: Tensor, x: Tensor, o: Tensor) -> Tensor:
-        read = linear(torch.cat((o.flatten(-2), x), dim=-1), self.output.weight, self.output.bias)
-        return stream + glu(read, dim=-1)
+        return stream + glu(self.output(torch.cat((o.flatten(-2), x), dim=-1)), dim=-1)
 
 
 def _normalized(x: Array) -> Array:

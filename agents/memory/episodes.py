@@ -46,11 +46,12 @@ class Segments:
         return inverse
 
     @cached_property
-    def before(self) -> Indices:
-        """(N,) where the state that each packed row starts from is found: first P rows before the segments, then N."""
-        alive_before = np.concatenate((self.batch_sizes[:1], self.batch_sizes[:-1]))
-        n_segments, n_steps = self.batch_sizes[0], self.batch_sizes.sum()
-        return np.arange(n_segments, n_segments + n_steps) - np.repeat(alive_before, self.batch_sizes)
+    def padded(self) -> Indices:
+        """(N,) place ``k * P + p`` of each packed row, where all segments were as long as the longest."""
+        ends, n_segments = np.cumsum(self.batch_sizes), len(self.sequence)
+        first_of_step = np.arange(len(ends)) * n_segments - (ends - self.batch_sizes)
+        places: Indices = np.arange(ends[-1]) + np.repeat(first_of_step, self.batch_sizes)
+        return places
 
     @cached_property
     def starting_row(self) -> Indices:
@@ -66,12 +67,6 @@ class Segments:
     @cached_property
     def _copies(self) -> dict[tuple[torch.device, str], Tensor]:
         return {}
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """``batch_sizes`` as Python's numbers."""
-        sizes: list[int] = self.batch_sizes.tolist()
-        return sizes
 
 
 def split(episode_starts: Tensor) -> Segments:

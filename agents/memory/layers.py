@@ -1,4 +1,4 @@
-"""Blocks that memories and encoders share: gates, positions, a normalization, and checks of their sizes.
+"""Blocks that memories share: gates, positions, a normalization, and checks of their sizes.
 
 Axes: N positions, H units; ``...`` stands for any axes before.
 """
@@ -31,6 +31,16 @@ def check_heads(hidden_size: int, heads: int) -> None:
         raise ValueError(f"heads ({heads}) must divide hidden_size ({hidden_size}); use one of {fitting}")
 
 
+def xavier_linear(n_inputs: int, n_outputs: int, *, parts: int = 1, bias: bool = True) -> nn.Linear:
+    """A linear layer of ``parts`` maps with as many outputs each: Xavier's uniform weights for each, biases 0."""
+    linear = nn.Linear(n_inputs, n_outputs, bias=bias)
+    for part in linear.weight.data.chunk(parts):
+        nn.init.xavier_uniform_(part)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
 def normalized(x: Tensor) -> Tensor:
     """(..., H) with mean 0 and variance 1 over the units, and no scale of its own: the linear map after it has one."""
     return nn.functional.layer_norm(x, x.shape[-1:], eps=NORM_EPSILON)
@@ -57,6 +67,13 @@ def numpy_sigmoid(x: Array) -> Array:
     y *= np.float32(0.5)
     y += np.float32(0.5)
     return y
+
+
+def numpy_glu(x: Array) -> Array:
+    """(B, 2 H) -> (B, H), one half gated by the other, as ``torch.nn.functional.glu``."""
+    size = x.shape[1] // 2
+    gated: Array = x[:, :size] * numpy_sigmoid(x[:, size:])
+    return gated
 
 
 def numpy_linear(weight: Tensor, bias: Tensor | None = None) -> Callable[[Array], Array]:
@@ -92,13 +109,9 @@ class GRUGate(nn.Module):
 
     def __init__(self, size: int, bias: float = 2.0) -> None:
         super().__init__()
-        self.of_block = nn.Linear(size, 3 * size)
-        self.of_stream = nn.Linear(size, 2 * size, bias=False)
-        self.of_reset = nn.Linear(size, size, bias=False)
-        for linear in (self.of_block, self.of_stream, self.of_reset):
-            for gate in linear.weight.data.chunk(len(linear.weight) // size):
-                nn.init.xavier_uniform_(gate)
-        nn.init.zeros_(self.of_block.bias)
+        self.of_block = xavier_linear(size, 3 * size, parts=3)
+        self.of_stream = xavier_linear(size, 2 * size, parts=2, bias=False)
+        self.of_reset = xavier_linear(size, size, bias=False)
         self.of_block.bias.data[size : 2 * size] = -bias
 
     def forward(self, stream: Tensor, block: Tensor) -> Tensor:

@@ -10,9 +10,7 @@ non-linear, makes the stack as a whole so.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,119 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.kernels.aside import once_differentiable, why_torch
-from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
-from agents.memory.layers import check_sizes, normalized, numpy_linear, numpy_normalized, numpy_sigmoid
+from agents.memory.core import Array
+from agents.memory.layers import (
+    check_sizes,
+    normalized,
+    numpy_glu,
+    numpy_linear,
+    numpy_normalized,
+    numpy_sigmoid,
+    xavier_linear,
+)
 from agents.memory.recurrent import HORIZON, check_horizon, chrono_bias
-
-NumpyLayer = Callable[[Array, NDArray[Any], NDArray[Any]], Array]
-"""One layer of one step: stream (B, H), state before (B, N), room for the state after (B, N) -> stream."""
+from agents.memory.stack import Layer, NumpyLayer, Stack
 
 
-class LinearRecurrence(Memory):
-    """What minGRU and LRU share: an embedding, then D residual layers ``x' = x + read(scan(normalized(x)))``.
-
-    State: one part, what each layer carries, (B, D, N) or (B, D, N, 2).
-
-    Args, in addition to those of each class:
-        input_size: F.
-        hidden_size: H, also the size of the output.
-        num_layers: D, each on the output of the one below.
-        learned_initial_state: whether an episode starts from a state that is learned, 0 at first, instead of from 0.
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        layers: "Sequence[_Layer]",
-        state_shape: tuple[int, ...],
-        learned_initial_state: bool,
-    ) -> None:
-        super().__init__(input_size, output_size=hidden_size)
-        self.hidden_size = hidden_size
-        self.num_layers = len(layers)
-        self.learned_initial_state = learned_initial_state
-        self.embedding = nn.Linear(input_size, hidden_size)
-        nn.init.xavier_uniform_(self.embedding.weight)
-        nn.init.zeros_(self.embedding.bias)
-        self.layers = nn.ModuleList(layers)
-        self._state_shape = state_shape
-        self.initial: nn.Parameter | None = None
-        if learned_initial_state:
-            self.initial = nn.Parameter(torch.zeros(self.num_layers, *state_shape))
-
-    def initial_state(self, batch_size: int) -> State:
-        if self.initial is not None:
-            return (self.initial.detach().repeat(batch_size, *[1] * self.initial.dim()),)
-        return (self.embedding.weight.new_zeros(batch_size, self.num_layers, *self._state_shape),)
-
-    @in_own_precision
-    def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-        starts = episode_starts.view(-1, *[1] * (state[0].dim() - 1))
-        initial = state[0].new_zeros(()) if self.initial is None else self.initial
-        before = self._opened(torch.where(starts, initial, state[0]))
-        stream, after = self.embedding(features), []
-        for layer, module in enumerate(self._layers()):
-            stream, states = module(stream, partial(_step, before[:, layer]))
-            after.append(states)
-        return stream, (self._closed(torch.stack(after, dim=1)),)
-
-    @in_own_precision
-    def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-        before, starts = self._opened(state[0]), episode_starts.unsqueeze(-1)
-        nothing = before.new_zeros(())
-        stream: Tensor = self.embedding(features)
-        for layer, module in enumerate(self._layers()):
-            initial = None if self.initial is None else self._opened(self.initial)[layer]
-
-            def carry(
-                decay: Tensor, inputs: Tensor, before: Tensor = before[:, layer], initial: Tensor | None = initial
-            ) -> Tensor:
-                if initial is not None:
-                    inputs = inputs + torch.where(starts, decay * initial, nothing)
-                return scan(torch.where(starts, nothing, decay), inputs, before)
-
-            stream, _ = module(stream, carry)
-        return stream
-
-    def numpy_step(self) -> NumpyStep | None:
-        """For float32 on a CPU."""
-        weight = self.embedding.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return None
-        embed = numpy_linear(self.embedding.weight, self.embedding.bias)
-        layers = [layer.numpy_layer() for layer in self._layers()]
-        initial = self.initial_state(1)[0].numpy()
-        opened = self._opened_array
-
-        def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
-            before = np.ascontiguousarray(state[0])
-            if np.count_nonzero(episode_starts):
-                before = np.where(episode_starts.reshape(-1, *[1] * (before.ndim - 1)), initial, before)
-            after = np.empty_like(before)
-            of_layer, to_layer = opened(before), opened(after)
-            stream = embed(features)
-            for layer, through in enumerate(layers):
-                stream = through(stream, of_layer[:, layer], to_layer[:, layer])
-            return stream, (after,)
-
-        return step
-
-    def _layers(self) -> "Iterable[_Layer]":
-        return cast("Iterable[_Layer]", self.layers)
-
-    def _opened(self, state: Tensor) -> Tensor:
-        """The state as the numbers that the recurrence is in: (..., N)."""
-        return state
-
-    def _closed(self, state: Tensor) -> Tensor:
-        return state
-
-    def _opened_array(self, state: Array) -> NDArray[Any]:
-        return state
-
-
-class MinGRU(LinearRecurrence):
+class MinGRU(Stack):
     """The minimal GRU (Feng et al. 2024, "Were RNNs All We Needed?"): gates that see the input only, so that it scans.
 
     ``z = sigmoid(W_z x + b_z)``, ``n = g(W_n x + b_n)``, ``h' = (1 - z) h + z n``, with g(x) = x + 1/2 above 0 and
@@ -162,7 +62,7 @@ class MinGRU(LinearRecurrence):
         super().__init__(input_size, hidden_size, layers, (hidden_size,), learned_initial_state)
 
 
-class LRU(LinearRecurrence):
+class LRU(Stack):
     """The linear recurrent unit (Orvieto et al. 2023, "Resurrecting Recurrent Neural Networks for Long Sequences").
 
     ``h' = lambda h + exp(gamma) B x``, complex and diagonal, with ``lambda = exp(-exp(nu) + i exp(theta))``, so that
@@ -199,24 +99,24 @@ class LRU(LinearRecurrence):
         layers = [_LRULayer(hidden_size, state_size, r_min, r_max, max_phase) for _ in range(num_layers)]
         super().__init__(input_size, hidden_size, layers, (state_size, 2), learned_initial_state)
 
-    def _opened(self, state: Tensor) -> Tensor:
-        return torch.view_as_complex(state.contiguous())
 
-    def _closed(self, state: Tensor) -> Tensor:
-        return torch.view_as_real(state)
+class _Linear(Layer):
+    """``x' = x + read(h)``, where ``h' = a h + b`` with a and b made of the normalized x."""
 
-    def _opened_array(self, state: Array) -> NDArray[Any]:
-        return state.view(np.complex64)[..., 0]
-
-
-class _Layer(nn.Module):
-    """One recurrence and what it gives back to the stream."""
-
-    def forward(self, stream: Tensor, carry: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """(..., H), and what makes states of decay and inputs -> stream (..., H) and states (..., N)."""
+    def step(self, stream: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         x = normalized(stream)
-        states = carry(*self.terms(x))
-        return stream + self.read(states, x), states
+        decay, inputs = self.terms(x)
+        after = decay * before + inputs
+        return stream + self.read(after, x), after
+
+    def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
+        x = normalized(stream)
+        decay, inputs = self.terms(x)
+        starts, nothing = episode_starts.unsqueeze(-1), before.new_zeros(())
+        if initial is not None:
+            inputs = inputs + torch.where(starts, decay * initial, nothing)
+        states = scan(torch.where(starts, nothing, decay), inputs, before)
+        return stream + self.read(states, x)
 
     @abstractmethod
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,21 +126,12 @@ class _Layer(nn.Module):
     def read(self, states: Tensor, x: Tensor) -> Tensor:
         """States (..., N) and what they came from (..., H) -> (..., H)."""
 
-    @abstractmethod
-    def numpy_layer(self) -> NumpyLayer:
-        """The whole of one layer's step, on the parameters as they are now."""
 
-
-def _step(before: Tensor, decay: Tensor, inputs: Tensor) -> Tensor:
-    return decay * before + inputs
-
-
-class _MinGRULayer(_Layer):
+class _MinGRULayer(_Linear):
     def __init__(self, hidden_size: int, chrono_horizon: float | None) -> None:
         super().__init__()
-        self.gates = nn.Linear(hidden_size, 2 * hidden_size)  # z, n
-        self.output = nn.Linear(hidden_size, 2 * hidden_size)
-        _initialize(self.gates, self.output)
+        self.gates = xavier_linear(hidden_size, 2 * hidden_size, parts=2)  # z, n
+        self.output = xavier_linear(hidden_size, 2 * hidden_size, parts=2)
         if chrono_horizon is not None:
             self.gates.bias.data[:hidden_size] = -chrono_bias(hidden_size, chrono_horizon)
 
@@ -255,7 +146,7 @@ class _MinGRULayer(_Layer):
     def numpy_layer(self) -> NumpyLayer:
         gates_of, output_of = (numpy_linear(linear.weight, linear.bias) for linear in (self.gates, self.output))
 
-        def layer(stream: Array, before: NDArray[Any], after: NDArray[Any]) -> Array:
+        def layer(stream: Array, before: Array, after: Array) -> Array:
             gates = gates_of(numpy_normalized(stream))
             size = gates.shape[1] // 2
             candidate = gates[:, size:]
@@ -264,12 +155,12 @@ class _MinGRULayer(_Layer):
             np.subtract(np.where(candidate >= 0, candidate + _HALF, squashed[:, size:]), before, out=after)
             np.multiply(after, z, out=after)
             np.add(after, before, out=after)
-            return stream + _numpy_glu(output_of(after))
+            return stream + numpy_glu(output_of(after))
 
         return layer
 
 
-class _LRULayer(_Layer):
+class _LRULayer(_Linear):
     def __init__(self, hidden_size: int, state_size: int, r_min: float, r_max: float, max_phase: float) -> None:
         super().__init__()
         radius = 1 - torch.empty(state_size).uniform_(math.log(1 - r_max), math.log(1 - r_min)).exp()
@@ -282,8 +173,14 @@ class _LRULayer(_Layer):
         self.input = nn.Parameter(torch.randn(2 * state_size, hidden_size) / math.sqrt(2 * hidden_size))
         self.readout = nn.Parameter(torch.randn(hidden_size, 2 * state_size) / math.sqrt(state_size))
         self.skip = nn.Parameter(torch.randn(hidden_size))
-        self.output = nn.Linear(hidden_size, 2 * hidden_size)
-        _initialize(self.output)
+        self.output = xavier_linear(hidden_size, 2 * hidden_size, parts=2)
+
+    def step(self, stream: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        stream, after = super().step(stream, _complex(before))
+        return stream, torch.view_as_real(after)
+
+    def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
+        return super().unroll(stream, _complex(before), None if initial is None else _complex(initial), episode_starts)
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1)
@@ -306,13 +203,14 @@ class _LRULayer(_Layer):
             skip: Array = self.skip.detach().numpy()
         output_of = numpy_linear(self.output.weight, self.output.bias)
 
-        def layer(stream: Array, before: NDArray[Any], after: NDArray[Any]) -> Array:
+        def layer(stream: Array, before: Array, after: Array) -> Array:
             x = numpy_normalized(stream)
-            np.multiply(decay, before, out=after)
-            np.add(after, inputs_of(x).view(np.complex64), out=after)
-            y = readout_of(np.ascontiguousarray(after).view(np.float32))
+            states = decay * before.view(np.complex64)[..., 0]
+            states += inputs_of(x).view(np.complex64)
+            after.view(np.complex64)[..., 0] = states
+            y = readout_of(states.view(np.float32))
             y += skip * x
-            return stream + _numpy_glu(output_of(_numpy_gelu(y)))
+            return stream + numpy_glu(output_of(_numpy_gelu(y)))
 
         return layer
 
@@ -320,17 +218,9 @@ class _LRULayer(_Layer):
 _HALF = np.float32(0.5)
 
 
-def _initialize(*linears: nn.Linear) -> None:
-    for linear in linears:
-        for part in linear.weight.data.chunk(2):
-            nn.init.xavier_uniform_(part)
-        nn.init.zeros_(linear.bias)
-
-
-def _numpy_glu(x: Array) -> Array:
-    size = x.shape[1] // 2
-    gated: Array = x[:, :size] * numpy_sigmoid(x[:, size:])
-    return gated
+def _complex(state: Tensor) -> Tensor:
+    """(..., N, 2) -> (..., N)."""
+    return torch.view_as_complex(state.contiguous())
 
 
 def _numpy_gelu(x: Array) -> Array:

@@ -21,7 +21,7 @@ from agents.kernels import reference
 from agents.kernels.aside import MISSING, Part, why_torch
 from agents.kernels.contract import Array, Kind, NumpyState, NumpyStep, Parameters
 from agents.kernels.devices import to_device
-from agents.memory import numpy_step, packed, through_time
+from agents.memory import numpy_step, packed
 from agents.memory.core import Memory, State, in_own_precision
 from agents.memory.layers import check_sizes
 
@@ -49,6 +49,11 @@ class Recurrent(Memory):
         num_layers: D, each on the output of the one below.
         bias: whether there are biases.
         dropout: probability in [0, 1) that an output between two layers is dropped.
+        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
+            "torch" (all uniform within 1 / sqrt(hidden_size), as torch's layer of the same name draws them).
+        chrono_horizon: of LSTM and GRU, the longest dependency expected, in steps: the biases of the gate that keeps
+            are drawn so that units forget over 2 to this many steps (see ``chrono_bias``), and those of an LSTM's input
+            gate are their negatives; None leaves them as the initialization drew them. No effect without ``bias``.
         learned_initial_state: whether an episode starts from a state that is learned, 0 at first, instead of from 0.
     """
 
@@ -70,10 +75,7 @@ class Recurrent(Memory):
         check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         _check_dropout(dropout, num_layers)
         super().__init__(input_size, output_size=hidden_size)
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.dropout = dropout
+        self.hidden_size, self.num_layers, self.bias, self.dropout = hidden_size, num_layers, bias, dropout
         rows = self.gates * hidden_size
         for layer in range(num_layers):
             columns = input_size if layer == 0 else hidden_size
@@ -82,9 +84,8 @@ class Recurrent(Memory):
             for name in ("bias_ih", "bias_hh"):
                 self.register_parameter(f"{name}_l{layer}", nn.Parameter(torch.empty(rows)) if bias else None)
         self._initialize(initialization)
-        self.initial: nn.Parameter | None = None
-        if learned_initial_state:
-            self.initial = nn.Parameter(torch.zeros(self.carried_parts, num_layers, hidden_size))
+        initial = torch.zeros(self.carried_parts, num_layers, hidden_size)
+        self.initial = nn.Parameter(initial) if learned_initial_state else None
 
     def forward(self, features: Tensor, state: Any = None, episode_starts: Tensor | None = None) -> Any:
         """As every memory; and without ``episode_starts``, as torch's layer of the same name.
@@ -109,12 +110,10 @@ class Recurrent(Memory):
             )
         if given is not None:
             carried = (*(part.transpose(0, 1) for part in given), *carried[self.carried_parts :])
-        outputs, no_start = [], torch.zeros(features.shape[1], dtype=torch.bool, device=features.device)
-        for x in features:
-            output, carried = self.step(x, carried, no_start)
-            outputs.append(output)
+        no_start = torch.zeros(features.shape[:2], dtype=torch.bool, device=features.device)
+        outputs, carried = self._step_by_step(features, carried, no_start)
         after = tuple(part.transpose(0, 1) for part in carried[: self.carried_parts])
-        return torch.stack(outputs), after if self.carried_parts > 1 else after[0]
+        return outputs, after if self.carried_parts > 1 else after[0]
 
     def initial_state(self, batch_size: int) -> State:
         like = self._recurrent_weight
@@ -161,17 +160,20 @@ class Recurrent(Memory):
     @in_own_precision
     def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
         if self._steps_otherwise():
-            outputs = []
-            for x, starts in zip(features, to_device(episode_starts, features.device), strict=True):
-                output, state = self.step(x, state, starts)
-                outputs.append(output)
-            return torch.stack(outputs)
+            return self._step_by_step(features, state, to_device(episode_starts, features.device))[0]
         kernels: Any = self._kernels(features)
         starts, output = episode_starts if kernels is reference else episode_starts.cpu(), features
         for layer in range(self.num_layers):
             of_layer, before, parameters = self.layer_arguments(layer, output, state)
             output = kernels.unroll(self.kind, of_layer, before, starts, parameters)
         return output
+
+    def _step_by_step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+        outputs = []
+        for x, starts in zip(features, episode_starts, strict=True):
+            output, state = self.step(x, state, starts)
+            outputs.append(output)
+        return torch.stack(outputs), state
 
     def layer_arguments(self, layer: int, output: Tensor, state: State) -> tuple[Tensor, State, Parameters]:
         """What a layer of a block takes: its features (T, B, F), with dropout that of the layer below; what it starts
@@ -195,13 +197,12 @@ class Recurrent(Memory):
         if self._steps_otherwise():
             return Part("torch", f"{type(self).__name__} has a step of its own")
         weight = self._recurrent_weight
-        kernels = self._kernels(weight)
-        if kernels is through_time:
-            return Part("NumPy", f"it is {weight.dtype}" if compiled.available else MISSING)
-        return Part("compiled" if kernels is compiled else "torch")
+        if compiled.takes(weight):
+            return Part("compiled")
+        return Part("torch", f"it is {weight.dtype} on {weight.device}" if compiled.available else MISSING)
 
     def numpy_step(self) -> NumpyStep | None:
-        """For float32 on a CPU. What a step returns is never written over and may be kept. One thread at a time."""
+        """What a step returns is never written over and may be kept. One thread at a time."""
         return self._numpy_step([self._layer_parameters(layer) for layer in range(self.num_layers)])
 
     def numpy_index_step(self) -> NumpyStep | None:
@@ -210,12 +211,11 @@ class Recurrent(Memory):
         The products that a step begins with are then those columns, and what multiplies them is the identity.
         """
         w_ih, w_hh, b_ih, b_hh = self._layer_parameters(0)
-        if self.input_size <= len(w_ih) or type(self).numpy_step is not Recurrent.numpy_step:
+        has_own = type(self).numpy_step is not Recurrent.numpy_step
+        if self.input_size <= len(w_ih) or has_own or not self.fits_numpy():
             return super().numpy_index_step()
         layers = [self._layer_parameters(layer) for layer in range(1, self.num_layers)]
         step = self._numpy_step([(torch.eye(len(w_ih)), w_hh, b_ih, b_hh), *layers])
-        if step is None:
-            return None
         columns = np.ascontiguousarray(w_ih.detach().numpy().T)
 
         def checked_step(
@@ -226,11 +226,8 @@ class Recurrent(Memory):
 
         return checked_step
 
-    def _numpy_step(self, layers: list[Parameters]) -> NumpyStep | None:
-        weights = layers[0][1]
-        if weights.device.type != "cpu" or weights.dtype != torch.float32:
-            return None
-        make = compiled.step if compiled.takes(weights) else numpy_step.step
+    def _numpy_step(self, layers: list[Parameters]) -> NumpyStep:
+        make = compiled.step if compiled.takes(layers[0][1]) else numpy_step.step
         step = make(self.kind, layers)
         if self.initial is None:
             return step
@@ -256,9 +253,7 @@ class Recurrent(Memory):
         """The fastest of the modules that ``agents.kernels.contract`` names which takes these."""
         if why_torch():
             return reference
-        if compiled.takes(features):
-            return compiled
-        return through_time if features.device.type == "cpu" else packed
+        return compiled if compiled.takes(features) else packed
 
     @property
     def _recurrent_weight(self) -> Tensor:
@@ -301,12 +296,7 @@ class Recurrent(Memory):
 
 
 class RNN(Recurrent):
-    """The plain recurrent network (Elman 1990): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or with relu.
-
-    Args:
-        initialization: "orthogonal" (recurrent weights orthogonal, input weights Xavier, biases 0) or "torch"
-            (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.RNN`` draws them)
-    """
+    """The plain recurrent network (Elman 1990): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``, or with relu."""
 
     gates = 1
 
@@ -336,13 +326,8 @@ class LSTM(Recurrent):
     ``c' = f c + i g``, ``h' = o tanh(c')``.
 
     Args:
-        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
-            "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.LSTM`` draws them)
-        chrono_horizon: the longest dependency expected, in steps: forget biases are drawn so that units forget over
-            2 to this many steps, input biases are their negatives (see ``chrono_bias``); None leaves them as the
-            initialization drew them. No effect without ``bias``
-        forget_bias: instead of that, what the forget gate's two biases add up to, of all units alike (Jozefowicz et
-            al. 2015: 1)
+        forget_bias: instead of ``chrono_horizon``, what the forget gate's two biases add up to, of all units alike
+            (Jozefowicz et al. 2015: 1).
     """
 
     kind: Kind = "lstm"
@@ -380,13 +365,7 @@ class GRU(Recurrent):
 
     ``r, z = sigmoid(W_ih x + b_ih + W_hh h + b_hh)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
     ``h' = (1 - z) n + z h``.
-
-    Args:
-        initialization: "orthogonal" (each gate's recurrent weights orthogonal, input weights Xavier, biases 0) or
-            "torch" (all uniform within 1 / sqrt(hidden_size), as ``torch.nn.GRU`` draws them)
-        chrono_horizon: the longest dependency expected, in steps: the biases of z, which here is the gate that
-            keeps, are drawn so that units forget over 2 to this many steps (see ``chrono_bias``); None leaves them as
-            the initialization drew them. No effect without ``bias``
+    The gate that keeps is z.
     """
 
     kind: Kind = "gru"

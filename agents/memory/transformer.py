@@ -6,8 +6,8 @@ what a step attends to.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from agents.memory.layers import (
     numpy_normalized,
     numpy_sigmoid,
     sinusoidal_positions,
+    xavier_linear,
 )
 from agents.memory.window import (
     Chunk,
@@ -32,13 +33,10 @@ from agents.memory.window import (
     by_position,
     by_slot,
     chunks,
-    counts_after,
     finite,
-    masks_by_count,
     numpy_softmax,
     push,
     visible,
-    whole_counts,
 )
 
 
@@ -88,13 +86,13 @@ class GTrXL(Memory):
         self.num_layers = num_layers
         self.window = window
         self.learned_initial_state = learned_initial_state
-        self.embedding = _linear(input_size, hidden_size)
-        self.layers = nn.ModuleList(_Layer(hidden_size, heads, feedforward_size, gate_bias) for _ in range(num_layers))
+        self.embedding = xavier_linear(input_size, hidden_size)
+        self.layers: Any = nn.ModuleList(
+            _Layer(hidden_size, heads, feedforward_size, gate_bias) for _ in range(num_layers)
+        )
         distances = torch.arange(window, -1, -1)
         self.register_buffer("distances", sinusoidal_positions(distances, hidden_size), persistent=False)
-        self.initial: nn.Parameter | None = None
-        if learned_initial_state:
-            self.initial = nn.Parameter(torch.zeros(num_layers, hidden_size))
+        self.initial = nn.Parameter(torch.zeros(num_layers, hidden_size)) if learned_initial_state else None
 
     def initial_state(self, batch_size: int) -> State:
         return tuple(part.detach() for part in self._initial_state(batch_size))
@@ -104,7 +102,7 @@ class GTrXL(Memory):
         window, count = self._restarted(state, episode_starts)
         seen = visible(count, self.window)
         stream, newest = self.embedding(features), []
-        for layer, module in enumerate(self._layers()):
+        for layer, module in enumerate(self.layers):
             x = normalized(stream)
             newest.append(x)
             stream = module(stream, x, window[:, layer], seen, self._distances)
@@ -130,38 +128,30 @@ class GTrXL(Memory):
         """Outputs (T, B, H), and with ``with_weights`` each layer's weights (B, A, T, M + 1)."""
         window, count = state
         to_see = chunks(count, episode_starts, self.window)
-        since_start = None if self.initial is None else _steps_since_start(episode_starts)
+        since_start = _steps_since_start(episode_starts)
         stream, found = self.embedding(features).transpose(0, 1), []  # (B, T, H)
-        for layer, module in enumerate(self._layers()):
-            first_slot = None if since_start is None or self.initial is None else (self.initial[layer], since_start)
-            given = (stream, window[:, layer], to_see, self._distances, first_slot)
+        for layer, module in enumerate(self.layers):
+            first_slot = None if self.initial is None else self.initial[layer]
+            block = _Block(window[:, layer], to_see, self._distances, first_slot, since_start)
             if with_weights:
-                found.append(module.attention_weights(*given))
-            stream = module(*given)
+                found.append(module.attention_weights(stream, block))
+            stream = module(stream, block)
         return stream.transpose(0, 1), found
 
     def numpy_step(self) -> NumpyStep | None:
-        """For float32 on a CPU. One thread at a time."""
-        weight = self.embedding.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return None
-        embed = numpy_linear(weight, self.embedding.bias)
-        layers = [layer.numpy_layer(self._distances) for layer in self._layers()]
-        initial_window, initial_count = (part.numpy() for part in self.initial_state(1))
-        sliding, masks, n_slots = SlidingWindow(self.window), masks_by_count(self.window), self.window
+        """One thread at a time."""
+        embed = numpy_linear(self.embedding.weight, self.embedding.bias)
+        layers: list[NumpyLayer] = [layer.numpy_layer(self._distances) for layer in self.layers]
+        sliding = SlidingWindow(*self.initial_state(1))
 
         def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
             window, count = state
-            restarted = episode_starts if np.count_nonzero(episode_starts) else None
-            if restarted is not None:
-                count = np.where(restarted[:, None], initial_count, count)
-            count = whole_counts(count, n_slots)
-            slots = sliding.open(window, restarted, initial_window)
-            mask = None if count.min() == n_slots else masks[count[:, 0].astype(np.intp)][:, None]
+            slots, mask = sliding.open(window, count, episode_starts)
+            for_heads = None if mask is None else mask[:, None]
             stream = embed(features)
             for layer, through in enumerate(layers):
-                stream = through(stream, slots[:, layer], mask)
-            return stream, (sliding.state_after(), counts_after(count, n_slots))
+                stream = through(stream, slots[:, layer], for_heads)
+            return stream, sliding.state_after()
 
         return step
 
@@ -170,9 +160,6 @@ class GTrXL(Memory):
         """(M + 1, H): of distances M, M - 1, ..., 0, as the slots lie."""
         distances: Tensor = self.get_buffer("distances")
         return distances
-
-    def _layers(self) -> "Iterable[_Layer]":
-        return cast("Iterable[_Layer]", self.layers)
 
     def _initial_state(self, batch_size: int) -> State:
         weight = self.embedding.weight
@@ -189,8 +176,19 @@ class GTrXL(Memory):
         return torch.where(starts[..., None, None], fresh_window, window), torch.where(starts, fresh_count, count)
 
 
-FirstSlot = tuple[Tensor, Tensor]
-"""The learned slot (H,), and how many steps before each step (B, T) it lies, 0 where it does not."""
+class _Block(NamedTuple):
+    """What a layer attends to in a block."""
+
+    window: Tensor
+    """(B, M, H) before the block."""
+    to_see: list[Chunk]
+    distances: Tensor
+    """(M + 1, H)"""
+    first_slot: Tensor | None
+    """The learned slot (H,)."""
+    since_start: Tensor
+    """(B, T) how many steps before each step the learned slot lies, 0 where it does not."""
+
 
 NumpyLayer = Callable[[Array, Array, Array | None], Array]
 """Stream (B, H), slots (B, M + 1, H) with the last to be written, mask (B, 1, M + 1) -> stream."""
@@ -201,14 +199,6 @@ def _steps_since_start(episode_starts: Tensor) -> Tensor:
     time = torch.arange(1, len(episode_starts) + 1, device=episode_starts.device).unsqueeze(-1)
     start = torch.where(episode_starts, time, 0).cummax(0).values
     return torch.where(start > 0, time - start + 1, 0).t()
-
-
-def _linear(n_inputs: int, n_outputs: int, bias: bool = True) -> nn.Linear:
-    linear = nn.Linear(n_inputs, n_outputs, bias=bias)
-    nn.init.xavier_uniform_(linear.weight)
-    if bias:
-        nn.init.zeros_(linear.bias)
-    return linear
 
 
 class _Layer(nn.Module):
@@ -222,14 +212,14 @@ class _Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.query, self.key, self.value, self.position = (
-            _linear(hidden_size, hidden_size, bias=False) for _ in range(4)
+            xavier_linear(hidden_size, hidden_size, bias=False) for _ in range(4)
         )
         self.content_bias = nn.Parameter(torch.zeros(hidden_size))
         self.position_bias = nn.Parameter(torch.zeros(hidden_size))
-        self.output = _linear(hidden_size, hidden_size)
+        self.output = xavier_linear(hidden_size, hidden_size)
         self.attention_gate = GRUGate(hidden_size, gate_bias)
-        self.widen = _linear(hidden_size, feedforward_size)
-        self.narrow = _linear(feedforward_size, hidden_size)
+        self.widen = xavier_linear(hidden_size, feedforward_size)
+        self.narrow = xavier_linear(feedforward_size, hidden_size)
         self.mlp_gate = GRUGate(hidden_size, gate_bias)
 
     def forward(self, stream: Tensor, *arguments: Any) -> Tensor:
@@ -251,36 +241,28 @@ class _Layer(nn.Module):
         attended = torch.einsum("bah,aeh->bae", weights @ finite(slots), self._by_head(self.value))
         return self._gated(stream, attended.flatten(1))
 
-    def unroll(
-        self, stream: Tensor, window: Tensor, to_see: list[Chunk], distances: Tensor, first_slot: FirstSlot | None
-    ) -> Tensor:
-        """(B, T, H), (B, M, H), chunks, (M + 1, H) -> (B, T, H)."""
+    def unroll(self, stream: Tensor, block: _Block) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
         x = normalized(stream)
-        slots = torch.cat((window, x), dim=1)  # (B, K, H)
+        slots = torch.cat((block.window, x), dim=1)  # (B, K, H)
         values = finite(self._heads_first(self.value(slots)))
         attended = []
-        for chunk, weights in self._weights(x, slots, to_see, distances, first_slot):
-            if first_slot is None:
-                attended.append(weights @ values[:, :, chunk.positions])
-                continue
-            slot_value = self.value(first_slot[0]).view(self.heads, 1, -1)
-            attended.append(weights[..., :-1] @ values[:, :, chunk.positions] + weights[..., -1:] * slot_value)
+        for chunk, weights, of_first in self._weights(x, slots, block):
+            attended.append(weights @ values[:, :, chunk.positions])
+            if of_first is not None:
+                attended[-1] = attended[-1] + of_first * self.value(block.first_slot).view(self.heads, 1, -1)
         return self._gated(stream, torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
 
-    def attention_weights(
-        self, stream: Tensor, window: Tensor, to_see: list[Chunk], distances: Tensor, first_slot: FirstSlot | None
-    ) -> Tensor:
-        """As ``unroll`` -> (B, A, T, M + 1)."""
-        n_slots, found = len(distances) - 1, []
+    def attention_weights(self, stream: Tensor, block: _Block) -> Tensor:
+        """(B, T, H) -> (B, A, T, M + 1)."""
+        n_slots, found = block.window.shape[1], []
         x = normalized(stream)
-        slots = torch.cat((window, x), dim=1)
-        for chunk, weights in self._weights(x, slots, to_see, distances, first_slot):
-            if first_slot is None:
-                found.append(by_slot(weights, n_slots))
-                continue
-            before = first_slot[1][:, None, chunk.steps, None]
-            at = torch.arange(n_slots, -1, -1, device=before.device) == torch.where(before > 0, before, -1)
-            found.append(by_slot(weights[..., :-1], n_slots) + weights[..., -1:] * at)
+        for chunk, weights, of_first in self._weights(x, torch.cat((block.window, x), dim=1), block):
+            found.append(by_slot(weights, n_slots))
+            if of_first is not None:
+                before = block.since_start[:, None, chunk.steps, None]
+                at = torch.arange(n_slots, -1, -1, device=before.device) == torch.where(before > 0, before, -1)
+                found[-1] = found[-1] + of_first * at
         return torch.cat(found, dim=2)
 
     def numpy_layer(self, distances: Tensor) -> NumpyLayer:
@@ -316,29 +298,29 @@ class _Layer(nn.Module):
             if mask is not None:
                 scores += mask
             attended = to_stream((numpy_softmax(scores) @ slots).reshape(len(x), -1))
-            stream = attention_gate(stream, np.maximum(attended, _ZERO, out=attended))
+            stream = attention_gate(stream, np.maximum(attended, 0, out=attended))
             wide = widen(numpy_normalized(stream))
-            narrowed = narrow(np.maximum(wide, _ZERO, out=wide))
-            return mlp_gate(stream, np.maximum(narrowed, _ZERO, out=narrowed))
+            narrowed = narrow(np.maximum(wide, 0, out=wide))
+            return mlp_gate(stream, np.maximum(narrowed, 0, out=narrowed))
 
         return layer
 
-    def _weights(
-        self, x: Tensor, slots: Tensor, to_see: list[Chunk], distances: Tensor, first_slot: FirstSlot | None
-    ) -> Iterator[tuple[Chunk, Tensor]]:
-        """For each chunk (B, A, C, M + C), and with a learned slot one column more, for it."""
+    def _weights(self, x: Tensor, slots: Tensor, block: _Block) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
+        """For each chunk those of its positions (B, A, C, M + C) and of the learned slot, if there is one."""
         by_content, by_distance = (part.transpose(1, 2) for part in self._queries(x))  # (B, A, T, E)
         keys = self._heads_first(self.key(slots))
-        of_distance = self._positions(distances).transpose(1, 2)  # (A, E, M + 1)
-        for chunk in to_see:
+        of_distance = self._positions(block.distances).transpose(1, 2)  # (A, E, M + 1)
+        for chunk in block.to_see:
             position_scores = by_distance[:, :, chunk.steps] @ of_distance  # (B, A, C, M + 1)
             scores = by_content[:, :, chunk.steps] @ keys[:, :, chunk.positions].transpose(2, 3)
             scores = (scores + by_position(position_scores)).masked_fill(chunk.hidden.unsqueeze(1), -math.inf)
-            if first_slot is not None:
-                slot, before = first_slot[0], first_slot[1][:, chunk.steps]
-                slot_scores = self._slot_scores(by_content[:, :, chunk.steps], position_scores, slot, before)
-                scores = torch.cat((scores, slot_scores), dim=-1)
-            yield chunk, scores.softmax(dim=-1)
+            if block.first_slot is None:
+                yield chunk, scores.softmax(dim=-1), None
+                continue
+            key, before = self.key(block.first_slot), block.since_start[:, chunk.steps]
+            of_first = self._scores_of_first(by_content[:, :, chunk.steps], position_scores, key, before)
+            weights = torch.cat((scores, of_first), dim=-1).softmax(dim=-1)
+            yield chunk, weights[..., :-1], weights[..., -1:]
 
     def _queries(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(..., H) -> for contents and for distances, (..., A, E) each."""
@@ -365,12 +347,12 @@ class _Layer(nn.Module):
         """(B, K, H) -> (B, A, K, E)."""
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def _slot_scores(self, by_content: Tensor, position_scores: Tensor, slot: Tensor, before: Tensor) -> Tensor:
+    def _scores_of_first(self, by_content: Tensor, position_scores: Tensor, key: Tensor, before: Tensor) -> Tensor:
         """Scores of the learned slot (B, A, C, 1), minus infinity where it is out of the window or before the block."""
         n_slots = position_scores.shape[-1] - 1
         seen = (before > 0) & (before <= n_slots)
         at = (n_slots - before).clamp(min=0)[:, None, :, None].expand(-1, self.heads, -1, -1)
-        scores: Tensor = by_content @ self.key(slot).view(self.heads, -1, 1) + position_scores.gather(-1, at)
+        scores: Tensor = by_content @ key.view(self.heads, -1, 1) + position_scores.gather(-1, at)
         return scores.masked_fill(~seen[:, None, :, None], -math.inf)
 
     def _gated(self, stream: Tensor, attended: Tensor) -> Tensor:
@@ -378,9 +360,6 @@ class _Layer(nn.Module):
         widened = self.widen(normalized(stream)).relu()
         gated: Tensor = self.mlp_gate(stream, self.narrow(widened).relu())
         return gated
-
-
-_ZERO = np.float32(0)
 
 
 def _numpy_gate(gate: GRUGate) -> Callable[[Array, Array], Array]:

@@ -96,52 +96,42 @@ class SlidingWindow:
     States handed out must stay as they are. So slots are written one after the other into a long array, each once, and
     a window is a view of M of them; only when the array is full, or a window comes that was not handed out last, is
     the window copied.
+
+    Args:
+        initial, initial_count: those of an episode's start, (1, ..., M, H) and (1, 1).
     """
 
-    def __init__(self, n_slots: int) -> None:
-        self._n_slots = n_slots
-        self._handed_out: Array | None = None
+    def __init__(self, initial: Tensor, initial_count: Tensor) -> None:
+        self._initial, self._initial_count = initial.numpy(), initial_count.numpy()
+        self._n_slots = n_slots = initial.shape[-2]
+        slots, counts = np.arange(n_slots + 1), np.arange(n_slots + 1)[:, None]
+        self._masks = np.where(slots >= n_slots - counts, 0.0, -np.inf).astype(np.float32)  # row by count
         self._room: Array = np.empty((0, 0, 0), dtype=np.float32)
-        self._next = 0
+        self._next, self._end = 0, 2 * n_slots + 8
+        self._after: tuple[Array, ...] = ()
 
-    def open(self, window: Array, restarted: NDArray[np.bool_] | None, initial: Array) -> Array:
-        """The window (B, ..., M, H), with ``initial`` where ``restarted``, and after it a slot to write into.
-
-        Returns (B, ..., M + 1, H). Its last M slots are the window after the step: ``state_after``.
-        """
-        if window is not self._handed_out or restarted is not None or self._next == self._room.shape[-2]:
-            self._room = np.empty((*window.shape[:-2], 2 * self._n_slots + 8, window.shape[-1]), dtype=np.float32)
-            self._room[..., : self._n_slots, :] = window
+    def open(self, window: Array, count: Array, episode_starts: NDArray[np.bool_]) -> tuple[Array, Array | None]:
+        """The window (B, ..., M, H) and its count (B, 1) -> slots (B, ..., M + 1, H), the last to be written into, and
+        what to add to their scores, (B, M + 1): 0, or minus infinity; None where each is seen."""
+        n_slots = self._n_slots
+        restarted = episode_starts if np.count_nonzero(episode_starts) else None
+        if restarted is not None:
+            count = np.where(restarted[:, None], self._initial_count, count)
+        if not self._after or window is not self._after[0] or restarted is not None or self._next == self._end:
+            self._room = np.empty((*window.shape[:-2], self._end, window.shape[-1]), dtype=np.float32)
+            self._room[..., :n_slots, :] = window
             if restarted is not None:
-                self._room[restarted, ..., : self._n_slots, :] = initial
-            self._next = self._n_slots
-        opened: Array = self._room[..., self._next - self._n_slots : self._next + 1, :]
+                self._room[restarted, ..., :n_slots, :] = self._initial
+            self._next = n_slots
+        slots: Array = self._room[..., self._next - n_slots : self._next + 1, :]
         self._next += 1
-        self._handed_out = opened[..., 1:, :]
-        return opened
+        count = np.clip(np.rint(count), np.float32(0), np.float32(n_slots))  # as visible() and push() read it
+        self._after = slots[..., 1:, :], np.minimum(count + np.float32(1), np.float32(n_slots))
+        return slots, None if count.min() == n_slots else self._masks[count[:, 0].astype(np.intp)]
 
-    def state_after(self) -> Array:
-        """The window after the step that ``open`` was called for."""
-        assert self._handed_out is not None
-        return self._handed_out
-
-
-def whole_counts(count: Array, n_slots: int) -> Array:
-    """The count (B, 1) as whole numbers from 0 to M, as ``visible`` and ``push`` read a count of any size."""
-    whole: Array = np.clip(np.rint(count), np.float32(0), np.float32(n_slots))
-    return whole
-
-
-def counts_after(count: Array, n_slots: int) -> Array:
-    """``push``'s count in NumPy, of a whole one."""
-    after: Array = np.minimum(count + np.float32(1), np.float32(n_slots))
-    return after
-
-
-def masks_by_count(n_slots: int) -> Array:
-    """(M + 1, M + 1) what to add to the scores of M slots and the step itself, row by count: 0, or minus infinity."""
-    slots, counts = np.arange(n_slots + 1), np.arange(n_slots + 1)[:, None]
-    return np.where(slots >= n_slots - counts, 0.0, -np.inf).astype(np.float32)
+    def state_after(self) -> tuple[Array, ...]:
+        """The window and its count after the step that ``open`` was called for."""
+        return self._after
 
 
 def numpy_softmax(scores: Array) -> Array:

@@ -9,6 +9,7 @@ critic has one of its own. State comes in and goes out; the policy hides none.
 
 import functools
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_mapping, check_observation_space
+from agents.checks.observations import leaves, map_observations
 from agents.encoders import default_encoder
 from agents.encoders.choices import flat_choices, flatten_choices, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
@@ -45,7 +47,8 @@ from agents.kernels.plan import (
     policy_layers_of,
     value_layers_of,
 )
-from agents.memory import Memory, NumpyStep, State, make_memory
+from agents.memory import Memory, NoMemory, NumpyStep, State, make_memory
+from agents.memory.layers import numpy_linear
 from agents.memory.recurrent import unroll_together
 from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head
 from agents.policy.state_layouts import Given, Of, StateReader, read_episode_starts, takes_states
@@ -62,15 +65,13 @@ RENAMED = {
 """Methods of a policy by the names they had."""
 
 
-class Projection(Memory):
+class Projection(NoMemory):
     """A critic without memory: a linear map to the width of the actor's memory, so that the heads fit both."""
 
     def __init__(self, input_size: int, output_size: int) -> None:
-        super().__init__(input_size, output_size)
+        super().__init__(input_size)
+        self.output_size = output_size
         self.linear = nn.Linear(input_size, output_size)
-
-    def initial_state(self, batch_size: int) -> State:
-        return ()
 
     def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         return self.linear(features), ()
@@ -79,12 +80,9 @@ class Projection(Memory):
         output: Tensor = self.linear(features)
         return output
 
-    def numpy_step(self) -> NumpyStep | None:
-        weight, bias = self.linear.weight.detach(), self.linear.bias.detach()
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            return None
-        by_column, offset = np.ascontiguousarray(weight.numpy().T), bias.numpy()
-        return lambda features, state, episode_starts: (features @ by_column + offset, ())
+    def numpy_step(self) -> NumpyStep:
+        projected = numpy_linear(self.linear.weight, self.linear.bias)
+        return lambda features, state, episode_starts: (projected(features), ())
 
 
 def _in_autocast(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -348,7 +346,10 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         state = self.read_state(state, n_sequences).state
         stride = n_steps if at_once is None else max(at_once // n_sequences, 1)
         parts = [slice(first, min(first + stride, n_steps)) for first in range(0, n_steps, stride)]
-        encoded = [self.encode(_flatten_time(_steps(obs, part)), episode_starts[part].shape) for part in parts]
+        encoded = [
+            self.encode(_flatten_time(map_observations(operator.itemgetter(part), obs)), episode_starts[part].shape)
+            for part in parts
+        ]
         features = [torch.cat(of_parts) for of_parts in zip(*encoded, strict=True)]
         states: State = self._states_along(features, state, episode_starts, at)
         return states
@@ -414,7 +415,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             )
         self.set_training_mode(False)
         tensors, vectorized = self.obs_to_tensor(observation)
-        batch_size = len(next(iter(tensors.values()))) if isinstance(tensors, dict) else len(tensors)
+        batch_size = len(next(leaves(tensors)))
         self._warn_of_lost_memory(state, episode_start)
         starts = np.zeros(batch_size, dtype=bool) if episode_start is None else np.asarray(episode_start, dtype=bool)
         if starts.size != batch_size:
@@ -577,25 +578,18 @@ def _joined(states: Iterable[State]) -> State:
 
 def _sequence_shape(obs: Any, actions: Tensor, episode_starts: Tensor) -> torch.Size:
     """(L, B) of sequences, time first."""
-    while isinstance(obs, dict):
-        obs = next(iter(obs.values()))
-    shape = episode_starts.shape
-    if len(shape) != 2 or obs.shape[:2] != shape or actions.shape[:2] != shape:
+    shape, first = episode_starts.shape, next(leaves(obs))
+    if len(shape) != 2 or first.shape[:2] != shape or actions.shape[:2] != shape:
         raise ValueError(
             "evaluate_actions takes sequences, time first: episode_starts (L, B), observations and actions "
-            f"(L, B, ...); got {tuple(shape)}, {tuple(obs.shape)} and {tuple(actions.shape)}"
+            f"(L, B, ...); got {tuple(shape)}, {tuple(first.shape)} and {tuple(actions.shape)}"
         )
     return shape
 
 
 def _flatten_time(obs: Any) -> Any:
-    """(L, B, ...) -> (L * B, ...), for a tensor or a (nested) dict of tensors."""
-    return {key: _flatten_time(part) for key, part in obs.items()} if isinstance(obs, dict) else obs.flatten(0, 1)
-
-
-def _steps(obs: Any, chosen: slice) -> Any:
-    """(L, B, ...) -> some of the steps, for a tensor or a (nested) dict of tensors."""
-    return {key: _steps(part, chosen) for key, part in obs.items()} if isinstance(obs, dict) else obs[chosen]
+    """(L, B, ...) -> (L * B, ...)"""
+    return map_observations(lambda part: part.flatten(0, 1), obs)
 
 
 def _with_fused_adam(optimizer_class: type[torch.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Axes: N steps, K parameters of the distribution, A components of an action as st
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,50 +71,34 @@ class ActionHead(ABC):
 
 
 class CategoricalHead(ActionHead):
-    """Discrete: one of n. An environment whose actions start at another number than 0 gets them shifted."""
+    """Discrete and MultiDiscrete: one choice or several at once, their log-probabilities added.
+
+    An environment whose choices start at another number than 0 gets them shifted.
+    """
 
     has_kernel = True
 
-    def __init__(self, space: spaces.Discrete) -> None:
-        super().__init__((), torch.int64, int(space.n))
-        self._start = int(space.start)
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
+        choices = space.nvec if isinstance(space, spaces.MultiDiscrete) else np.asarray(space.n)
+        self.sizes = tuple(int(n) for n in choices.ravel())
+        self._start = np.asarray(space.start)
+        super().__init__(choices.shape, torch.int64, sum(self.sizes))
 
     def sample(self, parameters: Parameters) -> Tensor:
-        return _gumbel_max(self._first(parameters))
+        return self._choices(parameters, _gumbel_max)
 
     def mode(self, parameters: Parameters) -> Tensor:
-        return self._first(parameters).argmax(-1)
+        return self._choices(parameters, lambda logits: logits.argmax(-1))
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
-        return heads.categorical(self._first(parameters), (self.n_outputs,), actions[:, None])
-
-    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
-        return actions + self._start if self._start else actions
-
-
-class MultiCategoricalHead(ActionHead):
-    """MultiDiscrete: several choices at once, their log-probabilities added."""
-
-    has_kernel = True
-
-    def __init__(self, space: spaces.MultiDiscrete) -> None:
-        self._sizes, self._start = [int(n) for n in space.nvec], np.asarray(space.start)
-        super().__init__((len(self._sizes),), torch.int64, sum(self._sizes))
-
-    def sample(self, parameters: Parameters) -> Tensor:
-        return torch.stack([_gumbel_max(logits) for logits in self._split(parameters)], dim=-1)
-
-    def mode(self, parameters: Parameters) -> Tensor:
-        return torch.stack([logits.argmax(-1) for logits in self._split(parameters)], dim=-1)
-
-    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
-        return heads.categorical(self._first(parameters), tuple(self._sizes), actions)
+        return heads.categorical(self._first(parameters), self.sizes, actions if self.shape else actions[:, None])
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         return actions + self._start if self._start.any() else actions
 
-    def _split(self, parameters: Parameters) -> tuple[Tensor, ...]:
-        return torch.split(self._first(parameters), self._sizes, dim=-1)
+    def _choices(self, parameters: Parameters, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        choices = [choose(logits) for logits in torch.split(self._first(parameters), list(self.sizes), dim=-1)]
+        return torch.stack(choices, dim=-1) if self.shape else choices[0]
 
 
 def _gumbel_max(logits: Tensor) -> Tensor:
@@ -160,7 +145,7 @@ class GaussianHead(_FlatHead):
     def mode(self, parameters: Parameters) -> Tensor:
         return self._first(parameters)
 
-    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor | None]:
         mean, log_std = self._first(parameters), parameters[1]
         log_norm = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.shape[0]
         entropy = (log_norm + 0.5 * self.shape[0]).expand(len(mean))
@@ -170,11 +155,13 @@ class GaussianHead(_FlatHead):
         return _within(self._space, actions.reshape(-1, *self._space.shape))
 
 
-class StateDependentHead(_FlatHead):
+class StateDependentHead(GaussianHead):
     """Box with generalized state-dependent exploration (Raffin et al. 2021), computed by Stable-Baselines3's class.
 
     With ``squash`` the action lies in [-1, 1] and is scaled to the space's bounds on its way out.
     """
+
+    has_kernel = False
 
     def __init__(self, space: spaces.Box, distribution: StateDependentNoiseDistribution, squash: bool) -> None:
         super().__init__(space)
@@ -191,11 +178,10 @@ class StateDependentHead(_FlatHead):
         return distribution.log_prob(actions), distribution.entropy()
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
-        low, high = self._space.low, self._space.high
-        shaped: NDArray[Any] = actions.reshape(-1, *self._space.shape)
         if self._squash:
-            shaped = low + 0.5 * (shaped + 1.0) * (high - low)
-        return _within(self._space, shaped)
+            low, high = self._space.low.ravel(), self._space.high.ravel()
+            actions = low + 0.5 * (actions + 1.0) * (high - low)
+        return super().to_environment(actions)
 
 
 def check_action_space(space: spaces.Space[Any], use_sde: bool = False, squash: bool = False) -> None:
@@ -218,7 +204,7 @@ def check_action_space(space: spaces.Space[Any], use_sde: bool = False, squash: 
         )
 
 
-HEADS = (CategoricalHead, MultiCategoricalHead, BernoulliHead, GaussianHead, StateDependentHead)
+HEADS = (CategoricalHead, BernoulliHead, GaussianHead, StateDependentHead)
 
 
 def make_action_head(
@@ -231,10 +217,8 @@ def make_action_head(
     """
     if isinstance(space, spaces.Box):
         return GaussianHead(space) if exploration is None else StateDependentHead(space, exploration, squash)
-    if isinstance(space, spaces.Discrete):
+    if isinstance(space, spaces.Discrete) or (isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1):
         return CategoricalHead(space)
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
-        return MultiCategoricalHead(space)
     if isinstance(space, spaces.MultiBinary):
         return BernoulliHead(space)
     raise NotImplementedError(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.checks.observations import leaves
 from agents.memory.core import State
 
 Of = Literal["both", "actor", "critic"]
@@ -35,12 +36,12 @@ class StateReader:
 
     Args:
         actor: a state of the actor's memory, (1, ...) each.
-        critic: of a memory of the critic's own; ``()`` if there is none.
+        critic: the same of a memory of the critic's own; ``()`` if there is none.
         flip: between the policy's own layout and that of ``predict``; its own inverse.
     """
 
     def __init__(self, actor: State, critic: State, flip: Layout) -> None:
-        self._actor, self._critic, self._flip = _parts_of(actor), _parts_of(critic), flip
+        self._actor, self._critic, self._flip = actor, critic, flip
 
     def read(
         self, state: Any, batch_size: int, device: torch.device, of: Of = "both", as_predict: bool = False
@@ -61,13 +62,16 @@ class StateReader:
         given = _tensors(state, device)
         as_predict = as_predict or any(isinstance(part, np.ndarray) for part in state)
         alone = {"both": both, "actor": actor, "critic": self._critic or both}[of]
-        parts = alone if len(given) == len(alone) else both
-        layout = self._layout_of(given, parts, batch_size, as_predict)
-        read = tuple(part.to(expected.dtype) for part, expected in zip(layout(given), parts, strict=True))
+        like = alone if len(given) == len(alone) else both
+        layout = self._layout_of(given, like, batch_size, as_predict)
+        read = tuple(part.to(expected.dtype) for part, expected in zip(layout(given), like, strict=True))
         if of == "actor":
             read = read[: len(actor)]
-        elif parts is not both:  # the critic's alone: what the actor's is does not matter
-            read = (*(torch.zeros((batch_size, *part.shape), dtype=part.dtype, device=device) for part in actor), *read)
+        elif like is not both:  # the critic's alone: what the actor's is does not matter
+            read = (
+                *(torch.zeros_like(part, device=device).expand(batch_size, *part.shape[1:]) for part in actor),
+                *read,
+            )
         return Given(read, layout)
 
     def _read_pair(self, pair: Any, batch_size: int, device: torch.device, of: Of) -> Given:
@@ -84,15 +88,15 @@ class StateReader:
             lambda after: make((actor.returned(after[:n]), critic.returned(after[n:]))),
         )
 
-    def _layout_of(self, given: State, parts: "Parts", batch_size: int, as_predict: bool) -> Layout:
+    def _layout_of(self, given: State, like: State, batch_size: int, as_predict: bool) -> Layout:
         """From the layout of a state to the policy's own."""
         flipped = self._flip(given) if all(part.dim() > 1 for part in given) else given
-        fits = _fits(given, parts, batch_size)
-        if _fits(flipped, parts, batch_size) and (as_predict or not fits):
+        fits = _fits(given, like, batch_size)
+        if _fits(flipped, like, batch_size) and (as_predict or not fits):
             return self._flip
         if fits:
             return _unchanged
-        own = [(batch_size, *part.shape) for part in parts]
+        own = [(batch_size, *part.shape[1:]) for part in like]
         of_predict = [tuple(part.shape) for part in self._flip(tuple(torch.empty(size, device="meta") for size in own))]
         layouts = f"{own} (batch first)" + (f" or {of_predict} (as predict() gives it)" if of_predict != own else "")
         raise ValueError(
@@ -150,34 +154,21 @@ def read_episode_starts(starts: Any, shape: tuple[int, ...], device: torch.devic
     return tensor.reshape(shape).bool()
 
 
-class _Part(NamedTuple):
-    """One part of a state, but for its leading axis of B."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-Parts = tuple[_Part, ...]
-
 _EXPECTED = "hand in what initial_state() or the last call returned"
-
-
-def _parts_of(state: State) -> Parts:
-    return tuple(_Part(tuple(part.shape[1:]), part.dtype) for part in state)
 
 
 def _unchanged(state: State) -> State:
     return state
 
 
-def _is_own(state: Any, parts: Parts, batch_size: int) -> bool:
+def _is_own(state: Any, like: State, batch_size: int) -> bool:
     """Whether a state is in the policy's own layout and types, as it nearly always is: nothing need be read."""
     return (
         type(state) is tuple
-        and len(state) == len(parts)
+        and len(state) == len(like)
         and all(
-            isinstance(part, Tensor) and part.dtype is expected.dtype and part.shape == (batch_size, *expected.shape)
-            for part, expected in zip(state, parts, strict=True)
+            isinstance(part, Tensor) and part.dtype is its.dtype and part.shape == (batch_size, *its.shape[1:])
+            for part, its in zip(state, like, strict=True)
         )
     )
 
@@ -196,19 +187,18 @@ def _tensors(state: Any, device: torch.device) -> State:
         raise ValueError(f"state must hold tensors or arrays, got {state[0]!r:.20}; {_EXPECTED}") from error
 
 
-def _fits(state: State, parts: Parts, batch_size: int) -> bool:
-    return len(state) == len(parts) and all(
-        part.shape == (batch_size, *expected.shape)
+def _fits(state: State, like: State, batch_size: int) -> bool:
+    return len(state) == len(like) and all(
+        part.shape == (batch_size, *its.shape[1:])
         and not part.is_complex()
-        and (expected.dtype.is_floating_point or not part.is_floating_point())
-        for part, expected in zip(state, parts, strict=True)
+        and (its.is_floating_point() or not part.is_floating_point())
+        for part, its in zip(state, like, strict=True)
     )
 
 
 def _batch_size(obs: Any) -> int:
     """B of observations (B, ...)."""
-    while isinstance(obs, dict):
-        obs = next(iter(obs.values()))
-    if obs.dim() == 0:
+    first = next(leaves(obs))
+    if first.dim() == 0:
         raise ValueError("observations must have a leading axis of environments, (B, ...); got a single number")
-    return len(obs)
+    return len(first)

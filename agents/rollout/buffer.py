@@ -12,6 +12,7 @@ Observations are one tensor, or a (nested) dict of tensors, in the dtype of thei
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.checks.arguments import check_observation_space
+from agents.checks.observations import map_observations as map_observations  # so that what reads a batch finds it here
 from agents.kernels.devices import to_device
 from agents.memory.core import State
 from agents.policy.heads import ActionHead
@@ -83,7 +85,8 @@ class SequenceRolloutBuffer:
         rng: the source of the shuffle.
         burn_in: K, from 0 to L: how many steps before a sequence its state is kept, and handed out with it.
 
-    Reading never changes what is stored. ``add`` writes one step; ``compute_returns_and_advantage`` closes the rollout.
+    A step of all environments, arrays or tensors (B, ...), is written in three parts: ``add_observations``,
+    ``add_actions``, ``add_rewards``. ``compute_returns_and_advantage`` closes the rollout. Reading changes nothing.
     """
 
     def __init__(
@@ -123,16 +126,22 @@ class SequenceRolloutBuffer:
         self.states: State = tuple(
             torch.zeros((len(self.kept_at), *part.shape), dtype=part.dtype, device=self.device) for part in state
         )
-        self._rows = _rows_of(self)
         self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the views through which it is written: those of a copy belong to the copy's own tensors."""
         return {name: value for name, value in vars(self).items() if name != "_rows"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._rows = _rows_of(self)
+    @cached_property
+    def _rows(self) -> SimpleNamespace:
+        """The tensors as something that takes arrays and tensors by assignment: NumPy views on a CPU."""
+
+        def view(tensor: Tensor) -> Any:
+            return tensor.numpy() if tensor.device.type == "cpu" else _DeviceRows(tensor)
+
+        names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs")
+        fields = {name: map_observations(view, getattr(self, name)) for name in names}
+        return SimpleNamespace(**fields, states=tuple(map(view, self.states)))
 
     def reset(self) -> None:
         """Empties the buffer for the next rollout."""
@@ -144,21 +153,6 @@ class SequenceRolloutBuffer:
         """Steps collected so far, each environment counted once."""
         return self.buffer_size if self.full else self.pos
 
-    def add(
-        self,
-        observations: Any,
-        actions: Any,
-        rewards: Any,
-        episode_starts: Any,
-        values: Any,
-        log_probs: Any,
-        state: Any,
-    ) -> None:
-        """One step of all environments, arrays or tensors (B, ...), and the state before the step."""
-        self.add_observations(observations, episode_starts, state)
-        self.add_actions(actions, values, log_probs)
-        self.add_rewards(rewards)
-
     def add_observations(self, observations: Any, episode_starts: Any, state: Any) -> None:
         """A step's first part: what is known before acting, kept before the environment can write over it.
 
@@ -166,7 +160,7 @@ class SequenceRolloutBuffer:
         """
         if self.full:
             raise RuntimeError(f"the rollout buffer holds {self.buffer_size} steps and is full; call reset() first")
-        put_observations(self._rows.observations, self.pos, observations)
+        map_observations(lambda to, part: _put(to, self.pos, part), self._rows.observations, observations)
         self._rows.episode_starts[self.pos] = episode_starts
         for segment in self._segments_kept():
             for kept, part in zip(self._rows.states, state, strict=True):
@@ -348,17 +342,6 @@ class _Sequences(NamedTuple):
         return self.on_host if self.on_device is None or field.device.type == "cpu" else self.on_device
 
 
-def _rows_of(buffer: SequenceRolloutBuffer) -> SimpleNamespace:
-    """The buffer's tensors as something that takes arrays and tensors by assignment: NumPy views on a CPU."""
-
-    def view(tensor: Tensor) -> Any:
-        return tensor.numpy() if tensor.device.type == "cpu" else _DeviceRows(tensor)
-
-    names = ("observations", "actions", "rewards", "episode_starts", "values", "log_probs")
-    fields = {name: map_observations(view, getattr(buffer, name)) for name in names}
-    return SimpleNamespace(**fields, states=tuple(map(view, buffer.states)))
-
-
 class _DeviceRows:
     """Rows of a tensor on an accelerator, written from arrays or tensors without waiting for the copy."""
 
@@ -408,23 +391,12 @@ def number_of_minibatches(n_sequences: int, sequence_length: int, batch_size: in
     return -(-n_sequences // fitting)
 
 
-def map_observations(function: Callable[[Any], Any], observations: Any) -> Any:
-    """Applies a function to an observation, or to each leaf of a (nested) dict of them."""
-    if isinstance(observations, dict):
-        return {key: map_observations(function, part) for key, part in observations.items()}
-    return function(observations)
-
-
-def put_observations(to: Any, row: int, observations: Any) -> None:
-    """``to[row] = observations`` for each leaf, which must have its shape: nothing is broadcast or changed.
+def _put(to: Any, row: int, observations: Any) -> None:
+    """``to[row] = observations``, which must have its shape: nothing is broadcast or changed.
 
     Raises:
         ValueError: it has another shape, or a number that the dtype of the space cannot hold.
     """
-    if isinstance(to, dict):
-        for key, part in to.items():
-            put_observations(part, row, observations[key])
-        return
     expected = to.shape[1:]
     if observations.shape != expected:
         raise ValueError(

@@ -8,7 +8,7 @@ numbers up to rounding.
 Axes: B environments, F features, A components of an action.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from agents.kernels import heads as fused
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
+from agents.memory.layers import numpy_linear
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.heads import BernoulliHead, CategoricalHead
 from agents.rollout.actor import Actor, Finish, TorchActor
 
 Array = NDArray[np.float32]
@@ -101,7 +103,7 @@ def _layers_of(*networks: nn.Module) -> Layers:
     compiled = fused.layers_of(*networks)
     if compiled is not None:
         return fused.PackedPerceptron(compiled)
-    layers = [_layer(layer) for network in networks for layer in _parts(network)]
+    layers = [_layer(layer) for network in networks for layer in network.modules() if type(layer) is not nn.Sequential]
 
     def run(x: Array) -> Array:
         for layer in layers:
@@ -111,44 +113,31 @@ def _layers_of(*networks: nn.Module) -> Layers:
     return run
 
 
-def _parts(network: nn.Module) -> Iterable[nn.Module]:
-    return network if isinstance(network, nn.Sequential) else [network]
-
-
 def _layer(layer: nn.Module) -> Layers:
     if isinstance(layer, nn.Linear):
-        weight = np.ascontiguousarray(layer.weight.detach().numpy().T)  # once, so that a step is a plain product
-        bias = 0 if layer.bias is None else layer.bias.detach().numpy()
-        return lambda x: x @ weight + bias
+        return numpy_linear(layer.weight, layer.bias)
     return np.tanh if isinstance(layer, nn.Tanh) else lambda x: np.maximum(x, np.float32(0))
 
 
 def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> Sample:
-    space = policy.action_space
-    if isinstance(space, spaces.Discrete):
-        return _discrete_sampler(int(space.n), rng)
-    if isinstance(space, spaces.MultiDiscrete):
-        draw = _categorical_sampler([int(n) for n in space.nvec], rng)
-        return lambda logits, latent: draw(logits)
-    if isinstance(space, spaces.MultiBinary):
+    head = policy.head
+    if isinstance(head, CategoricalHead):
+        draw, one = _categorical_sampler(head.sizes, rng), not head.shape
+
+        def choose(logits: Array, latent: Array) -> tuple[NDArray[np.int64], Array]:
+            actions, log_probs = draw(logits)
+            return actions[:, 0] if one else actions, log_probs
+
+        return choose
+    if isinstance(head, BernoulliHead):
         return lambda logits, latent: _sample_bits(logits, rng)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
         return _state_dependent_sampler(policy.action_dist, policy.log_std)
     return _gaussian_sampler(policy.log_std.detach().numpy(), rng)
 
 
-def _discrete_sampler(n: int, rng: np.random.Generator) -> Sample:
-    draw = _categorical_sampler([n], rng)
-
-    def sample(logits: Array, latent: Array) -> tuple[NDArray[np.int64], Array]:
-        actions, log_probs = draw(logits)
-        return actions[:, 0], log_probs
-
-    return sample
-
-
 def _categorical_sampler(
-    sizes: list[int], rng: np.random.Generator
+    sizes: Sequence[int], rng: np.random.Generator
 ) -> Callable[[Array], tuple[NDArray[np.int64], Array]]:
     """(B, K) logits of choices of these sizes -> a choice of each, and their joint log-probability."""
     if fused.available:

@@ -405,17 +405,6 @@ def test_training_goes_on_to_the_last_bit(make: Any) -> None:
         assert_equal([*moments(left), left.returns], [*moments(right), right.returns])
 
 
-def test_training_goes_on_through_two_files() -> None:
-    model = small_ppo(clocks(), "lstm").learn(48)
-    env = copy.deepcopy(model.get_env().unwrapped)
-    file = saved(model)
-    model.learn(24, reset_num_timesteps=False)
-    again = type(model).load(file, env, device="cpu", force_reset=False)
-    again = type(model).load(saved(again), env, device="cpu", force_reset=False)
-    again.learn(24, reset_num_timesteps=False)
-    assert_same_run(model, again)
-
-
 def test_saving_moves_nothing() -> None:
     def run(save: bool) -> Model:
         model = small_ppo(VecNormalize(clocks()), "lstm").learn(48)

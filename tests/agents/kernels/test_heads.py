@@ -151,7 +151,7 @@ def test_probabilities_of_choices_and_their_gradients_are_torchs(
     import gymnasium as gym
 
     torch.manual_seed(0)
-    head = actions.MultiCategoricalHead(gym.spaces.MultiDiscrete(sizes))
+    head = actions.CategoricalHead(gym.spaces.MultiDiscrete(sizes))
     logits = (3 * torch.randn(7, sum(sizes))).requires_grad_()
     taken = torch.stack([torch.randint(n, (7,)) for n in sizes], dim=-1)
     by_log_prob, by_entropy = torch.randn(7), torch.randn(7)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.memory import MEMORIES, Memory, NumpyState, State, make_memory
+from agents.memory import MEMORIES, Memory, NoMemory, NumpyState, State, make_memory
 
 T, B, F = 5, 3, 4
 
@@ -65,61 +65,58 @@ def same(one: Any, other: Any) -> None:
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@every_memory_with_state
-def test_a_state_of_another_batch_is_never_broadcast(name: str, kwargs: dict[str, Any]) -> None:
-    memory = build(name, kwargs)
-    features, _, starts = given(memory)
-    for other in (1, 2, B + 1):
-        for door in doors(memory):
-            with pytest.raises(ValueError, match="expects"):
-                door(features, memory.initial_state(other), starts)
-    with pytest.raises(ValueError, match="initial_state"):
-        memory.reset(memory.initial_state(1), starts[0])
+Wrong = Callable[[Memory, Tensor, State, Tensor], tuple[Tensor, State, Tensor]]
+OTHER_TYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64)
+WRONG: dict[str, tuple[Wrong, type[Exception], str]] = {
+    "a state of one sequence": (lambda m, x, state, e: (x, m.initial_state(1), e), ValueError, "expects"),
+    "a state of one more": (lambda m, x, state, e: (x, m.initial_state(B + 1), e), ValueError, "expects"),
+    "a part too many": (lambda m, x, state, e: (x, (*state, torch.zeros(B, 1)), e), ValueError, "expects"),
+    "a part too few": (lambda m, x, state, e: (x, state[:-1], e), ValueError, "expects"),
+    **{
+        f"a state of {dtype}": (
+            lambda m, x, state, e, dtype=dtype: (x, (*state[:-1], state[-1].to(dtype)), e),
+            TypeError,
+            r"must be float32|BFloat16",
+        )
+        for dtype in OTHER_TYPES
+    },
+    **{
+        f"episode starts of {dtype}": (
+            lambda m, x, state, e, dtype=dtype: (x, state, e.to(dtype)),
+            TypeError,
+            r"use episode_starts.bool\(\)",
+        )
+        for dtype in (torch.float32, torch.int64, torch.uint8)
+    },
+    "features too narrow": (lambda m, x, state, e: (x[..., :-1], state, e), ValueError, "expects"),
+    "episode starts of one sequence": (lambda m, x, state, e: (x, state, e[:, :1]), ValueError, "expects"),
+    "features of one sequence": (lambda m, x, state, e: (x[:, :1], state, e), ValueError, "expects"),
+    "no sequences": (lambda m, x, state, e: (x[:, :0], m.initial_state(0), e[:, :0]), ValueError, "at least one"),
+}
 
 
 @every_memory
-def test_a_state_of_another_number_of_parts_is_refused(name: str, kwargs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_is_refused_and_never_broadcast(what: str, name: str, kwargs: dict[str, Any]) -> None:
     memory = build(name, kwargs)
-    features, state, starts = given(memory)
-    for other in ((*state, torch.zeros(B, 1)), state[:-1] if state else (torch.zeros(B),)):
-        for door in doors(memory):
-            with pytest.raises(ValueError, match="expects"):
-                door(features, other, starts)
-
-
-@every_memory_with_state
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
-def test_a_state_of_another_type_is_refused(name: str, kwargs: dict[str, Any], dtype: torch.dtype) -> None:
-    memory = build(name, kwargs)
-    features, state, starts = given(memory)
-    for at in range(len(state)):
-        other = (*state[:at], state[at].to(dtype), *state[at + 1 :])
-        for door in doors(memory):
-            with pytest.raises(TypeError, match=r"must be float32|BFloat16"):
-                door(features, other, starts)
-
-
-@every_memory
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
-def test_episode_starts_that_are_not_boolean_are_refused(name: str, kwargs: dict[str, Any], dtype: torch.dtype) -> None:
-    memory = build(name, kwargs)
-    features, state, starts = given(memory)
+    given_right = given(memory)
+    if not given_right[1] and what.startswith(("a state", "a part too few")):
+        pytest.skip("it has no state")
+    wrong, error, match = WRONG[what]
     for door in doors(memory):
-        with pytest.raises(TypeError, match=r"use episode_starts.bool\(\)"):
-            door(features, state, starts.to(dtype))
+        with pytest.raises(error, match=match):
+            door(*wrong(memory, *given_right))
 
 
-@every_memory
-def test_features_and_episode_starts_of_other_shapes_are_refused(name: str, kwargs: dict[str, Any]) -> None:
-    memory = build(name, kwargs)
+def test_blocks_of_other_lengths_and_resets_of_other_states_are_refused() -> None:
+    memory = build("lstm", {})
     features, state, starts = given(memory)
-    wrong = [(features[..., :-1], starts), (features, starts[:, :1]), (features[:, :1], starts)]
-    for door in doors(memory):
-        for other, other_starts in wrong:
-            with pytest.raises(ValueError, match="expects"):
-                door(other, state, other_starts)
     with pytest.raises(ValueError, match="expects"):
         memory.unroll(features, state, starts[:-1])
+    with pytest.raises(ValueError, match="at least one"):
+        memory.unroll(features[:0], state, starts[:0])
+    with pytest.raises(ValueError, match="initial_state"):
+        memory.reset(memory.initial_state(1), starts[0])
 
 
 @every_memory
@@ -143,14 +140,12 @@ def test_features_of_another_type_give_correct_numbers_or_an_error(
 def test_weights_of_another_type_give_correct_numbers_or_an_error(
     name: str, kwargs: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    """Each in its turn, and a memory all of that type."""
-    for changed in ([part] for part in [name for name, _ in build(name, kwargs).named_parameters()]):
+    for part, _ in build(name, kwargs).named_parameters():
         memory = build(name, kwargs)
         features, state, starts = given(memory)
         expected = memory.unroll(features, state, starts)
-        for part in changed:
-            parameter = memory.get_parameter(part)
-            parameter.data = parameter.data.to(dtype)
+        parameter = memory.get_parameter(part)
+        parameter.data = parameter.data.to(dtype)
         try:
             found = memory.unroll(features, state, starts)
         except (RuntimeError, TypeError, ValueError):
@@ -172,42 +167,14 @@ def test_arrays_laid_out_otherwise_give_the_same(name: str, kwargs: dict[str, An
         same(door(features, turned, starts), door(features, state, starts))
 
 
-@every_memory
-def test_no_sequences_and_no_steps_are_refused(name: str, kwargs: dict[str, Any]) -> None:
-    memory = build(name, kwargs)
-    features, _, starts = given(memory)
-    for door in doors(memory):
-        with pytest.raises(ValueError, match="at least one"):
-            door(features[:, :0], memory.initial_state(0), starts[:, :0])
-    with pytest.raises(ValueError, match="at least one"):
-        memory.unroll(features[:0], memory.initial_state(B), starts[:0])
-
-
 def test_a_memory_of_ones_own_is_checked_without_a_word() -> None:
-    class Sum(Memory):
-        def __init__(self, input_size: int) -> None:
-            super().__init__(input_size, output_size=input_size)
-
-        def initial_state(self, batch_size: int) -> State:
-            return (torch.zeros(batch_size, self.input_size),)
-
-        def step(self, features: Tensor, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
-            total = state[0].masked_fill(episode_starts[:, None], 0.0) + features
-            return total, (total,)
-
+    class Doubles(NoMemory):
         def unroll(self, features: Tensor, state: State, episode_starts: Tensor) -> Tensor:
-            outputs = []
-            for x, starts in zip(features, episode_starts, strict=True):
-                output, state = self.step(x, state, starts)
-                outputs.append(output)
-            return torch.stack(outputs)
+            return 2 * features
 
-    memory = Sum(F)
-    features, starts = torch.ones(T, B, F), torch.zeros(T, B, dtype=torch.bool)
-    assert memory.unroll(features, memory.initial_state(B), starts)[-1, 0, 0] == T
-    with pytest.raises(ValueError, match="Sum expects"):
-        memory.unroll(features, memory.initial_state(1), starts)
-    with pytest.raises(ValueError, match="Sum expects"):
-        memory.step(features[0], memory.initial_state(1), starts[0])
+    memory, features, starts = Doubles(F), torch.ones(T, B, F), torch.zeros(T, B, dtype=torch.bool)
+    assert (memory.unroll(features, (), starts) == 2).all()
+    with pytest.raises(ValueError, match="Doubles expects"):
+        memory.unroll(features, (torch.zeros(B),), starts)
     with pytest.raises(TypeError, match="boolean"):
-        memory.step(features[0], memory.initial_state(B), starts[0].float())
+        memory.unroll(features, (), starts.float())

@@ -15,14 +15,14 @@ def test_a_block_by_hand() -> None:
     # Segments, longest first: sequence 0 from step 0 (3 steps), 1 from 1 (3), 0 from 3 (1), 1 from 0 (1).
     assert segments.sequence.tolist() == [0, 1, 0, 1]
     assert segments.carried.tolist() == [True, False, False, False]
-    assert segments.sizes == [4, 2, 2]
+    assert segments.batch_sizes.tolist() == [4, 2, 2]
     assert segments.packed is not None
     assert [divmod(step, 2) for step in segments.packed.tolist()] == [
         *((0, 0), (1, 1), (3, 0), (0, 1)),  # (t, b) of the first step of every segment
         *((1, 0), (2, 1)),
         *((2, 0), (3, 1)),
     ]
-    assert segments.before.tolist() == [0, 1, 2, 3, 4, 5, 8, 9]  # among four rows of state, then the eight packed ones
+    assert segments.padded.tolist() == [0, 1, 2, 3, 4, 5, 8, 9]  # of three steps of four segments
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -31,7 +31,7 @@ def test_a_block_without_resets_inside_stays_as_it_is(first: bool) -> None:
     starts[0] = first
     segments = split(starts)
     assert segments.packed is None
-    assert segments.sizes == [3] * 5
+    assert segments.batch_sizes.tolist() == [3] * 5
     assert segments.carried.tolist() == [not first] * 3
     rows = torch.arange(15.0).view(15, 1)
     assert take_rows(rows, segments) is rows
@@ -45,18 +45,20 @@ def test_packed_rows_follow_each_segment_step_by_step(rate: float) -> None:
     segments = split(starts)
     assert segments.packed is not None
     assert sorted(segments.packed.tolist()) == list(range(n_steps * n_sequences))
-    assert segments.sizes == sorted(segments.sizes, reverse=True)
+    sizes = segments.batch_sizes.tolist()
+    assert sizes == sorted(sizes, reverse=True)
     time, sequence = np.divmod(segments.packed, n_sequences)
-    for size, start in zip(segments.sizes, np.cumsum(segments.sizes) - segments.sizes, strict=True):
+    for size, start in zip(sizes, np.cumsum(sizes) - sizes, strict=True):
         assert (sequence[start : start + size] == segments.sequence[:size]).all()
-    for row, before in enumerate(segments.before - segments.sizes[0]):
-        if before < 0:  # a segment's first step
-            segment = before + segments.sizes[0]
-            assert segments.carried[segment] == (time[row] == 0 and not starts[0, sequence[row]])
-            assert time[row] == 0 or starts[time[row], sequence[row]]
-        else:
-            assert (time[before], sequence[before]) == (time[row] - 1, sequence[row])
-            assert not starts[time[row], sequence[row]]
+    step, segment = np.divmod(segments.padded, len(segments.sequence))
+    assert len(set(segments.padded.tolist())) == len(segments.padded)
+    assert (sequence == segments.sequence[segment]).all()
+    for row in np.flatnonzero(step == 0):
+        assert segments.carried[segment[row]] == (time[row] == 0 and not starts[0, sequence[row]])
+        assert time[row] == 0 or starts[time[row], sequence[row]]
+    first = time[: len(segments.sequence)]
+    assert (time == first[segment] + step).all()
+    assert not starts[time[step > 0], sequence[step > 0]].any()
 
 
 def test_rows_come_back_where_they_were_and_so_do_gradients() -> None:
@@ -85,5 +87,5 @@ def test_every_step_of_a_segment_counts_once_whatever_the_block() -> None:
     for n_steps, n_sequences in ((1, 1), (1, 5), (5, 1), (200, 3)):
         for starts in (torch.zeros(n_steps, n_sequences), torch.ones(n_steps, n_sequences)):
             segments = split(starts.bool())
-            assert sum(segments.sizes) == n_steps * n_sequences
-            assert len(segments.sequence) == segments.sizes[0]
+            assert segments.batch_sizes.sum() == n_steps * n_sequences
+            assert len(segments.sequence) == segments.batch_sizes[0]

@@ -157,14 +157,6 @@ def step_by_step(memory: Memory, features: Tensor, state: State, episode_starts:
     return torch.stack(outputs), state
 
 
-@with_starts
-def test_unroll_gives_what_steps_give(name: str, kwargs: dict[str, Any], kind: str) -> None:
-    memory = build(name, kwargs)
-    features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of(kind)
-    expected, _ = step_by_step(memory, features, state, starts)
-    assert_close(memory.unroll(features, state, starts), expected)
-
-
 @pytest.mark.parametrize("in_numpy", [True, False])
 @pytest.mark.parametrize("kind", ["random", "consecutive"])
 @every_memory
@@ -204,7 +196,7 @@ def test_unroll_gives_what_steps_give_for_any_block(
 
 
 @with_starts
-def test_gradients_of_unroll_are_those_of_the_steps(name: str, kwargs: dict[str, Any], kind: str) -> None:
+def test_unroll_and_its_gradients_are_those_of_the_steps(name: str, kwargs: dict[str, Any], kind: str) -> None:
     memory = build(name, kwargs)
     features, state, starts = torch.randn(T, B, F), random_state(memory), starts_of(kind)
     weights = torch.randn(T, B, memory.output_size)
@@ -212,10 +204,11 @@ def test_gradients_of_unroll_are_those_of_the_steps(name: str, kwargs: dict[str,
     def gradients(forward: Any) -> list[Tensor]:
         x = features.clone().requires_grad_()
         before = tuple(part.clone().requires_grad_() for part in state)
-        loss = (forward(x, before) * weights).sum()
+        outputs = forward(x, before)
         inputs = [x, *before, *memory.parameters()]
-        found = torch.autograd.grad(loss, inputs, allow_unused=True)
-        return [torch.zeros_like(at) if g is None else g for at, g in zip(inputs, found, strict=True)]
+        found = torch.autograd.grad((outputs * weights).sum(), inputs, allow_unused=True)
+        zeros = map(torch.zeros_like, inputs)
+        return [outputs, *(zero if g is None else g for zero, g in zip(zeros, found, strict=True))]
 
     ours = gradients(lambda x, before: memory.unroll(x, before, starts))
     expected = gradients(lambda x, before: step_by_step(memory, x, before, starts)[0])
@@ -263,19 +256,6 @@ def test_the_output_of_a_sequence_does_not_depend_on_the_others(name: str, kwarg
     for b in range(B):
         alone = memory.unroll(features[:, [b]], tuple(part[[b]] for part in state), starts[:, [b]])
         assert_close(alone[:, 0], together[:, b])
-
-
-@every_memory
-def test_episodes_one_after_the_other_come_out_as_they_do_side_by_side(name: str, kwargs: dict[str, Any]) -> None:
-    memory = build(name, kwargs)
-    features, state = torch.randn(12, 1, F), memory.initial_state(1)
-    starts = torch.zeros(12, 1, dtype=torch.bool)
-    starts[[0, 4, 8]] = True
-    in_turn = memory.unroll(features, state, starts)
-    side_by_side = memory.unroll(
-        features.view(3, 4, F).transpose(0, 1), memory.initial_state(3), starts_of("first", 4, 3)
-    )
-    assert_close(in_turn.view(3, 4, -1).transpose(0, 1), side_by_side)
 
 
 @with_starts

@@ -139,11 +139,11 @@ def test_an_lstm_starts_with_the_given_forget_bias_and_no_other() -> None:
     assert (total_bias(torch_like, 0, 0) != 0.0).all()
 
 
-@pytest.mark.parametrize("horizon", [2, 10.0, 400])
-def test_chrono_initialization_spreads_time_scales_up_to_the_horizon(horizon: float) -> None:
+@pytest.mark.parametrize("horizon", [2, 10.0, None])
+def test_chrono_initialization_spreads_time_scales_up_to_the_horizon(horizon: Any) -> None:
     torch.manual_seed(0)
-    lstm = LSTM(5, 512, 2, chrono_horizon=horizon)
-    gru = GRU(5, 512, 2, chrono_horizon=horizon)
+    kwargs = {} if horizon is None else {"chrono_horizon": horizon}
+    lstm, gru, horizon = LSTM(5, 512, 2, **kwargs), GRU(5, 512, 2, **kwargs), horizon or HORIZON
     for layer in range(2):
         # A gate with bias log(t) keeps t / (1 + t) of its content a step: it forgets over about 1 + t steps.
         for times in (total_bias(lstm, layer, 1).exp(), total_bias(gru, layer, 1).exp()):
@@ -153,14 +153,6 @@ def test_chrono_initialization_spreads_time_scales_up_to_the_horizon(horizon: fl
             assert middle == 1.0 if horizon == 2 else middle == pytest.approx(0.5, abs=0.1)
         assert torch.equal(total_bias(lstm, layer, 0), -total_bias(lstm, layer, 1))
         assert (total_bias(gru, layer, 0) == 0).all()
-
-
-def test_memories_spread_their_time_scales_by_default() -> None:
-    torch.manual_seed(0)
-    for memory in (LSTM(5, 512), GRU(5, 512)):
-        times = 1 + total_bias(memory, 0, 1).exp()
-        assert times.min() < 2.1
-        assert 0.9 * HORIZON < times.max() <= HORIZON + 1e-2
 
 
 def test_memories_without_biases_have_none() -> None:

@@ -103,51 +103,6 @@ def test_learning_recomputes_what_acting_computed(memory: str, critic_memory: st
 
 @pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
 @pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_what_a_sequence_gives_does_not_depend_on_its_company(memory: str, critic_memory: str) -> None:
-    policy = make_policy(memory, critic_memory)
-    (observations, starts), state = some_sequences(), some_state(policy)
-    chosen = torch.arange(T * B).view(T, B) % 3
-    together = policy.evaluate_actions(observations, chosen, state, starts)
-    for company in ([0], [2, 1], [3, 0, 2]):
-        apart = policy.evaluate_actions(
-            observations[:, company], chosen[:, company], tuple(part[company] for part in state), starts[:, company]
-        )
-        for a, b in zip(apart, together, strict=True):
-            assert a is not None
-            assert b is not None
-            assert close(a, b[:, company])
-
-
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
-def test_nothing_before_an_episodes_start_reaches_what_follows_it(memory: str, critic_memory: str) -> None:
-    policy = make_policy(memory, critic_memory)
-    observations, starts = some_sequences()
-    starts[4] = True
-    observations.requires_grad_()
-    state = tuple(part.requires_grad_() for part in some_state(policy))
-    chosen = torch.ones(T, B, dtype=torch.int64)
-
-    values, log_probs, entropy = policy.evaluate_actions(observations, chosen, state, starts)
-    assert entropy is not None
-    after = (values + log_probs + entropy)[4:].sum()
-    gradients = torch.autograd.grad(after, (observations, *state), allow_unused=True)
-    assert gradients[0] is not None
-    assert (gradients[0][:4] == 0).all()
-    assert (gradients[0][4:] != 0).any()
-    assert all(gradient is None or (gradient == 0).all() for gradient in gradients[1:])
-
-    changed = observations.detach().clone()
-    changed[:4] += 5
-    other_state = tuple(part.detach() + 5 for part in state)
-    changed_values, changed_log_probs, _ = policy.evaluate_actions(changed, chosen, other_state, starts)
-    assert close(changed_values[4:], values[4:])
-    assert close(changed_log_probs[4:], log_probs[4:])
-    assert not torch.allclose(changed_values[:4], values[:4], atol=1e-3)
-
-
-@pytest.mark.parametrize("critic_memory", ALL_CRITIC_MEMORIES)
-@pytest.mark.parametrize("memory", ALL_MEMORIES)
 def test_the_state_of_the_critic_follows_that_of_the_actor_and_both_are_reset(memory: str, critic_memory: str) -> None:
     policy = make_policy(memory, critic_memory)
     n_parts = len(policy.memory_actor.initial_state(1))

@@ -175,24 +175,14 @@ class OfAnExtendedNetwork(RecurrentActorCriticPolicy):
         self.mlp_extractor = Scaled(self.memory_actor.output_size, [4], nn.Tanh)
 
 
-class OfItsOwnValue(RecurrentActorCriticPolicy):
-    def values(self, hidden: Any) -> Any:
-        return 2 * super().values(hidden)
+def doubling(name: str) -> type[RecurrentActorCriticPolicy]:
+    """A policy one of whose methods gives twice what it gave."""
 
+    def doubled(self: Any, *args: Any) -> Any:
+        result = getattr(RecurrentActorCriticPolicy, name)(self, *args)
+        return tuple(2 * part for part in result) if isinstance(result, tuple) else 2 * result
 
-class OfItsOwnDistribution(RecurrentActorCriticPolicy):
-    def distribution_parameters(self, hidden: Any, obs: Any) -> Any:
-        return tuple(2 * part for part in super().distribution_parameters(hidden, obs))
-
-
-class OfItsOwnEncoding(RecurrentActorCriticPolicy):
-    def encode(self, obs: Any, shape: Any) -> Any:
-        return tuple(part - 1 for part in super().encode(obs, shape))
-
-
-class OfItsOwnFeatures(RecurrentActorCriticPolicy):
-    def _features(self, obs: Any, extractor: Any) -> Any:
-        return super()._features(obs, extractor) - 1
+    return type("Doubling", (RecurrentActorCriticPolicy,), {name: doubled})
 
 
 class Forgetful(GRU):
@@ -215,10 +205,7 @@ class Shifted(FlattenExtractor):
     [
         dict(cls=OfItsOwnNetwork),
         dict(cls=OfAnExtendedNetwork),
-        dict(cls=OfItsOwnValue),
-        dict(cls=OfItsOwnDistribution),
-        dict(cls=OfItsOwnEncoding),
-        dict(cls=OfItsOwnFeatures),
+        *(dict(cls=doubling(name)) for name in ("values", "distribution_parameters", "encode", "_features")),
         dict(features_extractor_class=Shifted),
         dict(memory=Forgetful, memory_kwargs=dict(hidden_size=4)),
     ],

@@ -81,6 +81,15 @@ def state_before(t: int, n_envs: int) -> tuple[Any, ...]:
     )
 
 
+def add(
+    buffer: Any, observations: Any, actions: Any, rewards: Any, starts: Any, values: Any, log_probs: Any, state: Any
+) -> None:
+    """One step of all environments."""
+    buffer.add_observations(observations, starts, state)
+    buffer.add_actions(actions, values, log_probs)
+    buffer.add_rewards(rewards)
+
+
 def fill(
     buffer: SequenceRolloutBuffer,
     space: spaces.Space[Any] = SPACES["box"],
@@ -97,7 +106,8 @@ def fill(
 
     for t in range(buffer.buffer_size if n_steps is None else n_steps):
         numbers = number(t, n)
-        buffer.add(
+        add(
+            buffer,
             map_observations(given, identifiable(space, t, n)),
             given(numbers),
             given(numbers * 3.0),
@@ -421,7 +431,7 @@ def test_what_is_added_is_copied() -> None:
     observations, actions, rewards = np.ones((3, 2), dtype=np.float32), np.ones(3, dtype=np.int64), np.ones(3)
     starts, values, log_probs = np.ones(3, dtype=bool), np.ones(3), np.ones(3)
     state = tuple(np.ones_like(part) for part in state_before(0, 3))
-    buffer.add(observations, actions, rewards, starts, values, log_probs, state)
+    add(buffer, observations, actions, rewards, starts, values, log_probs, state)
     for array in (observations, actions, rewards, starts, values, log_probs, *state):
         array[...] = 0
     kept = (buffer.observations, buffer.actions, buffer.rewards, buffer.episode_starts, buffer.values, buffer.log_probs)
@@ -454,7 +464,7 @@ def test_a_rollout_that_is_not_closed_cannot_be_read() -> None:
 def test_a_state_with_other_parts_is_refused() -> None:
     numbers = number(0, 3)
     with pytest.raises(ValueError, match="shorter"):
-        make_buffer(4, 3).add(identifiable(SPACES["box"], 0, 3), numbers, numbers, numbers < 0, numbers, numbers, ())
+        add(make_buffer(4, 3), identifiable(SPACES["box"], 0, 3), numbers, numbers, numbers < 0, numbers, numbers, ())
 
 
 @pytest.mark.parametrize(
