@@ -26,6 +26,7 @@ MEMORIES: dict[str, tuple[str, ...]] = {
     "mingru": (*_LAYERS, "chrono_horizon"),
     "lru": (*_LAYERS, "state_size", "r_min", "r_max", "max_phase"),
     "deltanet": (*_LAYERS, "heads", "chrono_horizon"),
+    "ffm": (*_LAYERS, "trace_size", "context_size", "chrono_horizon"),
     "gtrxl": (*_LAYERS, "heads", "window", "feedforward_size", "gate_bias"),
     "attention": (*_LAYERS, "cell", "window", "score"),
 }
@@ -180,7 +181,8 @@ class PolicySettings:
     """The network: encoder, memory, heads."""
 
     memory: str = "lstm"
-    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, deltanet, gtrxl, attention, `module:Class`."""
+    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, ffm, deltanet, gtrxl, attention,
+    `module:Class`."""
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"

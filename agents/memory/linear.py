@@ -44,7 +44,7 @@ class LinearRecurrence(Memory):
         self,
         input_size: int,
         hidden_size: int,
-        layers: "Sequence[_Layer]",
+        layers: "Sequence[RecurrentLayer]",
         state_shape: tuple[int, ...],
         learned_initial_state: bool,
     ) -> None:
@@ -118,8 +118,8 @@ class LinearRecurrence(Memory):
 
         return step
 
-    def _layers(self) -> "Iterable[_Layer]":
-        return cast("Iterable[_Layer]", self.layers)
+    def _layers(self) -> "Iterable[RecurrentLayer]":
+        return cast("Iterable[RecurrentLayer]", self.layers)
 
     def _opened(self, state: Tensor) -> Tensor:
         """The state as the numbers that the recurrence is in: (..., N)."""
@@ -162,7 +162,20 @@ class MinGRU(LinearRecurrence):
         super().__init__(input_size, hidden_size, layers, (hidden_size,), learned_initial_state)
 
 
-class LRU(LinearRecurrence):
+class ComplexRecurrence(LinearRecurrence):
+    """With a state of N complex numbers a layer, which is (B, D, N, 2) outside."""
+
+    def _opened(self, state: Tensor) -> Tensor:
+        return torch.view_as_complex(state.contiguous())
+
+    def _closed(self, state: Tensor) -> Tensor:
+        return torch.view_as_real(state)
+
+    def _opened_array(self, state: Array) -> NDArray[Any]:
+        return state.view(np.complex64)[..., 0]
+
+
+class LRU(ComplexRecurrence):
     """The linear recurrent unit (Orvieto et al. 2023, "Resurrecting Recurrent Neural Networks for Long Sequences").
 
     ``h' = lambda h + exp(gamma) B x``, complex and diagonal, with ``lambda = exp(-exp(nu) + i exp(theta))``, so that
@@ -199,17 +212,8 @@ class LRU(LinearRecurrence):
         layers = [_LRULayer(hidden_size, state_size, r_min, r_max, max_phase) for _ in range(num_layers)]
         super().__init__(input_size, hidden_size, layers, (state_size, 2), learned_initial_state)
 
-    def _opened(self, state: Tensor) -> Tensor:
-        return torch.view_as_complex(state.contiguous())
 
-    def _closed(self, state: Tensor) -> Tensor:
-        return torch.view_as_real(state)
-
-    def _opened_array(self, state: Array) -> NDArray[Any]:
-        return state.view(np.complex64)[..., 0]
-
-
-class _Layer(nn.Module):
+class RecurrentLayer(nn.Module):
     """One recurrence and what it gives back to the stream."""
 
     def forward(self, stream: Tensor, carry: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -235,7 +239,7 @@ def _step(before: Tensor, decay: Tensor, inputs: Tensor) -> Tensor:
     return decay * before + inputs
 
 
-class _MinGRULayer(_Layer):
+class _MinGRULayer(RecurrentLayer):
     def __init__(self, hidden_size: int, chrono_horizon: float | None) -> None:
         super().__init__()
         self.gates = nn.Linear(hidden_size, 2 * hidden_size)  # z, n
@@ -269,7 +273,7 @@ class _MinGRULayer(_Layer):
         return layer
 
 
-class _LRULayer(_Layer):
+class _LRULayer(RecurrentLayer):
     def __init__(self, hidden_size: int, state_size: int, r_min: float, r_max: float, max_phase: float) -> None:
         super().__init__()
         radius = 1 - torch.empty(state_size).uniform_(math.log(1 - r_max), math.log(1 - r_min)).exp()
