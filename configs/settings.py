@@ -51,8 +51,8 @@ ENCODERS: dict[str, tuple[str, ...]] = {
 """The encoders that have a name, and the arguments each takes."""
 
 WRAPPERS = (
-    *("mask", "flicker", "delay", "noise", "previous_action_reward", "history", "flatten"),
-    *("pad_graph", "pad_sequence"),
+    *("mask", "flicker", "dropout", "delay", "noise", "previous_action_reward", "history", "flatten"),
+    *("pad_graph", "pad_sequence", "action_delay", "randomize", "trials"),
 )
 """The wrappers that have a name."""
 
@@ -96,8 +96,9 @@ class EnvironmentSettings:
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
     wrappers: tuple[Wrapper, ...] = ()
-    """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, pad_graph,
-    pad_sequence, or `module:Class`; with arguments `{name: {argument: value}}`."""
+    """Wrappers, innermost first: mask, flicker, dropout, delay, noise, previous_action_reward, history, flatten,
+    pad_graph, pad_sequence, action_delay, randomize, trials, or `module:Class`; with arguments
+    `{name: {argument: value}}`."""
     previous_action_reward: bool | None = None
     """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
