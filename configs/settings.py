@@ -46,7 +46,16 @@ ENCODERS: dict[str, tuple[str, ...]] = {
         *("features_dim", "hidden_size", "cell", "bidirectional", "attention", "output_length", "pool"),
         *("predict", "auxiliary_weight", "mask_key"),
     ),
-    "graph": ("features_dim", "hidden_size", "rounds", "pool", "both_ways", "output", "node_features"),
+    "graph": (
+        "features_dim",
+        "hidden_size",
+        "rounds",
+        "pool",
+        "both_ways",
+        "output",
+        "node_features",
+        "auxiliary_weight",
+    ),
 }
 """The encoders that have a name, and the arguments each takes."""
 
@@ -193,8 +202,9 @@ class PolicySettings:
     transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space."""
     encoder_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the encoder."""
-    actions: Literal["flat", "nodes"] = "flat"
-    """What actions are about: flat: the whole observation; nodes: one action a node of a graph, encoder graph."""
+    actions: Literal["flat", "nodes", "links"] = "flat"
+    """What actions are about: flat: the whole observation; nodes, links: an action for each node or edge of a graph,
+    encoder graph."""
     first_node: Annotated[int, AT_LEAST_0] = 0
     """The node that the first action is about, where actions are about nodes."""
     net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = (64,)
@@ -415,10 +425,13 @@ def _unusable_policy(policy: PolicySettings) -> Iterator[tuple[str, str]]:
     yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
     if policy.encoder is not None:
         yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
-    if policy.actions == "flat" and policy.first_node:
-        yield "policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"
-    if policy.actions == "nodes" and policy.encoder in ENCODERS and policy.encoder != "graph":
-        yield "policy.actions", f"nodes are those of encoder graph, not of {policy.encoder}; use that, or actions flat"
+    if policy.actions != "nodes" and policy.first_node:
+        yield "policy.first_node", f"goes with policy.actions nodes, not with {policy.actions}; leave it out"
+    if policy.actions != "flat" and policy.encoder in ENCODERS and policy.encoder != "graph":
+        yield (
+            "policy.actions",
+            f"{policy.actions} are those of encoder graph, not of {policy.encoder}; use that, or actions flat",
+        )
 
 
 def _unknown_choice(
