@@ -341,6 +341,7 @@ COLORS = {
     "gru": "#4c72b0",
     "mingru": "#64b5cd",
     "lru": "#55a868",
+    "ffm": "#8c8c8c",
     "gtrxl": "#8172b3",
     "deltanet": "#da8bc3",
     "attention": "#dd8452",

@@ -26,6 +26,7 @@ MEMORIES: dict[str, tuple[str, ...]] = {
     "mingru": (*_LAYERS, "chrono_horizon"),
     "lru": (*_LAYERS, "state_size", "r_min", "r_max", "max_phase"),
     "deltanet": (*_LAYERS, "heads", "chrono_horizon"),
+    "ffm": (*_LAYERS, "trace_size", "context_size", "chrono_horizon"),
     "gtrxl": (*_LAYERS, "heads", "window", "feedforward_size", "gate_bias"),
     "attention": (*_LAYERS, "cell", "window", "score"),
 }
@@ -45,13 +46,22 @@ ENCODERS: dict[str, tuple[str, ...]] = {
         *("features_dim", "hidden_size", "cell", "bidirectional", "attention", "output_length", "pool"),
         *("predict", "auxiliary_weight", "mask_key"),
     ),
-    "graph": ("features_dim", "hidden_size", "rounds", "pool", "both_ways", "output", "node_features"),
+    "graph": (
+        "features_dim",
+        "hidden_size",
+        "rounds",
+        "pool",
+        "both_ways",
+        "output",
+        "node_features",
+        "auxiliary_weight",
+    ),
 }
 """The encoders that have a name, and the arguments each takes."""
 
 WRAPPERS = (
-    *("mask", "flicker", "delay", "noise", "previous_action_reward", "history", "flatten"),
-    *("pad_graph", "pad_sequence"),
+    *("mask", "flicker", "dropout", "delay", "noise", "previous_action_reward", "history", "flatten"),
+    *("pad_graph", "pad_sequence", "action_delay", "randomize", "trials"),
 )
 """The wrappers that have a name."""
 
@@ -95,8 +105,9 @@ class EnvironmentSettings:
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
     wrappers: tuple[Wrapper, ...] = ()
-    """Wrappers, innermost first: mask, flicker, delay, noise, previous_action_reward, history, flatten, pad_graph,
-    pad_sequence, or `module:Class`; with arguments `{name: {argument: value}}`."""
+    """Wrappers, innermost first: mask, flicker, dropout, delay, noise, previous_action_reward, history, flatten,
+    pad_graph, pad_sequence, action_delay, randomize, trials, or `module:Class`; with arguments
+    `{name: {argument: value}}`."""
     previous_action_reward: bool | None = None
     """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
@@ -180,7 +191,8 @@ class PolicySettings:
     """The network: encoder, memory, heads."""
 
     memory: str = "lstm"
-    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, deltanet, gtrxl, attention, `module:Class`."""
+    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, ffm, deltanet, gtrxl, attention,
+    `module:Class`."""
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"
@@ -190,8 +202,9 @@ class PolicySettings:
     transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space."""
     encoder_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the encoder."""
-    actions: Literal["flat", "nodes"] = "flat"
-    """What actions are about: flat: the whole observation; nodes: one action a node of a graph, encoder graph."""
+    actions: Literal["flat", "nodes", "links"] = "flat"
+    """What actions are about: flat: the whole observation; nodes, links: an action for each node or edge of a graph,
+    encoder graph."""
     first_node: Annotated[int, AT_LEAST_0] = 0
     """The node that the first action is about, where actions are about nodes."""
     net_arch: Annotated[tuple[int, ...] | None, EACH_AT_LEAST_1] = (64,)
@@ -423,10 +436,13 @@ def _unusable_policy(policy: PolicySettings) -> Iterator[tuple[str, str]]:
     yield from _unknown_choice("memory", policy.memory, policy.memory_kwargs, MEMORIES)
     if policy.encoder is not None:
         yield from _unknown_choice("encoder", policy.encoder, policy.encoder_kwargs, ENCODERS)
-    if policy.actions == "flat" and policy.first_node:
-        yield "policy.first_node", "goes with policy.actions nodes, not with flat; leave it out"
-    if policy.actions == "nodes" and policy.encoder in ENCODERS and policy.encoder != "graph":
-        yield "policy.actions", f"nodes are those of encoder graph, not of {policy.encoder}; use that, or actions flat"
+    if policy.actions != "nodes" and policy.first_node:
+        yield "policy.first_node", f"goes with policy.actions nodes, not with {policy.actions}; leave it out"
+    if policy.actions != "flat" and policy.encoder in ENCODERS and policy.encoder != "graph":
+        yield (
+            "policy.actions",
+            f"{policy.actions} are those of encoder graph, not of {policy.encoder}; use that, or actions flat",
+        )
 
 
 def _unknown_choice(

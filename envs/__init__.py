@@ -5,6 +5,7 @@
     tasks.recall           tasks whose best return is known
     tasks.sequences        sequences to be remembered
     tasks.graphs           a graph seen in part
+    tasks.routing          a network whose loads are seen one node at a time
     tasks.batch            dynamics written once, for a batch and for one
     wrappers.transforms    what hides, garbles or adds to observations
     wrappers.padding       graphs and sequences as arrays of one size
@@ -48,6 +49,7 @@ _register("CountRecall-v0", "sequences", "CountRecall", reward_threshold=0.9)
 _register("PhaseForecast-v0", "sequences", "PhaseForecast", reward_threshold=0.9)
 _register("Recall-v0", "sequences", "Recall", reward_threshold=0.95)
 _register("GraphSearch-v0", "graphs", "GraphSearch", reward_threshold=0.95)
+_register("PacketRouting-v0", "routing", "PacketRouting", reward_threshold=0.95)
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ from agents.memory import State
 from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
 from agents.policy.contrib import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy, own_policy
 from agents.policy.heads import check_action_space
-from agents.policy.nodes import NodeActionPolicy
+from agents.policy.nodes import LinkActionPolicy, NodeActionPolicy
 from agents.rollout.actor import Actor
 from agents.rollout.buffer import (
     SequenceBatch,
@@ -95,6 +95,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         "MlpGruPolicy": GruPolicy,
         "MlpRnnPolicy": RnnPolicy,
         "NodeActionPolicy": NodeActionPolicy,
+        "LinkActionPolicy": LinkActionPolicy,
     }
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]

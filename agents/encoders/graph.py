@@ -21,19 +21,23 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_choice, check_count, check_switch
+from agents.checks.arguments import check_choice, check_count, check_range, check_switch
 from agents.encoders.attention import masked_softmax
 
 POOLS = ("attention", "mean", "sum")
-OUTPUTS = ("graph", "nodes", "both")
+OUTPUTS = ("graph", "nodes", "both", "links", "graph and links")
 _AXES: dict[str, tuple[str | int, ...]] = {
     "nodes": ("nodes", "features"),
     "edge_index": ("edges", 2),
     "node_mask": ("nodes",),
     "edge_mask": ("edges",),
     "edges": ("edges", "edge features"),
+    "node_labels": ("nodes",),
+    "pair_index": ("pairs", 2),
+    "pair_labels": ("pairs",),
 }
-"""The parts of an observation, of which "edges" may be missing; axes of one name have one size."""
+"""The parts of an observation, of which the first four must be there; axes of one name have one size."""
+_NEEDED = ("nodes", "edge_index", "node_mask", "edge_mask")
 
 
 class GraphEncoder(BaseFeaturesExtractor):
@@ -42,6 +46,13 @@ class GraphEncoder(BaseFeaturesExtractor):
     The wrapper ``pad_graph`` makes such observations of ``gymnasium.spaces.Graph``. Masks are 1 for a node or an edge,
     0 for padding. An edge (u, v) leads from node u to node v; one with an end that is padding is padding. Other keys
     of the observation are flattened and join the pooled nodes before the last layer.
+
+    Auxiliary losses (Kipf & Welling 2017 and 2016 have them as tasks) are of what the observation tells for this alone,
+    and no feature is made of it; -1 stands for what is not known, and is left out:
+
+    - ``node_classification``: of node_labels (N,), the class of each node, cross-entropy.
+    - ``link_prediction``: of pair_labels (P,), 1 or 0 for the pairs of nodes pair_index (P, 2): whether there is a
+      link, or whatever else joins the first to the second; binary cross-entropy.
 
     Args:
         features_dim: size of the features of the graph.
@@ -52,9 +63,11 @@ class GraphEncoder(BaseFeaturesExtractor):
         both_ways: messages also run against the direction of an edge, with weights of their own.
         output: ``"graph"``: the features of the graph, (B, features_dim). ``"nodes"``: those of the nodes,
             (B, N * node_features), in the order of the nodes, zero for padding: node i's are entries
-            i * node_features to (i + 1) * node_features. ``"both"``: the graph's, then the nodes', as
-            ``NodeActionPolicy`` reads them.
-        node_features: size of a node's features in the output.
+            i * node_features to (i + 1) * node_features. ``"links"``: those of the edges, (B, E * node_features), in
+            the same manner, made of both ends and the edge. ``"both"``, ``"graph and links"``: the graph's, then
+            those, as ``NodeActionPolicy`` and ``LinkActionPolicy`` read them.
+        node_features: size of a node's, or an edge's, features in the output.
+        auxiliary_weight: of each auxiliary loss whose labels the observation has; 0 for none.
     """
 
     def __init__(
@@ -67,6 +80,7 @@ class GraphEncoder(BaseFeaturesExtractor):
         both_ways: bool = True,
         output: str = "graph",
         node_features: int = 16,
+        auxiliary_weight: float = 0.0,
     ) -> None:
         counts = dict(features_dim=features_dim, hidden_size=hidden_size, rounds=rounds, node_features=node_features)
         for name, count in counts.items():
@@ -74,11 +88,14 @@ class GraphEncoder(BaseFeaturesExtractor):
         check_choice("pool", pool, POOLS)
         check_choice("output", output, OUTPUTS)
         check_switch("both_ways", both_ways)
+        check_range("auxiliary_weight", auxiliary_weight, 0.0)
         space = _checked(observation_space)
         self.max_nodes, size = _shape(space["nodes"])
-        self.graph_features = 0 if output == "nodes" else features_dim
+        self.graph_features = 0 if output in ("nodes", "links") else features_dim
         self.node_features = 0 if output == "graph" else node_features
-        super().__init__(space, self.graph_features + self.max_nodes * self.node_features)
+        self.of_links = output in ("links", "graph and links")
+        self.max_items = _shape(space["edge_index"])[0] if self.of_links else self.max_nodes
+        super().__init__(space, self.graph_features + self.max_items * self.node_features)
         self.rounds, self.pool = rounds, pool
         self.enter = nn.Linear(size, hidden_size)
         edge_size = _shape(space["edges"])[1] if "edges" in space.spaces else 0
@@ -92,7 +109,12 @@ class GraphEncoder(BaseFeaturesExtractor):
             context_size = sum(spaces.utils.flatdim(space[key]) for key in self._context_keys)
             self.leave = nn.Linear(hidden_size + context_size, features_dim)
         if self.node_features:
-            self.leave_nodes = nn.Linear(2 * hidden_size, node_features)
+            item_size = 4 * hidden_size + edge_size if self.of_links else 2 * hidden_size
+            self.leave_nodes = nn.Linear(item_size, node_features)
+        self.auxiliary_weight = float(auxiliary_weight)
+        self._losses: dict[str, Tensor] = {}
+        if self.auxiliary_weight:
+            self._make_predictors(space, hidden_size)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of (B, ...) -> (B, features_dim)."""
@@ -104,9 +126,58 @@ class GraphEncoder(BaseFeaturesExtractor):
             context = [observations[key].flatten(1).float() for key in self._context_keys]
             features.append(torch.tanh(self.leave(torch.cat((self._pooled(states, valid), *context), dim=1))))
         if self.node_features:
-            nodes = torch.tanh(self.leave_nodes(torch.cat((entered, states), dim=2))) * valid[..., None]
-            features.append(nodes.flatten(1))
+            nodes = torch.cat((entered, states), dim=2)
+            items, there = self._link_inputs(observations, nodes, valid) if self.of_links else (nodes, valid)
+            features.append((torch.tanh(self.leave_nodes(items)) * there[..., None]).flatten(1))
+        if self.training and self.auxiliary_weight:
+            self._losses = self._predicted(observations, states, valid)
         return torch.cat(features, dim=1)
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """Of the last forward pass in training mode."""
+        losses, self._losses = self._losses, {}
+        return {name: self.auxiliary_weight * loss for name, loss in losses.items()}
+
+    def _make_predictors(self, space: spaces.Dict, hidden_size: int) -> None:
+        if "node_labels" in space.spaces:
+            self.classify = nn.Linear(hidden_size, _largest(space["node_labels"]) + 1)
+        if "pair_labels" in space.spaces:
+            self.join = nn.Bilinear(hidden_size, hidden_size, 1)
+        if not {"node_labels", "pair_labels"} & space.spaces.keys():
+            raise ValueError(
+                "auxiliary_weight needs labels in the observation, node_labels (nodes,) or pair_index (pairs, 2) with "
+                f"pair_labels (pairs,); it has {', '.join(space.spaces)}: add them, or set auxiliary_weight to 0"
+            )
+
+    def _predicted(self, observations: dict[str, Tensor], states: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """The losses, by name, over what is known."""
+        losses = {}
+        if hasattr(self, "classify"):
+            labels = observations["node_labels"].long()
+            known = (labels >= 0) & valid
+            losses["node_classification"] = _mean(
+                nn.functional.cross_entropy(
+                    self.classify(states).transpose(1, 2), labels.clamp(min=0), reduction="none"
+                ),
+                known,
+            )
+        if hasattr(self, "join"):
+            labels, pairs = observations["pair_labels"], observations["pair_index"].long()
+            one, other = (states.gather(1, end[..., None].expand(-1, -1, states.shape[2])) for end in pairs.unbind(2))
+            known = (labels >= 0) & valid.gather(1, pairs[..., 0]) & valid.gather(1, pairs[..., 1])
+            logits = self.join(one, other).squeeze(2)
+            loss = nn.functional.binary_cross_entropy_with_logits
+            losses["link_prediction"] = _mean(loss(logits, labels.clamp(min=0).float(), reduction="none"), known)
+        return losses
+
+    def _link_inputs(self, observations: dict[str, Tensor], nodes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """What an edge's features are made of, (B, E, ...), from its nodes (B, N, ...), and which edges there are."""
+        sources, targets = self._ends(observations, valid)
+        there = sources.any(dim=2)
+        parts = [sources @ nodes, targets @ nodes]
+        if self.carried:
+            parts.append(observations["edges"].float().masked_fill(~there[..., None], 0.0))
+        return torch.cat(parts, dim=2), there
 
     def _node_states(self, observations: dict[str, Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
         """The states of the nodes before the first round and after the last, (B, N, H) each."""
@@ -146,6 +217,16 @@ class GraphEncoder(BaseFeaturesExtractor):
         return (weights[:, None] @ states).squeeze(1)
 
 
+def _mean(values: Tensor, of: Tensor) -> Tensor:
+    """Over the entries that are meant; 0 if there are none."""
+    return values.masked_fill(~of, 0.0).sum() / of.sum().clamp(min=1)
+
+
+def _largest(space: spaces.Space[Any]) -> int:
+    """The largest label there can be."""
+    return int(space.high.max()) if isinstance(space, spaces.Box) else 1
+
+
 def _check_not_empty(valid: Tensor) -> None:
     """Raises ValueError for a graph without nodes; on a CPU only, since a GPU would have to wait for the answer."""
     if valid.device.type == "cpu" and not bool(valid.any(dim=1).all()):
@@ -160,31 +241,33 @@ def _checked(space: spaces.Space[Any]) -> spaces.Dict:
     """The space, which has to be that of padded graphs."""
     if isinstance(space, spaces.Graph):
         raise ValueError(f"the graph encoder reads padded graphs, not {space}: put the wrapper 'pad_graph' around it")
-    needed = [name for name in _AXES if name != "edges"]
-    if not isinstance(space, spaces.Dict) or not set(needed) <= set(space.spaces):
+    if not isinstance(space, spaces.Dict) or not set(_NEEDED) <= set(space.spaces):
         has = f"the keys {', '.join(space.spaces)}" if isinstance(space, spaces.Dict) else str(space)
         raise ValueError(
-            f"the graph encoder reads a Dict observation with {', '.join(needed)} (and edges, if they have features), "
+            f"the graph encoder reads a Dict observation with {', '.join(_NEEDED)} (and edges, if they have features), "
             f"got {has}; the wrapper 'pad_graph' makes one of a Graph observation"
         )
     sizes: dict[str | int, int] = {2: 2}
     for name, axes in _AXES.items():
         if name in space.spaces:
             _check_part(name, space[name], axes, sizes)
-    index = space["edge_index"]
-    assert isinstance(index, spaces.Box)
-    if index.low.size and (index.low.min() < 0 or index.high.max() >= sizes["nodes"]):
-        raise ValueError(
-            f"'edge_index' may reach from {index.low.min()} to {index.high.max()}, but there are {sizes['nodes']} "
-            f"nodes: its Box must have low 0 and high {sizes['nodes'] - 1}"
-        )
+    if ("pair_index" in space.spaces) != ("pair_labels" in space.spaces):
+        raise ValueError("pair_index and pair_labels go together: give both in the observation, or neither")
+    for name in {"edge_index", "pair_index"} & space.spaces.keys():
+        index = space[name]
+        assert isinstance(index, spaces.Box)
+        if index.low.size and (index.low.min() < 0 or index.high.max() >= sizes["nodes"]):
+            raise ValueError(
+                f"{name!r} may reach from {index.low.min()} to {index.high.max()}, but there are {sizes['nodes']} "
+                f"nodes: its Box must have low 0 and high {sizes['nodes'] - 1}"
+            )
     return space
 
 
 def _check_part(name: str, part: spaces.Space[Any], axes: tuple[str | int, ...], sizes: dict[str | int, int]) -> None:
     """Raises ValueError unless a part has the axes that it should; sizes seen first are added to ``sizes``."""
     shape = _shape(part)
-    kinds = (spaces.Box, spaces.MultiBinary) if name.endswith("mask") else (spaces.Box,)
+    kinds = (spaces.Box, spaces.MultiBinary) if name.endswith(("mask", "labels")) else (spaces.Box,)
     fits = isinstance(part, kinds) and len(shape) == len(axes)
     fits = fits and all(sizes.setdefault(axis, size) == size for axis, size in zip(axes, shape, strict=True))
     if not fits or sizes["nodes"] < 1:

@@ -14,6 +14,7 @@ from typing import Any
 from agents.memory.attention import AttentionMemory
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
 from agents.memory.delta import GatedDeltaNet
+from agents.memory.ffm import FastForgetful
 from agents.memory.linear import LRU, MinGRU
 from agents.memory.recurrent import GRU, LSTM, RNN
 from agents.memory.transformer import GTrXL
@@ -25,6 +26,7 @@ __all__ = [
     "MEMORIES",
     "RNN",
     "AttentionMemory",
+    "FastForgetful",
     "GTrXL",
     "GatedDeltaNet",
     "Memory",
@@ -45,6 +47,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "mingru": MinGRU,
     "lru": LRU,
     "deltanet": GatedDeltaNet,
+    "ffm": FastForgetful,
     "gtrxl": GTrXL,
     "attention": AttentionMemory,
     "none": NoMemory,

@@ -100,34 +100,59 @@ class LRU(Stack):
         super().__init__(input_size, hidden_size, layers, (state_size, 2), learned_initial_state)
 
 
-class _Linear(Layer):
+class LinearLayer(Layer):
     """``x' = x + read(h)``, where ``h' = a h + b`` with a and b made of the normalized x."""
 
     def step(self, stream: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         x = normalized(stream)
         decay, inputs = self.terms(x)
-        after = decay * before + inputs
+        after = self.product(decay, before) + inputs
         return stream + self.read(after, x), after
 
     def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
         x = normalized(stream)
-        decay, inputs = self.terms(x)
+        decay, inputs, before = map(self.opened, (*self.terms(x), before))
         starts, nothing = episode_starts.unsqueeze(-1), before.new_zeros(())
         if initial is not None:
-            inputs = inputs + torch.where(starts, decay * initial, nothing)
+            inputs = inputs + torch.where(starts, decay * self.opened(initial), nothing)
         states = scan(torch.where(starts, nothing, decay), inputs, before)
-        return stream + self.read(states, x)
+        return stream + self.read(self.closed(states), x)
+
+    def product(self, decay: Tensor, before: Tensor) -> Tensor:
+        return decay * before
+
+    def opened(self, numbers: Tensor) -> Tensor:
+        """As what is scanned, (..., N)."""
+        return numbers
+
+    def closed(self, numbers: Tensor) -> Tensor:
+        return numbers
 
     @abstractmethod
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., H) -> decay and inputs of the recurrence, (..., N) each, or what broadcasts to it."""
+        """(..., H) -> decay and inputs of the recurrence, as the state is, or what broadcasts to it."""
 
     @abstractmethod
     def read(self, states: Tensor, x: Tensor) -> Tensor:
-        """States (..., N) and what they came from (..., H) -> (..., H)."""
+        """States and what they came from (..., H) -> (..., H)."""
 
 
-class _MinGRULayer(_Linear):
+class ComplexLayer(LinearLayer):
+    """With a state of complex numbers, (..., N, 2): a step is in their real and imaginary parts, which is all that
+    exporters know."""
+
+    def product(self, decay: Tensor, before: Tensor) -> Tensor:
+        (a, b), (x, y) = decay.unbind(-1), before.unbind(-1)
+        return torch.stack((a * x - b * y, a * y + b * x), dim=-1)
+
+    def opened(self, numbers: Tensor) -> Tensor:
+        return torch.view_as_complex(numbers.contiguous())
+
+    def closed(self, numbers: Tensor) -> Tensor:
+        return torch.view_as_real(numbers)
+
+
+class _MinGRULayer(LinearLayer):
     def __init__(self, hidden_size: int, chrono_horizon: float | None) -> None:
         super().__init__()
         self.gates = xavier_linear(hidden_size, 2 * hidden_size, parts=2)  # z, n
@@ -160,7 +185,7 @@ class _MinGRULayer(_Linear):
         return layer
 
 
-class _LRULayer(_Linear):
+class _LRULayer(ComplexLayer):
     def __init__(self, hidden_size: int, state_size: int, r_min: float, r_max: float, max_phase: float) -> None:
         super().__init__()
         radius = 1 - torch.empty(state_size).uniform_(math.log(1 - r_max), math.log(1 - r_min)).exp()
@@ -175,29 +200,22 @@ class _LRULayer(_Linear):
         self.skip = nn.Parameter(torch.randn(hidden_size))
         self.output = xavier_linear(hidden_size, 2 * hidden_size, parts=2)
 
-    def step(self, stream: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        stream, after = super().step(stream, _complex(before))
-        return stream, torch.view_as_real(after)
-
-    def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
-        return super().unroll(stream, _complex(before), None if initial is None else _complex(initial), episode_starts)
-
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1)
         inputs = nn.functional.linear(x, weight)
-        return self.eigenvalues(), torch.view_as_complex(inputs.view(*x.shape[:-1], -1, 2))
+        return self.eigenvalues(), inputs.unflatten(-1, (-1, 2))
 
     def read(self, states: Tensor, x: Tensor) -> Tensor:
-        y = nn.functional.linear(torch.view_as_real(states).flatten(-2), self.readout) + self.skip * x
+        y = nn.functional.linear(states.flatten(-2), self.readout) + self.skip * x
         return nn.functional.glu(self.output(nn.functional.gelu(y, approximate="tanh")), dim=-1)
 
     def eigenvalues(self) -> Tensor:
-        """lambda, (N,) complex."""
-        return torch.polar(torch.exp(-self.nu.exp()), self.theta.exp())
+        """lambda, (N, 2)."""
+        return polar(torch.exp(-self.nu.exp()), self.theta.exp())
 
     def numpy_layer(self) -> NumpyLayer:
         with torch.no_grad():
-            decay = self.eigenvalues().numpy()
+            decay = self.eigenvalues().numpy().view(np.complex64)[..., 0]
             inputs_of = numpy_linear(self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1))
             readout_of = numpy_linear(self.readout)
             skip: Array = self.skip.detach().numpy()
@@ -218,9 +236,9 @@ class _LRULayer(_Linear):
 _HALF = np.float32(0.5)
 
 
-def _complex(state: Tensor) -> Tensor:
-    """(..., N, 2) -> (..., N)."""
-    return torch.view_as_complex(state.contiguous())
+def polar(radius: Tensor, angle: Tensor) -> Tensor:
+    """Complex numbers (..., 2) from radii and angles (...)."""
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
 
 
 def _numpy_gelu(x: Array) -> Array:

@@ -115,7 +115,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             ``"detached"``: the actor's memory without the critic's gradient; ``"separate"``: one of its own;
             ``"none"``: nothing, a linear layer in its place.
         action_mask: the key of a Dict observation that says which actions are allowed, (n,) true where allowed for
-            Discrete(n), the choices of all axes in a row for MultiDiscrete. Forbidden actions get probability 0.
+            Discrete(n), the choices of all axes in a row for MultiDiscrete, the bits that may be 1 for MultiBinary.
+            Forbidden actions get probability 0.
         privileged: keys of a Dict observation that only the critic sees, in training; the actor needs none of them, and
             ``predict`` may leave them out. The critic then has an extractor of its own, and ``critic_memory`` is
             ``"separate"`` or ``"none"``.
@@ -634,8 +635,10 @@ def _check_action_mask(key: str | None, observation_space: spaces.Space[Any], ac
         expected = int(action_space.n)
     elif isinstance(action_space, spaces.MultiDiscrete):
         expected = int(np.sum(action_space.nvec))
+    elif isinstance(action_space, spaces.MultiBinary):
+        expected = int(np.prod(action_space.shape))
     else:
-        raise ValueError(f"actions can be masked for Discrete and MultiDiscrete spaces, not for {action_space}")
+        raise ValueError(f"actions can be masked for Discrete, MultiDiscrete and MultiBinary, not for {action_space}")
     size = int(np.prod(observation_space.spaces[key].shape or ()))
     if size != expected:
         raise ValueError(

@@ -1,16 +1,16 @@
-"""One action per node of a graph: an actor-critic policy whose logits are those of nodes.
+"""Actions about the nodes or the links of a graph: an actor-critic policy with a logit for each.
 
     observation -> graph encoder -> graph features -> memory -> heads -> latent a
-                        `-> node features z_1 .. z_N, past the memory -> logit_i = w . tanh(A a + B z_i + b)
+                        `-> z_1 .. z_N of nodes or links, past the memory -> logit_i = w . tanh(A a + B z_i + b)
 
-The memory carries what the graph as a whole was; its output is compared with every present node, with the same weights
-for each, so that permuted nodes have permuted probabilities. The logits are those of a pointer network (Vinyals,
-Fortunato & Jaitly, 2015).
+The memory carries what the graph as a whole was; its output is compared with every node (or link) that is there, with
+the same weights for each, so that permuted nodes have permuted probabilities. The logits are those of a pointer network
+(Vinyals, Fortunato & Jaitly, 2015).
 
-Axes: T time, B observations, N nodes, G features of a graph, Z of a node, H of the memory.
+Axes: T time, B observations, N nodes or links, G features of a graph, Z of a node or a link, H of the memory.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from gymnasium import spaces
@@ -72,7 +72,7 @@ class PassingHeads(nn.Module):
 
 
 class Pointer(nn.Module):
-    """(B, H + N * Z) -> (B, n): the logits of nodes ``first`` to ``first + n - 1``."""
+    """(B, H + N * Z) -> (B, n): the logits of nodes, or links, ``first`` to ``first + n - 1``."""
 
     def __init__(self, latent_size: int, node_features: int, first: int, n: int, hidden_size: int = 64) -> None:
         super().__init__()
@@ -94,14 +94,19 @@ class Pointer(nn.Module):
 class NodeActionPolicy(RecurrentActorCriticPolicy):
     """``"NodeActionPolicy"``: action i of Discrete(n) is about node ``first_node + i`` of a graph observation.
 
-    Nodes that are not there have probability 0; ``action_mask`` forbids others too. The encoder is the graph
-    encoder with ``output="both"``, which is set here; its other settings go in ``features_extractor_kwargs``.
+    With MultiBinary(n) each node gets a yes or a no. Nodes that are not there have probability 0; ``action_mask``
+    forbids others too. The encoder is the graph encoder with ``output="both"``, which is set here; its other settings
+    go in ``features_extractor_kwargs``.
 
     Args:
         first_node: the node that action 0 is about: 1 where node 0 is the agent's own place, say.
 
     The other arguments are those of the general policy. A critic with an extractor of its own is not for this policy.
     """
+
+    items: ClassVar[str] = "nodes"
+    mask_key: ClassVar[str] = "node_mask"
+    output: ClassVar[str] = "both"
 
     def __init__(
         self,
@@ -112,29 +117,34 @@ class NodeActionPolicy(RecurrentActorCriticPolicy):
         first_node: int = 0,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(action_space, spaces.Discrete):
-            raise ValueError(f"NodeActionPolicy chooses one node, so the action space is Discrete; got {action_space}")
+        name = type(self).__name__
+        if not isinstance(action_space, spaces.Discrete | spaces.MultiBinary):
+            raise ValueError(
+                f"{name} chooses one of the {self.items}, Discrete(n), or says yes or no for each, MultiBinary(n); got "
+                f"{action_space}"
+            )
         encoder = kwargs.pop("features_extractor_class", None) or GraphEncoder
         if not (isinstance(encoder, type) and issubclass(encoder, GraphEncoder)):
-            raise ValueError(f"NodeActionPolicy needs the features of nodes, so the graph encoder; got {encoder!r}")
+            raise ValueError(f"{name} needs the features of {self.items}, so the graph encoder; got {encoder!r}")
         if kwargs.get("privileged") or not kwargs.get("share_features_extractor", True):
-            raise ValueError("with NodeActionPolicy actor and critic share the encoder: no privileged keys")
+            raise ValueError(f"with {name} actor and critic share the encoder: no privileged keys")
         self.first_node = first_node
-        kwargs["features_extractor_kwargs"] = {**(kwargs.get("features_extractor_kwargs") or {}), "output": "both"}
+        kwargs["features_extractor_kwargs"] = {**(kwargs.get("features_extractor_kwargs") or {}), "output": self.output}
         kwargs["features_extractor_class"] = encoder
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        encoder, n = self._encoder, int(self.action_space.n)  # type: ignore[attr-defined]
-        if not 0 <= self.first_node <= encoder.max_nodes - n:
+        encoder, n, first = self._encoder, int(self.action_net.out_features), self.first_node  # type: ignore[arg-type]
+        if not 0 <= first <= encoder.max_items - n:
+            kind, setting = type(self.action_space).__name__, ", or set first_node" if self.items == "nodes" else ""
             raise ValueError(
-                f"{n} actions about nodes {self.first_node} to {self.first_node + n - 1}, but the observation has room "
-                f"for {encoder.max_nodes} nodes; make the action space Discrete({encoder.max_nodes - self.first_node}) "
-                "or smaller, or set first_node"
+                f"{n} actions about {self.items} {first} to {first + n - 1}, but the observation has room for "
+                f"{encoder.max_items} {self.items}; make the action space {kind}({encoder.max_items - first}) or "
+                f"smaller{setting}"
             )
         latent_size = self.mlp_extractor.latent_dim_pi - self._passed
-        self.action_net = Pointer(latent_size, encoder.node_features, self.first_node, n).to(self.device)
+        self.action_net = Pointer(latent_size, encoder.node_features, first, n).to(self.device)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _make_memory(self, input_size: int) -> Memory:
@@ -155,12 +165,34 @@ class NodeActionPolicy(RecurrentActorCriticPolicy):
 
     @property
     def _passed(self) -> int:
-        return self._encoder.max_nodes * self._encoder.node_features
+        return self._encoder.max_items * self._encoder.node_features
 
     def distribution_parameters(self, latent: Tensor, obs: Any) -> Parameters:
         (logits,) = super().distribution_parameters(latent, obs)
-        there = obs["node_mask"][:, self.first_node : self.first_node + logits.shape[1]].bool()
+        there = obs[self.mask_key][:, self.first_node : self.first_node + logits.shape[1]].bool()
         return (logits.masked_fill(~there, torch.finfo(logits.dtype).min),)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "first_node": self.first_node}
+
+
+class LinkActionPolicy(NodeActionPolicy):
+    """``"LinkActionPolicy"``: action i of Discrete(n) is about edge i of a graph observation: follow it, say.
+
+    With MultiBinary(n) each edge gets a yes or a no: which to add, which to cut. All else is as for actions about
+    nodes; a link's features are made of both its ends and of its own.
+    """
+
+    items = "links"
+    mask_key = "edge_mask"
+    output = "graph and links"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.pop("first_node", 0):
+            raise ValueError("first_node goes with NodeActionPolicy: action i of LinkActionPolicy is about edge i")
+        super().__init__(*args, **kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        del parameters["first_node"]
+        return parameters

@@ -29,7 +29,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
 }
 
-POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy"}  # by what actions are about
+# By what actions are about.
+POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy", "links": "LinkActionPolicy"}
 
 
 def make_environments(

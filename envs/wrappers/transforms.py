@@ -2,15 +2,18 @@
 
     mask                     entries are zero, or left out
     flicker                  the whole observation is zero now and then
+    dropout                  single sensors fail for some steps
     delay                    observations come some steps late
     noise                    Gaussian noise on them
     previous_action_reward   the last action and reward are seen too
     history                  the last few observations are seen at once
     flatten                  nested Dict and Tuple observations become a plain Dict
     pad_graph, pad_sequence  graphs and sequences become arrays of one size with masks; see `envs.wrappers.padding`
+    action_delay, randomize, trials
+                             what changes the environment itself; see `envs.wrappers.dynamics`
 
-Each but the last two is written once, as a `Transform` of N environments' observations, and serves a single
-`gymnasium.Env` (N = 1, see `wrap`) and a whole vector environment (`envs.make(..., wrappers=...)`) alike. At an
+Each but those of the last two lines is written once, as a `Transform` of N environments' observations, and serves a
+single `gymnasium.Env` (N = 1, see `wrap`) and a whole vector environment (`envs.make(..., wrappers=...)`) alike. At an
 episode's end its last observation belongs to the episode, with its history, delay, action and reward; the next
 episode's first knows nothing of it.
 
@@ -35,6 +38,7 @@ from numpy.typing import NDArray
 from envs.tasks.batch import Rows
 from envs.tasks.observations import Tree, is_array_space, leaves, only, tree_map
 from envs.tasks.streams import Streams
+from envs.wrappers.dynamics import ActionDelay, Randomize, Trials
 from envs.wrappers.encoding import Encoder, repeated, with_zero
 from envs.wrappers.padding import PadGraph, PadSequence
 
@@ -188,15 +192,74 @@ class Flicker(Transform):
         return {**parts, **seen}
 
 
-class Delay(Transform):
-    """Observations come `steps` steps late; until there are any, the episode's first is seen."""
+class Dropout(Transform):
+    """Each entry of a floating-point Box fails now and then, alone and for `duration` steps: then it is zero, or with
+    `hold` what it was last (zero where that was never)."""
 
-    def __init__(self, *around: Any, steps: int = 1, keys: Sequence[str] | None = None):
+    def __init__(
+        self,
+        *around: Any,
+        probability: float = 0.1,
+        duration: int = 1,
+        hold: bool = False,
+        keys: Sequence[str] | None = None,
+    ):
+        """`probability` that an entry that works fails at a step."""
+        if not 0.0 <= probability <= 1.0:
+            raise ValueError(f"probability must lie in [0, 1], not be {probability}")
+        if duration < 1:
+            raise ValueError(f"duration must be at least 1, not {duration}")
+        self._probability, self._duration, self._hold = probability, duration, hold
+        super().__init__(*around, keys=keys)
+        sizes = {key: int(np.prod(_shape(self._inner[key]))) for key in self._keys}
+        self._streams = {key: Streams(self.num_envs, size) for key, size in sizes.items()}
+        # Steps that an entry still fails for, and what it shows meanwhile, (N, entries).
+        self._left = {key: np.zeros((self.num_envs, size), np.int64) for key, size in sizes.items()}
+        self._last = {key: np.zeros((self.num_envs, size), self._inner[key].dtype) for key, size in sizes.items()}
+
+    def _random(self) -> Iterable[Streams]:
+        return self._streams.values()
+
+    def _spaces(self) -> Spaces:
+        for key in self._keys:
+            if self._box(key).dtype.kind != "f":
+                raise ValueError(f"{self._name} works on floating-point observations, not {self._inner[key]}")
+        return {**self._inner, **{key: with_zero(self._box(key)) for key in self._keys}}
+
+    def _first(self, parts: Parts, rows: Rows) -> Parts:
+        for key in self._keys:
+            self._left[key][rows], self._last[key][rows] = 0, 0
+        return self._shown(parts, rows)
+
+    def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
+        return self._shown(parts, self._every_row)
+
+    def _shown(self, parts: Parts, rows: Rows) -> Parts:
+        shown = {}
+        for key, streams in self._streams.items():
+            values, left = parts[key].reshape(len(rows), -1), np.maximum(self._left[key][rows] - 1, 0)
+            left[(left == 0) & (streams.take(rows) < self._probability)] = self._duration
+            self._left[key][rows] = left
+            if self._hold:
+                self._last[key][rows] = np.where(left > 0, self._last[key][rows], values)
+            shown[key] = np.where(left > 0, self._last[key][rows], values).reshape(parts[key].shape)
+        return {**parts, **shown}
+
+
+class Delay(Transform):
+    """Observations come `steps` steps late; until there are any, the episode's first is seen.
+
+    With `vary`, each episode's delay is drawn from 0 to `steps`.
+    """
+
+    def __init__(self, *around: Any, steps: int = 1, vary: bool = False, keys: Sequence[str] | None = None):
         if steps < 0:
             raise ValueError(f"steps must be 0 or more, not {steps}")
-        self._steps = steps
+        self._steps, self._vary = steps, vary
         super().__init__(*around, keys=keys)
-        # A ring of the last observations, (steps + 1, N, ...); the oldest is the one to show.
+        self._streams = Streams(self.num_envs, 1)
+        self._late = np.full(self.num_envs, steps)
+        # A ring of the last observations, (steps + 1, N, ...).
         self._now = 0
         self._past = {
             key: np.zeros((steps + 1, self.num_envs, *_shape(self._inner[key])), self._inner[key].dtype)
@@ -206,17 +269,22 @@ class Delay(Transform):
     def _spaces(self) -> Spaces:
         return self._inner
 
+    def _random(self) -> Iterable[Streams]:
+        return (self._streams,) if self._vary else ()
+
     def _first(self, parts: Parts, rows: Rows) -> Parts:
+        if self._vary:
+            self._late[rows] = self._streams.take(rows)[:, 0] * (self._steps + 1)
         for key, past in self._past.items():
             past[:, rows] = parts[key]
         return {**parts, **{key: parts[key].copy() for key in self._keys}}
 
     def _next(self, parts: Parts, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Parts:
         self._now = (self._now + 1) % (self._steps + 1)
-        oldest = (self._now + 1) % (self._steps + 1)
+        seen = (self._now - self._late) % (self._steps + 1)
         for key, past in self._past.items():
             past[self._now] = parts[key]
-        return {**parts, **{key: past[oldest].copy() for key, past in self._past.items()}}
+        return {**parts, **{key: past[seen, self._every_row] for key, past in self._past.items()}}
 
 
 class Noise(Transform):
@@ -413,6 +481,7 @@ class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]]] = {
     "mask": Mask,
     "flicker": Flicker,
+    "dropout": Dropout,
     "delay": Delay,
     "noise": Noise,
     "previous_action_reward": PreviousActionReward,
@@ -420,6 +489,9 @@ WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]
     "flatten": Flatten,
     "pad_graph": PadGraph,
     "pad_sequence": PadSequence,
+    "action_delay": ActionDelay,
+    "randomize": Randomize,
+    "trials": Trials,
 }
 
 

@@ -168,6 +168,36 @@ def test_noise_has_the_standard_deviation_it_is_given_and_no_mean() -> None:
     assert np.mean(errors) == pytest.approx(0.0, abs=0.02)
 
 
+def test_sensors_fail_each_on_its_own_for_so_many_steps_and_hold_or_show_zero() -> None:
+    for hold in (False, True):
+        settings = {"probability": 0.1, "duration": 3, "hold": hold}
+        venv = envs.make(lambda: Counting(3, 400), 20, wrappers=[("dropout", settings)], seed=0)
+        seen = np.stack([venv.reset()] + [venv.step(np.full(20, 5))[0] for _ in range(300)])
+        # Counting shows its number 3, its episode 1, and the step.
+        fails = seen[:, :, 2] != np.arange(301)[:, None]
+        # Fails with 0.1 a step while it works: of 1 / 0.1 - 1 working steps and 3 failing ones on average.
+        assert fails[1:].mean() == pytest.approx(3 / (9 + 3), abs=0.03)
+        assert np.unique(fails.T, axis=0).shape[0] == 20
+        if not hold:
+            assert (seen[1:, :, 2][fails[1:]] == 0).all()
+            assert set(np.unique(seen[:, :, 0])) == {0, 3}
+        starts = np.flatnonzero(fails[1:-3, 0] & ~fails[:-4, 0])
+        assert all(fails[t + 1 : t + 4, 0].all() for t in starts)
+        if hold:
+            assert (np.diff(seen[:, :, 2], axis=0) >= 0).all()  # the last that was seen, and never zero again
+    assert play("dropout", {"probability": 0.0}, steps=1)[1][0].tolist() == [3, 1, 1]
+
+
+def test_a_delay_that_varies_is_drawn_for_each_episode() -> None:
+    venv = envs.make(lambda: Counting(3, 8), 200, wrappers=[("delay", {"steps": 3, "vary": True})], seed=0)
+    venv.reset()
+    for _ in range(5):
+        seen = venv.step(np.full(200, 5))[0]
+    late = 5 - seen[:, 2]
+    assert set(late) == {0, 1, 2, 3}
+    assert np.bincount(late.astype(int)).min() > 30
+
+
 def test_two_noises_around_one_environment_differ() -> None:
     once = envs.make(Counting, 1, wrappers=["noise"], seed=4).reset()
     twice = envs.make(Counting, 1, wrappers=["noise", "noise"], seed=4).reset()
@@ -181,7 +211,7 @@ def test_two_noises_around_one_environment_differ() -> None:
         (id, name)
         for id in ("CartPoleNoVel-v1", "TMaze-v0", "RepeatPrevious-v0")
         for name in TRANSFORMS
-        if id != "RepeatPrevious-v0" or name not in ("mask", "noise")  # which need a Box
+        if id != "RepeatPrevious-v0" or name not in ("mask", "noise", "dropout")  # which need a Box
     ],
 )
 def test_one_environment_and_a_vector_of_them_see_the_same_through_a_wrapper(id: str, name: str) -> None:

@@ -174,7 +174,7 @@ def test_it_is_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("actions", "settings", "message"),
     [
-        (spaces.Box(-1, 1, (2,)), {}, "the action space is Discrete; got Box"),
+        (spaces.Box(-1, 1, (2,)), {}, "chooses one of the nodes, Discrete.*got Box"),
         (spaces.Discrete(6), {}, r"6 actions about nodes 0 to 5, .* room for 5 nodes; make the .* Discrete\(5\)"),
         (spaces.Discrete(5), {"first_node": 1}, r"make the action space Discrete\(4\) or smaller, or set first_node"),
         (spaces.Discrete(5), {"features_extractor_class": CombinedExtractor}, "so the graph encoder; got"),

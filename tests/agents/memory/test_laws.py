@@ -49,6 +49,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"hidden_size": 16},
         {"hidden_size": 6, "num_layers": 3, "heads": 2, "learned_initial_state": True},
     ],
+    "ffm": [
+        {"hidden_size": 16},
+        {"hidden_size": 6, "num_layers": 3, "trace_size": 5, "context_size": 2, "learned_initial_state": True},
+    ],
     "gtrxl": [
         {"hidden_size": 16, "heads": 2, "window": 6},
         {"hidden_size": 14, "heads": 1, "num_layers": 3, "window": 4, "learned_initial_state": True},
