@@ -23,7 +23,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.utils import ConstantSchedule, get_device
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent, undisturbed
@@ -65,9 +65,9 @@ class Player:
                 "Player(RecurrentPPO.load(path).policy).act(prepared)"
             )
         self.policy, self.deterministic = policy, deterministic
-        self._normalizer, self._previous = normalizer, previous
-        self._seen_space: spaces.Space[Any] = (normalizer or policy).observation_space
-        self.observation_space = self._seen_space if previous is None else previous.observation_space
+        self.normalizer, self.previous = normalizer, previous
+        self.seen_space: spaces.Space[Any] = (normalizer or policy).observation_space
+        self.observation_space = self.seen_space if previous is None else previous.observation_space
         self._added: Added | None = None  # None if observations come with action and reward
         self._actions: NDArray[Any] | None = None
         self._state: tuple[NDArray[Any], ...] | None = None
@@ -97,6 +97,14 @@ class Player:
         policy = _policy_of(saved, get_device(device))
         return cls(policy, saved.normalizer, previous=saved.previous, deterministic=deterministic)
 
+    @classmethod
+    def of(cls, algorithm: RecurrentOnPolicyAlgorithm, *, deterministic: bool = True) -> "Player":
+        """The player of an algorithm as it is, with the normalizer and the inputs of its environment."""
+        venv = algorithm.get_env()
+        wrapper = None if venv is None else unwrap_vec_wrapper(venv, VecNormalize)
+        normalizer = None if wrapper is None else NormalizerState.of(wrapper)
+        return cls(algorithm.policy, normalizer, previous=PreviousInputs.of(venv), deterministic=deterministic)
+
     def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
         """The action for one observation, or the actions (B, ...) for a batch of them.
 
@@ -111,11 +119,11 @@ class Player:
                 the reward that the agent sees is missing.
         """
         adds = self._adds_to(observation) if self._state is None else self._added is not None
-        arrays, batch_size = _checked(observation, self.observation_space if adds else self._seen_space)
+        arrays, batch_size = _checked(observation, self.observation_space if adds else self.seen_space)
         n_agents = 1 if batch_size is None else batch_size
         if self._state is None:
             self._batch_size, self._starts = batch_size, np.ones(n_agents, dtype=bool)
-            self._added = self._previous.adding(n_agents) if adds and self._previous is not None else None
+            self._added = self.previous.adding(n_agents) if adds and self.previous is not None else None
         elif batch_size != self._batch_size:
             raise ValueError(
                 f"the player carries the memory of {_agents(self._batch_size)}, this observation is of "
@@ -123,8 +131,8 @@ class Player:
             )
         if self._added is not None:
             arrays = self._with_previous(self._added, arrays, reward)
-        if self._normalizer is not None:
-            arrays = self._normalizer.normalize(arrays)
+        if self.normalizer is not None:
+            arrays = self.normalizer.normalize(arrays)
         actions, self._state = self.policy.predict(arrays, self._state, self._starts, self.deterministic)
         self._starts = np.zeros(n_agents, dtype=bool)
         if self._added is None:
@@ -135,12 +143,12 @@ class Player:
     def around(self, env: VecEnv) -> VecEnv:
         """Environments whose observations :meth:`act` takes without rewards: wrapped, if the agent sees its last action
         and reward and they do not show them."""
-        return self._previous.wrap(env) if self._previous is not None and self._previous.missing_in(env) else env
+        return self.previous.wrap(env) if self.previous is not None and self.previous.missing_in(env) else env
 
     def normalized(self, observation: Any) -> Any:
         """An observation, or a batch of them, as the policy sees it; with last action and reward, if it sees those."""
-        arrays, _ = _checked(observation, self._seen_space)
-        return arrays if self._normalizer is None else self._normalizer.normalize(arrays)
+        arrays, _ = _checked(observation, self.seen_space)
+        return arrays if self.normalizer is None else self.normalizer.normalize(arrays)
 
     def reset(self, mask: Any = None) -> None:
         """Says that an episode starts with the next observation, for those of a mask (B,).
@@ -160,10 +168,10 @@ class Player:
 
     def _adds_to(self, observation: Any) -> bool:
         """Whether an observation comes without the last action and reward that the policy sees."""
-        if self._previous is None:
+        if self.previous is None:
             return False
         try:
-            arrays, _ = _checked(observation, self._seen_space)
+            arrays, _ = _checked(observation, self.seen_space)
         except NotFiniteObservation:
             return False
         except ValueError:

@@ -259,5 +259,5 @@ _LEARNING = {"evaluate_actions", "evaluate_heads", "unroll", "states_along", "_s
 
 # What may be replaced since it is not passed by; all other methods may not, whichever they are.
 _NOT_IN_ACTING = _CONSTRUCTION | _STATES | _PREDICTING | _LEARNING
-_NOT_IN_AN_UPDATE = _CONSTRUCTION | _STATES | _PREDICTING | {"forward", "_step", "states_along", "_states_along"}
+_NOT_IN_AN_UPDATE = _CONSTRUCTION | _STATES | _PREDICTING | {"forward", "step_hidden", "states_along", "_states_along"}
 _NOT_IN_A_STEP = _CONSTRUCTION | {"initial_state", "renew", "unroll", "states_along", "attention_weights"}

@@ -43,7 +43,7 @@ def xavier_linear(n_inputs: int, n_outputs: int, *, parts: int = 1, bias: bool =
 
 def normalized(x: Tensor) -> Tensor:
     """(..., H) with mean 0 and variance 1 over the units, and no scale of its own: the linear map after it has one."""
-    return nn.functional.layer_norm(x, (int(x.shape[-1]),), eps=NORM_EPSILON)
+    return nn.functional.layer_norm(x, (int(x.shape[-1]),), eps=NORM_EPSILON)  # a number to exporters too
 
 
 def numpy_normalized(x: Array) -> Array:

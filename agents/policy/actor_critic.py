@@ -60,6 +60,8 @@ RENAMED = {
     "_encode": "encode",
     "_unroll": "unroll",
     "_value": "values",
+    "_step": "step_hidden",
+    "_actor_step": "actor_hidden",
     "_distribution_parameters": "distribution_parameters",
 }
 """Methods of a policy by the names they had."""
@@ -271,7 +273,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         Actions are as the buffer stores them, (B,) or (B, A); values and log-probabilities are (B,). The state comes as
         ``initial_state`` gives it, or in another layout of ``agents.policy.state_layouts``, and leaves in the same.
         """
-        actor, critic, state = self._step(obs, state, episode_starts)
+        actor, critic, state = self.step_hidden(obs, state, episode_starts)
         parameters = self.distribution_parameters(actor, obs)
         actions = self.head.mode(parameters) if deterministic else self.head.sample(parameters)
         log_probs, _ = self.head.evaluate(parameters, actions)
@@ -361,7 +363,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
         ``state`` may hold the parts of both memories, or of the critic's own alone.
         """
-        _, critic, _ = self._step(obs, state, episode_starts)
+        _, critic, _ = self.step_hidden(obs, state, episode_starts)
         return self.values(critic)
 
     @takes_states("actor")
@@ -370,7 +372,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
         ``state`` may hold the actor's parts alone or those of the critic too.
         """
-        hidden, state = self._actor_step(obs, state, episode_starts)
+        hidden, state = self.actor_hidden(obs, state, episode_starts)
         distribution: Distribution = self.action_dist.proba_distribution(*self.distribution_parameters(hidden, obs))
         return distribution, state
 
@@ -378,7 +380,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self, observation: Any, state: State, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, State]:
         """One step of the actor alone: actions as the buffer stores them, and its state."""
-        hidden, state = self._actor_step(observation, state, episode_starts)
+        hidden, state = self.actor_hidden(observation, state, episode_starts)
         parameters = self.distribution_parameters(hidden, observation)
         if not bool(parameters[0].isfinite().all()):
             raise FloatingPointError(
@@ -487,7 +489,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         return {key: part for key, part in obs.items() if key not in self.privileged}
 
     @_in_autocast
-    def _step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, Tensor, State]:
+    def step_hidden(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, Tensor, State]:
         """(B, ...) -> what the memories of actor and critic give, (B, H), and the state after."""
         features = self.encode(obs, episode_starts.shape)
         steps = [
@@ -510,7 +512,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         return hidden[0], hidden[-1].detach() if self.critic_memory == "detached" else hidden[-1]
 
     @_in_autocast
-    def _actor_step(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
+    def actor_hidden(self, obs: Any, state: State, episode_starts: Tensor) -> tuple[Tensor, State]:
         features = self._features(self.seen_by_actor(obs), self.pi_features_extractor)
         hidden, after = self.memory_actor(features, state[: self._n_actor_parts], episode_starts)
         return hidden, after

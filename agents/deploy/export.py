@@ -1,0 +1,225 @@
+"""Agents out of Python: a file with the step of a saved agent, state in and state out, checked before it is written.
+
+    .onnx   an ONNX model, for onnxruntime and whatever else reads it
+    .pt     a TorchScript module, for libtorch and for torch without this package
+
+Both take and give what :class:`agents.deploy.step.AgentStep` does.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from agents.deploy import onnx
+from agents.deploy.player import Player
+from agents.deploy.step import AgentStep, ExportError
+
+SUFFIXES = (".onnx", ".pt")
+FORMAT = 1
+Arrays = list[NDArray[Any]]
+Run = Callable[[Arrays], Arrays]
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Args:
+        path: the file.
+        difference: the largest between agent and file, of any output over all steps they were compared.
+        steps: how many those were.
+    """
+
+    path: pathlib.Path
+    difference: float
+    steps: int
+
+
+def export(
+    agent: Any,
+    path: str | pathlib.Path,
+    *,
+    value: bool = False,
+    sample: bool = False,
+    observations: Iterable[Any] = (),
+    version: str = "",
+) -> Exported:
+    """Writes a file that acts as the agent does, at any number of agents at once.
+
+    Args:
+        agent: a ``Player``, an algorithm, or a policy; what a player knows, normalizer and previous action and reward,
+            goes into the file.
+        path: its ending says the format; see this module.
+        value, sample: as for :class:`agents.deploy.step.AgentStep`.
+        observations: batches (B, ...) as the environment gave them, step after step, to compare agent and file on,
+            besides those that are drawn from the space. Another B starts all episodes.
+        version: of what wrote it, into the metadata.
+
+    Raises:
+        ExportError: the ending is not known, the agent cannot be expressed in the format, or the file's numbers differ
+            from the agent's by more than 1e-4; nothing is written then.
+        FileExistsError: there is such a file.
+        ImportError: a package of the extra ``onnx`` is missing.
+    """
+    path = pathlib.Path(path)
+    if path.suffix not in SUFFIXES:
+        raise ExportError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}, got {path.suffix or 'none'}")
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: remove it, or give another name")
+    step = AgentStep(_player_of(agent), sample=sample, value=value).eval()
+    content, run = (_onnx if path.suffix == ".onnx" else _script)(step)
+    compared = Comparison(step, run)
+    for batch in (*_drawn(step, 1, 60), *_drawn(step, 32, 20), *observations):
+        compared.add(batch)
+    if not compared.difference <= onnx.TOLERANCE:
+        raise ExportError(
+            f"the exported model differs from the agent by {compared.difference:.3g} in {compared.where}, and at most "
+            f"{onnx.TOLERANCE:g} is allowed: nothing was written"
+        )
+    metadata = {**described(step), "version": version, "difference": compared.difference, "steps": compared.steps}
+    _write(path, onnx.with_metadata(content, metadata) if path.suffix == ".onnx" else _with_extra(content, metadata))
+    return Exported(path, compared.difference, compared.steps)
+
+
+def described(step: AgentStep) -> dict[str, Any]:
+    """What a reader of the file needs to know: names, shapes and types in order, spaces, a checksum of the weights."""
+    inputs = step.example(1)
+    digest = hashlib.sha256()
+    for name, part in sorted(step.policy.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "format": FORMAT,
+        "inputs": step.input_names,
+        "outputs": step.output_names,
+        "shapes": {name: list(part.shape[1:]) for name, part in zip(step.input_names, inputs, strict=True)},
+        "dtypes": {name: str(part.numpy().dtype) for name, part in zip(step.input_names, inputs, strict=True)},
+        "observation_space": str(step.observation_space),
+        "action_space": str(step.action_space),
+        "agent": digest.hexdigest(),
+    }
+
+
+class Comparison:
+    """An agent's step and what runs its export, side by side: each with its own state, over the same episodes."""
+
+    def __init__(self, step: AgentStep, run: Run) -> None:
+        self._step, self._run = step, run
+        self.difference, self.steps, self.where = 0.0, 0, ""
+        self._n_agents = 0
+        self._rng = np.random.default_rng(0)
+        self._ours: Arrays = []
+        self._theirs: Arrays = []
+
+    def add(self, observation: Any) -> None:
+        """One step of all agents on observations (B, ...); now and then one of them starts an episode."""
+        parts = [observation] if not isinstance(observation, dict) else [observation[key] for key in self._step.keys]
+        n_agents = len(parts[0])
+        starts = self._rng.random(n_agents) < 0.05
+        if n_agents != self._n_agents:
+            self._n_agents, starts = n_agents, np.ones(n_agents, dtype=bool)
+            self._ours = [part.numpy() for part in self._step.initial_state(n_agents)]
+            self._theirs = self._ours
+        reward = [self._rng.standard_normal(n_agents).astype(np.float32)] if self._step.sees_reward else []
+        seed = [np.array(self.steps, np.int64)] if self._step.sample else []
+        before, after = [np.asarray(part) for part in parts] + reward, [starts, *seed]
+        with torch.no_grad():
+            given = [torch.as_tensor(part) for part in (*before, *self._ours, *after)]
+            ours = [part.numpy() for part in self._step(*given)]
+        theirs = self._run([*before, *self._theirs, *after])
+        for name, one, other in zip(self._step.output_names, ours, theirs, strict=True):
+            if one.shape != other.shape:
+                raise ExportError(f"{name} is {other.shape} in the exported model and {one.shape} in the agent")
+            apart = self._tied(ours, one, other) if name == "action" else _apart(one, other)
+            if not apart <= self.difference:
+                self.difference, self.where = apart, f"{name} at step {self.steps} of {n_agents} agents"
+        numbers = [i for i, name in enumerate(self._step.output_names) if name.startswith("state_out_")]
+        self._ours, self._theirs = [ours[i] for i in numbers], [theirs[i] for i in numbers]
+        self.steps += 1
+
+    def _tied(self, ours: Arrays, one: NDArray[Any], other: NDArray[Any]) -> float:
+        """Of actions; of choices 0 where the two that were taken are as good as equally probable."""
+        if isinstance(self._step.action_space, spaces.Box):
+            return _apart(one, other)
+        rows = np.flatnonzero((one != other).reshape(len(one), -1).any(axis=1))
+        logits = ours[1][rows]
+        close = np.abs(np.sort(logits, axis=1)[:, -1:] - np.sort(logits, axis=1)[:, -2:-1]) < onnx.TOLERANCE
+        return 0.0 if bool(close.all()) or self._step.sample else 1.0
+
+
+def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """The largest difference, of numbers above 1 relative to them; infinite where only one is a number."""
+    if not one.size:
+        return 0.0
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    if (np.isfinite(a) != np.isfinite(b)).any():
+        return float("inf")
+    return float(np.nan_to_num(np.abs(a - b) / np.maximum(np.abs(a), 1.0)).max())
+
+
+def _player_of(agent: Any) -> Player:
+    if isinstance(agent, Player):
+        return agent
+    return Player.of(agent) if hasattr(agent, "policy") else Player(agent)
+
+
+def _drawn(step: AgentStep, n_agents: int, n_steps: int) -> Iterator[Any]:
+    step.observation_space.seed(0)
+    for _ in range(n_steps):
+        parts = [step.observation_space.sample() for _ in range(n_agents)]
+        if isinstance(parts[0], dict):
+            yield {key: np.stack([part[key] for part in parts]) for key in parts[0]}
+        else:
+            yield np.stack(parts)
+
+
+def _onnx(step: AgentStep) -> tuple[bytes, Run]:
+    content = onnx.model_of(step)
+    return content, onnx.OnnxStep(onnx.with_metadata(content, {"inputs": step.input_names}))
+
+
+def _script(step: AgentStep) -> tuple[bytes, Run]:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(step, step.example(2), check_trace=False)  # type: ignore[no-untyped-call]
+        file = io.BytesIO()
+        torch.jit.save(traced, file)  # type: ignore[no-untyped-call]
+
+    def run(inputs: Arrays) -> Arrays:
+        with torch.no_grad():
+            return [part.numpy() for part in traced(*map(torch.as_tensor, inputs))]
+
+    return file.getvalue(), run
+
+
+def _with_extra(content: bytes, metadata: dict[str, Any]) -> bytes:
+    """A TorchScript file with its metadata beside it, ``recurl.json``, as torch.jit.load's ``_extra_files`` reads."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]
+        file = io.BytesIO()
+        torch.jit.save(module, file, {"recurl.json": json.dumps(metadata)})  # type: ignore[no-untyped-call]
+    return file.getvalue()
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(partial, path)  # fails where a file of this name has come meanwhile
+    finally:
+        partial.unlink(missing_ok=True)
