@@ -76,7 +76,7 @@ class _Layer(ComplexLayer):
 
     def decays(self) -> Tensor:
         """G, (N, 2)."""
-        return polar(torch.exp(-self.alpha.exp()).unsqueeze(-1), self.omega).flatten(0, 1)
+        return polar(torch.exp(-self.alpha.exp()).unsqueeze(-1), self.omega).reshape(-1, 2)
 
     def read(self, states: Tensor, x: Tensor) -> Tensor:
         passed, gate = self.gates(x).chunk(2, dim=-1)
