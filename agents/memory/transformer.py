@@ -64,6 +64,9 @@ class GTrXL(Memory):
             0 at first; like any slot it is gone after M steps.
     """
 
+    distances: Tensor
+    """(M + 1, H): of distances M, M - 1, ..., 0, as the slots lie."""
+
     def __init__(
         self,
         input_size: int,
@@ -105,7 +108,7 @@ class GTrXL(Memory):
         for layer, module in enumerate(self.layers):
             x = normalized(stream)
             newest.append(x)
-            stream = module(stream, x, window[:, layer], seen, self._distances)
+            stream = module(stream, x, window[:, layer], seen, self.distances)
         return stream, push(window, count, torch.stack(newest, dim=1))
 
     @in_own_precision
@@ -132,7 +135,7 @@ class GTrXL(Memory):
         stream, found = self.embedding(features).transpose(0, 1), []  # (B, T, H)
         for layer, module in enumerate(self.layers):
             first_slot = None if self.initial is None else self.initial[layer]
-            block = _Block(window[:, layer], to_see, self._distances, first_slot, since_start)
+            block = _Block(window[:, layer], to_see, self.distances, first_slot, since_start)
             if with_weights:
                 found.append(module.attention_weights(stream, block))
             stream = module(stream, block)
@@ -141,7 +144,7 @@ class GTrXL(Memory):
     def numpy_step(self) -> NumpyStep | None:
         """One thread at a time."""
         embed = numpy_linear(self.embedding.weight, self.embedding.bias)
-        layers: list[NumpyLayer] = [layer.numpy_layer(self._distances) for layer in self.layers]
+        layers: list[NumpyLayer] = [layer.numpy_layer(self.distances) for layer in self.layers]
         sliding = SlidingWindow(*self.initial_state(1))
 
         def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
@@ -154,12 +157,6 @@ class GTrXL(Memory):
             return stream, sliding.state_after()
 
         return step
-
-    @property
-    def _distances(self) -> Tensor:
-        """(M + 1, H): of distances M, M - 1, ..., 0, as the slots lie."""
-        distances: Tensor = self.get_buffer("distances")
-        return distances
 
     def _initial_state(self, batch_size: int) -> State:
         weight = self.embedding.weight
