@@ -1,52 +1,63 @@
 """Encoders: one observation -> one feature vector.
 
-    flatten             numbers
-    combined            a Dict of numbers and images
-    nature_cnn, impala  images
-    sequence            RNN, LSTM or GRU over a window of past observations
-    attention           attention over a window, or over a set of entities
-    transformer         self-attention over a window, a set or words
-    seq2seq             a recurrent encoder and a decoder that attends to it, over a window
-    graph               gated message passing over a graph
+    flatten, scaled            numbers as they are; integers by their bounds
+    nature_cnn, impala, image  images; the last in any arrangement
+    embedding, text            categories and grids of codes; texts
+    sequence                   RNN, LSTM or GRU over a window of past observations
+    attention                  attention over a window, or over a set of entities
+    transformer                self-attention over a window, a set or words
+    seq2seq                    a recurrent encoder and a decoder that attends to it, over a window
+    graph                      gated message passing over a graph
+    combined                   a Dict: each part by the encoder that fits it
 
 Every encoder is a Stable-Baselines3 ``BaseFeaturesExtractor`` and carries nothing from step to step, so it serves
-Stable-Baselines3's own algorithms too. ``ENCODERS`` maps names to classes; to add one, write a class and a line here.
-What observations those of windows and sets take, ``agents.encoders.tokens`` says.
+Stable-Baselines3's own algorithms too. ``ENCODERS`` maps names to classes; to add one, write a class and a line in
+``agents.encoders.choice``. What a part of an observation is, ``agents.encoders.kinds`` says; what observations the
+encoders of windows and sets take, ``agents.encoders.tokens``.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from agents.encoders.attention import AttentionEncoder
+from agents.encoders.choice import OF_PARTS, SCALES, encoder_of
 from agents.encoders.combined import CombinedEncoder
-from agents.encoders.graph import GraphEncoder
-from agents.encoders.seq2seq import SequenceToSequenceEncoder
-from agents.encoders.sequence import SequenceEncoder
-from agents.encoders.transformer import TransformerEncoder
-from agents.encoders.vision import ImpalaCNN, cnn_for
+from agents.encoders.kinds import Part, described, parts_of
 
-ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {
-    "flatten": FlattenExtractor,
-    "nature_cnn": NatureCNN,
-    "combined": CombinedEncoder,
-    "sequence": SequenceEncoder,
-    "attention": AttentionEncoder,
-    "transformer": TransformerEncoder,
-    "impala": ImpalaCNN,
-    "seq2seq": SequenceToSequenceEncoder,
-    "graph": GraphEncoder,
-}
+ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {**OF_PARTS, "combined": CombinedEncoder}
 
 
-def default_encoder(space: spaces.Space[Any]) -> type[BaseFeaturesExtractor]:
-    """The encoder that fits an observation space.
+class Choice(NamedTuple):
+    """An encoder and its arguments."""
 
-    Images get a CNN: Stable-Baselines3's, or the residual one below the 36 x 36 that it needs; a Dict gets one encoder
-    a key; all else, and images too small for any, is flattened.
+    encoder: type[BaseFeaturesExtractor]
+    kwargs: dict[str, Any]
+
+
+def default_encoder(space: spaces.Space[Any], normalized_image: bool = False) -> Choice:
+    """The encoder that fits an observation space: that of its kind for one that is one part, else "combined".
+
+    Args:
+        normalized_image: as the policy's ``normalize_images=False`` asks for.
     """
-    if isinstance(space, spaces.Dict):
-        return CombinedEncoder
-    return (cnn_for(space) if is_image_space(space) else None) or FlattenExtractor
+    parts = parts_of(space, normalized_image)
+    name = encoder_of(parts[0]) if _is_one_part(space, parts) else "combined"
+    takes = normalized_image and name in (*SCALES, "combined")
+    return Choice(ENCODERS[name], {"normalized_image": True} if takes else {})
+
+
+def _is_one_part(space: spaces.Space[Any], parts: list[Part]) -> bool:
+    return not isinstance(space, spaces.Dict) or (len(parts) == 1 and parts[0].name == "" and parts[0].keys is not None)
+
+
+def observation_lines(space: spaces.Space[Any], extractor: BaseFeaturesExtractor) -> list[str]:
+    """What each part of an observation is, and what reads it: "image 84 x 84, 4 frames -> nature_cnn"."""
+    names = {cls: name for name, cls in ENCODERS.items()}
+    name = names.get(type(extractor), type(extractor).__name__)
+    by_part = extractor.encoders if isinstance(extractor, CombinedEncoder) else {}
+    lines = []
+    for part in parts_of(space):
+        of = f"{part.name}: " if part.name else ""
+        lines.append(f"{of}{described(part)} -> {by_part.get(part.name, name)}")
+    return lines

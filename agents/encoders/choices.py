@@ -1,9 +1,11 @@
-"""MultiDiscrete observations of several axes, as the one axis of choices that Stable-Baselines3 encodes."""
+"""Observations made ready for encoders by Stable-Baselines3's preprocessing, which knows choices along one axis."""
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
 
 
@@ -20,6 +22,22 @@ def flatten_choices(observations: Any, space: spaces.Space[Any]) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: flatten_choices(part, space[key]) for key, part in observations.items()}
     return observations.flatten(1) if _has_axes(space) else observations
+
+
+def preprocessed(observations: Any, space: spaces.Space[Any], scales_images: bool, untouched: Container[str]) -> Any:
+    """Stable-Baselines3's preprocessing (one-hot categories, images in [0, 1], floats) of tensors (N, ...).
+
+    Args:
+        untouched: keys of a Dict, or "" for a plain observation, that an encoder takes as they are.
+    """
+    if not untouched:
+        return preprocess_obs(observations, space, normalize_images=scales_images)
+    if not isinstance(space, spaces.Dict):
+        return observations
+    return {
+        key: part if key in untouched else preprocess_obs(part, space[key], normalize_images=scales_images)
+        for key, part in observations.items()
+    }
 
 
 def flat_choices(observation: Any, space: spaces.Space[Any]) -> Any:

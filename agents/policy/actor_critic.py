@@ -21,14 +21,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_mapping, check_observation_space
-from agents.encoders import default_encoder
-from agents.encoders.choices import flat_choices, flatten_choices, with_flat_choices
+from agents.encoders import default_encoder, observation_lines
+from agents.encoders.choices import flat_choices, flatten_choices, preprocessed, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
@@ -167,7 +166,10 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self._warned_of_lost_memory, self._calls_without_state = False, 0
         self._heads: Heads | None = None
         given["share_features_extractor"] = share_features_extractor
-        given["features_extractor_class"] = given.get("features_extractor_class") or default_encoder(observation_space)
+        if given.get("features_extractor_class") is None:
+            encoder, fitting = default_encoder(observation_space, not given.get("normalize_images", True))
+            given["features_extractor_class"] = encoder
+            given["features_extractor_kwargs"] = fitting | (given.get("features_extractor_kwargs") or {})
         given["optimizer_kwargs"] = _with_fused_adam(
             given.get("optimizer_class", torch.optim.Adam), given.get("optimizer_kwargs")
         )
@@ -474,9 +476,17 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
         flat = flatten_choices(obs, self.observation_space)
-        seen = preprocess_obs(flat, self._preprocessed_space, normalize_images=self.normalize_images)
+        untouched = getattr(extractor, "unprocessed", ())
+        seen = preprocessed(flat, self._preprocessed_space, self.normalize_images, untouched)
         features: Tensor = extractor(seen)
         return features
+
+    def observation_lines(self) -> list[str]:
+        """What each part of an observation is and what reads it, for the user; those only the critic sees left out."""
+        space, keys = self.observation_space, self.privileged
+        if keys and isinstance(space, spaces.Dict):
+            space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in keys})
+        return observation_lines(space, self.pi_features_extractor)
 
     def seen_by_actor(self, obs: Any) -> Any:
         """Observations without what only the critic sees."""
