@@ -17,7 +17,6 @@ from typing import Any, ClassVar, TypeVar
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
@@ -96,6 +95,11 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         "MlpRnnPolicy": RnnPolicy,
         "NodeActionPolicy": NodeActionPolicy,
     }
+    adapted: ClassVar[Callable[[Any], Any]] = staticmethod(lambda env: env)
+    """From an environment to one that Stable-Baselines3 takes: ``envs.vector.vectorize.adapted``, handed in by
+    ``agents.runs.previous``, since the environments are none of the agents' business."""
+    find: ClassVar[Callable[[str], str]] = staticmethod(lambda id: id)
+    """From an id to one that gymnasium knows, or an error that says what to install; handed in likewise."""
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
     batch_size: int | None = None
@@ -134,6 +138,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     def _adopt(self, env: GymEnv | str) -> None:
         """The environments to train in, and their spaces."""
+        env = type(self).find(env) if isinstance(env, str) else env
         wrapped = self._wrap_env(maybe_make_env(env, self.verbose), self.verbose)
         checks.check_observation_space(wrapped.observation_space)
         check_action_space(wrapped.action_space, self.use_sde, self.policy_kwargs.get("squash_output", False))
@@ -143,12 +148,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Stable-Baselines3's, after a look at what it would fail on without naming a cure."""
-        if isinstance(env, VectorEnv):
-            raise ValueError(
-                f"{env} is a Gymnasium vector environment; make the environments with envs.make(id, n_envs), or wrap "
-                "this one: envs.vector.vectorize.VectorEnvAdapter(env)"
-            )
+        """Stable-Baselines3's, of gymnasium's vector environments and observations of any space too."""
+        env = RecurrentOnPolicyAlgorithm.adapted(env)
         if isinstance(env, gymnasium.Env | VecEnv):
             checks.check_observation_space(env.observation_space)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)

@@ -129,6 +129,7 @@ def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tup
     if not isinstance(verbose, int | np.integer):
         raise CheckpointError(f"{saved.file}: verbose is {verbose!r}, expected 0, 1 or 2; use another copy")
     verbose, state = int(verbose), saved.normalizer
+    env = cls.find(env) if isinstance(env, str) else env
     venv = cls._wrap_env(maybe_make_env(env, verbose), verbose)
     own = unwrap_vec_normalize(venv)
     left_alone = state is None or (own is not None and not is_fresh(own))

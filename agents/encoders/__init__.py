@@ -23,7 +23,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from agents.encoders.choice import OF_PARTS, SCALES, encoder_of
 from agents.encoders.combined import CombinedEncoder
-from agents.encoders.kinds import Part, described, parts_of
+from agents.encoders.kinds import TEXT, Part, described, parts_of
 
 ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {**OF_PARTS, "combined": CombinedEncoder}
 
@@ -58,6 +58,6 @@ def observation_lines(space: spaces.Space[Any], extractor: BaseFeaturesExtractor
     by_part = extractor.encoders if isinstance(extractor, CombinedEncoder) else {}
     lines = []
     for part in parts_of(space):
-        of = f"{part.name}: " if part.name else ""
-        lines.append(f"{of}{described(part)} -> {by_part.get(part.name, name)}")
+        where = part.name.removesuffix(TEXT).rstrip("/")
+        lines.append(f"{where}{': ' * bool(where)}{described(part)} -> {by_part.get(part.name, name)}")
     return lines

@@ -8,7 +8,7 @@ What a part is, ``agents.encoders.kinds`` says. A setting overrules: an encoder 
 from typing import Any
 
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 
 from agents.encoders.attention import AttentionEncoder
@@ -62,7 +62,7 @@ def encoder_of(part: Part) -> str:
 
 
 def _fits_one_hot(space: spaces.Space[Any]) -> bool:
-    return not isinstance(space, spaces.Box) and get_flattened_obs_dim(space) <= LARGEST_ONE_HOT
+    return not isinstance(space, spaces.Box) and spaces.utils.flatdim(space) <= LARGEST_ONE_HOT
 
 
 def _needs_scale(space: spaces.Space[Any]) -> bool:

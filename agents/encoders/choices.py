@@ -1,6 +1,6 @@
 """Observations made ready for encoders by Stable-Baselines3's preprocessing, which knows choices along one axis."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,38 @@ def preprocessed(observations: Any, space: spaces.Space[Any], scales_images: boo
         key: part if key in untouched else preprocess_obs(part, space[key], normalize_images=scales_images)
         for key, part in observations.items()
     }
+
+
+def as_arrays(observation: Any, space: spaces.Space[Any], optional: Container[str] = ()) -> Any:
+    """One observation or a batch, a nested dict or tuple too, as the plain dict that a space is of.
+
+    Args:
+        optional: keys that may be left out.
+
+    Raises:
+        ValueError: parts are missing.
+    """
+    if not isinstance(space, spaces.Dict):
+        return observation
+    parts = observation if isinstance(observation, dict | tuple) else {"": observation}
+    if isinstance(parts, tuple) or any(isinstance(part, dict | tuple) for part in parts.values()):
+        parts = dict(_leaves(parts, ()))
+    missing = [key for key in space.spaces if key not in parts and key not in optional]
+    if missing:
+        raise ValueError(
+            f"the observation lacks {', '.join(map(repr, missing))}: expected a dict of {', '.join(space.spaces)}, got "
+            f"{', '.join(map(str, parts)) if isinstance(observation, dict) else type(observation).__name__}. Texts, "
+            "sequences and graphs come as arrays from model.get_env(), and from envs.as_arrays(env)"
+        )
+    return parts
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict | tuple):
+        for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(part, (*path, str(key)))
+    else:
+        yield "/".join(path), tree
 
 
 def flat_choices(observation: Any, space: spaces.Space[Any]) -> Any:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from agents.checks.arguments import check_mapping, check_observation_space
 from agents.encoders import default_encoder, observation_lines
-from agents.encoders.choices import flat_choices, flatten_choices, preprocessed, with_flat_choices
+from agents.encoders.choices import as_arrays, flat_choices, flatten_choices, preprocessed, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
@@ -409,12 +409,13 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
                 environment's ``reset`` returns, a tuple.
             FloatingPointError: what the policy computes is not finite.
         """
-        if isinstance(observation, tuple):
+        if isinstance(observation, tuple) and not self._is_tuple_of_parts(observation):
             raise ValueError(
                 "observation is a tuple: Gymnasium's reset() returns the observation and an info; write "
                 "observation, info = env.reset() and hand in the observation alone"
             )
         self.set_training_mode(False)
+        observation = as_arrays(observation, self.observation_space, self.privileged)
         tensors, vectorized = self.obs_to_tensor(observation)
         batch_size = len(next(iter(tensors.values()))) if isinstance(tensors, dict) else len(tensors)
         self._warn_of_lost_memory(state, episode_start)
@@ -429,6 +430,12 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if not vectorized:
             for_environment = for_environment.squeeze(axis=0)
         return for_environment, self.export_state(actor_state)
+
+    def _is_tuple_of_parts(self, observation: tuple[Any, ...]) -> bool:
+        """Whether a tuple is of a Tuple space, and not what ``reset`` returns: an observation and its info."""
+        space = self.observation_space
+        keys = space.spaces if isinstance(space, spaces.Dict) else ()
+        return {key.partition("/")[0] for key in keys} >= {str(i) for i in range(len(observation))}
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
         """Stable-Baselines3's, which knows choices along one axis only: those of several come flattened."""

@@ -19,7 +19,8 @@ from envs.tasks.observations import Tree, put, take, truth
 from envs.vector.errors import EnvError
 from envs.vector.infos import FAILED
 from envs.vector.state import EpisodeSeed
-from envs.wrappers.transforms import wrap, wrappers_of
+from envs.wrappers.arrays import needs_arranging_one_by_one
+from envs.wrappers.transforms import as_arrays, wrap, wrappers_of
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 Info = dict[str, Any]
@@ -184,7 +185,8 @@ def _end(observations: Tree, row: int, truncated: bool) -> Info:
 def make_one(
     source: EnvSpec | Maker, render_mode: str | None, kwargs: dict[str, Any], inside: list[Any], checked: bool
 ) -> gymnasium.Env[Any, Any]:
-    """One environment of an id or a function, with wrappers inside it.
+    """One environment of an id or a function, with wrappers inside it, and around them what makes arrays of its
+    observations where no vector environment could hold them.
 
     Here, and not with `envs.make`, for workers to find it without importing torch.
     """
@@ -193,7 +195,8 @@ def make_one(
         env = gymnasium.make(source, disable_env_checker=None if checked else True, **rendering, **kwargs)
     else:
         env = source()
-    return wrap(env, inside)
+    env = wrap(env, inside)
+    return as_arrays(env) if needs_arranging_one_by_one(env.observation_space) else env
 
 
 def spaces_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
