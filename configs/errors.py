@@ -101,7 +101,8 @@ def describe(error: BaseException) -> str:
     ours = type(error).__module__.removeprefix(house).partition(".")[0] in ("agents", "envs", "configs")
     message = str(error)
     if not message:
-        return type(error).__name__
+        frames = traceback.extract_tb(error.__traceback__)
+        return type(error).__name__ + (f", raised by: {frames[-1].line}" if frames and frames[-1].line else "")
     says_all = ours or isinstance(error, (ValueError, OSError, ImportError))
     return message if says_all else f"{type(error).__name__}: {message}"
 

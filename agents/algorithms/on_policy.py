@@ -202,6 +202,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self.policy.autocast = AUTOCAST[self.autocast]
         self.policy.set_training_mode(True)
         checks.check_acts_as_it_learns(self.policy)
+        if self.verbose:
+            print(*(f"Observation: {line}" for line in self.policy.observation_lines()), sep="\n")
         self._warn_of_masks()
         state = self.policy.initial_state(self.n_envs)
         self._last_state = state

@@ -40,8 +40,8 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
         self,
         observation_space: spaces.Space[Any],
         features_dim: int = 64,
-        embedding_size: int = 16,
-        convolutions: int = 2,
+        embedding_size: int = 8,
+        convolutions: int = 1,
         normalized_image: bool = False,
     ) -> None:
         for name, count in (("features_dim", features_dim), ("embedding_size", embedding_size)):

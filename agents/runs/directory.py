@@ -27,6 +27,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -91,6 +92,16 @@ class RunDirectory:
             with suppress(RunExists):  # mkdir decides, so two runs that start at once never share one
                 return cls.create(root, path.name)
         raise AssertionError
+
+    @contextmanager
+    def removed_if_nothing_came_of_it(self) -> Iterator[None]:
+        """Removes the directory, which is new, where what is done inside fails before the first update."""
+        try:
+            yield
+        except Exception:
+            if not self.has_agent and not rows_until(self.metrics)[1]:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "RunDirectory":

@@ -6,6 +6,7 @@ Axes: N environments.
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -196,7 +197,8 @@ def make_one(
     else:
         env = source()
     env = wrap(env, inside)
-    return as_arrays(env) if needs_arranging_one_by_one(env.observation_space) else env
+    needs_it = isinstance(env, gymnasium.Env) and needs_arranging_one_by_one(env.observation_space)
+    return as_arrays(env) if needs_it else env
 
 
 def spaces_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
@@ -239,4 +241,7 @@ def _make(maker: Maker, number: int) -> gymnasium.Env[Any, Any]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r}), which an environment cannot: it raises an error instead"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if str(error):
+        return f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}, raised by: {frames[-1].line}" if frames else type(error).__name__
