@@ -79,6 +79,7 @@ def load_algorithm(
         saved.warn_of_log(kwargs)
     venv, filled = (None, None) if env is None else _prepared(cls, env, saved)
     policy = settings.pop("policy_class", None) or saved.policy_class(cls.policy_aliases)
+    settings["policy_kwargs"] = saved.with_encoder(settings.get("policy_kwargs") or {}, policy)
     n_envs = saved.n_envs if venv is None else venv.num_envs
     bounded = venv is None or "n_steps" not in {*kwargs, *saved.custom_objects}
     made: Any = cls

@@ -19,11 +19,13 @@ encoders of windows and sets take, ``agents.encoders.tokens``.
 from typing import Any, NamedTuple
 
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from agents.encoders.choice import OF_PARTS, SCALES, encoder_of
 from agents.encoders.combined import CombinedEncoder
 from agents.encoders.kinds import TEXT, Part, described, parts_of
+from agents.encoders.vision import cnn_for
 
 ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {**OF_PARTS, "combined": CombinedEncoder}
 
@@ -42,9 +44,23 @@ def default_encoder(space: spaces.Space[Any], normalized_image: bool = False) ->
         normalized_image: as the policy's ``normalize_images=False`` asks for.
     """
     parts = parts_of(space, normalized_image)
-    name = encoder_of(parts[0]) if _is_one_part(space, parts) else "combined"
-    takes = normalized_image and name in (*SCALES, "combined")
-    return Choice(ENCODERS[name], {"normalized_image": True} if takes else {})
+    kwargs: dict[str, Any] = {"normalized_image": True} if normalized_image else {}
+    if not _is_one_part(space, parts):
+        return Choice(CombinedEncoder, {**kwargs, "encoders": {part.name: encoder_of(part) for part in parts}})
+    name = encoder_of(parts[0])
+    return Choice(ENCODERS[name], kwargs if name in SCALES else {})
+
+
+def first_default_encoder(space: spaces.Space[Any]) -> Choice:
+    """What fitted an observation space by default before files of agents said it."""
+    if isinstance(space, spaces.Dict):
+        return Choice(CombinedEncoder, {"encoders": {key: _first_of(part) for key, part in space.spaces.items()}})
+    return Choice(ENCODERS[_first_of(space)], {})
+
+
+def _first_of(space: spaces.Space[Any]) -> str:
+    cnn = cnn_for(space) if is_image_space(space) else None
+    return "flatten" if cnn is None else "nature_cnn" if cnn is OF_PARTS["nature_cnn"] else "impala"
 
 
 def _is_one_part(space: spaces.Space[Any], parts: list[Part]) -> bool:
@@ -57,7 +73,7 @@ def observation_lines(space: spaces.Space[Any], extractor: BaseFeaturesExtractor
     name = names.get(type(extractor), type(extractor).__name__)
     by_part = extractor.encoders if isinstance(extractor, CombinedEncoder) else {}
     lines = []
-    for part in parts_of(space):
+    for part in parts_of(space, apart=by_part):
         where = part.name.removesuffix(TEXT).rstrip("/")
         lines.append(f"{where}{': ' * bool(where)}{described(part)} -> {by_part.get(part.name, name)}")
     return lines

@@ -28,7 +28,8 @@ class CombinedEncoder(BaseFeaturesExtractor):
         cnn_output_dim: size of the output of each CNN.
         normalized_image: take Box spaces of three axes, of any type and range, as images; give the policy
             ``normalize_images=False`` with it.
-        encoders: by the name of a part, what reads it in place of the encoder that fits: a name of ``OF_PARTS``.
+        encoders: by the name of a part, or a key, what reads it in place of the encoder that fits: a name of
+            ``OF_PARTS``.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class CombinedEncoder(BaseFeaturesExtractor):
                 f'encoder "combined" reads a Dict; got {observation_space}; use "flatten", or the encoder of its kind'
             )
         super().__init__(observation_space, features_dim=1)
-        parts = parts_of(observation_space, normalized_image)
+        parts = parts_of(observation_space, normalized_image, apart=encoders or ())
         self.encoders = {part.name: encoder_of(part) for part in parts} | dict(encoders or {})
         self._parts = {part.name: part for part in parts}
         for name, encoder in self.encoders.items():

@@ -12,7 +12,7 @@ Parts are told by their spaces alone. Which encoder reads which is chosen in ``a
 Axes: C channels, K frames, H rows, W columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -66,18 +66,20 @@ class Layout(NamedTuple):
     width: int
 
 
-def parts_of(space: spaces.Space[Any], normalized_image: bool = False) -> list[Part]:
+def parts_of(space: spaces.Space[Any], normalized_image: bool = False, apart: Container[str] = ()) -> list[Part]:
     """The parts of an observation in the order of their first keys.
 
     Args:
         normalized_image: every Box of 3 axes, of any type and range, is an image, as Stable-Baselines3 has it.
+        apart: keys that are parts of their own.
     """
     if not isinstance(space, spaces.Dict):
         return [Part("", kind_of(space, normalized_image), space)]
     parts, taken = [], set[str]()
     for key in space.spaces:
         if key not in taken:
-            part = _group(space, key) or Part(key, kind_of(space[key], normalized_image), space[key])
+            part = None if key in apart else _group(space, key)
+            part = part or Part(key, kind_of(space[key], normalized_image), space[key])
             taken.update(part.all_keys())
             parts.append(part)
     return parts
@@ -123,7 +125,7 @@ def described(part: Part) -> str:
         return f"text of up to {space.nvec.size} tokens"
     shape = tuple(space.shape or ())
     if part.kind == "measurement":
-        return f"{_by(shape)} measurements"
+        return f"{_by(shape)} measurement{'s' * (shape != (1,))}"
     if isinstance(space, spaces.Discrete):
         return f"a category of {space.n}"
     if isinstance(space, spaces.MultiDiscrete):
@@ -163,6 +165,8 @@ def _group(space: spaces.Dict, key: str) -> Part | None:
     for kind, ends, more in (("graph", GRAPH, ("edges",)), ("token", SEQUENCE, ())):
         if end in (*ends, *more) and all(prefix + each in space.spaces for each in ends):
             keys = {each: prefix + each for each in (*ends, *more) if prefix + each in space.spaces}
+            if name in space.spaces:
+                continue
             inner = spaces.Dict([(each, space[full]) for each, full in keys.items()])
             if all(_fits(each, inner[each]) for each in ends):
                 return Part(name, kind, inner, keys)  # type: ignore[arg-type]

@@ -26,9 +26,10 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_mapping, check_observation_space
-from agents.encoders import default_encoder, observation_lines
+from agents.encoders import Choice, default_encoder, observation_lines
 from agents.encoders.choices import as_arrays, flat_choices, flatten_choices, preprocessed, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
+from agents.encoders.kinds import parts_of
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
 from agents.kernels.devices import to_device
@@ -166,10 +167,12 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self._warned_of_lost_memory, self._calls_without_state = False, 0
         self._heads: Heads | None = None
         given["share_features_extractor"] = share_features_extractor
+        self.chosen_encoder: Choice | None = None
         if given.get("features_extractor_class") is None:
-            encoder, fitting = default_encoder(observation_space, not given.get("normalize_images", True))
-            given["features_extractor_class"] = encoder
-            given["features_extractor_kwargs"] = fitting | (given.get("features_extractor_kwargs") or {})
+            self.chosen_encoder = default_encoder(observation_space, not given.get("normalize_images", True))
+            given["features_extractor_class"] = self.chosen_encoder.encoder
+            further = given.get("features_extractor_kwargs") or {}
+            given["features_extractor_kwargs"] = self.chosen_encoder.kwargs | further
         given["optimizer_kwargs"] = _with_fused_adam(
             given.get("optimizer_class", torch.optim.Adam), given.get("optimizer_kwargs")
         )
@@ -181,14 +184,18 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         """Stable-Baselines3 asks first for the actor's extractor, then for the critic's if it is to have its own."""
         space = self.observation_space
         is_actors = "features_extractor" not in self._modules
+        kwargs = dict(self.features_extractor_kwargs)
         if self.privileged and is_actors:
             assert isinstance(space, spaces.Dict)
             space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in self.privileged})
+            if by_part := kwargs.get("encoders"):
+                names = {part.name for part in parts_of(space, apart=by_part)}
+                kwargs["encoders"] = {name: encoder for name, encoder in by_part.items() if name in names}
         # Stable-Baselines3's own knows no key that is no attribute's name, such as "arm.joint" or "items".
         chosen = self.features_extractor_class
         if chosen is CombinedExtractor and isinstance(space, spaces.Dict) and not all(map(can_name_a_layer, space)):
             chosen = CombinedOfAnyKeys
-        return chosen(with_flat_choices(space), **self.features_extractor_kwargs)
+        return chosen(with_flat_choices(space), **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Stable-Baselines3's hook after the features extractor: here the memories come in, then the heads."""
