@@ -20,11 +20,13 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, get_device
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 
 from agents.algorithms.callbacks import all_callbacks, needs_steps, skip_steps
 from agents.algorithms.compiled import CompiledPolicy
@@ -152,6 +154,9 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         env = RecurrentOnPolicyAlgorithm.adapted(env)
         if isinstance(env, gymnasium.Env | VecEnv):
             checks.check_observation_space(env.observation_space)
+            if _mixes_image_layouts(env.observation_space):
+                venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
+                env = VecTransposeImage(venv, skip=True)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_settings(self) -> None:
@@ -624,6 +629,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             "_compiled",
             "_warned_of_standstill",
         ]
+
+
+def _mixes_image_layouts(space: gymnasium.Space[Any]) -> bool:
+    """Whether images of a Dict have their channels first and last: Stable-Baselines3 transposes all of them or none,
+    and our encoders read either."""
+    parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else ()
+    return len({is_image_space_channels_first(part) for part in parts if is_image_space(part)}) > 1
 
 
 def keep_freed_memory() -> None:

@@ -67,13 +67,18 @@ def _is_one_part(space: spaces.Space[Any], parts: list[Part]) -> bool:
     return not isinstance(space, spaces.Dict) or (len(parts) == 1 and parts[0].name == "" and parts[0].keys is not None)
 
 
-def observation_lines(space: spaces.Space[Any], extractor: BaseFeaturesExtractor) -> list[str]:
+def observation_lines(
+    space: spaces.Space[Any], extractor: BaseFeaturesExtractor, normalized_image: bool = False
+) -> list[str]:
     """What each part of an observation is, and what reads it: "image 84 x 84, 4 frames -> nature_cnn"."""
     names = {cls: name for name, cls in ENCODERS.items()}
     name = names.get(type(extractor), type(extractor).__name__)
-    by_part = extractor.encoders if isinstance(extractor, CombinedEncoder) else {}
+    if isinstance(extractor, CombinedEncoder):
+        read = [(part, extractor.encoders[part.name]) for part in extractor.parts.values()]
+    else:
+        read = [(part, name) for part in parts_of(space, normalized_image)]
     lines = []
-    for part in parts_of(space, apart=by_part):
+    for part, encoder in read:
         where = part.name.removesuffix(TEXT).rstrip("/")
-        lines.append(f"{where}{': ' * bool(where)}{described(part)} -> {by_part.get(part.name, name)}")
+        lines.append(f"{where}{': ' * bool(where)}{described(part)} -> {encoder}")
     return lines

@@ -49,14 +49,14 @@ class CombinedEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=1)
         parts = parts_of(observation_space, normalized_image, apart=encoders or ())
         self.encoders = {part.name: encoder_of(part) for part in parts} | dict(encoders or {})
-        self._parts = {part.name: part for part in parts}
+        self.parts = {part.name: part for part in parts}
         for name, encoder in self.encoders.items():
-            check_choice("a name in encoders", name, self._parts)
+            check_choice("a name in encoders", name, self.parts)
             check_choice(f"encoders[{name!r}]", encoder, OF_PARTS)
         self.extractors = nn.ModuleDict()
         self._features_dim = 0
         untouched: set[str] = set()
-        for name, part in self._parts.items():
+        for name, part in self.parts.items():
             kwargs = {} if self.encoders[name] not in CNNS else {"features_dim": cnn_output_dim}
             if normalized_image and self.encoders[name] in SCALES:
                 kwargs["normalized_image"] = True
@@ -69,7 +69,7 @@ class CombinedEncoder(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of (N, ...) -> (N, H)."""
-        features = [self.extractors[layer_name(name)](part.of(observations)) for name, part in self._parts.items()]
+        features = [self.extractors[layer_name(name)](part.of(observations)) for name, part in self.parts.items()]
         return torch.cat(features, dim=1)
 
 

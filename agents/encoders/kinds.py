@@ -78,8 +78,9 @@ def parts_of(space: spaces.Space[Any], normalized_image: bool = False, apart: Co
     parts, taken = [], set[str]()
     for key in space.spaces:
         if key not in taken:
-            part = None if key in apart else _group(space, key)
-            part = part or Part(key, kind_of(space[key], normalized_image), space[key])
+            part = _group(space, key)
+            if part is None or (part.keys is not None and any(each in apart for each in part.all_keys())):
+                part = Part(key, kind_of(space[key], normalized_image), space[key])
             taken.update(part.all_keys())
             parts.append(part)
     return parts

@@ -416,7 +416,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
                 environment's ``reset`` returns, a tuple.
             FloatingPointError: what the policy computes is not finite.
         """
-        if isinstance(observation, tuple) and not self._is_tuple_of_parts(observation):
+        if isinstance(observation, tuple) and len(observation) == 2 and self._is_what_reset_returns(*observation):
             raise ValueError(
                 "observation is a tuple: Gymnasium's reset() returns the observation and an info; write "
                 "observation, info = env.reset() and hand in the observation alone"
@@ -438,11 +438,12 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             for_environment = for_environment.squeeze(axis=0)
         return for_environment, self.export_state(actor_state)
 
-    def _is_tuple_of_parts(self, observation: tuple[Any, ...]) -> bool:
-        """Whether a tuple is of a Tuple space, and not what ``reset`` returns: an observation and its info."""
+    def _is_what_reset_returns(self, observation: Any, info: Any) -> bool:
+        """Whether two values are an observation and its info, and not the parts of a Tuple space."""
         space = self.observation_space
-        keys = space.spaces if isinstance(space, spaces.Dict) else ()
-        return {key.partition("/")[0] for key in keys} >= {str(i) for i in range(len(observation))}
+        keys = space.spaces.keys() if isinstance(space, spaces.Dict) else set[str]()
+        are_parts = info and all(any(f"{key}/".startswith(f"1/{part}/") for key in keys) for part in info)
+        return isinstance(info, dict) and not are_parts
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
         """Stable-Baselines3's, which knows choices along one axis only: those of several come flattened."""
@@ -500,7 +501,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         space, keys = self.observation_space, self.privileged
         if keys and isinstance(space, spaces.Dict):
             space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in keys})
-        return observation_lines(space, self.pi_features_extractor)
+        return observation_lines(space, self.pi_features_extractor, not self.normalize_images)
 
     def seen_by_actor(self, obs: Any) -> Any:
         """Observations without what only the critic sees."""
