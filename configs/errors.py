@@ -99,9 +99,12 @@ def describe(error: BaseException) -> str:
     """The message, with the type before it unless that says nothing more, as with our own."""
     house, _, _ = __package__.rpartition("configs")  # "recurl." where installed, nothing in a checkout
     ours = type(error).__module__.removeprefix(house).partition(".")[0] in ("agents", "envs", "configs")
-    name, message = type(error).__name__, str(error)
+    message = str(error)
+    if not message:
+        frames = traceback.extract_tb(error.__traceback__)
+        return type(error).__name__ + (f", raised by: {frames[-1].line}" if frames and frames[-1].line else "")
     says_all = ours or isinstance(error, (ValueError, OSError, ImportError))
-    return (message if says_all else f"{name}: {message}") if message else name
+    return message if says_all else f"{type(error).__name__}: {message}"
 
 
 def printable(text: str) -> str:

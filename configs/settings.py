@@ -34,8 +34,12 @@ MEMORIES: dict[str, tuple[str, ...]] = {
 
 ENCODERS: dict[str, tuple[str, ...]] = {
     "flatten": (),
+    "scaled": (),
     "nature_cnn": ("features_dim", "normalized_image"),
-    "combined": ("cnn_output_dim", "normalized_image"),
+    "image": ("features_dim", "normalized_image"),
+    "embedding": ("features_dim", "embedding_size", "convolutions", "normalized_image"),
+    "text": ("features_dim", "embedding_size"),
+    "combined": ("cnn_output_dim", "normalized_image", "encoders"),
     "sequence": ("features_dim", "cell", "hidden_size", "num_layers", "bidirectional", "pool", "mask_key"),
     "attention": ("features_dim", "over", "score", "heads", "hidden_size", "cell", "bidirectional", "mask_key"),
     "transformer": (
@@ -111,9 +115,9 @@ class EnvironmentSettings:
     previous_action_reward: bool | None = None
     """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
-    backend: Literal["auto", "vector", "serial", "subprocess"] = "auto"
-    """How they are stepped: as one NumPy environment, one after the other, in processes; auto takes the fastest
-    that the id has."""
+    backend: Literal["auto", "vector", "serial", "subprocess", "gymnasium"] = "auto"
+    """How they are stepped: as one NumPy environment, one after the other, in processes, as `gymnasium.make_vec` makes
+    them; auto takes the fastest that the id has."""
     workers: Annotated[int | None, AT_LEAST_1] = None
     """Processes that share the environments evenly (subprocess); None: one a CPU. More serve environments that wait."""
     timeout: Annotated[float | None, POSITIVE] = None
@@ -198,10 +202,11 @@ class PolicySettings:
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"
     """The critic's memory: the actor's, the actor's without shaping it, its own, or none."""
     encoder: str | None = None
-    """What turns an observation into features: flatten, nature_cnn, impala, combined, sequence, attention,
-    transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space."""
+    """What turns an observation into features: flatten, scaled, nature_cnn, impala, image, embedding, text, combined,
+    sequence, attention, transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space, part by
+    part, and printed as training starts."""
     encoder_kwargs: Kwargs = field(default_factory=dict)
-    """Arguments of the encoder."""
+    """Arguments of the encoder; of parts of a Dict that are to have another one: `encoders='{camera: impala}'`."""
     actions: Literal["flat", "nodes", "links"] = "flat"
     """What actions are about: flat: the whole observation; nodes, links: an action for each node or edge of a graph,
     encoder graph."""

@@ -1,6 +1,7 @@
 """Environments: their ids are registered with gymnasium when this package is imported.
 
     make                   an id, how many, wrappers -> a fast vector environment behind SB3's VecEnv
+    as_arrays              an environment with observations of any space -> one with arrays
     tasks.control          classic control without velocities
     tasks.recall           tasks whose best return is known
     tasks.sequences        sequences to be remembered
@@ -9,7 +10,8 @@
     tasks.batch            dynamics written once, for a batch and for one
     wrappers.transforms    what hides, garbles or adds to observations
     wrappers.padding       graphs and sequences as arrays of one size
-    vector                 the three ways to step: one NumPy program, one after the other, workers
+    wrappers.arrays        observations of any space as arrays
+    vector                 the ways to step: one NumPy program, one after the other, workers, gymnasium's
 
 `gymnasium.make` and `gymnasium.make_vec` know the ids too. Importing this package imports neither torch nor
 Stable-Baselines3; asking for `make` does.
@@ -23,8 +25,9 @@ import gymnasium
 
 if TYPE_CHECKING:
     from envs.vector.vectorize import make as make
+    from envs.wrappers.transforms import as_arrays as as_arrays
 
-__all__ = ["make"]
+__all__ = ["as_arrays", "make"]
 
 
 def _register(id: str, module: str, name: str, **settings: Any) -> None:
@@ -57,4 +60,8 @@ def __getattr__(name: str) -> Any:
         from envs.vector.vectorize import make
 
         return make
+    if name == "as_arrays":
+        from envs.wrappers.transforms import as_arrays
+
+        return as_arrays
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

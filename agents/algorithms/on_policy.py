@@ -17,15 +17,16 @@ from typing import Any, ClassVar, TypeVar
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, get_device
-from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 
 from agents.algorithms.callbacks import all_callbacks, needs_steps, skip_steps
 from agents.algorithms.compiled import CompiledPolicy
@@ -97,6 +98,11 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         "NodeActionPolicy": NodeActionPolicy,
         "LinkActionPolicy": LinkActionPolicy,
     }
+    adapted: ClassVar[Callable[[Any], Any]] = staticmethod(lambda env: env)
+    """From an environment to one that Stable-Baselines3 takes: ``envs.vector.vectorize.adapted``, handed in by
+    ``agents.runs.previous``, since the environments are none of the agents' business."""
+    find: ClassVar[Callable[[str], str]] = staticmethod(lambda id: id)
+    """From an id to one that gymnasium knows, or an error that says what to install; handed in likewise."""
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
     batch_size: int | None = None
@@ -135,6 +141,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     def _adopt(self, env: GymEnv | str) -> None:
         """The environments to train in, and their spaces."""
+        env = type(self).find(env) if isinstance(env, str) else env
         wrapped = self._wrap_env(maybe_make_env(env, self.verbose), self.verbose)
         checks.check_observation_space(wrapped.observation_space)
         check_action_space(wrapped.action_space, self.use_sde, self.policy_kwargs.get("squash_output", False))
@@ -144,14 +151,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        """Stable-Baselines3's, after a look at what it would fail on without naming a cure."""
-        if isinstance(env, VectorEnv):
-            raise ValueError(
-                f"{env} is a Gymnasium vector environment; make the environments with envs.make(id, n_envs), or wrap "
-                "this one: envs.vector.vectorize.VectorEnvAdapter(env)"
-            )
+        """Stable-Baselines3's, of gymnasium's vector environments and observations of any space too."""
+        env = RecurrentOnPolicyAlgorithm.adapted(env)
         if isinstance(env, gymnasium.Env | VecEnv):
             checks.check_observation_space(env.observation_space)
+            if _mixes_image_layouts(env.observation_space):
+                venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
+                env = VecTransposeImage(venv, skip=True)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_settings(self) -> None:
@@ -206,6 +212,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self.policy.autocast = AUTOCAST[self.autocast]
         self.policy.set_training_mode(True)
         checks.check_acts_as_it_learns(self.policy)
+        if self.verbose:
+            print(*(f"Observation: {line}" for line in self.policy.observation_lines()), sep="\n")
         self._warn_of_masks()
         state = self.policy.initial_state(self.n_envs)
         self._last_state = state
@@ -628,6 +636,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             "_compiled",
             "_warned_of_standstill",
         ]
+
+
+def _mixes_image_layouts(space: gymnasium.Space[Any]) -> bool:
+    """Whether images of a Dict have their channels first and last: Stable-Baselines3 transposes all of them or none,
+    and our encoders read either."""
+    parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else ()
+    return len({is_image_space_channels_first(part) for part in parts if is_image_space(part)}) > 1
 
 
 def keep_freed_memory() -> None:

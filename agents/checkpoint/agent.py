@@ -20,8 +20,9 @@ from agents.checkpoint.normalizer import NormalizerState
 from agents.checkpoint.previous import PreviousInputs
 from agents.checkpoint.values import Decoder, NotGiven
 from agents.checks.text import printable
+from agents.encoders import Choice, default_encoder, first_default_encoder
 from agents.memory import MEMORIES, State, memory_class
-from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
 
 
 class SavableAlgorithm(OnPolicyAlgorithm):
@@ -44,8 +45,8 @@ STATISTICS = ("ep_info_buffer", "ep_success_buffer")
 CARRIED = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_state")
 SUMMARY = ("algorithm", "class", "policy", "versions", "observation_space", "action_space", "n_envs", "settings")
 OBJECTS = ("settings", "counters", "statistics", "extras", "random", "parameters")  # sections that are JSON objects
-SECTIONS = {*SUMMARY, *OBJECTS, "carried", "normalizer", "previous_action_reward"}
-LATER = {"previous_action_reward"}  # sections that the first files had not
+SECTIONS = {*SUMMARY, *OBJECTS, "carried", "normalizer", "previous_action_reward", "encoder"}
+LATER = {"previous_action_reward", "encoder"}  # sections that the first files had not
 RUN = "run"  # the member that holds every tensor which is no parameter
 
 OF_A_RUN = ("environment_state", "pending_figures", "computed_with")
@@ -126,6 +127,25 @@ class SavedAgent:
         if not to_learn and isinstance(stored, dict):
             stored = {name: value for name, value in stored.items() if name not in FOR_LEARNING}
         return self._decoder.decode(stored, "policy_kwargs")
+
+    def with_encoder(self, kwargs: Mapping[str, Any], policy_class: type) -> dict[str, Any]:
+        """``policy_kwargs`` with the encoder that the agent learned with, where today another one fits by default."""
+        if kwargs.get("features_extractor_class") is not None:
+            return dict(kwargs)
+        space, scaled = self.observation_space, not kwargs.get("normalize_images", True)
+        record = self._decoder.decode(self._agent.get("encoder"), "encoder")
+        with refused(f"{self.file}: the encoder cannot be understood"):
+            if record is not None:
+                chosen = Choice(record["class"], record["kwargs"])
+            elif policy_class in (RecurrentActorCriticPolicy, GruPolicy, RnnPolicy) and "encoder" not in self._agent:
+                chosen = first_default_encoder(space)
+            else:
+                return dict(kwargs)
+            if chosen == default_encoder(space, scaled):
+                return dict(kwargs)
+            further = kwargs.get("features_extractor_kwargs") or {}
+            arguments = {**chosen.kwargs, **further}
+        return {**kwargs, "features_extractor_class": chosen.encoder, "features_extractor_kwargs": arguments}
 
     def settings(
         self, cls: type, given: Mapping[str, Any], *, to_learn: bool = True

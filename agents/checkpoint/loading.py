@@ -75,6 +75,7 @@ def load_algorithm(
         saved.warn_of_log(kwargs)
     venv, filled = (None, None) if env is None else _prepared(cls, env, saved)
     policy = settings.pop("policy_class", None) or saved.policy_class(cls.policy_aliases)
+    settings["policy_kwargs"] = saved.with_encoder(settings.get("policy_kwargs") or {}, policy)
     bounded = venv is None or "n_steps" not in {*kwargs, *saved.custom_objects}
     with undisturbed():
         model = built(cls, policy, settings, saved, venv, device, bounded=bounded)
@@ -141,6 +142,7 @@ def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tup
     if not isinstance(verbose, int | np.integer):
         raise CheckpointError(f"{saved.file}: verbose is {verbose!r}, expected 0, 1 or 2; use another copy")
     verbose, state = int(verbose), saved.normalizer
+    env = cls.find(env) if isinstance(env, str) else env
     venv = cls._wrap_env(maybe_make_env(env, verbose), verbose)
     own = unwrap_vec_normalize(venv)
     left_alone = state is None or (own is not None and not is_fresh(own))

@@ -32,6 +32,7 @@ from agents.checkpoint.container import CheckpointError, PathOrFile, name_of, wr
 from agents.checkpoint.loading import normalizer_state, previous_inputs
 from agents.checkpoint.random_states import process_states
 from agents.checkpoint.values import Encoder, custom_name
+from agents.encoders import Choice
 
 
 def save_algorithm(
@@ -119,9 +120,16 @@ def capture_algorithm(
         "random": encoder.encode({**process_states(), "model": model._rng.bit_generator.state}, "random"),
         "normalizer": encoder.encode(normalizer and normalizer.to_data(), "normalizer"),
         "previous_action_reward": encoder.encode(previous and previous.to_data(), "previous_action_reward"),
+        "encoder": encoder.encode(_chosen_encoder(model.policy), "encoder"),
         "parameters": parameters,
     }
     return Captured(agent, {RUN: encoder.tensors, **tensors}, tuple(_not_kept(encoder.named, lost)))
+
+
+def _chosen_encoder(policy: Any) -> dict[str, Any] | None:
+    """The encoder that was chosen by the observation space; None where the settings name it."""
+    chosen: Choice | None = policy.chosen_encoder
+    return None if chosen is None else {"class": chosen.encoder, "kwargs": chosen.kwargs}
 
 
 def _own_attributes(encoder: Encoder, model: SavableAlgorithm, without: set[str]) -> tuple[dict[str, Any], list[str]]:

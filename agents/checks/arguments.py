@@ -100,12 +100,7 @@ def check_observation_space(space: spaces.Space[Any]) -> None:
         raise NotImplementedError(f"observations of {space} hold no number; give them a constant one in a wrapper")
 
 
-_CURES: dict[type[spaces.Space[Any]], str] = {
-    **dict.fromkeys((spaces.Tuple, spaces.Dict), "make the environments with envs.make, which flattens it"),
-    spaces.Sequence: 'pad it with the wrapper "pad_sequence" of envs.make',
-    spaces.Graph: 'pad it with the wrapper "pad_graph" of envs.make',
-    spaces.Text: "encode it as numbers (MultiDiscrete, one entry a character) in a wrapper",
-}
+_CURE = "make the environment with envs.make, or wrap it: envs.as_arrays(env)"
 
 
 def _check_part(space: spaces.Space[Any], where: str = "", inside: bool = False) -> None:
@@ -113,18 +108,14 @@ def _check_part(space: spaces.Space[Any], where: str = "", inside: bool = False)
     if isinstance(space, spaces.Dict) and not inside:
         return
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        cure = next((cure for kind, cure in _CURES.items() if isinstance(space, kind)), "wrap the environment")
         raise NotImplementedError(
-            f"{where}observation space {space} is not supported: {cure}; Box, Discrete, MultiDiscrete, MultiBinary "
-            "and a Dict of these are"
+            f"{where}observation space {space} is not supported: Box, Discrete, MultiDiscrete, MultiBinary and a Dict "
+            f"of these are; {_CURE}"
         )
     if space.shape == () and isinstance(space, spaces.Box):
-        raise NotImplementedError(f"{where}observations of {space} have no axis; give them the shape (1,) in a wrapper")
+        raise NotImplementedError(f"{where}observations of {space} have no axis; {_CURE}")
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
-        raise NotImplementedError(
-            f"{where}observations of {space} do not start at 0, as one-hot encoding needs; subtract the start in a "
-            "wrapper"
-        )
+        raise NotImplementedError(f"{where}observations of {space} do not start at 0; {_CURE}")
 
 
 def check_acts_as_it_learns(policy: nn.Module) -> None:

@@ -199,7 +199,7 @@ def _agents(batch_size: int | None) -> str:
 def _policy_of(saved: SavedAgent, device: torch.device) -> RecurrentActorCriticPolicy:
     """The policy alone, without rollout buffer and environment."""
     policy_class = saved.policy_class(RecurrentOnPolicyAlgorithm.policy_aliases)
-    kwargs = saved.policy_kwargs()
+    kwargs = saved.with_encoder(saved.policy_kwargs(), policy_class)
     use_sde = bool(saved.setting("use_sde", False))
     saved.warn_of_numbers()
     with undisturbed(), building("policy", saved.file, saved.n_weights):

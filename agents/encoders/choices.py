@@ -1,9 +1,11 @@
-"""MultiDiscrete observations of several axes, as the one axis of choices that Stable-Baselines3 encodes."""
+"""Observations made ready for encoders by Stable-Baselines3's preprocessing, which knows choices along one axis."""
 
+from collections.abc import Container, Iterator
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import Tensor
 
 
@@ -20,6 +22,54 @@ def flatten_choices(observations: Any, space: spaces.Space[Any]) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: flatten_choices(part, space[key]) for key, part in observations.items()}
     return observations.flatten(1) if _has_axes(space) else observations
+
+
+def preprocessed(observations: Any, space: spaces.Space[Any], scales_images: bool, untouched: Container[str]) -> Any:
+    """Stable-Baselines3's preprocessing (one-hot categories, images in [0, 1], floats) of tensors (N, ...).
+
+    Args:
+        untouched: keys of a Dict, or "" for a plain observation, that an encoder takes as they are.
+    """
+    if not untouched:
+        return preprocess_obs(observations, space, normalize_images=scales_images)
+    if not isinstance(space, spaces.Dict):
+        return observations
+    return {
+        key: part if key in untouched else preprocess_obs(part, space[key], normalize_images=scales_images)
+        for key, part in observations.items()
+    }
+
+
+def as_arrays(observation: Any, space: spaces.Space[Any], optional: Container[str] = ()) -> Any:
+    """One observation or a batch, a nested dict or tuple too, as the plain dict that a space is of.
+
+    Args:
+        optional: keys that may be left out.
+
+    Raises:
+        ValueError: parts are missing.
+    """
+    if not isinstance(space, spaces.Dict):
+        return observation
+    parts = observation if isinstance(observation, dict | tuple) else {"": observation}
+    if isinstance(parts, tuple) or any(isinstance(part, dict | tuple) for part in parts.values()):
+        parts = dict(_leaves(parts, ()))
+    missing = [key for key in space.spaces if key not in parts and key not in optional]
+    if missing:
+        raise ValueError(
+            f"the observation lacks {', '.join(map(repr, missing))}: expected a dict of {', '.join(space.spaces)}, got "
+            f"{', '.join(map(str, parts)) if isinstance(observation, dict) else type(observation).__name__}. Texts, "
+            "sequences and graphs come as arrays from model.get_env(), and from envs.as_arrays(env)"
+        )
+    return parts
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict | tuple):
+        for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(part, (*path, str(key)))
+    else:
+        yield "/".join(path), tree
 
 
 def flat_choices(observation: Any, space: spaces.Space[Any]) -> Any:

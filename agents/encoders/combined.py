@@ -3,55 +3,85 @@
 Axes: N observations, H features.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_count, check_switch
-from agents.encoders.vision import cnn_for
+from agents.checks.arguments import check_choice, check_count, check_mapping, check_switch
+from agents.encoders.choice import CNNS, OF_PARTS, SCALES, encoder_of
+from agents.encoders.kinds import Part, parts_of
 
 
 class CombinedEncoder(BaseFeaturesExtractor):
-    """Stable-Baselines3's ``CombinedExtractor``, with the same weights and names, for images of every size.
+    """Each part of a Dict by the encoder that fits it, as ``agents.encoders.choice`` says.
 
-    Images get the CNN that fits them, or none below 8 x 8; all else is flattened.
+    For measurements, images and categories these are the weights and names of Stable-Baselines3's
+    ``CombinedExtractor``, but for images that its CNN is too large for.
 
     Args:
         observation_space: a Dict.
         cnn_output_dim: size of the output of each CNN.
         normalized_image: take Box spaces of three axes, of any type and range, as images; give the policy
             ``normalize_images=False`` with it.
+        encoders: by the name of a part, or a key, what reads it in place of the encoder that fits: a name of
+            ``OF_PARTS``.
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, cnn_output_dim: int = 256, normalized_image: bool = False
+        self,
+        observation_space: spaces.Dict,
+        cnn_output_dim: int = 256,
+        normalized_image: bool = False,
+        encoders: Mapping[str, str] | None = None,
     ) -> None:
         check_count("cnn_output_dim", cnn_output_dim)
         check_switch("normalized_image", normalized_image)
+        check_mapping("encoders", encoders)
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(
                 f'encoder "combined" reads a Dict; got {observation_space}; use "flatten", or the encoder of its kind'
             )
         super().__init__(observation_space, features_dim=1)
+        parts = parts_of(observation_space, normalized_image, apart=encoders or ())
+        self.encoders = {part.name: encoder_of(part) for part in parts} | dict(encoders or {})
+        self.parts = {part.name: part for part in parts}
+        for name, encoder in self.encoders.items():
+            check_choice("a name in encoders", name, self.parts)
+            check_choice(f"encoders[{name!r}]", encoder, OF_PARTS)
         self.extractors = nn.ModuleDict()
-        self._layers = {key: layer_name(key) for key in observation_space.spaces}
         self._features_dim = 0
-        for key, part in observation_space.spaces.items():
-            cnn = cnn_for(part) if is_image_space(part, normalized_image=normalized_image) else None
-            if cnn is None:
-                self.extractors[layer_name(key)] = nn.Flatten()
-                self._features_dim += get_flattened_obs_dim(part)
-            else:
-                self.extractors[layer_name(key)] = cnn(part, cnn_output_dim, normalized_image=normalized_image)
-                self._features_dim += cnn_output_dim
+        untouched: set[str] = set()
+        for name, part in self.parts.items():
+            kwargs = {} if self.encoders[name] not in CNNS else {"features_dim": cnn_output_dim}
+            if normalized_image and self.encoders[name] in SCALES:
+                kwargs["normalized_image"] = True
+            extractor, size = _extractor(self.encoders[name], part, kwargs)
+            self.extractors[layer_name(name)] = extractor
+            self._features_dim += size
+            if getattr(extractor, "unprocessed", ()):
+                untouched.update(part.all_keys())
+        self.unprocessed = frozenset(untouched)
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of (N, ...) -> (N, H)."""
-        return torch.cat([self.extractors[name](observations[key]) for key, name in self._layers.items()], dim=1)
+        features = [self.extractors[layer_name(name)](part.of(observations)) for name, part in self.parts.items()]
+        return torch.cat(features, dim=1)
+
+
+def _extractor(name: str, part: Part, kwargs: dict[str, Any]) -> tuple[nn.Module, int]:
+    """The encoder of a part, and how many features it gives."""
+    if name == "flatten" and part.keys is None:
+        return nn.Flatten(), get_flattened_obs_dim(part.space)
+    try:
+        extractor: Any = OF_PARTS[name](part.space, **kwargs)
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"the part {part.name!r} of the observation: {error}") from error
+    return extractor, int(extractor.features_dim)
 
 
 class CombinedOfAnyKeys(CombinedExtractor):

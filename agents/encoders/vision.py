@@ -6,6 +6,7 @@ Axes: N observations, C channels, H rows, W columns.
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -13,6 +14,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_count, check_switch
+from agents.encoders.kinds import layout_of
 
 CHANNELS = (16, 32, 32)
 SMALLEST = 8
@@ -54,6 +56,51 @@ class ImpalaCNN(BaseFeaturesExtractor):
         """Images (N, C, H, W) -> (N, features_dim)."""
         # With the channels innermost in memory, convolutions of this few channels are nearly twice as fast on a CPU.
         features: Tensor = self.linear(self.cnn(observations.contiguous(memory_format=torch.channels_last)))
+        return features
+
+
+class ImageEncoder(BaseFeaturesExtractor):
+    """Images in any arrangement: (H, W), channels first or last, frames stacked in front; bytes or floats.
+
+    They are arranged as channels first, frames as further channels, and brought into [0, 1]; then comes
+    Stable-Baselines3's NatureCNN, or :class:`ImpalaCNN` below the 36 x 36 that it needs.
+
+    Args:
+        features_dim: size of the output.
+        normalized_image: the images are scaled already, whatever their bounds; give the policy
+            ``normalize_images=False`` with it.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space[Any], features_dim: int = 256, normalized_image: bool = False
+    ) -> None:
+        check_count("features_dim", features_dim)
+        check_switch("normalized_image", normalized_image)
+        shape = tuple(observation_space.shape or ())
+        if not isinstance(observation_space, spaces.Box) or not 2 <= len(shape) <= 4 or 0 in shape:
+            raise ValueError(f'encoder "image" reads images, a Box of 2 to 4 axes, got {observation_space}')
+        grid = self._layout = layout_of(shape)
+        arranged = spaces.Box(0, 255, (grid.frames * grid.channels, grid.height, grid.width), np.uint8)
+        cnn = cnn_for(arranged)
+        if cnn is None:
+            raise ValueError(
+                f'encoder "image" reads images of at least {SMALLEST} x {SMALLEST}; got {shape}, which is '
+                f'{grid.height} x {grid.width}; enlarge them in a wrapper, or use encoder "embedding" or "flatten"'
+            )
+        super().__init__(observation_space, features_dim)
+        self.unprocessed = frozenset([""])
+        self._arranged = arranged.shape
+        self._scales = bool(observation_space.high.max() == 255) and not normalized_image
+        self._scaled_floats = is_image_space(observation_space)
+        self.cnn = cnn(arranged, features_dim)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Images (N, ...) -> (N, features_dim)."""
+        # What Stable-Baselines3's preprocessing takes for images comes from it scaled, and as floats.
+        scales = self._scales and not (self._scaled_floats and observations.is_floating_point())
+        order = (0, *(axis + 1 for axis in self._layout.order))
+        images = observations.permute(order).reshape(len(observations), *self._arranged).float()
+        features: Tensor = self.cnn(images / 255 if scales else images)
         return features
 
 

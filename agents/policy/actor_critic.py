@@ -22,16 +22,16 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_mapping, check_observation_space
 from agents.checks.observations import leaves, map_observations
-from agents.encoders import default_encoder
-from agents.encoders.choices import flat_choices, flatten_choices, with_flat_choices
+from agents.encoders import Choice, default_encoder, observation_lines
+from agents.encoders.choices import as_arrays, flat_choices, flatten_choices, preprocessed, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
+from agents.encoders.kinds import parts_of
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
 from agents.kernels.devices import to_device
@@ -168,7 +168,12 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self._warned_of_lost_memory, self._calls_without_state = False, 0
         self._heads: Heads | None = None
         given["share_features_extractor"] = share_features_extractor
-        given["features_extractor_class"] = given.get("features_extractor_class") or default_encoder(observation_space)
+        self.chosen_encoder: Choice | None = None
+        if given.get("features_extractor_class") is None:
+            self.chosen_encoder = default_encoder(observation_space, not given.get("normalize_images", True))
+            given["features_extractor_class"] = self.chosen_encoder.encoder
+            further = given.get("features_extractor_kwargs") or {}
+            given["features_extractor_kwargs"] = self.chosen_encoder.kwargs | further
         given["optimizer_kwargs"] = _with_fused_adam(
             given.get("optimizer_class", torch.optim.Adam), given.get("optimizer_kwargs")
         )
@@ -180,14 +185,18 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         """Stable-Baselines3 asks first for the actor's extractor, then for the critic's if it is to have its own."""
         space = self.observation_space
         is_actors = "features_extractor" not in self._modules
+        kwargs = dict(self.features_extractor_kwargs)
         if self.privileged and is_actors:
             assert isinstance(space, spaces.Dict)
             space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in self.privileged})
+            if by_part := kwargs.get("encoders"):
+                names = {part.name for part in parts_of(space, apart=by_part)}
+                kwargs["encoders"] = {name: encoder for name, encoder in by_part.items() if name in names}
         # Stable-Baselines3's own knows no key that is no attribute's name, such as "arm.joint" or "items".
         chosen = self.features_extractor_class
         if chosen is CombinedExtractor and isinstance(space, spaces.Dict) and not all(map(can_name_a_layer, space)):
             chosen = CombinedOfAnyKeys
-        return chosen(with_flat_choices(space), **self.features_extractor_kwargs)
+        return chosen(with_flat_choices(space), **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Stable-Baselines3's hook after the features extractor: here the memories come in, then the heads."""
@@ -411,12 +420,13 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
                 environment's ``reset`` returns, a tuple.
             FloatingPointError: what the policy computes is not finite.
         """
-        if isinstance(observation, tuple):
+        if isinstance(observation, tuple) and len(observation) == 2 and self._is_what_reset_returns(*observation):
             raise ValueError(
                 "observation is a tuple: Gymnasium's reset() returns the observation and an info; write "
                 "observation, info = env.reset() and hand in the observation alone"
             )
         self.set_training_mode(False)
+        observation = as_arrays(observation, self.observation_space, self.privileged)
         tensors, vectorized = self.obs_to_tensor(observation)
         batch_size = len(next(leaves(tensors)))
         self._warn_of_lost_memory(state, episode_start)
@@ -431,6 +441,13 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         if not vectorized:
             for_environment = for_environment.squeeze(axis=0)
         return for_environment, self.export_state(actor_state)
+
+    def _is_what_reset_returns(self, observation: Any, info: Any) -> bool:
+        """Whether two values are an observation and its info, and not the parts of a Tuple space."""
+        space = self.observation_space
+        keys = space.spaces.keys() if isinstance(space, spaces.Dict) else set[str]()
+        are_parts = info and all(any(f"{key}/".startswith(f"1/{part}/") for key in keys) for part in info)
+        return isinstance(info, dict) and not are_parts
 
     def obs_to_tensor(self, observation: Any) -> tuple[Any, bool]:
         """Stable-Baselines3's, which knows choices along one axis only: those of several come flattened."""
@@ -478,9 +495,17 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
         flat = flatten_choices(obs, self.observation_space)
-        seen = preprocess_obs(flat, self._preprocessed_space, normalize_images=self.normalize_images)
+        untouched = getattr(extractor, "unprocessed", ())
+        seen = preprocessed(flat, self._preprocessed_space, self.normalize_images, untouched)
         features: Tensor = extractor(seen)
         return features
+
+    def observation_lines(self) -> list[str]:
+        """What each part of an observation is and what reads it, for the user; those only the critic sees left out."""
+        space, keys = self.observation_space, self.privileged
+        if keys and isinstance(space, spaces.Dict):
+            space = spaces.Dict({key: part for key, part in space.spaces.items() if key not in keys})
+        return observation_lines(space, self.pi_features_extractor, not self.normalize_images)
 
     def seen_by_actor(self, obs: Any) -> Any:
         """Observations without what only the critic sees."""

@@ -8,6 +8,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn, optim
 
+from agents.encoders.vision import SMALLEST_OF_NATURE_CNN
 from agents.memory import Memory, State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 
@@ -144,6 +145,20 @@ def _check_extractor_fits(
         hint = ", normalize_images=False if these are images of any type and range," if extractor is NatureCNN else ""
         raise ValueError(
             f'{policy.__name__} is not for observations of {space}; use "{name}"{hint} or give an extractor'
+        )
+    for key, part in space.spaces.items() if isinstance(space, spaces.Dict) else [("", space)]:
+        if extractor is not FlattenExtractor and is_image_space(part, normalized_image=normalized_image):
+            _check_size(policy, f"the part {key!r} of " if key else "", part)
+
+
+def _check_size(policy: type[LstmPolicy], where: str, image: spaces.Space[Any]) -> None:
+    """sb3-contrib's CNN has layers that leave nothing of a smaller image."""
+    sides = sorted(image.shape or ())[1:]
+    if min(sides) < SMALLEST_OF_NATURE_CNN:
+        raise ValueError(
+            f"{policy.__name__}: {where}the observation is an image of {image.shape}, and its CNN reads images of at "
+            f'least {SMALLEST_OF_NATURE_CNN} x {SMALLEST_OF_NATURE_CNN}; use "RecurrentPolicy", which has an encoder '
+            "for every size, or give an extractor"
         )
 
 

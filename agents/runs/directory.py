@@ -26,6 +26,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -72,6 +73,16 @@ class RunDirectory:
             except OSError as error:
                 raise RunError(f"cannot make the run's directory {path}: {error.strerror or error}") from error
         raise AssertionError
+
+    @contextmanager
+    def removed_if_nothing_came_of_it(self) -> Iterator[None]:
+        """Removes the directory, which is new, where what is done inside fails before the first update."""
+        try:
+            yield
+        except Exception:
+            if not self.has_agent and not rows_until(self.metrics)[1]:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "RunDirectory":

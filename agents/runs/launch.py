@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import gymnasium
@@ -126,6 +126,7 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
     with (
         reported_as(SettingsError, "runs", RunError),
         reported_as(CheckpointFault, "saving", CheckpointError, OSError),
+        run.removed_if_nothing_came_of_it() if recorded is None else nullcontext(),
         run.locked(),
         interruption.listening(),
         _closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
@@ -153,7 +154,10 @@ def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
 
 
 def _print_plan(agent: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
-    """Prints how the agent is computed, and in one line what missing compiled parts cost; returns it by part."""
+    """Prints what the agent sees, how it is computed, and in one line what missing compiled parts cost; returns how it
+    is computed, by part."""
+    for line in agent.policy.observation_lines():
+        configs.say(f"observation   {line}")
     plan = agent.policy.plan()
     print(f"computed by   {plan}")
     if (cost := missing()) is not None:

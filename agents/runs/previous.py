@@ -1,9 +1,12 @@
-"""Hands the environments' wrapper of the last action and reward to the checkpoints of agents that learned with it."""
+"""Hands what agents need of the environments to them, who do not import these."""
 
+from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint.previous import PreviousInputs
-from envs.vector.vectorize import WrappedVecEnv
+from envs.vector.vectorize import WrappedVecEnv, adapted, find
 from envs.wrappers.transforms import PreviousActionReward
 
 
-def hand_in_wrapper() -> None:
+def hand_in_environments() -> None:
     PreviousInputs.transform, PreviousInputs.vectorized = PreviousActionReward, WrappedVecEnv
+    RecurrentOnPolicyAlgorithm.adapted = staticmethod(adapted)
+    RecurrentOnPolicyAlgorithm.find = staticmethod(lambda id: find(id).id)

@@ -17,30 +17,36 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs.tasks.batch import BatchEnv
-from envs.tasks.observations import copied, take, truth
+from envs.tasks.observations import copied, only, take, truth
 from envs.vector.episodes import Episodes
 from envs.vector.group import counts_episodes
 from envs.vector.infos import RESET_STEP, Infos, info_of
 from envs.vector.state import set_state, state_of
+from envs.wrappers.arrays import Arranged, needs_arranging
 
 
 class VectorEnvAdapter(VecEnv):
-    """Steps a gymnasium `VectorEnv` as an SB3 `VecEnv`.
+    """Steps a gymnasium `VectorEnv`, of any autoreset mode, as an SB3 `VecEnv`. Observations come as arrays: see
+    `envs.wrappers.arrays`.
 
     Where an episode ended, and only there, an info is written: what the environment said, "terminal_observation",
     "TimeLimit.truncated" (ended by a time limit alone), and "episode": {"r": return, "l": steps, "t": seconds since
     this object was made}, so that no Monitor is needed (asked whether a Monitor is there, it says yes).
 
     A vector environment that resets in the next step spends a step on it: action and reward mean nothing there. That
-    step is marked with infos[i][RESET_STEP] = True, its done is False, and no episode counts it.
+    step is marked with infos[i][RESET_STEP] = True, its done is False, and no episode counts it. One that never resets
+    by itself is reset here, in the step that ends an episode, by the option "reset_mask".
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         self.env = env
-        self.autoreset_mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        if self.autoreset_mode is AutoresetMode.DISABLED:
-            raise ValueError(f"{env} does not reset its environments; make it with autoreset mode SAME_STEP")
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        self._resets = mode is AutoresetMode.DISABLED
+        self.autoreset_mode = AutoresetMode.SAME_STEP if self._resets else mode
+        space = env.single_observation_space
+        self._arranged = Arranged(space) if needs_arranging(space) else None
+        seen = space if self._arranged is None else self._arranged.space
+        super().__init__(env.num_envs, seen, env.single_action_space)
         self._actions: Any = None
         self._episodes = Episodes(self.num_envs)
         self._resetting: list[int] | None = None
@@ -60,7 +66,7 @@ class VectorEnvAdapter(VecEnv):
         self._reset_options()
         self._episodes.start(range(self.num_envs))
         self._resetting = None
-        return observations  # type: ignore[no-any-return]
+        return self._arrays(observations)  # type: ignore[no-any-return]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = actions
@@ -76,6 +82,8 @@ class VectorEnvAdapter(VecEnv):
         if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
             terminations, truncations = _truths(terminations, "terminations"), _truths(truncations, "truncations")
         dones = np.logical_or(terminations, truncations)
+        if self._resets and np.count_nonzero(dones):
+            observations, said = self._reset(dones, observations, said)
         infos = Infos(self.num_envs, said)
         if self._resetting is not None:
             # The episodes that ended a step ago start with this step's observation.
@@ -86,7 +94,27 @@ class VectorEnvAdapter(VecEnv):
             self._resetting = None
         if np.count_nonzero(dones):
             self._end_episodes(dones.nonzero()[0].tolist(), terminations, observations, said, infos)
-        return observations, rewards, dones, infos  # type: ignore[return-value]
+        return self._arrays(observations), rewards, dones, infos  # type: ignore[return-value]
+
+    def _arrays(self, observations: Any) -> Any:
+        return observations if self._arranged is None else self._arranged.batch(observations)
+
+    def _reset(self, dones: NDArray[np.bool_], last: Any, said: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Resets where an episode ended: the observations after it, and infos as those of the mode SAME_STEP."""
+        ended = _Ended({row: self._one(last, row) for row in dones.nonzero()[0].tolist()})
+        observations, begun = self.env.reset(options={"reset_mask": dones})
+        # What an environment says of its reset stands only where there was one.
+        return observations, {**begun, "final_obs": ended, "final_info": said}
+
+    def _one(self, observations: Any, row: int) -> Any:
+        """A copy of the observation of one environment, as arrays; last ones gymnasium gives as an array of objects."""
+        if isinstance(observations, _Ended):
+            return observations[row]
+        if self._arranged is None:
+            return take(observations, row) if isinstance(observations, dict | tuple) else copied(observations[row])
+        if isinstance(observations, np.ndarray) and observations.dtype == object:
+            return only(self._arranged.rows_of_one(observations[row]))
+        return take(self._arranged.batch(observations), row)
 
     def _end_episodes(
         self, rows: list[int], terminations: NDArray[np.bool_], observations: Any, said: dict[str, Any], infos: Infos
@@ -99,7 +127,7 @@ class VectorEnvAdapter(VecEnv):
             first = {name: values for name, values in said.items() if name not in _LAST_STEP}
         for i, episode in zip(rows, self._episodes.end(rows), strict=True):
             info = info_of(last, i)
-            info["terminal_observation"] = _row(last_observations, i)
+            info["terminal_observation"] = self._one(last_observations, i)
             info["TimeLimit.truncated"] = not terminations[i]
             if not self._counted or "episode" not in info:
                 info["episode"] = episode
@@ -170,6 +198,10 @@ class VectorEnvAdapter(VecEnv):
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
+class _Ended(dict[int, Any]):
+    """The last observations of episodes, by environment."""
+
+
 _LAST_STEP = frozenset(("final_obs", "_final_obs", "final_info", "_final_info"))
 
 
@@ -184,8 +216,3 @@ def _counts_episodes(env: Any) -> bool:
             return True
         env = env.env
     return all(map(counts_episodes, getattr(env, "envs", None) or [None]))
-
-
-def _row(observations: Any, row: int) -> Any:
-    """A copy of the observation of one environment; last ones gymnasium gives as an array of objects."""
-    return take(observations, row) if isinstance(observations, dict) else copied(observations[row])

@@ -6,6 +6,7 @@ Axes: N environments.
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,8 @@ from envs.tasks.observations import Tree, put, take, truth
 from envs.vector.errors import EnvError
 from envs.vector.infos import FAILED
 from envs.vector.state import EpisodeSeed
-from envs.wrappers.transforms import wrap, wrappers_of
+from envs.wrappers.arrays import needs_arranging_one_by_one
+from envs.wrappers.transforms import as_arrays, wrap, wrappers_of
 
 Maker = Callable[[], gymnasium.Env[Any, Any]]
 Info = dict[str, Any]
@@ -184,7 +186,8 @@ def _end(observations: Tree, row: int, truncated: bool) -> Info:
 def make_one(
     source: EnvSpec | Maker, render_mode: str | None, kwargs: dict[str, Any], inside: list[Any], checked: bool
 ) -> gymnasium.Env[Any, Any]:
-    """One environment of an id or a function, with wrappers inside it.
+    """One environment of an id or a function, with wrappers inside it, and around them what makes arrays of its
+    observations where no vector environment could hold them.
 
     Here, and not with `envs.make`, for workers to find it without importing torch.
     """
@@ -193,7 +196,9 @@ def make_one(
         env = gymnasium.make(source, disable_env_checker=None if checked else True, **rendering, **kwargs)
     else:
         env = source()
-    return wrap(env, inside)
+    env = wrap(env, inside)
+    needs_it = isinstance(env, gymnasium.Env) and needs_arranging_one_by_one(env.observation_space)
+    return as_arrays(env) if needs_it else env
 
 
 def spaces_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
@@ -236,4 +241,7 @@ def _make(maker: Maker, number: int) -> gymnasium.Env[Any, Any]:
 def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it called sys.exit({error.code!r}), which an environment cannot: it raises an error instead"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if str(error):
+        return f"{type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}, raised by: {frames[-1].line}" if frames else type(error).__name__

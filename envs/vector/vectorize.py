@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
-from envs.tasks.observations import copied, is_nested, take, write
+from envs.tasks.observations import copied, take, write
 from envs.vector.adapter import VectorEnvAdapter
 from envs.vector.errors import EnvError, UnknownEnvError
 from envs.vector.group import make_one
 from envs.vector.processes import SubprocessVecEnv
 from envs.vector.serial import SerialVecEnv
 from envs.vector.state import set_state, state_of
-from envs.wrappers.transforms import Flatten, Transform, build, is_transform, named
+from envs.wrappers.arrays import needs_arranging, needs_arranging_one_by_one
+from envs.wrappers.transforms import Flatten, Transform, as_arrays, build, is_transform, named, wrap
 
 __all__ = [
     "EnvError",
@@ -37,7 +40,7 @@ __all__ = [
     "make",
 ]
 
-Backend = Literal["auto", "vector", "serial", "subprocess"]
+Backend = Literal["auto", "vector", "serial", "subprocess", "gymnasium"]
 
 
 def make(
@@ -63,12 +66,14 @@ def make(
     {name: settings}, or in place of a name "module:Class" or a class for a `gymnasium.Wrapper`.
     `backend`: "vector" steps all environments in one NumPy program, where the id has one; "serial" one after the other;
     "subprocess" in worker processes, for environments slower than a message to a worker and back (some 0.2 ms).
+    "gymnasium" is what `gymnasium.make_vec` makes, with `gymnasium.vector.VectorWrapper`s among the wrappers around it.
     "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
     `workers`, `timeout`: see `SubprocessVecEnv`. `max_restarts`, `resumable`: see `GroupedVecEnv`; "vector" of this
     package can always be resumed.
 
     The last info of an episode has "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l", "t"}, so
-    that no Monitor is needed. Nested Dict and Tuple observations come flattened ("outer/inner").
+    that no Monitor is needed. Observations are arrays: nested Dict and Tuple ones come flattened ("outer/inner"),
+    texts, sequences and graphs as `envs.wrappers.arrays` says.
 
     Raises UnknownEnvError for an id that is not registered, ValueError for settings that do not fit.
     """
@@ -99,6 +104,8 @@ def make(
         rendering = {} if render_mode is None else {"render_mode": render_mode}
         entry: Any = dict(vectorization_mode="vector_entry_point", **rendering, **kwargs)
         venv = VectorEnvAdapter(gymnasium.make_vec(spec, n_envs, **entry))  # type: ignore[arg-type]
+    elif backend == "gymnasium":
+        venv = VectorEnvAdapter(_made_by_gymnasium(spec, n_envs, render_mode, kwargs, inside))
     elif backend == "serial":
         venv = SerialVecEnv(makers, resumable=resumable, max_restarts=max_restarts)
     elif backend == "subprocess":
@@ -106,9 +113,9 @@ def make(
             makers, workers=workers, timeout=timeout, resumable=resumable, max_restarts=max_restarts
         )
     else:
-        raise ValueError(f"backend must be one of 'auto', 'vector', 'serial', 'subprocess', not {backend!r}")
+        raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, not {backend!r}")
     try:
-        if is_nested(venv.observation_space) and (not around or around[0][0] is not Flatten):
+        if needs_arranging(venv.observation_space) and (not around or around[0][0] is not Flatten):
             around.insert(0, (Flatten, {}))
         for transform, settings in around:
             venv = WrappedVecEnv(venv, transform, settings)
@@ -190,41 +197,106 @@ class WrappedVecEnv(VecEnvWrapper):
         return seen, rewards, dones, infos
 
 
+def adapted(env: Any) -> Any:
+    """What an algorithm of Stable-Baselines3's is given to learn in, as it can take it; all else is itself.
+
+    A gymnasium vector environment comes as a `VecEnv`; observations of an environment or of a `VecEnv` that are no
+    arrays, or nested, as arrays.
+    """
+    if isinstance(env, VectorEnv):
+        return VectorEnvAdapter(env)
+    if isinstance(env, VecEnv):
+        space = env.observation_space
+        arrangeable = needs_arranging(space) and not needs_arranging_one_by_one(space)
+        return WrappedVecEnv(env, Flatten) if arrangeable else env
+    return as_arrays(env) if isinstance(env, gymnasium.Env) else env
+
+
+def _made_by_gymnasium(
+    spec: EnvSpec | None, n_envs: int, render_mode: str | None, kwargs: dict[str, Any], inside: list[Any]
+) -> VectorEnv[Any, Any, Any]:
+    """By its `make_vec`; the wrappers of one environment inside, those of a vector around."""
+    if spec is None:
+        raise ValueError("backend 'gymnasium' needs an id; give RecurrentPPO a vector environment that you made")
+    rendering = {} if render_mode is None else {"render_mode": render_mode}
+    wrappers = [(wrapper, settings) for wrapper, settings in inside if not _wraps_vectors(wrapper)]
+    around = [(wrapper, settings) for wrapper, settings in inside if _wraps_vectors(wrapper)]
+    if wrappers or spec.vector_entry_point is None:
+        rendering["vectorization_mode"] = "sync"
+        rendering["wrappers"] = [partial(wrap, wrappers=[each]) for each in wrappers]  # type: ignore[assignment]
+    vector = gymnasium.make_vec(spec, n_envs, **rendering, **kwargs)  # type: ignore[arg-type]
+    for wrapper, settings in around:
+        vector = wrapper(vector, **settings)
+    return vector
+
+
+def _wraps_vectors(wrapper: Any) -> bool:
+    return isinstance(wrapper, type) and issubclass(wrapper, VectorWrapper)
+
+
 def find(id: str) -> EnvSpec:
-    """What gymnasium knows under an id. The package of a well-known family of ids is imported where it is installed."""
+    """What gymnasium knows under an id. The package of a well-known family of ids is imported where it is installed.
+
+    Raises UnknownEnvError, which names the package to install or ids that are near.
+    """
     envs_module, _, name = id.rpartition(":")
     if envs_module:
         importlib.import_module(envs_module)
-    package = next((package for family, package in _PACKAGES.items() if name.startswith(family)), None)
+    family = next((family for pattern, family in FAMILIES.items() if re.match(pattern, name)), None)
     missing = ""
-    if package is not None and name not in gymnasium.registry:
-        module, distribution = package
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            missing = f" Its package is missing ({error}): pip install {distribution}"
+    if family is not None and name not in gymnasium.registry:
+        missing = _imported(family)
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        raise UnknownEnvError(f"no environment has the id {name!r}.{missing or _near(name)}") from error
+        installed = family is None or family.module in sys.modules
+        raise UnknownEnvError(f"no environment has the id {name!r}.{missing}{_near(name) * installed}") from error
 
 
-# Families of ids that are registered when a package is imported: module, what to install.
-_PACKAGES = {
-    "ALE/": ("ale_py", "ale-py"),
-    "MiniGrid-": ("minigrid", "minigrid"),
-    "BabyAI-": ("minigrid", "minigrid"),
-    "popgym-": ("popgym", "popgym"),
-    "MortarMayhem": ("memory_gym", "--no-deps memory-gym pygame-ce"),
-    "MysteryPath": ("memory_gym", "--no-deps memory-gym pygame-ce"),
-    "SearingSpotlights": ("memory_gym", "--no-deps memory-gym pygame-ce"),
+class Family(NamedTuple):
+    """Ids that a package registers when it is imported: its module, and what to install."""
+
+    module: str
+    install: str
+
+
+_ALE, _ROBOTICS = Family("ale_py", "ale-py"), Family("gymnasium_robotics", "gymnasium-robotics")
+_MEMORY_GYM = Family("memory_gym", "--no-deps memory-gym pygame-ce")
+_ROADS = "highway|merge|roundabout|parking|intersection|racetrack|exit|lane-keeping|two-way|u-turn"
+FAMILIES: dict[str, Family] = {
+    r"ALE/|\w+(NoFrameskip|Deterministic)-v": _ALE,
+    r"MiniGrid-|BabyAI-": Family("minigrid", "minigrid"),
+    r"popgym-": Family("popgym", "popgym"),
+    r"MortarMayhem|MysteryPath|SearingSpotlights": _MEMORY_GYM,
+    rf"({_ROADS})(-\w+)*-v": Family("highway_env", "highway-env"),
+    r"Fetch|PointMaze|AntMaze|FrankaKitchen|AdroitHand|HandManipulate|HandReach|MaMuJoCo": _ROBOTICS,
+    r"MiniWorld-": Family("miniworld", "miniworld"),
+    r"Crafter": Family("crafter", "crafter"),
+    r"\w+BulletEnv-v": Family("pybullet_envs_gymnasium", "pybullet_envs_gymnasium"),
 }
+"""By the beginnings of their ids, regular expressions."""
+
+
+def _imported(family: Family) -> str:
+    """Imports a package that registers environments; says why its ids are unknown all the same, if they are."""
+    try:
+        importlib.import_module(family.module)
+    except ModuleNotFoundError as error:
+        if error.name == family.module:
+            return f" Its package {family.module} is not installed: pip install {family.install}"
+        return f" Its package {family.module} is installed, but fails to import ({error}): install what it needs"
+    except Exception as error:
+        return f" Its package {family.module} is installed, but fails to import: {type(error).__name__}: {error}"
+    return f" Its package {family.module} is installed and registers no such id with gymnasium."
 
 
 def _near(id: str) -> str:
-    """Which ids may have been meant."""
+    """Which ids may have been meant: those that are nearly the same without the version."""
     known = {name.lower(): name for name in gymnasium.registry}
-    near = [known[name] for name in difflib.get_close_matches(id.lower(), known, n=3, cutoff=0.5)]
+    stems = {name.rpartition("-v")[0] or name: name for name in known}
+    stem = id.lower().rpartition("-v")[0] or id.lower()
+    close = difflib.get_close_matches(stem, stems, n=3, cutoff=0.7)
+    near = [known[stems[name]] for name in close]
     if near:
         return f" Perhaps you meant {' or '.join(map(repr, near))}."
     return " If a package registers it, name the package's module before it: 'module:id'."

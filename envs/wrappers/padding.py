@@ -21,6 +21,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
+from envs.tasks.observations import is_array_space
 from envs.wrappers.encoding import Encoder, repeated
 
 Arrays = dict[str, NDArray[Any]]
@@ -29,8 +30,7 @@ Arrays = dict[str, NDArray[Any]]
 class Padded(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """An environment whose observation, or one key of whose Dict observation, is made into several arrays.
 
-    In a Dict the new keys join the other ones. A subclass names the `kind` of space it takes and gives `_spaces` and
-    `_arrays`.
+    In a Dict the new keys join the other ones. A subclass names the `kind` of space it takes and what converts it.
     """
 
     name: ClassVar[str]
@@ -52,7 +52,8 @@ class Padded(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs)
         if not isinstance(space, self.kind):
             where = "" if self._key is None else f" under {self._key!r}"
             raise ValueError(f"{self.name} takes {self.kind.__name__} observations, not {space}{where}")
-        made = self._spaces(space)
+        self._arrays = self._converter(space)
+        made = self._arrays.spaces
         if set(made) & set(others):
             raise ValueError(f"{self.name}: the observation has keys of these names already: {sorted(others)}")
         self.observation_space = spaces.Dict({**others, **made})
@@ -63,11 +64,8 @@ class Padded(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs)
         others = {name: part for name, part in observation.items() if name != self._key}
         return {**others, **self._arrays(observation[self._key])}
 
-    def _spaces(self, space: Any) -> dict[str, spaces.Space[Any]]:
-        """The spaces of what comes out, for the space of what comes in."""
-        raise NotImplementedError
-
-    def _arrays(self, observation: Any) -> Arrays:
+    def _converter(self, space: Any) -> Any:
+        """What makes arrays of an observation of the space."""
         raise NotImplementedError
 
     def _chosen(self, space: spaces.Dict, key: str | None) -> str:
@@ -93,21 +91,50 @@ class PadGraph(Padded):
 
     def __init__(self, env: gymnasium.Env[Any, Any], *, max_nodes: int, max_edges: int, key: str | None = None) -> None:
         """`max_nodes`, `max_edges`: for how many there is room, N and E."""
-        self.max_nodes, self.max_edges = _count("max_nodes", max_nodes), _count("max_edges", max_edges)
+        self.max_nodes, self.max_edges = checked_count("max_nodes", max_nodes), checked_count("max_edges", max_edges)
         super().__init__(env, key, {"max_nodes": max_nodes, "max_edges": max_edges})
 
-    def _spaces(self, space: spaces.Graph) -> dict[str, spaces.Space[Any]]:
+    def _converter(self, space: spaces.Graph) -> GraphArrays:
+        return GraphArrays(space, self.max_nodes, self.max_edges)
+
+
+class PadSequence(Padded):
+    """A Sequence becomes a Dict: window (K, F) float32, the newest last, zeros before it, and mask (K,) int8, 1 where
+    there is an element.
+
+    That is how the wrapper `history` lays out its observations. Box elements are flattened, categories one-hot.
+    """
+
+    name = "pad_sequence"
+    kind = spaces.Sequence
+
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], *, max_length: int, truncate: bool = False, key: str | None = None
+    ) -> None:
+        """`max_length`: for how many elements there is room, K. `truncate`: of a longer sequence the newest K are
+        kept; else one is an error."""
+        self.max_length, self.truncate = checked_count("max_length", max_length), truncate
+        super().__init__(env, key, {"max_length": max_length, "truncate": truncate})
+
+    def _converter(self, space: spaces.Sequence) -> SequenceArrays:
+        return SequenceArrays(space, self.max_length, self.truncate)
+
+
+class GraphArrays:
+    """The arrays of a Graph's observations, by name, with their `spaces`; see `PadGraph`."""
+
+    def __init__(self, space: spaces.Graph, max_nodes: int, max_edges: int) -> None:
+        self.max_nodes, self.max_edges = max_nodes, max_edges
         self._nodes = _Elements(space.node_space)
         self._edges = None if space.edge_space is None else _Elements(space.edge_space)
-        made: dict[str, spaces.Space[Any]] = {"nodes": repeated(self._nodes.space, self.max_nodes)}
+        self.spaces: dict[str, spaces.Space[Any]] = {"nodes": repeated(self._nodes.space, max_nodes)}
         if self._edges is not None:
-            made["edges"] = repeated(self._edges.space, self.max_edges)
-        made["edge_index"] = spaces.Box(0, self.max_nodes - 1, (self.max_edges, 2), np.int64)
-        made["node_mask"] = spaces.MultiBinary(self.max_nodes)
-        made["edge_mask"] = spaces.MultiBinary(self.max_edges)
-        return made
+            self.spaces["edges"] = repeated(self._edges.space, max_edges)
+        self.spaces["edge_index"] = spaces.Box(0, max_nodes - 1, (max_edges, 2), np.int64)
+        self.spaces["node_mask"] = spaces.MultiBinary(max_nodes)
+        self.spaces["edge_mask"] = spaces.MultiBinary(max_edges)
 
-    def _arrays(self, graph: spaces.GraphInstance) -> Arrays:
+    def __call__(self, graph: spaces.GraphInstance) -> Arrays:
         nodes = self._nodes(graph.nodes)
         links = np.zeros((0, 2), np.int64) if graph.edge_links is None else np.asarray(graph.edge_links)
         self._check(len(nodes), links)
@@ -139,30 +166,16 @@ class PadGraph(Padded):
             )
 
 
-class PadSequence(Padded):
-    """A Sequence becomes a Dict: window (K, F) float32, the newest last, zeros before it, and mask (K,) int8, 1 where
-    there is an element.
+class SequenceArrays:
+    """The arrays of a Sequence's observations, by name, with their `spaces`; see `PadSequence`."""
 
-    That is how the wrapper `history` lays out its observations. Box elements are flattened, categories one-hot.
-    """
-
-    name = "pad_sequence"
-    kind = spaces.Sequence
-
-    def __init__(
-        self, env: gymnasium.Env[Any, Any], *, max_length: int, truncate: bool = False, key: str | None = None
-    ) -> None:
-        """`max_length`: for how many elements there is room, K. `truncate`: of a longer sequence the newest K are
-        kept; else one is an error."""
-        self.max_length, self.truncate = _count("max_length", max_length), truncate
-        super().__init__(env, key, {"max_length": max_length, "truncate": truncate})
-
-    def _spaces(self, space: spaces.Sequence) -> dict[str, spaces.Space[Any]]:
+    def __init__(self, space: spaces.Sequence, max_length: int, truncate: bool) -> None:
+        self.max_length, self.truncate = max_length, truncate
         self._elements = _Elements(space.feature_space)
-        window = repeated(self._elements.space, self.max_length)
-        return {"window": window, "mask": spaces.MultiBinary(self.max_length)}
+        window = repeated(self._elements.space, max_length)
+        self.spaces: dict[str, spaces.Space[Any]] = {"window": window, "mask": spaces.MultiBinary(max_length)}
 
-    def _arrays(self, sequence: Any) -> Arrays:
+    def __call__(self, sequence: Any) -> Arrays:
         elements = self._elements(sequence)
         if len(elements) > self.max_length and not self.truncate:
             raise ValueError(
@@ -181,8 +194,11 @@ class _Elements:
     """Elements of a space as rows of numbers, float32: a Box flattened, categories one-hot."""
 
     def __init__(self, space: Any) -> None:
-        if not isinstance(space, spaces.Box | spaces.Discrete):
-            raise ValueError(f"what a graph or a sequence is made of must be a Box or Discrete, not {space}")
+        if not is_array_space(space):
+            raise ValueError(
+                "what a graph or a sequence is made of must be a Box, Discrete, MultiDiscrete or MultiBinary, not "
+                f"{space}: make it one in a gymnasium.ObservationWrapper"
+            )
         self._of, self._encode = space, Encoder(space)
         low, high = (
             bound.reshape(-1).astype(np.float32) for bound in (self._encode.space.low, self._encode.space.high)
@@ -196,9 +212,9 @@ class _Elements:
             return np.zeros((0, *self.space.shape), np.float32)
         if values.shape[1:] != self._of.shape:
             raise ValueError(f"expected elements of {self._of}, got an array of shape {values.shape}")
-        if isinstance(self._of, spaces.Discrete):
-            places = values - self._of.start
-            if places.min() < 0 or places.max() >= self._of.n:
+        if isinstance(self._of, spaces.Discrete | spaces.MultiDiscrete):
+            places, count = values - self._of.start, getattr(self._of, "n", getattr(self._of, "nvec", 0))
+            if (places < 0).any() or (places >= count).any():
                 raise ValueError(f"expected elements of {self._of}, got {values.tolist()}")
         return self._encode(values).reshape(len(values), math.prod(self.space.shape)).astype(np.float32)
 
@@ -211,7 +227,7 @@ def _padded(values: NDArray[Any], length: int, last: bool = False) -> NDArray[An
     return result
 
 
-def _count(name: str, value: Any) -> int:
+def checked_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
     return int(value)

@@ -7,7 +7,7 @@
     noise                    Gaussian noise on them
     previous_action_reward   the last action and reward are seen too
     history                  the last few observations are seen at once
-    flatten                  nested Dict and Tuple observations become a plain Dict
+    flatten                  observations of any space become arrays; see `envs.wrappers.arrays`
     pad_graph, pad_sequence  graphs and sequences become arrays of one size with masks; see `envs.wrappers.padding`
     action_delay, randomize, trials
                              what changes the environment itself; see `envs.wrappers.dynamics`
@@ -26,7 +26,6 @@ import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 import gymnasium
@@ -36,11 +35,12 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from envs.tasks.batch import Rows
-from envs.tasks.observations import Tree, is_array_space, leaves, only, tree_map
+from envs.tasks.observations import Tree, is_array_space, only, tree_map
 from envs.tasks.streams import Streams
+from envs.wrappers.arrays import Arranged, Room, needs_arranging
 from envs.wrappers.dynamics import ActionDelay, Randomize, Trials
 from envs.wrappers.encoding import Encoder, repeated, with_zero
-from envs.wrappers.padding import PadGraph, PadSequence
+from envs.wrappers.padding import PadGraph, PadSequence, checked_count
 
 # The arrays of an observation by name, (N, ...) or (R, ...); a plain observation is the one named "".
 Parts = dict[str, NDArray[Any]]
@@ -99,6 +99,14 @@ class Transform(ABC):
         """The observations that the actions, (N, ...), led to, with their rewards, (N,): (N, ...) -> (N, ...)."""
         parts = self._next(self._unpacked(observations), actions, rewards)
         return parts.get("", parts)
+
+    def begin_one(self, observation: Any) -> Any:
+        """`begin` of a single environment."""
+        return only(self.begin(_batched(observation), np.arange(1)))
+
+    def follow_one(self, observation: Any, action: Any, reward: Any) -> Any:
+        """`follow` of a single environment."""
+        return only(self.follow(_batched(observation), np.asarray(action)[None], np.array([reward], np.float32)))
 
     @abstractmethod
     def _spaces(self) -> Spaces:
@@ -432,25 +440,43 @@ class History(Transform):
 
 
 class Flatten(Transform):
-    """A nested Dict or Tuple becomes a plain Dict, which Stable-Baselines3 can take: keys "outer/inner", "outer/0"."""
+    """Observations of any space become arrays, with no Dict or Tuple in another: see `envs.wrappers.arrays`."""
 
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], num_envs: int):
-        parts = {"/".join(path): (path, space) for path, space in leaves(observation_space)}
-        self._paths = {name: path for name, (path, _) in parts.items()}
-        super().__init__(spaces.Dict({name: space for name, (_, space) in parts.items()}), action_space, num_envs)
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        num_envs: int,
+        *,
+        max_length: int = Room().max_length,
+        max_text: int = Room().max_text,
+        max_nodes: int = Room().max_nodes,
+        max_edges: int = Room().max_edges,
+    ) -> None:
+        """For how many there is room: elements of a sequence, characters or words of a text, nodes and edges."""
+        room = {"max_length": max_length, "max_text": max_text, "max_nodes": max_nodes, "max_edges": max_edges}
+        for name, count in room.items():
+            checked_count(name, count)
+        self._arranged = Arranged(observation_space, Room(**room))
+        super().__init__(self._arranged.space, action_space, num_envs)
+
+    def begin_one(self, observation: Any) -> Any:
+        return only(self._arranged.rows_of_one(observation))
+
+    def follow_one(self, observation: Any, action: Any, reward: Any) -> Any:
+        return only(self._arranged.rows_of_one(observation))
+
+    def begin(self, observations: Tree, rows: Rows) -> Tree:
+        return self._arranged.batch(observations)
+
+    def follow(self, observations: Tree, actions: NDArray[Any], rewards: NDArray[np.float32]) -> Tree:
+        return self._arranged.batch(observations)
 
     def _spaces(self) -> Spaces:
         return self._inner
 
-    def _unpacked(self, observations: Tree) -> Parts:
-        return {name: reduce(_part, path, observations) for name, path in self._paths.items()}
-
     def _first(self, parts: Parts, rows: Rows) -> Parts:
         return parts
-
-
-def _part(tree: Tree, key: str) -> Tree:
-    return tree[int(key)] if isinstance(tree, tuple) else tree[key]
 
 
 class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -470,12 +496,12 @@ class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         observation, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
             self.transform.seed([seed], self._level)
-        return only(self.transform.begin(_batched(observation), np.arange(1))), info
+        return self.transform.begin_one(observation), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        seen = self.transform.follow(_batched(observation), np.asarray(action)[None], np.array([reward], np.float32))
-        return only(seen), float(reward), terminated, truncated, info
+        seen = self.transform.follow_one(observation, action, reward)
+        return seen, float(reward), terminated, truncated, info
 
 
 WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]]] = {
@@ -511,6 +537,14 @@ def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Any]) -> gymnasium.Env
             _check_settings(name, settings)
         env = WrappedEnv(env, _name(name), settings) if is_transform(name) else name(env, **settings)
     return env
+
+
+def as_arrays(env: gymnasium.Env[Any, Any], **room: int) -> gymnasium.Env[Any, Any]:
+    """The environment with observations that are arrays, in a plain Dict if they are several; itself if they are.
+
+    `room`: the settings of `Flatten`, for how much there is room where the space does not say it.
+    """
+    return WrappedEnv(env, Flatten, room) if needs_arranging(env.observation_space) else env
 
 
 def named(wrappers: Sequence[Any]) -> list[tuple[Any, dict[str, Any]]]:

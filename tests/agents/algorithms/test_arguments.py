@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from agents import RecurrentA2C, RecurrentPPO
+from agents.checks.arguments import check_observation_space
 from tests.agents.probe_envs import MaskedClock, policy_arguments, small_ppo, vectorized
 from tests.pairs import each
 
@@ -201,20 +202,17 @@ LSTM_ARGUMENTS = [
     (dict(lstm_hidden_size=0), "hidden_size must be a whole number"),
     (dict(n_lstm_layers=0), "num_layers must be a whole number"),
 ]
+TINY = spaces.Box(0, 255, (7, 7, 3), np.uint8)
 OBSERVATIONS = [
     ("MlpLstmPolicy", spaces.Dict(a=BOX), ValueError, "MultiInputLstmPolicy"),
     ("CnnLstmPolicy", spaces.Dict(a=BOX), ValueError, "MultiInputLstmPolicy"),
     ("MultiInputLstmPolicy", BOX, ValueError, "MlpLstmPolicy"),
     ("CnnLstmPolicy", BOX, ValueError, "MlpLstmPolicy"),
-    (GENERAL, spaces.Tuple((BOX,)), NOT_SUPPORTED, "Tuple.* is not supported: make the environments with envs.make"),
-    (GENERAL, spaces.Box(0, 1, ()), NOT_SUPPORTED, r"have no axis; give them the shape \(1,\)"),
     (GENERAL, spaces.Box(0, 1, (0,)), NOT_SUPPORTED, "hold no number; give them a constant one in a wrapper"),
-    (GENERAL, spaces.Dict(a=spaces.Dict(b=BOX)), NOT_SUPPORTED, "the part 'a' of .*Dict.* envs.make, which flattens"),
-    (GENERAL, spaces.Dict(a=BOX, b=spaces.Text(3)), NOT_SUPPORTED, "the part 'b' of .*: encode it as numbers"),
-    (GENERAL, spaces.Sequence(BOX), NOT_SUPPORTED, 'pad it with the wrapper "pad_sequence" of envs.make'),
-    (GENERAL, spaces.Graph(BOX, None), NOT_SUPPORTED, 'pad it with the wrapper "pad_graph" of envs.make'),
-    (GENERAL, spaces.Discrete(3, start=1), NOT_SUPPORTED, r"Discrete\(3, start=1\) do not start at 0"),
-    (GENERAL, spaces.MultiDiscrete([3, 2], start=[0, 1]), NOT_SUPPORTED, "do not start at 0"),
+    (GENERAL, spaces.Dict(a=BOX, b=spaces.OneOf([BOX])), ValueError, "the part 'b' of .*OneOf.*ObservationWrapper"),
+    ("MlpLstmPolicy", spaces.Tuple((BOX,)), ValueError, "MultiInputLstmPolicy"),
+    ("CnnLstmPolicy", TINY, ValueError, "at least 36 x 36.*RecurrentPolicy"),
+    ("MultiInputLstmPolicy", spaces.Dict(a=TINY), ValueError, "'a' .*at least 36 x 36.*RecurrentPolicy"),
 ]
 ACTIONS = [spaces.Text(3), spaces.MultiDiscrete([[2, 2], [3, 3]])]
 
@@ -463,10 +461,23 @@ def test_a_policy_whose_weights_diverged_does_not_act_in_silence() -> None:
         model.predict(np.zeros(2, np.float32))
 
 
-def test_a_gymnasium_vector_environment_is_refused_with_what_to_do() -> None:
-    vector = gym.make_vec("CartPole-v1", 2)
-    with pytest.raises(ValueError, match=r"Gymnasium vector environment; .*VectorEnvAdapter"):
-        RecurrentPPO("MlpLstmPolicy", vector)
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Tuple((BOX,)),
+        spaces.Box(0, 1, ()),
+        spaces.Dict(a=spaces.Dict(b=BOX)),
+        spaces.Text(3),
+        spaces.Sequence(BOX),
+        spaces.Graph(BOX, None),
+        spaces.Discrete(3, start=1),
+        spaces.Dict(a=spaces.MultiDiscrete([3, 2], start=[0, 1])),
+    ],
+    ids=str,
+)
+def test_a_policy_built_on_observations_that_are_no_arrays_says_what_makes_them_such(space: spaces.Space[Any]) -> None:
+    with pytest.raises(NotImplementedError, match=r"observation.* envs.as_arrays\(env\)"):
+        check_observation_space(space)
 
 
 def test_masks_of_an_action_masker_give_a_warning() -> None:

@@ -94,9 +94,9 @@ def test_names_here_are_those_of_the_settings() -> None:
 
 
 def test_classes_of_ones_own_are_named_for_loading() -> None:
-    policy = replace(PolicySettings(), memory="agents.memory:GRU", encoder="agents.encoders:FlattenExtractor")
+    policy = replace(PolicySettings(), memory="agents.memory:GRU", encoder="agents.encoders.vision:ImpalaCNN")
     own = own_classes(policy)
-    assert own == {"memory": "agents.memory:GRU", "features_extractor_class": encoder_class("flatten")}
+    assert own == {"memory": "agents.memory:GRU", "features_extractor_class": encoder_class("impala")}
     assert own_classes(PolicySettings()) == {}
 
 
