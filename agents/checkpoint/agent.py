@@ -130,7 +130,7 @@ class SavedAgent:
 
     def with_encoder(self, kwargs: Mapping[str, Any], policy_class: type) -> dict[str, Any]:
         """``policy_kwargs`` with the encoder that the agent learned with, where today another one fits by default."""
-        if kwargs.get("features_extractor_class") is not None:
+        if kwargs.get("features_extractor_class") is not None or not isinstance(self.observation_space, spaces.Space):
             return dict(kwargs)
         space, scaled = self.observation_space, not kwargs.get("normalize_images", True)
         record = self._decoder.decode(self._agent.get("encoder"), "encoder")

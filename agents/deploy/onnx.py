@@ -12,7 +12,6 @@ import pathlib
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -64,7 +63,7 @@ def model_of(step: AgentStep) -> bytes:
         memory, encoder = step.policy.memory_actor, step.policy.pi_features_extractor
         raise ExportError(
             f"{type(memory).__name__} behind {type(encoder).__name__} cannot be expressed in ONNX "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); export it as .pt, or use another memory or encoder"
+            f"({type(error).__name__}: {str(error).splitlines()[0]}); export it as .pt, or use another of them"
         ) from error
     return file.getvalue()
 

@@ -44,7 +44,7 @@ class PacketRouting(BatchEnv):
 
     best_return = 1.0
 
-    def __init__(self, num_envs: int = 1, *, routes: int = 3, hops: int = 3, labels: bool = False, **base: Any) -> None:
+    def __init__(self, num_envs: int = 1, *, routes: int = 3, hops: int = 2, labels: bool = False, **base: Any) -> None:
         check_at_least(2, routes=routes, hops=hops)
         self.routes, self.hops, self._labels = routes, hops, labels
         self.memoryless_return = 1.0 / routes

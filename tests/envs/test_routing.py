@@ -9,7 +9,7 @@ import pytest
 
 from envs.tasks.routing import PacketRouting
 
-SIZES = [{}, {"routes": 2, "hops": 2}, {"routes": 4, "hops": 4}]
+SIZES = [{}, {"routes": 2, "hops": 3}, {"routes": 4, "hops": 4}]
 
 
 def play(env: PacketRouting, remember: bool, seed: int = 0) -> Any:
