@@ -16,7 +16,7 @@ from torch import nn
 
 import envs
 from agents import RecurrentPPO
-from agents.encoders import GraphEncoder
+from agents.encoders.graph import GraphEncoder
 from agents.policy.nodes import LinkActionPolicy
 from tests.agents.encoders.test_node_actions import SPACE, E, N, graphs, log_probabilities
 from tests.tolerance import close
