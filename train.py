@@ -30,6 +30,11 @@ def command(argv: Sequence[str] | None) -> None:
     if words.print_config:
         print(configs.dump(settings), end="")
         return
+    if words.list_envs:
+        from agents.runs.environments import print_environments
+
+        print_environments()
+        return
     from agents.runs import launch
 
     typed = [*configs.command_words("train"), *(sys.argv[1:] if argv is None else argv)]

@@ -40,6 +40,8 @@ class Command:
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False
     """Check the settings and say what would be run, and stop."""
+    list_envs: bool = False
+    """Show the families of environments, which are installed, what installs the others, and some of their ids."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -194,15 +196,15 @@ def _mapping(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 @_WORDS.primitive_rule
 def _list_of_anything(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Words that are each read as YAML."""
-    if info.type_origin is not tuple or get_args(info.type)[0] is not object:
+    """Words that are each read as YAML, or None."""
+    if tuple[object, ...] not in get_args(info.type):
         return None
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="NAME|{NAME: {ARGUMENT: VALUE}} ...",
-        instance_from_str=lambda words: tuple(parse_scalar(word) for word in words),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [_word(each) for each in value],
+        instance_from_str=lambda words: None if words == ["None"] else tuple(parse_scalar(word) for word in words),
+        is_instance=lambda value: isinstance(value, tuple | None),
+        str_from_instance=lambda value: ["None"] if value is None else [_word(each) for each in value],
     )
 
 

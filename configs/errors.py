@@ -96,15 +96,16 @@ def _place(error: BaseException | None) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The message, with the type before it unless that says nothing more, as with our own."""
+    """The message, with the type before it unless that says nothing more, as with our own, and the notes after it."""
     house, _, _ = __package__.rpartition("configs")  # "recurl." where installed, nothing in a checkout
     ours = type(error).__module__.removeprefix(house).partition(".")[0] in ("agents", "envs", "configs")
-    message = str(error)
+    message, notes = str(error), getattr(error, "__notes__", ())
     if not message:
         frames = traceback.extract_tb(error.__traceback__)
-        return type(error).__name__ + (f", raised by: {frames[-1].line}" if frames and frames[-1].line else "")
-    says_all = ours or isinstance(error, (ValueError, OSError, ImportError))
-    return message if says_all else f"{type(error).__name__}: {message}"
+        message = type(error).__name__ + (f", raised by: {frames[-1].line}" if frames and frames[-1].line else "")
+    elif not (ours or isinstance(error, (ValueError, OSError, ImportError))):
+        message = f"{type(error).__name__}: {message}"
+    return ". ".join([message.removesuffix("."), *notes]) if notes else message
 
 
 def printable(text: str) -> str:

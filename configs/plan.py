@@ -30,6 +30,8 @@ def _update(settings: Settings, rollout: int) -> str:
     if algorithm.name == "a2c":
         return "one gradient step each, on the full rollout"
     minibatches = max(1, -(-rollout // algorithm.batch_size))
+    if algorithm.n_epochs is None:
+        return f"epochs of {minibatches} minibatches, as many as the observation calls for"
     return (
         f"{algorithm.n_epochs} epochs of {minibatches} minibatches, {algorithm.n_epochs * minibatches} gradient steps"
     )

@@ -65,13 +65,18 @@ ENCODERS: dict[str, tuple[str, ...]] = {
 
 WRAPPERS = (
     *("mask", "flicker", "dropout", "delay", "noise", "previous_action_reward", "history", "flatten"),
-    *("pad_graph", "pad_sequence", "action_delay", "randomize", "trials"),
+    *("pad_graph", "pad_sequence", "action_delay", "randomize", "trials", "atari"),
 )
 """The wrappers that have a name."""
 
 PREVIOUS = "previous_action_reward"
 
-BEFORE: dict[str, Any] = {"env.previous_action_reward": False, "algorithm.ent_coef_schedule": "constant"}
+BEFORE: dict[str, Any] = {
+    "env.previous_action_reward": False,
+    "algorithm.ent_coef_schedule": "constant",
+    "evaluation.share": None,
+    "evaluation.steps": None,
+}
 """What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""
 
 RENAMED_MEMORY_KWARGS = {"initialisation": "initialization"}
@@ -108,10 +113,11 @@ class EnvironmentSettings:
     """Environments stepped side by side."""
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
-    wrappers: tuple[Wrapper, ...] = ()
+    wrappers: tuple[Wrapper, ...] | None = None
     """Wrappers, innermost first: mask, flicker, dropout, delay, noise, previous_action_reward, history, flatten,
-    pad_graph, pad_sequence, action_delay, randomize, trials, or `module:Class`; with arguments
-    `{name: {argument: value}}`."""
+    pad_graph, pad_sequence, action_delay, randomize, trials, atari, or `module:Class`; with arguments
+    `{name: {argument: value}}`. None: of an Atari game those for small gray frames, which are printed and written into
+    the run's settings; else none."""
     previous_action_reward: bool | None = None
     """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
@@ -141,16 +147,17 @@ class AlgorithmSettings:
 
     name: Literal["ppo", "a2c"] = "ppo"
     """ppo: clipped updates over several epochs. a2c: one update on the full rollout."""
-    learning_rate: Annotated[float, POSITIVE] = 1e-3
-    """Step size of the optimizer, at the start."""
+    learning_rate: Annotated[float | None, POSITIVE] = None
+    """Step size of the optimizer, at the start; None: 1e-3, where images are seen 2.5e-4, written into the run's
+    settings."""
     learning_rate_schedule: Schedule = "linear"
     """constant, or linear: falling to 0 at the end of training."""
     n_steps: Annotated[int, AT_LEAST_1] = 256
     """Steps collected from each environment between two updates."""
     batch_size: Annotated[int, AT_LEAST_1] = 512
     """Steps in a minibatch, made of complete sequences (ppo)."""
-    n_epochs: Annotated[int, AT_LEAST_1] = 5
-    """Passes over a rollout (ppo)."""
+    n_epochs: Annotated[int | None, AT_LEAST_1] = None
+    """Passes over a rollout (ppo); None: 5, where images are seen 3, written into the run's settings."""
     sequence_length: Annotated[int | None, AT_LEAST_1] = None
     """Steps through which gradients flow back; a divisor of n_steps. None: the full rollout, or batch_size where that
     is shorter."""
@@ -240,6 +247,12 @@ class EvaluationSettings:
     """Choose the best agent by its return with deterministic actions, instead of sampled ones, and act so."""
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
     """Steps after which an episode is truncated; None: never. Without a time limit an episode need not end."""
+    share: Annotated[float | None, Range(lambda value: 0 < value <= 1, "greater than 0 and at most 1")] = 0.1
+    """Share of a run's time that evaluations may take, those after training included: where episodes are long, fewer
+    are played, and less often; None: any."""
+    steps: Annotated[int | None, AT_LEAST_1] = None
+    """Environment steps that all evaluations of a run may take; None: share of those of training, by what a step costs
+    with and without learning, measured in the first update and written into the run's settings."""
     stop_at_return: Annotated[float | None, FINITE] = None
     """End training when an evaluation's mean return reaches this; None: train to the end."""
 
@@ -358,6 +371,8 @@ def as_meant(found: Mapping[str, Any]) -> dict[str, Any]:
     if not found or not unsaid <= BEFORE.keys():
         return dict(found)
     whole = {**{key: BEFORE[key] for key in unsaid}, **found}
+    if whole["algorithm.name"] == "a2c":
+        whole["algorithm.n_epochs"] = None  # once it had a value there too
     if whole["policy.memory"] in MEMORIES:
         kwargs = whole["policy.memory_kwargs"]
         whole["policy.memory_kwargs"] = {RENAMED_MEMORY_KWARGS.get(name, name): it for name, it in kwargs.items()}
@@ -366,7 +381,7 @@ def as_meant(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
-    chosen, wanted = settings.env.wrappers, settings.env.previous_action_reward
+    chosen, wanted = settings.env.wrappers or (), settings.env.previous_action_reward
     if wanted is None:
         there = any(each == PREVIOUS or (isinstance(each, dict) and PREVIOUS in each) for each in chosen)
         wanted = settings.policy.memory != "none" and settings.policy.encoder is None and not there
@@ -468,7 +483,7 @@ def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]
     for name in ("workers", "timeout"):
         if getattr(env, name) is not None and env.backend != "subprocess":
             yield f"env.{name}", f"goes with env.backend subprocess, not with {env.backend}; leave it out"
-    chosen: tuple[Any, ...] = env.wrappers
+    chosen: tuple[Any, ...] = env.wrappers or ()
     for wrapper in chosen:
         is_pair = isinstance(wrapper, dict) and len(wrapper) == 1
         name, kwargs = next(iter(wrapper.items())) if is_pair else (wrapper, {})

@@ -30,7 +30,7 @@ def modules_named(settings: Settings) -> tuple[str, ...]:
     """The modules that a run's settings have imported, each once."""
     policy = settings.policy
     names: list[Any] = [policy.memory, policy.encoder, policy.kwargs.get("memory")]  # the last one as it is
-    for wrapper in settings.env.wrappers:
+    for wrapper in settings.env.wrappers or ():
         names += list(wrapper) if isinstance(wrapper, dict) else [wrapper]
     modules = {name.partition(":")[0] for name in names if isinstance(name, str) and ":" in name}
     return tuple(sorted((modules | {settings.env.id.rpartition(":")[0]}) - {""}))

@@ -10,6 +10,7 @@ reset only where an episode starts.
 import contextlib
 import inspect
 import operator
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
@@ -128,6 +129,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         )
         vars(self).update(settings)
         self._last_state: State | None = None
+        self.environment_seconds = 0.0  # waited for environments while collecting, since this object was made
         self._warned_of_standstill = False
         self._returns_count, self._returns_mean, self._returns_squares = Moments()
         self._compiled: CompiledPolicy | None = None
@@ -306,7 +308,9 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             env.step_async(clipped_actions)
         values, log_probs, state = finish()
         buffer.add_actions(chosen, values, log_probs)
+        began = time.perf_counter()
         new_obs, rewards, dones, infos = env.step_wait() if in_two_calls else env.step(clipped_actions)
+        self.environment_seconds += time.perf_counter() - began
         dones = as_bools(dones)
         infos = infos or [{} for _ in dones]  # some give none at all where no episode ends
         return Step(episode_starts, actions, clipped_actions, values, log_probs, state, new_obs, rewards, dones, infos)
@@ -635,6 +639,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             "_rng",
             "_compiled",
             "_warned_of_standstill",
+            "environment_seconds",
         ]
 
 

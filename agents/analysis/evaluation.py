@@ -70,6 +70,12 @@ class Evaluation:
         return float(np.mean(self.lengths))
 
     @property
+    def longest(self) -> int:
+        """Steps until the last of the environments, which step together, had played its share."""
+        played = np.bincount(self.environments, weights=self.lengths) if self.environments else self.lengths
+        return int(np.max(played))
+
+    @property
     def manner(self) -> str:
         return manner(self.deterministic)
 

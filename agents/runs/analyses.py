@@ -25,6 +25,7 @@ from agents.analysis.statistics import mean, table
 from agents.analysis.video import VideoError, write_video
 from agents.checkpoint import CheckpointError
 from agents.deploy.player import Player
+from agents.runs.budget import episodes_at_the_end
 from agents.runs.construction import make_environments, own_classes
 from agents.runs.directory import RunDirectory, runs_in
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
@@ -112,11 +113,16 @@ def evaluate_run(
     return result
 
 
-def evaluate_at_the_end(run: RunDirectory, episodes: int, *, deterministic: bool = True) -> None:
+def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> None:
     """Evaluates a run's last agent and its best one, sampled and deterministic, and prints them side by side.
 
     The best agent is the luckiest of many evaluations; what training comes to is the last.
     """
+    evaluation = configs.read(run.settings).evaluation
+    episodes = episodes_at_the_end(run, evaluation)
+    if episodes < evaluation.final_episodes:
+        share = f"evaluations may take {evaluation.share or 1:.0%} of the time (--evaluation.share None: any)"
+        print(f"{episodes} episodes each instead of {evaluation.final_episodes}: {share}")
     # The way that the run is set to act by comes last: it is what a comparison of seeds takes.
     ways = (not deterministic, deterministic)
     shown = table("mean return", *(f"{manner(way)} actions" for way in ways))

@@ -22,11 +22,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
-from stable_baselines3.common.vec_env import VecEnv
 
 from agents.analysis.evaluation import Evaluation, differ, evaluate_both_ways, manner
 from agents.analysis.report.history import rows_until
 from agents.checkpoint import Captured, CheckpointError
+from agents.runs.construction import EvaluationEnvironments
 from agents.runs.directory import RunDirectory, append_row
 from agents.runs.resuming import capture
 from configs import printable
@@ -277,17 +277,21 @@ class PeriodicEvaluation(BetweenUpdates):
     def __init__(
         self,
         run: RunDirectory,
-        env: VecEnv,
+        environments: EvaluationEnvironments,
         settings: EvaluationSettings,
         *,
         seed: int,
+        episodes: Callable[[int, bool], int] | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
+        """``episodes``: how many at a step of training, and whether it is the last; 0 puts an evaluation off."""
         super().__init__()
-        self._run, self._env, self._settings = run, env, settings
+        self._run, self._environments, self._settings = run, environments, settings
         self._seed, self._report = seed, report
+        self._episodes = episodes or (lambda step, last: settings.episodes)
         self._every = self._next = settings.every
         self._last, self._best = -1, -math.inf
+        self._is_limited = False
 
     def _on_training_start(self) -> None:
         """Goes on after the evaluations that the run has had."""
@@ -305,16 +309,27 @@ class PeriodicEvaluation(BetweenUpdates):
 
     def _on_training_end(self) -> None:
         if self._every and self.model.num_timesteps > self._last:
-            self._evaluate()
+            self._evaluate(last=True)
 
-    def _evaluate(self) -> None:
-        step = self._last = self.model.num_timesteps
+    def _evaluate(self, *, last: bool = False) -> None:
+        step = self.model.num_timesteps
+        episodes = self._episodes(step, last)
+        if episodes < self._settings.episodes and not self._is_limited:
+            self._is_limited = True
+            self._report(
+                f"evaluations are of fewer than {self._settings.episodes} episodes, or put off: they may take "
+                f"{self._settings.share:.0%} of the time (--evaluation.share None: any)"
+            )
+        if not episodes:
+            return
+        self._last = step
+        env = self._environments.playing((episodes + 1) // 2)
         seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0] >> 1)
         model: Any = self.model
         both = evaluate_both_ways(
             model,
-            self._env,
-            self._settings.episodes,
+            env,
+            episodes,
             deterministic=self._settings.deterministic,
             seed=seed,
             max_steps=self._settings.max_steps,
@@ -326,7 +341,8 @@ class PeriodicEvaluation(BetweenUpdates):
         if is_best:
             self._best = result.mean
             self.model.save(self._run.best)
-        self._record(result, {f"{way}_mean_reward": each.mean for way, each in sorted(both.items())}, step)
+        means_by_way = {f"{way}_mean_reward": each.mean for way, each in sorted(both.items())}
+        self._record(result, means_by_way, step, taken=sum(each.longest for each in both.values()) * env.num_envs)
         best = ", the best" if is_best else ""
         n_truncated = sum(each.cut for each in both.values())
         truncated = f" ({n_truncated} truncated after {self._settings.max_steps:,} steps)" if n_truncated else ""
@@ -338,7 +354,7 @@ class PeriodicEvaluation(BetweenUpdates):
         if goal is not None and result.mean >= goal:
             raise TrainingFinished(f"mean return {result.mean:.2f} reaches stop_at_return ({goal})")
 
-    def _record(self, result: Evaluation, means: dict[str, float], step: int) -> None:
+    def _record(self, result: Evaluation, means: dict[str, float], step: int, *, taken: int) -> None:
         figures: dict[str, Any] = {
             "mean_reward": result.mean,
             "std_reward": result.std,
@@ -353,7 +369,8 @@ class PeriodicEvaluation(BetweenUpdates):
             self.logger.record(f"eval/{name}", value)
         self.logger.record("time/total_timesteps", step, exclude="tensorboard")
         self.logger.dump(step)
-        append_row(self._run.evaluations, {"step": step, "episodes": result.episodes, "success_rate": None, **figures})
+        row = {"step": step, "episodes": result.episodes, "success_rate": None, **figures, "steps": taken}
+        append_row(self._run.evaluations, row)
 
 
 class ProgressDisplay(BetweenUpdates):

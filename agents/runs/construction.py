@@ -1,6 +1,7 @@
 """From settings to environments, and to an agent that learns in them."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
+from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from configs import EnvironmentFault, Settings, reported_as
 from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
 
@@ -37,6 +39,7 @@ def make_environments(
     settings: Settings, n_envs: int, seed: int | None = None, render_mode: str | None = None, *, resumable: bool = False
 ) -> VecEnv:
     """The task as the settings describe it, before normalization."""
+    settings, _ = fitted_to_family(settings)
     task, is_rendered = settings.env, render_mode is not None
     with reported_as(EnvironmentFault, f"environment {task.id}"):
         return envs.make(
@@ -56,6 +59,7 @@ def make_environments(
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
     """A new agent that learns in ``env``, normalized."""
+    settings, _ = fitted_to_observations(settings, env.observation_space)
     arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")
     for scheduled in SCHEDULED:
@@ -136,3 +140,25 @@ def normalize(env: VecEnv, task: EnvironmentSettings, gamma: float = 0.99) -> Ve
 
 def _is_measurement(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and not is_image_space(space)
+
+
+class EvaluationEnvironments:
+    """Environments of the evaluations' own: as many as play at once, made anew where that is another number."""
+
+    def __init__(self, make: Callable[[int], VecEnv], most: int) -> None:
+        self._make, self._most = make, most
+        self._n = most
+        self._env: VecEnv | None = make(most)
+
+    def playing(self, episodes: int) -> VecEnv:
+        """For so many episodes at once."""
+        n = min(self._most, max(1, episodes))
+        if self._env is None or n != self._n:
+            self.close()
+            self._n, self._env = n, self._make(n)
+        return self._env
+
+    def close(self) -> None:
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()

@@ -12,6 +12,7 @@ Axes: B environments, L steps of a training sequence, S sequences of a sample, F
     memory/ratio_drift_1, ..., _4            mean |log pi_new - log pi_old| after an update, in the four quarters of a
                                              training sequence
     time/collecting, time/training           shares of the time; the rest went into evaluation, saving and logging
+    time/environment                         the share of collecting that was waiting for environments
 
 Sampled: one small minibatch every few updates, drawn by a generator of its own, so that a run with and one without
 diagnostics are the same run, bit for bit. What share of a minibatch is padding is not logged: sequences are split
@@ -198,7 +199,7 @@ class Phases(BetweenUpdates):
         super().__init__()
         self._update_ends = update_ends
         self._collected_at: float | None = None
-        self._collecting_since = 0.0
+        self._collecting_since = self._waited_before = 0.0
 
     def _on_training_start(self) -> None:
         self._collected_at = None
@@ -208,8 +209,10 @@ class Phases(BetweenUpdates):
 
     def _on_rollout_end(self) -> None:
         now, before = time.perf_counter(), self._collected_at
+        waited: float = getattr(self.model, "environment_seconds", 0.0)
         if before is not None:  # the first rollout follows no update
             total = max(now - before, 1e-9)
             self.logger.record_mean("time/collecting", (now - self._collecting_since) / total)
             self.logger.record_mean("time/training", (self._update_ends.at - before) / total)
-        self._collected_at = now
+            self.logger.record_mean("time/environment", (waited - self._waited_before) / total)
+        self._collected_at, self._waited_before = now, waited

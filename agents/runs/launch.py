@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import gymnasium
 import torch
@@ -16,13 +18,16 @@ from agents.checkpoint import CheckpointError
 from agents.kernels.plan import missing
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
-from agents.runs.construction import make_agent, make_environments
+from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
+from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.resuming import resume_agent
-from agents.runs.symptoms import symptoms
+from agents.runs.symptoms import slow_environment, symptoms
 from agents.runs.threads import choose_threads
 from agents.runs.training import Training
 from configs import CheckpointFault, CommandError, EnvironmentFault, NotFinite, Settings, SettingsError, reported_as
+
+Closable = TypeVar("Closable", VecEnv, EvaluationEnvironments)
 
 
 def train(settings: Settings) -> RunDirectory:
@@ -52,8 +57,10 @@ def preview(settings: Settings) -> None:
     if settings.env.id not in gymnasium.registry:  # without importing what may register it
         configs.say(f"note: no environment is registered as {settings.env.id} yet; its package must do that")
         return
+    settings, chosen = fitted_to_family(settings)
     with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
-        _print_plan(_new_agent(settings, env))
+        settings, more = fitted_to_observations(settings, env.observation_space)
+        _print_plan(_new_agent(settings, env), chosen + more)
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
@@ -103,7 +110,7 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
     with interruption.at_once():
         _train_in(run, settings, recorded, interruption)
         if evaluation.final_episodes:
-            evaluate_at_the_end(run, evaluation.final_episodes, deterministic=evaluation.deterministic)
+            evaluate_at_the_end(run, deterministic=evaluation.deterministic)
         for each in _symptoms(run, settings):
             configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
@@ -116,13 +123,17 @@ def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
     algorithm, spec = settings.algorithm, gymnasium.registry.get(settings.env.id)
     length = algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size)
     solved_at = None if spec is None else spec.reward_threshold
-    return symptoms(figures(run.metrics), figures(run.evaluations), sequence_length=length, solved_at=solved_at)
+    metrics = figures(run.metrics)
+    found = symptoms(metrics, figures(run.evaluations), sequence_length=length, solved_at=solved_at)
+    return [*found, *slow_environment(metrics, settings.env.backend)]
 
 
 def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, interruption: Interruption) -> None:
     torch.set_num_threads(settings.threads or 1)
+    settings, chosen = fitted_to_family(settings)
     evaluation = settings.evaluation
-    n_evaluated = min(evaluation.n_envs or settings.env.n_envs, evaluation.episodes)
+    n_evaluated = min(evaluation.n_envs or settings.env.n_envs, (evaluation.episodes + 1) // 2)
+    evaluated = partial(make_environments, settings)
     with (
         reported_as(SettingsError, "runs", RunError),
         reported_as(CheckpointFault, "saving", CheckpointError, OSError),
@@ -130,21 +141,22 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
         run.locked(),
         interruption.listening(),
         _closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
-        _closing(make_environments(settings, n_evaluated)) as evaluation_env,
+        _closing(EvaluationEnvironments(evaluated, n_evaluated)) as environments,
         reported_as(NotFinite, "training", FloatingPointError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
+        settings, more = fitted_to_observations(settings, env.observation_space)
         agent = resumed or _new_agent(settings, env)
-        run.write_versions(computed=_print_plan(agent))
+        run.write_versions(computed=_print_plan(agent, chosen + more))
         if settings.threads is None:  # another number can change the last bits of a sum
             choice = choose_threads(agent)
             torch.set_num_threads(choice.threads)
             print(f"computing on {choice}")
             settings = replace(settings, threads=choice.threads)
         write_atomically(run.settings, configs.dump(settings))
-        training = Training(agent, evaluation_env, run, settings, interruption, resumed=resumed is not None)
+        training = Training(agent, environments, run, settings, interruption, resumed=resumed is not None)
         training.run(trained=lambda: _film(run, settings))
 
 
@@ -153,11 +165,13 @@ def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
         return make_agent(settings, env)
 
 
-def _print_plan(agent: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
-    """Prints what the agent sees, how it is computed, and in one line what missing compiled parts cost; returns how it
-    is computed, by part."""
+def _print_plan(agent: RecurrentOnPolicyAlgorithm, chosen: Sequence[str]) -> dict[str, str]:
+    """Prints what the agent sees, what was chosen for it, how it is computed, and in one line what missing compiled
+    parts cost; returns how it is computed, by part."""
     for line in agent.policy.observation_lines():
         configs.say(f"observation   {line}")
+    for line in chosen:
+        configs.say(f"chosen        {line}")
     plan = agent.policy.plan()
     print(f"computed by   {plan}")
     if (cost := missing()) is not None:
@@ -176,7 +190,7 @@ def _film(run: RunDirectory, settings: Settings) -> None:
 
 
 @contextmanager
-def _closing(env: VecEnv) -> Iterator[VecEnv]:
+def _closing(env: Closable) -> Iterator[Closable]:
     """The environments, and their end. What fails then says less than what has failed before."""
     try:
         yield env

@@ -19,6 +19,8 @@ COLLAPSED = 0.1
 """Share of the first entropy below which a policy of discrete actions has stopped exploring."""
 VANISHED = 1e-4
 """Share of the gradient at lag 0 below which that at a longer lag teaches nothing."""
+SLOW = 0.5
+"""Share of the time beyond which the environment is what to make faster."""
 LAG = "memory/gradient_lag_"
 
 
@@ -47,6 +49,19 @@ def symptoms(
     length = float(_column(evaluations, "mean_ep_length")[-third:].mean())
     found = [*_entropy(metrics), *_reach(metrics, length, sequence_length)]
     return [f"{course}, and {each}" for each in found]
+
+
+def slow_environment(metrics: Sequence[Row], backend: str) -> list[str]:
+    """A sentence where more than half of the time was waiting for environments, and what makes that less."""
+    shares = _column(metrics, "time/environment")
+    if not len(shares) or shares.mean() <= SLOW:
+        return []
+    rate = _column(metrics, "time/fps")
+    speed = f", at {rate[-1]:.0f} steps a second in all" if len(rate) else ""
+    cure = "try --env.backend subprocess, which steps it in processes"
+    if backend == "subprocess":
+        cure = "try more --env.workers, if there are processors for them or it waits itself"
+    return [f"{shares.mean():.0%} of the time went into the environment{speed}: {cure}"]
 
 
 def _entropy(metrics: Sequence[Row]) -> list[str]:

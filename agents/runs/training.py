@@ -9,11 +9,12 @@ from dataclasses import asdict
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import CheckpointError
 from agents.runs import callbacks
+from agents.runs.budget import EvaluationBudget
+from agents.runs.construction import EvaluationEnvironments
 from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import restore_pending
@@ -30,7 +31,7 @@ class Training:
     def __init__(
         self,
         agent: RecurrentOnPolicyAlgorithm,
-        evaluation_env: VecEnv,
+        environments: EvaluationEnvironments,
         run: RunDirectory,
         settings: Settings,
         interruption: callbacks.Interruption,
@@ -41,13 +42,19 @@ class Training:
         self._interruption = interruption
         self._checkpoints = callbacks.Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
         self._progress = callbacks.ProgressDisplay(settings.total_timesteps, shown=settings.progress)
+        budget = EvaluationBudget(run, settings)
         evaluation = callbacks.PeriodicEvaluation(
-            run, evaluation_env, settings.evaluation, seed=settings.seed, report=self._progress.report
+            run,
+            environments,
+            settings.evaluation,
+            seed=settings.seed,
+            episodes=budget.episodes,
+            report=self._progress.report,
         )
         update_ends = UpdateEnds()
         diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
-        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, callbacks.FiniteWeights(), self._interruption]
-        self._callbacks += [self._progress, evaluation, self._checkpoints, Phases(update_ends)]
+        self._callbacks: list[BaseCallback] = [update_ends, budget, *diagnostics, callbacks.FiniteWeights()]
+        self._callbacks += [self._interruption, self._progress, evaluation, self._checkpoints, Phases(update_ends)]
 
     def run(self, trained: Callable[[], None] = lambda: None) -> None:
         """Trains to the end, and calls ``trained`` before the metrics are closed, which sends along what it adds.

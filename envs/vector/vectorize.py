@@ -5,13 +5,9 @@ Axes: N environments.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
@@ -23,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, Vec
 from envs.tasks.observations import copied, take, write
 from envs.vector.adapter import VectorEnvAdapter
 from envs.vector.errors import EnvError, UnknownEnvError
+from envs.vector.families import find, package_blamed
 from envs.vector.group import make_one
 from envs.vector.processes import SubprocessVecEnv
 from envs.vector.serial import SerialVecEnv
@@ -77,6 +74,36 @@ def make(
 
     Raises UnknownEnvError for an id that is not registered, ValueError for settings that do not fit.
     """
+    with package_blamed(id):
+        return _made(
+            id,
+            n_envs,
+            seed=seed,
+            env_kwargs=env_kwargs,
+            wrappers=wrappers,
+            backend=backend,
+            render_mode=render_mode,
+            workers=workers,
+            timeout=timeout,
+            max_restarts=max_restarts,
+            resumable=resumable,
+        )
+
+
+def _made(
+    id: str | Callable[[], Any],
+    n_envs: int,
+    *,
+    seed: int | None,
+    env_kwargs: Mapping[str, Any] | None,
+    wrappers: Sequence[Any],
+    backend: Backend,
+    render_mode: str | None,
+    workers: int | None,
+    timeout: float | None,
+    max_restarts: int,
+    resumable: bool,
+) -> VecEnv:
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, not {n_envs}")
     kwargs = dict(env_kwargs or {})
@@ -232,74 +259,6 @@ def _made_by_gymnasium(
 
 def _wraps_vectors(wrapper: Any) -> bool:
     return isinstance(wrapper, type) and issubclass(wrapper, VectorWrapper)
-
-
-def find(id: str) -> EnvSpec:
-    """What gymnasium knows under an id. The package of a well-known family of ids is imported where it is installed.
-
-    Raises UnknownEnvError, which names the package to install or ids that are near.
-    """
-    envs_module, _, name = id.rpartition(":")
-    if envs_module:
-        importlib.import_module(envs_module)
-    family = next((family for pattern, family in FAMILIES.items() if re.match(pattern, name)), None)
-    missing = ""
-    if family is not None and name not in gymnasium.registry:
-        missing = _imported(family)
-    try:
-        return gymnasium.spec(name)
-    except gymnasium.error.Error as error:
-        installed = family is None or family.module in sys.modules
-        raise UnknownEnvError(f"no environment has the id {name!r}.{missing}{_near(name) * installed}") from error
-
-
-class Family(NamedTuple):
-    """Ids that a package registers when it is imported: its module, and what to install."""
-
-    module: str
-    install: str
-
-
-_ALE, _ROBOTICS = Family("ale_py", "ale-py"), Family("gymnasium_robotics", "gymnasium-robotics")
-_MEMORY_GYM = Family("memory_gym", "--no-deps memory-gym pygame-ce")
-_ROADS = "highway|merge|roundabout|parking|intersection|racetrack|exit|lane-keeping|two-way|u-turn"
-FAMILIES: dict[str, Family] = {
-    r"ALE/|\w+(NoFrameskip|Deterministic)-v": _ALE,
-    r"MiniGrid-|BabyAI-": Family("minigrid", "minigrid"),
-    r"popgym-": Family("popgym", "popgym"),
-    r"MortarMayhem|MysteryPath|SearingSpotlights": _MEMORY_GYM,
-    rf"({_ROADS})(-\w+)*-v": Family("highway_env", "highway-env"),
-    r"Fetch|PointMaze|AntMaze|FrankaKitchen|AdroitHand|HandManipulate|HandReach|MaMuJoCo": _ROBOTICS,
-    r"MiniWorld-": Family("miniworld", "miniworld"),
-    r"Crafter": Family("crafter", "crafter"),
-    r"\w+BulletEnv-v": Family("pybullet_envs_gymnasium", "pybullet_envs_gymnasium"),
-}
-"""By the beginnings of their ids, regular expressions."""
-
-
-def _imported(family: Family) -> str:
-    """Imports a package that registers environments; says why its ids are unknown all the same, if they are."""
-    try:
-        importlib.import_module(family.module)
-    except ModuleNotFoundError as error:
-        if error.name == family.module:
-            return f" Its package {family.module} is not installed: pip install {family.install}"
-        return f" Its package {family.module} is installed, but fails to import ({error}): install what it needs"
-    except Exception as error:
-        return f" Its package {family.module} is installed, but fails to import: {type(error).__name__}: {error}"
-    return f" Its package {family.module} is installed and registers no such id with gymnasium."
-
-
-def _near(id: str) -> str:
-    """Which ids may have been meant: those that are nearly the same without the version."""
-    known = {name.lower(): name for name in gymnasium.registry}
-    stems = {name.rpartition("-v")[0] or name: name for name in known}
-    stem = id.lower().rpartition("-v")[0] or id.lower()
-    close = difflib.get_close_matches(stem, stems, n=3, cutoff=0.7)
-    near = [known[stems[name]] for name in close]
-    if near:
-        return f" Perhaps you meant {' or '.join(map(repr, near))}."
-    return " If a package registers it, name the package's module before it: 'module:id'."
 
 
 def _split(wrappers: list[tuple[Any, dict[str, Any]]]) -> tuple[list[Any], list[Any]]:

@@ -11,8 +11,9 @@
     pad_graph, pad_sequence  graphs and sequences become arrays of one size with masks; see `envs.wrappers.padding`
     action_delay, randomize, trials
                              what changes the environment itself; see `envs.wrappers.dynamics`
+    atari                    small gray frames; see `envs.wrappers.frames`
 
-Each but those of the last two lines is written once, as a `Transform` of N environments' observations, and serves a
+Each but those of the last four lines is written once, as a `Transform` of N environments' observations, and serves a
 single `gymnasium.Env` (N = 1, see `wrap`) and a whole vector environment (`envs.make(..., wrappers=...)`) alike. At an
 episode's end its last observation belongs to the episode, with its history, delay, action and reward; the next
 episode's first knows nothing of it.
@@ -40,6 +41,7 @@ from envs.tasks.streams import Streams
 from envs.wrappers.arrays import Arranged, Room, needs_arranging
 from envs.wrappers.dynamics import ActionDelay, Randomize, Trials
 from envs.wrappers.encoding import Encoder, repeated, with_zero
+from envs.wrappers.frames import Atari
 from envs.wrappers.padding import PadGraph, PadSequence, checked_count
 
 # The arrays of an observation by name, (N, ...) or (R, ...); a plain observation is the one named "".
@@ -518,6 +520,7 @@ WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]
     "action_delay": ActionDelay,
     "randomize": Randomize,
     "trials": Trials,
+    "atari": Atari,
 }
 
 

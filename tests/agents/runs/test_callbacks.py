@@ -23,6 +23,7 @@ from agents.runs.callbacks import (
     PeriodicEvaluation,
     ProgressDisplay,
 )
+from agents.runs.construction import EvaluationEnvironments
 from agents.runs.directory import RunDirectory, write_table
 from agents.runs.training import Training
 from configs import Settings
@@ -49,7 +50,8 @@ def evaluation(
     run: RunDirectory, report: Callable[[str], None] = lambda line: None, **settings: Any
 ) -> PeriodicEvaluation:
     chosen = EvaluationSettings(**{"every": 64, "episodes": 2, **settings})
-    return PeriodicEvaluation(run, make("CartPoleNoVel-v1", 2), chosen, seed=0, report=report)
+    environments = EvaluationEnvironments(lambda n: make("CartPoleNoVel-v1", n), 2)
+    return PeriodicEvaluation(run, environments, chosen, seed=0, report=report)
 
 
 def test_checkpoints_are_saved_on_whole_updates_and_the_latest_kept(agent: RecurrentPPO, run: RunDirectory) -> None:

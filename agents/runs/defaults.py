@@ -1,0 +1,50 @@
+"""What a run does where its settings leave it open: by the environment's family, and by what is observed.
+
+What is chosen stands in the run's settings from then on, so that they repeat it. A setting that has a value stays.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from gymnasium import spaces
+
+from agents.encoders.kinds import parts_of
+from configs import EnvironmentFault, Settings, reported_as
+from envs.vector.families import family_of, fit
+
+LEARNING_RATE, N_EPOCHS = 1e-3, 5
+OF_IMAGES = 2.5e-4, 3
+"""Learning rate and epochs of Schulman et al. 2017, "Proximal Policy Optimization", table 5 (Atari)."""
+
+
+def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
+    """Settings whose wrappers are chosen, and a line about what was.
+
+    Raises:
+        EnvironmentFault: the family's package cannot be imported, or knows no such id.
+    """
+    env = settings.env
+    if env.wrappers is not None:
+        return settings, []
+    with reported_as(EnvironmentFault, f"environment {env.id}"):
+        found = fit(env.id, env.kwargs, has_memory=settings.policy.memory != "none")
+    family = family_of(env.id)
+    if found is None or family is None:
+        return replace(settings, env=replace(env, wrappers=())), []
+    fitted = replace(env, wrappers=found.wrappers, kwargs=found.kwargs)
+    return replace(settings, env=fitted), [f"{family.name}: {found.why} (--env.wrappers for others)"]
+
+
+def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tuple[Settings, list[str]]:
+    """Settings whose learning rate and epochs are chosen, and a line about what was unless it is the usual."""
+    algorithm = settings.algorithm
+    sees_images = any(part.kind == "image" for part in parts_of(space))
+    rate, n_epochs = OF_IMAGES if sees_images else (LEARNING_RATE, N_EPOCHS)
+    changes: dict[str, Any] = {}
+    if algorithm.learning_rate is None:
+        changes["learning_rate"] = rate
+    if algorithm.n_epochs is None and algorithm.name != "a2c":
+        changes["n_epochs"] = n_epochs
+    said = " and ".join(f"{name} {value:g}" for name, value in changes.items())
+    lines = [f"{said}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)"]
+    return replace(settings, algorithm=replace(algorithm, **changes)), lines if sees_images and changes else []
