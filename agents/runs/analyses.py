@@ -25,7 +25,7 @@ from agents.analysis.statistics import mean, table
 from agents.analysis.video import VideoError, write_video
 from agents.checkpoint import CheckpointError
 from agents.deploy.player import Player
-from agents.runs.budget import episodes_at_the_end
+from agents.runs.budget import games_at_the_end
 from agents.runs.construction import make_environments, own_classes
 from agents.runs.directory import RunDirectory, runs_in
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
@@ -86,11 +86,20 @@ def loaded(run: RunDirectory, options: Options, n_envs: int, render_mode: str | 
 
 
 def evaluate_run(
-    run: RunDirectory, options: Options, json_file: Path | None = None, *, quiet: bool = False
+    run: RunDirectory,
+    options: Options,
+    json_file: Path | None = None,
+    *,
+    max_steps: int | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates one of a run's agents, prints the table unless ``quiet``, and writes the same as JSON into the run."""
+    """Evaluates one of a run's agents, prints the table unless ``quiet``, and writes the same as JSON into the run.
+
+    Args:
+        max_steps: after which an episode is truncated; None: as the run's settings say.
+    """
     with loaded(run, options, min(options.n_envs, options.episodes)) as agent:
-        settings, limit = agent.settings, agent.settings.evaluation.max_steps
+        settings, limit = agent.settings, max_steps or agent.settings.evaluation.max_steps
         evaluation = evaluate(agent.player, agent.env, options.episodes, seed=options.seed, max_steps=limit)
     result = {
         "run": str(run.path),
@@ -119,7 +128,7 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
     The best agent is the luckiest of many evaluations; what training comes to is the last.
     """
     evaluation = configs.read(run.settings).evaluation
-    episodes = episodes_at_the_end(run, evaluation)
+    episodes, max_steps = games_at_the_end(run, evaluation)
     if episodes < evaluation.final_episodes:
         share = f"evaluations may take {evaluation.share or 1:.0%} of the time (--evaluation.share None: any)"
         print(f"{episodes} episodes each instead of {evaluation.final_episodes}: {share}")
@@ -131,7 +140,9 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
         found = []
         for way in ways:
             quiet = checkpoint == "last" or way != deterministic
-            result = evaluate_run(run, Options(checkpoint, episodes, deterministic=way), quiet=quiet)
+            result = evaluate_run(
+                run, Options(checkpoint, episodes, deterministic=way), quiet=quiet
+            )
             found.append(Evaluation.from_json(result))
         cells = ("{:.4g} ({:.4g} to {:.4g})".format(each.mean, *each.interval(mean)) for each in found)
         shown.add_row(f"{checkpoint} policy", *cells)

@@ -7,6 +7,7 @@ measured in the first update, rounded to a power of two, and stands in the run's
 import math
 import time
 from dataclasses import replace
+from typing import NamedTuple
 
 import configs
 from agents.analysis.report.history import figures
@@ -21,6 +22,13 @@ WHILE_TRAINING = 0.5
 """Share of what is allowed that goes to the periodic evaluations; what they leave is for those after training."""
 FEWEST = 2
 """Episodes of the last evaluations, whatever they cost."""
+
+
+class Games(NamedTuple):
+    """Episodes to play, and the steps after which one is truncated."""
+
+    episodes: int
+    max_steps: int | None
 
 
 class EvaluationBudget(BetweenUpdates):
@@ -47,29 +55,23 @@ class EvaluationBudget(BetweenUpdates):
             write_atomically(self._run.settings, configs.dump(self._settings))
         self._began = time.perf_counter()
 
-    def episodes(self, step: int, last: bool) -> int:
-        """Of a periodic evaluation at a step of training; 0: it is put off, unless it is the ``last``."""
+    def games(self, step: int, last: bool) -> Games:
+        """Of a periodic evaluation at a step of training; none puts it off, which the ``last`` cannot be."""
         evaluation = self._settings.evaluation
         if evaluation.steps is None:
-            return evaluation.episodes
+            return Games(evaluation.episodes, evaluation.max_steps)
         share = min(1.0, step / self._settings.total_timesteps)
         left = WHILE_TRAINING * share * evaluation.steps - played_steps(self._run, step)
+        lengths = [float(episode["l"]) for episode in self.model.ep_info_buffer or ()]
+        usual = sum(lengths) / len(lengths) if lengths else None
+        each = _steps_of_an_episode(self._run, step) or usual or evaluation.max_steps or 2 * step / self.model.n_envs
         fewest = max(FEWEST, evaluation.episodes // 8)
-        count, each = evaluation.episodes, self._steps_of_an_episode(step)
+        count = evaluation.episodes
         while count > fewest and count * each > left:
             count = max(fewest, count // 2)
-        return count if count * each <= left else min(FEWEST, evaluation.episodes) if last else 0
-
-    def _steps_of_an_episode(self, step: int) -> float:
-        """As the last evaluation took, else as training's episodes take."""
-        rows = [row for row in figures(self._run.evaluations) if row["step"] <= step]
-        if rows and "steps" in rows[-1]:
-            return rows[-1]["steps"] / (2 * rows[-1]["episodes"])
-        lengths = [float(episode["l"]) for episode in self.model.ep_info_buffer or ()]
-        if lengths:
-            return sum(lengths) / len(lengths)
-        longest = self._settings.evaluation.max_steps  # none has ended yet
-        return longest or 2 * step / self.model.n_envs
+        if count * each > left:
+            count = min(FEWEST, evaluation.episodes) if last else 0
+        return Games(count, _longest(left / max(count, 1), usual, evaluation.max_steps))
 
 
 def allowed_steps(share: float, total_timesteps: int, cost: float) -> int:
@@ -83,11 +85,26 @@ def played_steps(run: RunDirectory, step: float = math.inf) -> float:
     return sum(row.get("steps", 0.0) for row in figures(run.evaluations) if row["step"] <= step)
 
 
-def episodes_at_the_end(run: RunDirectory, evaluation: EvaluationSettings) -> int:
+def games_at_the_end(run: RunDirectory, evaluation: EvaluationSettings) -> Games:
     """Of each of the four evaluations after training: what the periodic ones have left, and at least ``FEWEST``."""
-    rows = figures(run.evaluations)
-    if evaluation.steps is None or not rows or "steps" not in rows[-1]:
-        return evaluation.final_episodes
-    each = max(1.0, rows[-1]["steps"] / (2 * rows[-1]["episodes"]))
-    affordable = int((evaluation.steps - played_steps(run)) / (4 * each))
-    return min(evaluation.final_episodes, max(FEWEST, affordable))
+    each = _steps_of_an_episode(run)
+    if evaluation.steps is None or each is None:
+        return Games(evaluation.final_episodes, evaluation.max_steps)
+    left = max(0.0, evaluation.steps - played_steps(run)) / 4
+    count = min(evaluation.final_episodes, max(FEWEST, int(left / each)))
+    lengths = [row["rollout/ep_len_mean"] for row in figures(run.metrics) if "rollout/ep_len_mean" in row]
+    return Games(count, _longest(left / count, lengths[-1] if lengths else None, evaluation.max_steps))
+
+
+def _steps_of_an_episode(run: RunDirectory, step: float = math.inf) -> float | None:
+    """As the last evaluation up to a step of training took."""
+    rows = [row for row in figures(run.evaluations) if row["step"] <= step and "steps" in row]
+    return max(1.0, rows[-1]["steps"] / (2 * rows[-1]["episodes"])) if rows else None
+
+
+def _longest(affordable: float, usual: float | None, limit: int | None) -> int | None:
+    """Where an episode is truncated: far beyond the usual length, for some games never end without the right action."""
+    if usual is None:
+        return limit
+    longest = math.ceil(max(4 * affordable, 10 * usual))
+    return longest if limit is None else min(limit, longest)

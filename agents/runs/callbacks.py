@@ -281,14 +281,15 @@ class PeriodicEvaluation(BetweenUpdates):
         settings: EvaluationSettings,
         *,
         seed: int,
-        episodes: Callable[[int, bool], int] | None = None,
+        games: Callable[[int, bool], tuple[int, int | None]] | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
-        """``episodes``: how many at a step of training, and whether it is the last; 0 puts an evaluation off."""
+        """``games``: at a step of training, the last or not, how many episodes of how many steps at most; 0 puts an
+        evaluation off."""
         super().__init__()
         self._run, self._environments, self._settings = run, environments, settings
         self._seed, self._report = seed, report
-        self._episodes = episodes or (lambda step, last: settings.episodes)
+        self._games = games or (lambda step, last: (settings.episodes, settings.max_steps))
         self._every = self._next = settings.every
         self._last, self._best = -1, -math.inf
         self._is_limited = False
@@ -313,7 +314,7 @@ class PeriodicEvaluation(BetweenUpdates):
 
     def _evaluate(self, *, last: bool = False) -> None:
         step = self.model.num_timesteps
-        episodes = self._episodes(step, last)
+        episodes, max_steps = self._games(step, last)
         if episodes < self._settings.episodes and not self._is_limited:
             self._is_limited = True
             self._report(
@@ -332,7 +333,7 @@ class PeriodicEvaluation(BetweenUpdates):
             episodes,
             deterministic=self._settings.deterministic,
             seed=seed,
-            max_steps=self._settings.max_steps,
+            max_steps=max_steps,
         )
         result = both[manner(self._settings.deterministic)]
         # Of equals the later one: it has seen more.
@@ -345,7 +346,7 @@ class PeriodicEvaluation(BetweenUpdates):
         self._record(result, means_by_way, step, taken=sum(each.longest for each in both.values()) * env.num_envs)
         best = ", the best" if is_best else ""
         n_truncated = sum(each.cut for each in both.values())
-        truncated = f" ({n_truncated} truncated after {self._settings.max_steps:,} steps)" if n_truncated else ""
+        truncated = f" ({n_truncated} truncated after {max_steps:,} steps)" if n_truncated else ""
         means = ", ".join(f"{each.mean:.2f} {way}" for way, each in sorted(both.items()))
         which_differ = ", which differ" if differ(*both.values()) else ""
         n_episodes = sum(each.episodes for each in both.values())

@@ -48,7 +48,7 @@ class Training:
             environments,
             settings.evaluation,
             seed=settings.seed,
-            episodes=budget.episodes,
+            games=budget.games,
             report=self._progress.report,
         )
         update_ends = UpdateEnds()

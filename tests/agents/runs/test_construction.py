@@ -54,7 +54,7 @@ def test_every_setting_reaches_the_agent() -> None:
 def test_linear_schedules_fall_to_zero_at_the_end() -> None:
     agent = made(AlgorithmSettings(clip_range_schedule="linear", ent_coef_schedule="linear"), PolicySettings())
     assert agent.lr_schedule(1.0) == LEARNING_RATE
-    assert agent.lr_schedule(0.5) == pytest.approx(AlgorithmSettings().learning_rate / 2)
+    assert agent.lr_schedule(0.5) == pytest.approx(LEARNING_RATE / 2)
     assert agent.clip_range(0.25) == pytest.approx(AlgorithmSettings().clip_range / 4)
     assert agent.clip_range(0.0) == 0.0
     agent._current_progress_remaining = 0.25
