@@ -141,7 +141,7 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
         for way in ways:
             quiet = checkpoint == "last" or way != deterministic
             result = evaluate_run(
-                run, Options(checkpoint, episodes, deterministic=way), quiet=quiet
+                run, Options(checkpoint, episodes, deterministic=way), max_steps=max_steps, quiet=quiet
             )
             found.append(Evaluation.from_json(result))
         cells = ("{:.4g} ({:.4g} to {:.4g})".format(each.mean, *each.interval(mean)) for each in found)
