@@ -209,7 +209,9 @@ def work(folder: str, words: list[str]) -> None:
     """One run in this process: its result as a file in the folder."""
     from measuring import processor
 
-    result = records.trained(["--evaluation.final-episodes", "0", *words], evaluate=returns_both_ways)
+    result = records.trained(
+        ["--evaluation.final-episodes", "0", "--evaluation.share", "None", *words], evaluate=returns_both_ways
+    )
     (pathlib.Path(folder) / "result.json").write_text(json.dumps({**result, "cpu": processor()}))
 
 

@@ -36,7 +36,6 @@ class Family(NamedTuple):
     module: str
     install: str
     ids: str
-    note: str = ""
 
     @property
     def is_installed(self) -> bool:
@@ -59,7 +58,7 @@ FAMILIES = (
         "box2d", "Box2D", "box2d pygame-ce", r"(LunarLander|BipedalWalker|CarRacing)(Continuous|Hardcore)?(NoVel)?-v"
     ),
     Family(
-        "memory-gym", "memory_gym", "pygame-ce && pip install --no-deps memory-gym", r"MortarMayhem|MysteryPath|Searing"
+        "memory_gym", "memory_gym", "pygame-ce && pip install --no-deps memory-gym", r"MortarMayhem|MysteryPath|Searing"
     ),
     Family("robotics", "gymnasium_robotics", "gymnasium-robotics", _GOALS),
     Family("pybullet", "pybullet_envs_gymnasium", "pybullet_envs_gymnasium", r"\w+BulletEnv-v"),
@@ -67,7 +66,7 @@ FAMILIES = (
     Family("miniworld", "miniworld", "miniworld", r"MiniWorld-"),
     Family("crafter", "crafter", "crafter", r"Crafter"),
 )
-"""All but the last three have an extra of this package and a file in `configs/` under their name."""
+"""Those that are tested with a file of their name in `configs/`, and others."""
 
 
 class Fit(NamedTuple):
