@@ -7,7 +7,7 @@ See Terry et al. 2020, "Revisiting Parameter Sharing in Multi-Agent Deep Reinfor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 from envs.tasks.observations import copied, is_array_space, put, take
 from envs.vector.episodes import Episodes
 from envs.vector.errors import EnvError
+from envs.vector.group import is_game as is_game
 from envs.vector.infos import RESET_STEP
 
 Infos = list[dict[str, Any]]
 MASK = "action_mask"
-
-
-def is_game(env: Any) -> bool:
-    """Whether this is a PettingZoo environment of the parallel API, by what it has."""
-    return hasattr(env, "possible_agents") and callable(getattr(env, "action_space", None)) and hasattr(env, "step")
 
 
 class ParallelGames(VecEnv):
@@ -155,6 +151,12 @@ class ParallelGames(VecEnv):
 
     def _rows(self, number: int) -> dict[str, int]:
         return {agent: number * len(self.agents) + i for i, agent in enumerate(self.agents)}
+
+    def snapshot(self) -> None:
+        """Only the games know where they stand."""
+
+    def restore(self, state: Mapping[str, Any]) -> bool:
+        return False
 
     def close(self) -> None:
         for game in self.games:

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -69,6 +69,15 @@ FAMILIES = (
 """Those that are tested with a file of their name in `configs/`, and others."""
 
 
+def maker_of(id: str) -> Callable[..., Any] | None:
+    """The function that "module:function" names; None where that is an id that the module registers, or no function."""
+    module, colon, name = id.rpartition(":")
+    if not colon or not name.isidentifier():
+        return None
+    found = getattr(importlib.import_module(module), name, None)
+    return found if callable(found) and name not in gymnasium.registry else None
+
+
 class Fit(NamedTuple):
     """What an id trains well with: wrappers, arguments of `gymnasium.make`, and why, in a line."""
 
@@ -78,7 +87,9 @@ class Fit(NamedTuple):
 
 
 def family_of(id: str) -> Family | None:
-    name = id.rpartition(":")[2]
+    module, _, name = id.rpartition(":")
+    if module and name.isidentifier():  # a function of the user's own
+        return None
     return next((family for family in FAMILIES if re.match(family.ids, name)), None)
 
 
@@ -87,9 +98,9 @@ def find(id: str) -> EnvSpec:
 
     Raises UnknownEnvError, which names the package to install or ids that are near.
     """
-    envs_module, _, name = id.rpartition(":")
-    if envs_module:
-        importlib.import_module(envs_module)
+    module, _, name = id.rpartition(":")
+    if module:
+        importlib.import_module(module)
     family = family_of(name)
     missing = ""
     if family is not None and name not in gymnasium.registry:
@@ -97,7 +108,7 @@ def find(id: str) -> EnvSpec:
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        installed = family is None or family.module in sys.modules
+        installed = family is None or sys.modules.get(family.module) is not None
         raise UnknownEnvError(f"no environment has the id {name!r}.{missing}{_near(name) * installed}") from error
 
 

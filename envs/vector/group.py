@@ -201,6 +201,11 @@ def make_one(
     return as_arrays(env) if needs_it else env
 
 
+def is_game(env: Any) -> bool:
+    """Whether this is a PettingZoo environment of the parallel API, by what it has."""
+    return hasattr(env, "possible_agents") and callable(getattr(env, "action_space", None)) and hasattr(env, "step")
+
+
 def spaces_of(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
     """By the names of `VecEnv`'s arguments."""
     return {"observation_space": env.observation_space, "action_space": env.action_space}
@@ -234,7 +239,8 @@ def _make(maker: Maker, number: int) -> gymnasium.Env[Any, Any]:
     except SystemExit as error:
         raise EnvError(f"environment {number} could not be made: {_reason(error)}") from error
     if not isinstance(env, gymnasium.Env):
-        raise TypeError(f"environment {number}: expected a gymnasium.Env, got {env!r}")
+        games = "; games of PettingZoo's parallel API step in this process, with backend 'auto'" * is_game(env)
+        raise TypeError(f"environment {number}: expected a gymnasium.Env, got {env!r}{games}")
     return env
 
 

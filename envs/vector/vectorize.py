@@ -5,7 +5,9 @@ Axes: N environments.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -18,9 +20,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, Vec
 
 from envs.tasks.observations import copied, take, write
 from envs.vector.adapter import VectorEnvAdapter
+from envs.vector.agents import ParallelGames
 from envs.vector.errors import EnvError, UnknownEnvError
-from envs.vector.families import find, package_blamed
-from envs.vector.group import make_one
+from envs.vector.families import find, maker_of, package_blamed
+from envs.vector.group import is_game, make_one
+from envs.vector.infos import RESET_STEP
 from envs.vector.processes import SubprocessVecEnv
 from envs.vector.serial import SerialVecEnv
 from envs.vector.state import set_state, state_of
@@ -34,6 +38,7 @@ __all__ = [
     "UnknownEnvError",
     "VectorEnvAdapter",
     "WrappedVecEnv",
+    "find",
     "make",
 ]
 
@@ -41,7 +46,7 @@ Backend = Literal["auto", "vector", "serial", "subprocess", "gymnasium"]
 
 
 def make(
-    id: str | Callable[[], gymnasium.Env[Any, Any]],
+    id: str | Callable[..., Any],
     n_envs: int = 8,
     *,
     seed: int | None = None,
@@ -56,9 +61,11 @@ def make(
 ) -> VecEnv:
     """`n_envs` environments that step together, as Stable-Baselines3 takes them.
 
-    `id`: a gymnasium id, "module:id" to import a module first, or a function that makes one environment.
+    `id`: a gymnasium id, "module:id" to import a module first, or a function that makes one environment, itself or as
+    "module:function". One that makes a game of PettingZoo's parallel API gives `n_envs` games, each agent of each an
+    environment: see `envs.vector.agents.ParallelGames`.
     `seed`: environment i gets seed + i at its first reset. None: unpredictable.
-    `env_kwargs`: further arguments of `gymnasium.make`, `max_episode_steps` included.
+    `env_kwargs`: further arguments of `gymnasium.make`, `max_episode_steps` included, or of the function.
     `wrappers`: from the innermost out; each a name of `envs.wrappers.transforms.WRAPPERS`, (name, settings),
     {name: settings}, or in place of a name "module:Class" or a class for a `gymnasium.Wrapper`.
     `backend`: "vector" steps all environments in one NumPy program, where the id has one; "serial" one after the other;
@@ -108,23 +115,32 @@ def _made(
         raise ValueError(f"n_envs must be at least 1, not {n_envs}")
     kwargs = dict(env_kwargs or {})
     inside, around = _split(named(wrappers))
+    if isinstance(id, str):
+        id = maker_of(id) or id
     spec = find(id) if isinstance(id, str) else None
     if spec is None and not callable(id):
         raise TypeError(f"expected an environment's id or a function that makes one, got {id!r}")
     for what, value in (("a number of workers", workers), ("a timeout", timeout)):
         if value is not None and backend != "subprocess":
             raise ValueError(f"{what} goes with the backend 'subprocess', not with {backend!r}: leave it out")
-    if spec is None and (kwargs or render_mode):
-        raise ValueError("env_kwargs and render_mode go with an id; give them to what the function that is `id` makes")
+    if spec is None and render_mode is not None:
+        kwargs["render_mode"] = _rendered_by(id, render_mode)
     obstacle = _no_vector(spec, inside, render_mode)
     if backend == "auto":
         resets = None if obstacle else _vector_metadata(spec).get("autoreset_mode")
         backend = "vector" if resets is AutoresetMode.SAME_STEP else "serial"
     # The checker's warnings are the same for all environments: one of them is enough.
-    source: Any = spec or id
+    source: Any = spec or partial(id, **kwargs)  # type: ignore[operator]
     makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
     venv: VecEnv
-    if backend == "vector":
+    first = _FirstMade(source) if spec is None and backend == "serial" else None
+    if first is not None:
+        makers[0] = partial(make_one, first, render_mode, kwargs, inside, True)
+    if first is not None and is_game(first.made):
+        if inside:
+            raise ValueError(f"{inside[-1][0]} wraps one environment at a time, and {id} makes games of several agents")
+        venv = ParallelGames([first, *[source] * (n_envs - 1)])
+    elif backend == "vector":
         if obstacle:
             raise ValueError(f"backend 'vector' is not possible: {obstacle}; use 'serial' or 'subprocess'")
         # Not every vector environment takes a render_mode.
@@ -154,6 +170,28 @@ def _made(
     return venv
 
 
+class _FirstMade:
+    """A function that makes environments, called once already to see what it makes."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self.made: Any = None
+        with suppress(SystemExit):  # which is reported where it is called again
+            self.made = make()
+
+    def __call__(self) -> Any:
+        made, self.made = self.made, None
+        return self._make() if made is None else made
+
+
+def _rendered_by(make: Any, render_mode: str) -> str:
+    """The mode, where a function that makes an environment takes one."""
+    parameters = inspect.signature(make).parameters.values()
+    if not any(each.name == "render_mode" or each.kind is each.VAR_KEYWORD for each in parameters):
+        raise ValueError(f"{make} takes no render_mode, so that what it makes cannot be rendered as {render_mode!r}")
+    return render_mode
+
+
 class WrappedVecEnv(VecEnvWrapper):
     """A vector environment with a transform around it, last observations of episodes included."""
 
@@ -167,6 +205,7 @@ class WrappedVecEnv(VecEnvWrapper):
             self._level += isinstance(inner, WrappedVecEnv)
             inner = inner.venv
         self._same_step = getattr(inner, "autoreset_mode", AutoresetMode.SAME_STEP) is AutoresetMode.SAME_STEP
+        self._idles = isinstance(inner, ParallelGames)
         self._new_seeds: Sequence[int | None] | None = None
         self._resetting: NDArray[np.intp] | None = None
 
@@ -205,7 +244,9 @@ class WrappedVecEnv(VecEnvWrapper):
 
     def step_wait(self) -> VecEnvStepReturn:
         observations, rewards, dones, infos = self.venv.step_wait()
-        if self._resetting is None and not np.count_nonzero(dones):
+        # An agent that is out of its game starts with every observation, until one of them is the next game's first.
+        idle = [i for i, info in enumerate(infos) if RESET_STEP in info] if self._idles else []
+        if self._resetting is None and not idle and not np.count_nonzero(dones):
             return self.transform.follow(observations, self._actions, rewards), rewards, dones, infos
         ended = dones.nonzero()[0]
         # The transform sees each episode to its end before it sees the next one's start.
@@ -217,7 +258,7 @@ class WrappedVecEnv(VecEnvWrapper):
         seen = self.transform.follow(to_the_end, self._actions, rewards)
         for i in ended.tolist():
             infos[i]["terminal_observation"] = take(seen, i)
-        started = ended if self._same_step else self._resetting
+        started = np.union1d(ended, np.array(idle, np.intp)) if self._same_step else self._resetting
         if started is not None and started.size:
             write(seen, started, self.transform.begin(take(observations, started), started))
         self._resetting = ended if ended.size and not self._same_step else None

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+import envs
+import evaluate
+import train
 from agents import RecurrentPPO
-from envs.vector.agents import ParallelGames, is_game
+from envs.vector.agents import ParallelGames
+from envs.vector.errors import EnvError
+from envs.vector.group import is_game
 from envs.vector.infos import RESET_STEP
+from tests.runs import PPO, TINY, rows_of
 
 LENGTHS = {"short": 2, "long": 3}
 
@@ -116,3 +123,49 @@ def test_a_game_that_fails_is_named_with_its_error() -> None:
     venv.reset()
     with pytest.raises(Exception, match=r"game 1 .* failed in step: KeyError: 'lost'"):
         venv.step(np.zeros(4, int))
+
+
+def test_a_function_that_makes_a_game_is_enough() -> None:
+    made: list[Countdown] = []
+
+    def game(masks: bool = False) -> Countdown:
+        made.append(Countdown(masks))
+        return made[-1]
+
+    venv = envs.make(game, 3, env_kwargs={"masks": True})
+    assert venv.num_envs == 6
+    assert [each.masks for each in made] == [True] * 3  # and no game is made to look at
+    named = envs.make("tests.envs.test_agents:Countdown", 2)
+    assert named.num_envs == 4
+    with pytest.raises(EnvError, match="step in this process, with backend 'auto'"):
+        envs.make(Countdown, 2, backend="subprocess")
+    with pytest.raises(ValueError, match="takes no render_mode"):
+        envs.make(Countdown, 2, render_mode="rgb_array")
+
+
+def test_the_next_game_begins_without_the_last_action_and_reward_of_the_one_before() -> None:
+    venv = envs.make(Countdown, 1, wrappers=[("previous_action_reward", {"start": True})])
+    venv.reset()
+    seen: Any = [venv.step(np.ones(2, int))[0] for _ in range(4)]
+    # (agent, game, step), action one-hot, reward, start: "short" waits a step for the game of "long" to end.
+    np.testing.assert_array_equal(np.stack(seen)[:, 0, 3:], [[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 1, 1, 0]])
+    np.testing.assert_array_equal(np.stack(seen)[:, 1, 3:], [[0, 1, 11, 0], [0, 1, 12, 0], [0, 0, 0, 1], [0, 1, 11, 0]])
+
+
+def test_a_game_is_trained_and_evaluated_from_the_command_line(tmp_path: Path) -> None:
+    words = ["--env.id", "tests.envs.test_agents:Countdown", "--env.kwargs", "masks=true"]
+    words += ["--policy.kwargs", "action_mask=action_mask", "--runs", str(tmp_path), "--name", "game"]
+    brief = ["--evaluation.episodes", "4", "--evaluation.final-episodes", "4", "--evaluation.every", "64"]
+    assert train.main([*TINY, *PPO, *brief, *words]) == 0
+    # Rewards 1 + 2 of one agent, 11 + 12 + 13 of the other.
+    assert {row["mean_reward"] for row in rows_of(tmp_path / "game" / "evaluations.csv")} == {"19.5"}
+    assert evaluate.main([str(tmp_path / "game"), "--episodes", "4"]) == 0
+
+
+def test_a_game_of_pettingzoo_is_played() -> None:
+    pytest.importorskip("pettingzoo")
+    venv = envs.make("pettingzoo.classic.rps_v2:parallel_env", 2, env_kwargs={"max_cycles": 4})
+    assert is_game(venv.unwrapped.games[0])  # type: ignore[attr-defined]
+    venv.reset()
+    ended = [venv.step(np.array([0, 1, 2, 2]))[2] for _ in range(4)]
+    assert np.stack(ended).sum() == 4

@@ -408,7 +408,6 @@ def test_an_unknown_id_is_answered_with_the_nearest_or_what_to_install(id: str, 
         ),
         ({"id": Counting, "backend": "vector"}, "a function makes one environment"),
         ({"id": "MountainCar-v0", "backend": "vector"}, "MountainCar-v0 has no vector_entry_point"),
-        ({"id": Counting, "env_kwargs": {"number": 1}}, "go with an id"),
         ({"wrappers": ["flikcer"]}, "Perhaps you meant 'flicker'"),
         (
             {"wrappers": [("delay", {"step": 2})]},
