@@ -1,0 +1,50 @@
+"""What settings leave open is chosen by family and observation; what they say stays."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+import configs
+from agents.runs.defaults import LEARNING_RATE, N_EPOCHS, OF_IMAGES, fitted_to_family, fitted_to_observations
+from configs import Settings
+from configs.settings import AlgorithmSettings, EnvironmentSettings, as_meant, values
+
+IMAGE = spaces.Box(0, 255, (84, 84), np.uint8)
+VECTOR = spaces.Box(-1.0, 1.0, (3,))
+
+
+@pytest.mark.parametrize("space", [IMAGE, spaces.Dict(camera=IMAGE, speed=VECTOR)])
+def test_images_get_fewer_epochs_and_a_smaller_step(space: Any) -> None:
+    fitted, (line,) = fitted_to_observations(Settings(), space)
+    assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs) == OF_IMAGES
+    assert line.startswith("learning_rate 0.00025 and n_epochs 3, for images")
+
+
+def test_what_the_user_gives_stays_and_the_usual_is_not_worth_a_line() -> None:
+    fitted, lines = fitted_to_observations(Settings(), VECTOR)
+    assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs, lines) == (LEARNING_RATE, N_EPOCHS, [])
+    given = Settings(algorithm=AlgorithmSettings(learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS))
+    assert fitted_to_observations(given, IMAGE) == (given, [])
+    chosen = Settings(env=EnvironmentSettings(id="ALE/Breakout-v5", wrappers=("flatten",)))
+    assert fitted_to_family(chosen) == (chosen, [])
+
+
+def test_a2c_has_no_epochs_and_its_runs_of_before_are_read(tmp_path: Any) -> None:
+    settings = Settings(algorithm=AlgorithmSettings(name="a2c"))
+    fitted, _ = fitted_to_observations(settings, IMAGE)
+    fitted.check()
+    assert fitted.algorithm.n_epochs is None
+    before = {key: value for key, value in values(settings).items() if not key.startswith("evaluation.s")}
+    written = {**before, "evaluation.stop_at_return": None, "algorithm.n_epochs": 5}
+    assert as_meant(written)["algorithm.n_epochs"] is None
+    assert as_meant(written)["evaluation.share"] is None
+
+
+def test_other_families_and_unknown_ids_get_no_wrappers() -> None:
+    fitted, lines = fitted_to_family(Settings())
+    assert (fitted.env.wrappers, lines) == ((), [])
+    assert fitted_to_family(fitted) == (fitted, [])
+    assert configs.dump(dataclasses.replace(fitted)).count("wrappers: []") == 1
