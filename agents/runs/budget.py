@@ -60,7 +60,7 @@ class EvaluationBudget(BetweenUpdates):
         evaluation = self._settings.evaluation
         if evaluation.steps is None:
             return Games(evaluation.episodes, evaluation.max_steps)
-        share = min(1.0, step / self._settings.total_timesteps)
+        share = min(1.0, max(step, SHORTEST) / self._settings.total_timesteps)
         left = WHILE_TRAINING * share * evaluation.steps - played_steps(self._run, step)
         lengths = [float(episode["l"]) for episode in self.model.ep_info_buffer or ()]
         usual = sum(lengths) / len(lengths) if lengths else None
@@ -78,6 +78,16 @@ def allowed_steps(share: float, total_timesteps: int, cost: float) -> int:
     """Steps that evaluations may take, where one costs ``cost`` of a step of training, which is rounded up."""
     rounded = 2.0 ** math.ceil(math.log2(min(1.0, max(cost, 1 / 16))))
     return math.ceil(share * max(total_timesteps, SHORTEST) / rounded)
+
+
+def for_another_length(settings: Settings, recorded: Settings) -> Settings:
+    """Settings of a run that goes on for another number of steps than it was begun with: evaluations get their share
+    of those, unless another allowance is given."""
+    evaluation = settings.evaluation
+    if evaluation.steps is None or evaluation.steps != recorded.evaluation.steps:
+        return settings
+    longer = max(settings.total_timesteps, SHORTEST) / max(recorded.total_timesteps, SHORTEST)
+    return replace(settings, evaluation=replace(evaluation, steps=math.ceil(evaluation.steps * longer)))
 
 
 def played_steps(run: RunDirectory, step: float = math.inf) -> float:

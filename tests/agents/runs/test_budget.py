@@ -1,5 +1,6 @@
 """Evaluations take their share, by steps alone once the first update has been measured."""
 
+import dataclasses
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ import pytest
 import configs
 import train
 from agents import RecurrentPPO
-from agents.runs.budget import SHORTEST, EvaluationBudget, Games, allowed_steps, games_at_the_end, played_steps
+from agents.runs.budget import (
+    SHORTEST,
+    EvaluationBudget,
+    Games,
+    allowed_steps,
+    for_another_length,
+    games_at_the_end,
+    played_steps,
+)
 from agents.runs.directory import RunDirectory, append_row
 from agents.runs.symptoms import slow_environment
 from configs import Settings
@@ -24,7 +33,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def budget(run: RunDirectory, **evaluation: Any) -> EvaluationBudget:
-    settings = Settings(evaluation=EvaluationSettings(**evaluation), total_timesteps=1000)
+    settings = Settings(evaluation=EvaluationSettings(**evaluation), total_timesteps=10 * SHORTEST)
     made = EvaluationBudget(run, settings)
     made.model = RecurrentPPO("RecurrentPolicy", make("CartPoleNoVel-v1", 2), n_steps=8, batch_size=16, device="cpu")
     return made
@@ -41,21 +50,32 @@ def test_a_tenth_of_the_time_is_so_many_steps_by_what_one_costs(cost: float, rou
 def test_fewer_episodes_are_played_where_all_cost_too_much_and_none_where_a_few_do(run: RunDirectory) -> None:
     made = budget(run, episodes=40, steps=8000)
     made.model.ep_info_buffer = deque([{"r": 1.0, "l": 100}])
-    assert made.games(1000, False) == Games(40, 1000)  # half of 8000 is for evaluations while training
-    assert made.games(500, False) == Games(20, 1000)
-    assert made.games(130, False).episodes == 5
-    assert made.games(100, False).episodes == 0  # put off
-    assert made.games(100, True).episodes == 2  # the last one is made all the same
-    append_row(run.evaluations, {"step": 500, "episodes": 10, "steps": 3000})
-    assert made.games(1000, False).episodes == 5  # 150 steps an episode as that one took, and 1000 steps are left
+    assert made.games(10 * SHORTEST, False) == Games(40, 1000)  # half of 8000 is for evaluations while training
+    assert made.games(5 * SHORTEST, False) == Games(20, 1000)
+    assert made.games(13 * SHORTEST // 10, False).episodes == 5
+    assert made.games(SHORTEST, False).episodes == 0  # put off
+    assert made.games(1, True).episodes == 2  # the last one is made all the same
+    append_row(run.evaluations, {"step": SHORTEST, "episodes": 10, "steps": 3000})
+    assert (
+        made.games(10 * SHORTEST, False).episodes == 5
+    )  # 150 steps an episode as that one took, and 1000 steps are left
     assert budget(run, episodes=40, share=None).games(1, False) == Games(40, 10_000)
 
 
 def test_an_episode_that_does_not_end_is_truncated_far_beyond_the_usual_length(run: RunDirectory) -> None:
     made = budget(run, episodes=4, steps=8000)
     made.model.ep_info_buffer = deque([{"r": 1.0, "l": 20}])
-    assert made.games(1000, False) == Games(4, 4000)  # four times what there is for each
-    assert made.games(20, False) == Games(4, 200)  # ten times the usual length
+    assert made.games(10 * SHORTEST, False) == Games(4, 4000)  # four times what there is for each
+    made.model.ep_info_buffer = deque([{"r": 1.0, "l": 90}])
+    assert made.games(1, False) == Games(4, 900)  # ten times the usual length
+
+
+def test_a_run_that_goes_on_for_longer_may_evaluate_more() -> None:
+    recorded = Settings(evaluation=EvaluationSettings(steps=800), total_timesteps=SHORTEST)
+    longer = dataclasses.replace(recorded, total_timesteps=4 * SHORTEST)
+    assert for_another_length(longer, recorded).evaluation.steps == 3200
+    given = dataclasses.replace(longer, evaluation=EvaluationSettings(steps=7))
+    assert for_another_length(given, recorded) == given
 
 
 def test_evaluations_after_training_take_what_is_left(run: RunDirectory) -> None:
