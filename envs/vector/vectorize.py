@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium
 import numpy as np
@@ -81,82 +81,25 @@ def make(
 
     Raises UnknownEnvError for an id that is not registered, ValueError for settings that do not fit.
     """
-    with package_blamed(id):
-        return _made(
-            id,
-            n_envs,
-            seed=seed,
-            env_kwargs=env_kwargs,
-            wrappers=wrappers,
-            backend=backend,
-            render_mode=render_mode,
-            workers=workers,
-            timeout=timeout,
-            max_restarts=max_restarts,
-            resumable=resumable,
-        )
-
-
-def _made(
-    id: str | Callable[[], Any],
-    n_envs: int,
-    *,
-    seed: int | None,
-    env_kwargs: Mapping[str, Any] | None,
-    wrappers: Sequence[Any],
-    backend: Backend,
-    render_mode: str | None,
-    workers: int | None,
-    timeout: float | None,
-    max_restarts: int,
-    resumable: bool,
-) -> VecEnv:
     if n_envs < 1:
         raise ValueError(f"n_envs must be at least 1, not {n_envs}")
-    kwargs = dict(env_kwargs or {})
-    inside, around = _split(named(wrappers))
-    if isinstance(id, str):
-        id = maker_of(id) or id
-    spec = find(id) if isinstance(id, str) else None
-    if spec is None and not callable(id):
-        raise TypeError(f"expected an environment's id or a function that makes one, got {id!r}")
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, not {backend!r}")
     for what, value in (("a number of workers", workers), ("a timeout", timeout)):
         if value is not None and backend != "subprocess":
             raise ValueError(f"{what} goes with the backend 'subprocess', not with {backend!r}: leave it out")
-    if spec is None and render_mode is not None:
-        kwargs["render_mode"] = _rendered_by(id, render_mode)
-    obstacle = _no_vector(spec, inside, render_mode)
-    if backend == "auto":
-        resets = None if obstacle else _vector_metadata(spec).get("autoreset_mode")
-        backend = "vector" if resets is AutoresetMode.SAME_STEP else "serial"
-    # The checker's warnings are the same for all environments: one of them is enough.
-    source: Any = spec or partial(id, **kwargs)  # type: ignore[operator]
-    makers = [partial(make_one, source, render_mode, kwargs, inside, i == 0) for i in range(n_envs)]
-    venv: VecEnv
-    first = _FirstMade(source) if spec is None and backend == "serial" else None
-    if first is not None:
-        makers[0] = partial(make_one, first, render_mode, kwargs, inside, True)
-    if first is not None and is_game(first.made):
-        if inside:
-            raise ValueError(f"{inside[-1][0]} wraps one environment at a time, and {id} makes games of several agents")
-        venv = ParallelGames([first, *[source] * (n_envs - 1)])
-    elif backend == "vector":
-        if obstacle:
-            raise ValueError(f"backend 'vector' is not possible: {obstacle}; use 'serial' or 'subprocess'")
-        # Not every vector environment takes a render_mode.
-        rendering = {} if render_mode is None else {"render_mode": render_mode}
-        entry: Any = dict(vectorization_mode="vector_entry_point", **rendering, **kwargs)
-        venv = VectorEnvAdapter(gymnasium.make_vec(spec, n_envs, **entry))  # type: ignore[arg-type]
-    elif backend == "gymnasium":
-        venv = VectorEnvAdapter(_made_by_gymnasium(spec, n_envs, render_mode, kwargs, inside))
-    elif backend == "serial":
-        venv = SerialVecEnv(makers, resumable=resumable, max_restarts=max_restarts)
-    elif backend == "subprocess":
-        venv = SubprocessVecEnv(
-            makers, workers=workers, timeout=timeout, resumable=resumable, max_restarts=max_restarts
-        )
-    else:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, not {backend!r}")
+    inside, around = _split(named(wrappers))
+    with package_blamed(id):
+        task = _task(id, dict(env_kwargs or {}), inside, render_mode)
+        restarts: dict[str, Any] = dict(resumable=resumable, max_restarts=max_restarts)
+        if backend == "subprocess":
+            venv: VecEnv = SubprocessVecEnv(task.makers(n_envs), workers=workers, timeout=timeout, **restarts)
+        elif backend == "gymnasium":
+            venv = VectorEnvAdapter(_made_by_gymnasium(task, n_envs))
+        elif backend == "vector" or (backend == "auto" and task.resets_in_the_same_step()):
+            venv = VectorEnvAdapter(task.vector(n_envs))
+        else:
+            venv = _one_after_the_other(task, n_envs, restarts)
     try:
         if needs_arranging(venv.observation_space) and (not around or around[0][0] is not Flatten):
             around.insert(0, (Flatten, {}))
@@ -168,6 +111,69 @@ def _made(
     if seed is not None:
         venv.seed(seed)
     return venv
+
+
+class _Task(NamedTuple):
+    """What is made: what gymnasium knows under an id, or a function; with which arguments, and wrappers inside."""
+
+    spec: EnvSpec | None
+    make: Callable[..., Any] | None
+    kwargs: dict[str, Any]
+    inside: list[Any]
+    render_mode: str | None
+
+    @property
+    def source(self) -> Any:
+        return self.spec if self.make is None else partial(self.make, **self.kwargs)
+
+    def makers(self, n_envs: int, first: Any = None) -> list[Callable[[], Any]]:
+        """`first`: makes the first of them, where another than the source does."""
+        # The checker's warnings are the same for all environments: one of them is enough.
+        sources = [first or self.source, *[self.source] * (n_envs - 1)]
+        return [
+            partial(make_one, source, self.render_mode, self.kwargs, self.inside, i == 0)
+            for i, source in enumerate(sources)
+        ]
+
+    def obstacle(self) -> str:
+        """Why the environments cannot step as one NumPy program; "" where they can."""
+        return _no_vector(self.spec, self.inside, self.render_mode)
+
+    def resets_in_the_same_step(self) -> bool:
+        mode = None if self.obstacle() else _vector_metadata(self.spec).get("autoreset_mode")
+        return mode is AutoresetMode.SAME_STEP
+
+    def vector(self, n_envs: int) -> VectorEnv[Any, Any, Any]:
+        if obstacle := self.obstacle():
+            raise ValueError(f"backend 'vector' is not possible: {obstacle}; use 'serial' or 'subprocess'")
+        # Not every vector environment takes a render_mode.
+        rendering = {} if self.render_mode is None else {"render_mode": self.render_mode}
+        entry: Any = dict(vectorization_mode="vector_entry_point", **rendering, **self.kwargs)
+        return gymnasium.make_vec(self.spec, n_envs, **entry)  # type: ignore[arg-type]
+
+
+def _task(id: Any, kwargs: dict[str, Any], inside: list[Any], render_mode: str | None) -> _Task:
+    make = maker_of(id) if isinstance(id, str) else id
+    if make is None:
+        return _Task(find(id), None, kwargs, inside, render_mode)
+    if not callable(make):
+        raise TypeError(f"expected an environment's id or a function that makes one, got {id!r}")
+    if render_mode is not None:
+        kwargs = {**kwargs, "render_mode": _rendered_by(make, render_mode)}
+    return _Task(None, make, kwargs, inside, render_mode)
+
+
+def _one_after_the_other(task: _Task, n_envs: int, restarts: dict[str, Any]) -> VecEnv:
+    """Environments, or games of several agents, which only their function knows that it makes."""
+    if task.make is None:
+        return SerialVecEnv(task.makers(n_envs), **restarts)
+    first = _FirstMade(task.source)
+    if not is_game(first.made):
+        return SerialVecEnv(task.makers(n_envs, first), **restarts)
+    if task.inside:
+        wrapper, _ = task.inside[-1]
+        raise ValueError(f"{wrapper} wraps one environment at a time, and {task.make} makes games of several agents")
+    return ParallelGames([first, *[task.source] * (n_envs - 1)])
 
 
 class _FirstMade:
@@ -280,19 +286,17 @@ def adapted(env: Any) -> Any:
     return as_arrays(env) if isinstance(env, gymnasium.Env) else env
 
 
-def _made_by_gymnasium(
-    spec: EnvSpec | None, n_envs: int, render_mode: str | None, kwargs: dict[str, Any], inside: list[Any]
-) -> VectorEnv[Any, Any, Any]:
+def _made_by_gymnasium(task: _Task, n_envs: int) -> VectorEnv[Any, Any, Any]:
     """By its `make_vec`; the wrappers of one environment inside, those of a vector around."""
-    if spec is None:
+    if task.spec is None:
         raise ValueError("backend 'gymnasium' needs an id; give RecurrentPPO a vector environment that you made")
-    rendering = {} if render_mode is None else {"render_mode": render_mode}
-    wrappers = [(wrapper, settings) for wrapper, settings in inside if not _wraps_vectors(wrapper)]
-    around = [(wrapper, settings) for wrapper, settings in inside if _wraps_vectors(wrapper)]
-    if wrappers or spec.vector_entry_point is None:
+    rendering = {} if task.render_mode is None else {"render_mode": task.render_mode}
+    wrappers = [(wrapper, settings) for wrapper, settings in task.inside if not _wraps_vectors(wrapper)]
+    around = [(wrapper, settings) for wrapper, settings in task.inside if _wraps_vectors(wrapper)]
+    if wrappers or task.spec.vector_entry_point is None:
         rendering["vectorization_mode"] = "sync"
         rendering["wrappers"] = [partial(wrap, wrappers=[each]) for each in wrappers]  # type: ignore[assignment]
-    vector = gymnasium.make_vec(spec, n_envs, **rendering, **kwargs)  # type: ignore[arg-type]
+    vector = gymnasium.make_vec(task.spec, n_envs, **rendering, **task.kwargs)  # type: ignore[arg-type]
     for wrapper, settings in around:
         vector = wrapper(vector, **settings)
     return vector
