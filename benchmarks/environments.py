@@ -3,18 +3,23 @@
     python benchmarks/environments.py                     CartPole without velocities, 8 to 1024 environments
     python benchmarks/environments.py --task Acrobot --envs 8 128
     python benchmarks/environments.py --slow wait --milliseconds 1 --envs 16      in processes
+    python benchmarks/environments.py --task Ant --envs 8                         MuJoCo's, in processes
+    python benchmarks/environments.py --table --envs 8                            the table of docs/environments.md
 
 Random actions, so episodes of about 20 steps in CartPole: many ends, which cost more than steps do. A contender's
 figure is the median of its turns; turns alternate, so that what slows the machine for a while slows all.
 
 With --slow each step takes some milliseconds, of waiting (a simulator elsewhere) or of computing, and the ways to step
 environments in processes are compared: ours with several numbers of workers, Stable-Baselines3's `SubprocVecEnv` and
-gymnasium's `AsyncVectorEnv`, which have one process an environment.
+gymnasium's `AsyncVectorEnv`, which have one process an environment. All step the same environments, made without a
+render mode; ratios are those of turns that follow each other.
 """
 
+import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, Literal
 
 import gymnasium
@@ -22,7 +27,7 @@ import numpy as np
 import tyro
 from cases import HideVelocities
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from measuring import medians_in_turn
+from measuring import seconds_in_turn
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
@@ -34,14 +39,22 @@ TASKS = {
     "Pendulum": ("PendulumNoVel-v1", "Pendulum-v1", [2]),
     "MountainCarContinuous": ("MountainCarContinuousNoVel-v0", "MountainCarContinuous-v0", [1]),
     "Acrobot": ("AcrobotNoVel-v1", "Acrobot-v1", [4, 5]),
+    "Ant": ("AntNoVel-v5", "Ant-v5", list(range(13, 105))),
 }
+NO_VECTOR = ("Ant",)
+STEPS: tuple[tuple[Literal["wait", "compute"], float], ...] = (
+    *(("wait", milliseconds) for milliseconds in (0.1, 1.0, 10.0)),
+    *(("compute", milliseconds) for milliseconds in (0.1, 1.0, 10.0)),
+)
+"""Of the table: what a step spends its milliseconds on, and how many."""
+SUBPROC, ASYNC = "SubprocVecEnv + Monitor", "AsyncVectorEnv"
 
 
 @dataclass(frozen=True)
 class Settings:
     """Environment steps a second."""
 
-    task: Literal["CartPole", "Pendulum", "MountainCarContinuous", "Acrobot"] = "CartPole"
+    task: Literal["CartPole", "Pendulum", "MountainCarContinuous", "Acrobot", "Ant"] = "CartPole"
     """The task, without velocities."""
     envs: tuple[int, ...] = (8, 32, 128, 1024)
     """Numbers of environments."""
@@ -53,6 +66,8 @@ class Settings:
     """What each step spends its milliseconds on."""
     milliseconds: float = 1.0
     """Of a slow step."""
+    table: bool = False
+    """Steps of 0.1, 1 and 10 ms, waiting and computing, and MuJoCo's Ant, as a table in Markdown."""
 
 
 class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -74,23 +89,58 @@ class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def main(settings: Settings) -> None:
+    if settings.table:
+        print_table(settings)
+        return
     slow = f", {settings.milliseconds:g} ms more a step ({settings.slow})" if settings.slow else ""
     print(f"{settings.task} without velocities{slow}, environment steps a second (ratio to the first)")
     for n_envs in settings.envs:
-        made = (slow_contenders if settings.slow else contenders)(settings, n_envs)
-        for env in made.values():
-            if isinstance(env, VecEnv):
-                env.seed(0)
-                env.reset()
-            else:
-                env.reset(seed=0)
-        rates = measure(made, settings, n_envs)
+        rates = measured(settings, n_envs)
+        base = next(iter(rates))
+        print(f"\n{n_envs} environments")
+        for name, turns in rates.items():
+            print(f"  {name:34} {median(turns):12,.0f}   {ratio(rates, name, base):7.2f}x")
+
+
+def print_table(settings: Settings) -> None:
+    """A row a kind of step: ours with the number of workers that is fastest, and how many times faster than each."""
+    print("| a step | environments | serial | ours | workers | SubprocVecEnv | AsyncVectorEnv | ours over each |")
+    print("|---|---|---|---|---|---|---|---|")
+    cases = [(f"{ms:g} ms {how}", replace(settings, slow=how, milliseconds=ms)) for how, ms in STEPS]
+    if importlib.util.find_spec("mujoco") is not None:
+        cases.append(("MuJoCo Ant", replace(settings, task="Ant", slow=None)))
+    for n_envs in settings.envs:
+        for what, case in cases:
+            rates = measured(case, n_envs)
+            serial, *others = rates
+            ours = max((name for name in others if name.startswith("envs.make")), key=lambda name: median(rates[name]))
+            speeds = " | ".join(f"{median(rates[name]):,.0f}" for name in (serial, ours))
+            theirs = " | ".join(f"{median(rates[name]):,.0f}" for name in (SUBPROC, ASYNC))
+            over = ", ".join(f"{ratio(rates, ours, name):.2f}" for name in (SUBPROC, ASYNC))
+            workers = ours.split()[1]
+            print(f"| {what} | {n_envs} | {speeds} | {workers} | {theirs} | {over} |", flush=True)
+
+
+def ratio(rates: dict[str, list[float]], name: str, base: str) -> float:
+    """The median over turns of how many times faster one is than another."""
+    return median(mine / theirs for mine, theirs in zip(rates[name], rates[base], strict=True))
+
+
+def measured(settings: Settings, n_envs: int) -> dict[str, list[float]]:
+    """Environment steps a second of each contender, turn by turn."""
+    in_processes = settings.slow is not None or settings.task in NO_VECTOR
+    made = (slow_contenders if in_processes else contenders)(settings, n_envs)
+    for env in made.values():
+        if isinstance(env, VecEnv):
+            env.seed(0)
+            env.reset()
+        else:
+            env.reset(seed=0)
+    try:
+        return measure(made, settings, n_envs)
+    finally:
         for env in made.values():
             env.close()
-        base = next(iter(rates.values()))
-        print(f"\n{n_envs} environments")
-        for name, rate in rates.items():
-            print(f"  {name:34} {rate:12,.0f}   {rate / base:7.2f}x")
 
 
 def slow_contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
@@ -99,7 +149,7 @@ def slow_contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
 
     def make() -> gymnasium.Env[Any, Any]:
         env = HideVelocities(gymnasium.make(theirs), velocities)
-        return Slow(env, settings.slow or "wait", settings.milliseconds / 1e3)
+        return env if settings.slow is None else Slow(env, settings.slow, settings.milliseconds / 1e3)
 
     def monitored() -> gymnasium.Env[Any, Any]:
         return Monitor(make())
@@ -107,8 +157,8 @@ def slow_contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
     made: dict[str, Any] = {"DummyVecEnv + Monitor": DummyVecEnv([monitored] * n_envs)}
     for workers in sorted({1, 2, 4, n_envs // 2, n_envs} & set(range(1, n_envs + 1))):
         made[f"envs.make, {workers} worker(s)"] = envs.make(make, n_envs, backend="subprocess", workers=workers)
-    made["SubprocVecEnv + Monitor"] = SubprocVecEnv([monitored] * n_envs)
-    made["AsyncVectorEnv"] = AsyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    made[SUBPROC] = SubprocVecEnv([monitored] * n_envs)
+    made[ASYNC] = AsyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     return made
 
 
@@ -130,8 +180,8 @@ def contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
     }
 
 
-def measure(made: dict[str, Any], settings: Settings, n_envs: int) -> dict[str, float]:
-    """Environment steps a second of each, the median of its turns."""
+def measure(made: dict[str, Any], settings: Settings, n_envs: int) -> dict[str, list[float]]:
+    """Environment steps a second of each, turn by turn."""
     space = gymnasium.make(TASKS[settings.task][0]).action_space
     space.seed(0)
     actions = [np.stack([space.sample() for _ in range(n_envs)]) for _ in range(16)]
@@ -152,8 +202,8 @@ def measure(made: dict[str, Any], settings: Settings, n_envs: int) -> dict[str, 
         return run, rounds * len(actions) * n_envs
 
     turns = {name: stepping(env.step) for name, env in made.items()}
-    seconds = medians_in_turn({name: run for name, (run, _) in turns.items()}, settings.turns)
-    return {name: steps / seconds[name] for name, (_, steps) in turns.items()}
+    seconds = seconds_in_turn({name: run for name, (run, _) in turns.items()}, settings.turns)
+    return {name: [steps / each for each in seconds[name]] for name, (_, steps) in turns.items()}
 
 
 if __name__ == "__main__":

@@ -192,10 +192,17 @@ def medians_in_turn(
     functions: Mapping[str, Callable[[], object]], turns: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
     """Median seconds of each function, run A B A B ... after one round to warm up."""
+    return {name: statistics.median(several) for name, several in seconds_in_turn(functions, turns, clock).items()}
+
+
+def seconds_in_turn(
+    functions: Mapping[str, Callable[[], object]], turns: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each function in every turn, run A B A B ... after one round to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(turns + 1):
         for name, function in functions.items():
             start = clock()
             function()
             taken[name].append(clock() - start)
-    return {name: statistics.median(several[1:]) for name, several in taken.items()}
+    return {name: several[1:] for name, several in taken.items()}
