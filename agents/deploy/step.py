@@ -20,7 +20,7 @@ from agents.deploy.player import Player
 from agents.policy.heads import BernoulliHead, GaussianHead, Parameters, StateDependentHead
 
 PREVIOUS_ACTION = "previous_action"
-_MODULUS = 2**31 - 1  # of the minimal standard generator (Park & Miller 1988): products stay below 2^53
+_MODULUS = 2**31 - 1  # a prime whose products fit 64 bits
 
 
 class ExportError(ValueError):
@@ -231,6 +231,6 @@ def _uniform(seed: Tensor, like: Tensor) -> Tensor:
     places = torch.arange(like.shape[0])[:, None] * like.shape[1] + torch.arange(like.shape[1])
     number = (seed % _MODULUS + 1) * 16807 % _MODULUS
     number = (number + (places + 1) * 48271) % _MODULUS
-    for factor in (69621, 16807, 48271):
-        number = (number + 12345) * factor % _MODULUS
+    for factor in (69621, 16807, 48271, 39373):  # squares: what is linear would leave places correlated
+        number = (number * number % _MODULUS + number * factor + 12345) % _MODULUS
     return ((number.double() + 0.5) / _MODULUS).clamp(1e-7, 1 - 1e-7).to(like.dtype)

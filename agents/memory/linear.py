@@ -142,7 +142,7 @@ class ComplexLayer(LinearLayer):
     exporters know."""
 
     def product(self, decay: Tensor, before: Tensor) -> Tensor:
-        (a, b), (x, y) = decay.unbind(-1), before.unbind(-1)
+        a, b, x, y = decay[..., 0], decay[..., 1], before[..., 0], before[..., 1]
         return torch.stack((a * x - b * y, a * y + b * x), dim=-1)
 
     def opened(self, numbers: Tensor) -> Tensor:
