@@ -76,8 +76,8 @@ def faults(words: argparse.Namespace) -> Iterator[str]:
             yield f"--{name.replace('_', '-')} must be at least {least}, got {number}"
     if words.export is None and (words.with_value or words.with_sampling):
         yield "--with-value and --with-sampling go with --export FILE"
-    if words.export is not None and words.export.suffix not in (".onnx", ".pt"):
-        yield f"--export {words.export}: expected a name that ends in .onnx or .pt"
+    if words.export is not None and words.export.suffix not in (".onnx", ".pt", ".c"):
+        yield f"--export {words.export}: expected a name that ends in .onnx, .pt or .c"
     if words.export is not None and words.export.exists():
         yield f"--export {words.export}: exists and is not overwritten; choose another name"
     if several and words.export is not None:
@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     add("--json", type=Path, help="write the result to this file too")
     add("--video", type=Path, help="record an episode to this file, .mp4 or .gif")
-    file = "write the agent to this file, .onnx or .pt, to act without this package"
+    file = "write the agent to this file, .onnx, .pt or .c, to act without this package"
     add("--export", metavar="FILE", type=Path, help=file)
     switch("--with-value", help="of --export: the critic's value is an output too")
     switch("--with-sampling", help="of --export: actions are drawn, by an input seed")

@@ -2,8 +2,9 @@
 
     .onnx   an ONNX model, for onnxruntime and whatever else reads it
     .pt     a TorchScript module, for libtorch and for torch without this package
+    .c      one C99 file without dependencies, for one agent of a flat observation; see :mod:`agents.deploy.c_source`
 
-Both take and give what :class:`agents.deploy.step.AgentStep` does.
+The first two take and give what :class:`agents.deploy.step.AgentStep` does.
 """
 
 import hashlib
@@ -23,14 +24,15 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.checkpoint import PreviousInputs
-from agents.deploy import onnx
+from agents.deploy import c_source, onnx
 from agents.deploy.player import Player
 from agents.deploy.step import AgentStep, ExportError
 
-SUFFIXES = (".onnx", ".pt")
+SUFFIXES = (".onnx", ".pt", ".c")
 FORMAT = 1
 GAME = 1000
 """Steps of the environments that agent and file are compared on."""
+C_TOLERANCE = 1e-5
 DRAWN = {1: 60, 32: 20}
 """Numbers of agents, and steps of each on observations drawn from the space."""
 Arrays = list[NDArray[Any]]
@@ -71,7 +73,7 @@ def export(
 
     Raises:
         ExportError: the ending is not known, the agent cannot be expressed in the format, or the file's numbers differ
-            from the agent's by more than 1e-4; nothing is written then.
+            from the agent's by more than 1e-4 (1e-5 in C); nothing is written then.
         FileExistsError: there is such a file.
         ImportError: a package of the extra ``onnx`` is missing.
     """
@@ -82,20 +84,22 @@ def export(
         raise FileExistsError(f"{path} is there already: remove it, or give another name")
     player = _player_of(agent)
     step = AgentStep(player, sample=sample, value=value).eval()
-    content, run = (_onnx if path.suffix == ".onnx" else _script)(step)
+    content, run = {".onnx": _onnx, ".pt": _script, ".c": _c}[path.suffix](step)
     compared = Comparison(step, run)
     for n_agents, n_steps in DRAWN.items():
         for batch in _drawn(step, n_agents, n_steps):
             compared.add(batch)
     if env is not None:
         _play(compared, player, env)
-    if not compared.difference <= onnx.TOLERANCE:
+    tolerance = C_TOLERANCE if path.suffix == ".c" else onnx.TOLERANCE
+    if not compared.difference <= tolerance:
         raise ExportError(
             f"the exported model differs from the agent by {compared.difference:.3g} in {compared.where}, and at most "
-            f"{onnx.TOLERANCE:g} is allowed: nothing was written"
+            f"{tolerance:g} is allowed: nothing was written"
         )
     metadata = {**described(step), "difference": compared.difference, "steps": compared.steps}
-    _write(path, onnx.with_metadata(content, metadata) if path.suffix == ".onnx" else _with_extra(content, metadata))
+    with_metadata = {".onnx": onnx.with_metadata, ".pt": _with_extra, ".c": _with_comment}[path.suffix]
+    _write(path, with_metadata(content, metadata))
     return Exported(path, compared.difference, compared.steps)
 
 
@@ -236,6 +240,15 @@ def _script(step: AgentStep) -> tuple[bytes, Run]:
             return [part.numpy() for part in traced(*map(torch.as_tensor, inputs))]
 
     return file.getvalue(), run
+
+
+def _c(step: AgentStep) -> tuple[bytes, Run]:
+    source = c_source.source_of(step)
+    return source.encode(), c_source.compiled(step, source)
+
+
+def _with_comment(content: bytes, metadata: dict[str, Any]) -> bytes:
+    return f"/* {json.dumps(metadata)} */\n".encode() + content
 
 
 def _with_extra(content: bytes, metadata: dict[str, Any]) -> bytes:

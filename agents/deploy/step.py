@@ -110,6 +110,16 @@ class AgentStep(nn.Module):
         return self._previous is not None
 
     @property
+    def sees_start(self) -> bool:
+        return self._previous is not None and self._previous.start
+
+    def moments(self, key: str) -> tuple[Tensor, Tensor, float] | None:
+        """Mean, deviation and limit by which an observation's part is normalized."""
+        if self._normalizer is None or key not in self._normalizer.moments:
+            return None
+        return (*self._normalizer.moments[key], self._normalizer.limit)
+
+    @property
     def _n_parameters(self) -> int:
         return 2 if isinstance(self.action_space, spaces.Box) else 1
 
@@ -154,9 +164,9 @@ class _Previous(nn.Module):
     def __init__(self, previous: PreviousInputs, seen: spaces.Space[Any]) -> None:
         super().__init__()
         self._space, self._action_space = previous.observation_space, previous.action_space
-        self._start = previous.start
+        self.start = previous.start
         self._joined = not isinstance(seen, spaces.Dict)
-        self.size = _width(previous.action_space)
+        self.size = width(previous.action_space)
 
     def forward(self, observation: Any, last_action: Tensor, reward: Tensor, starts: Tensor) -> Any:
         begins = starts[:, None]
@@ -164,7 +174,7 @@ class _Previous(nn.Module):
             PREVIOUS_ACTION: last_action.masked_fill(begins, 0.0),
             "previous_reward": reward[:, None].masked_fill(begins, 0.0),
         }
-        if self._start:
+        if self.start:
             added["episode_start"] = begins.to(reward.dtype)
         if self._joined:
             return torch.cat((_encoded(observation, self._space), *added.values()), dim=1)
@@ -179,8 +189,8 @@ class _Normalizer(nn.Module):
 
     def __init__(self, state: NormalizerState) -> None:
         super().__init__()
-        self._limit, epsilon = float(state.settings["clip_obs"]), state.settings["epsilon"]
-        self._moments = {
+        self.limit, epsilon = float(state.settings["clip_obs"]), state.settings["epsilon"]
+        self.moments = {
             key: (torch.as_tensor(seen.mean), torch.as_tensor(np.sqrt(seen.var + epsilon)))
             for key, seen in state.observations.items()
         }
@@ -191,13 +201,13 @@ class _Normalizer(nn.Module):
         return {key: self._normalized(part, key) for key, part in observation.items()}
 
     def _normalized(self, part: Tensor, key: str) -> Tensor:
-        if key not in self._moments:
+        if key not in self.moments:
             return part
-        mean, deviation = self._moments[key]
-        return ((part.double() - mean) / deviation).clamp(-self._limit, self._limit).float()
+        mean, deviation = self.moments[key]
+        return ((part.double() - mean) / deviation).clamp(-self.limit, self.limit).float()
 
 
-def _width(space: Any) -> int:
+def width(space: Any) -> int:
     """Numbers of an action as an input."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)

@@ -148,6 +148,28 @@ def test_actions_are_drawn_by_a_seed_with_the_agents_probabilities(tmp_path: Pat
     assert "seed" in OnnxStep(written.path).all_inputs
 
 
+@pytest.mark.parametrize("memory", ["none", "rnn", "lstm", "gru", "mingru"])
+@pytest.mark.parametrize("inputs", [False, True])
+def test_a_c_file_compiles_without_a_warning_and_acts_as_its_agent(memory: str, inputs: bool, tmp_path: Path) -> None:
+    seen = list(OBSERVATIONS.values())[:3]
+    for i, action in enumerate(ACTIONS.values()):
+        model = agent(seen[i % 3], action, inputs=inputs, normalize=i % 3 == 0, memory=memory)
+        written = export(model, tmp_path / f"policy{i}.c", env=environments(model))
+        assert written.difference < exports.C_TOLERANCE
+
+
+def test_what_has_no_form_in_c_is_refused_with_where_to_go(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"LRU has no form in C, only NoMemory, RNN, .* have: export it as \.onnx"):
+        export(agent(memory="lru"), tmp_path / "policy.c")
+    with pytest.raises(ExportError, match=r"reads flat observations, not Dict.*: export it as \.onnx"):
+        export(agent(OBSERVATIONS["a dict"]), tmp_path / "policy.c")
+    with pytest.raises(ExportError, match="takes the deterministic action and knows no value"):
+        export(agent(), tmp_path / "policy.c", value=True)
+    with pytest.raises(ExportError, match=r"ELU has no form in C"):
+        export(agent(activation_fn=torch.nn.ELU), tmp_path / "policy.c")
+    assert not list(tmp_path.iterdir())
+
+
 class Counting(Memory):
     """Its step asks for a number, which a trace takes for granted."""
 
@@ -181,7 +203,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = agent()
-    with pytest.raises(ExportError, match=r"expected a name that ends in .onnx or .pt, got .h5"):
+    with pytest.raises(ExportError, match=r"expected a name that ends in .onnx or .pt or .c, got .h5"):
         export(model, tmp_path / "policy.h5")
     (tmp_path / "there.onnx").write_text("mine")
     with pytest.raises(FileExistsError, match="is there already: remove it, or give another name"):
