@@ -51,14 +51,15 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.unprocessed = frozenset([""])
         self._scaled = is_scaled_before(observation_space) and not normalized_image
+        self._grid: _Grid | None = None
         if isinstance(observation_space, spaces.Box):
             self._grid = _Grid(observation_space, embedding_size, convolutions)
             size = self._grid.output_size
         else:
-            self._grid = None
             self._sizes = _sizes(observation_space)
             # One table for all places, each with rows of its own.
             ends = torch.tensor(self._sizes).cumsum(0)
+            self._first: Tensor
             self.register_buffer("_first", ends - torch.tensor(self._sizes), persistent=False)
             self.table = nn.Embedding(sum(self._sizes), embedding_size)
             size = embedding_size * len(self._sizes)
@@ -74,7 +75,7 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
         """(N, ...) -> (N, K * E)."""
         one_hot = observations.is_floating_point() and observations[0].numel() == sum(self._sizes) > len(self._sizes)
         if one_hot:
-            parts = observations.flatten(1).split(self._sizes, dim=1)
+            parts = torch.split(observations.flatten(1), self._sizes, dim=1)
             codes = torch.stack([part.argmax(dim=1) for part in parts], dim=1)
         else:
             codes = observations.reshape(len(observations), len(self._sizes)).long()
@@ -96,6 +97,7 @@ class _Grid(nn.Module):
         self.layout = layout_of(space.shape)
         channels, height, width = self.layout.frames * self.layout.channels, self.layout.height, self.layout.width
         self.channels = channels
+        self.first: Tensor
         self.register_buffer("first", torch.arange(channels) * self.n_codes, persistent=False)
         self.table = nn.Embedding(channels * self.n_codes, embedding_size)
         layers: list[nn.Module] = []
