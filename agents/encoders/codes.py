@@ -118,7 +118,8 @@ class _Grid(nn.Module):
 
 
 class TextEncoder(BaseFeaturesExtractor):
-    """A GRU (Cho et al. 2014) over the embedded tokens of a text: MultiDiscrete of equal choices, 0 after its end.
+    """A GRU (Cho et al. 2014) over the embedded tokens of a text: MultiDiscrete of equal choices, 0 after its end, or
+    a Dict of it alone.
 
     Takes integers, or what Stable-Baselines3's preprocessing makes of them.
 
@@ -130,20 +131,25 @@ class TextEncoder(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 64, embedding_size: int = 32) -> None:
         check_count("features_dim", features_dim)
         check_count("embedding_size", embedding_size)
-        choices = observation_space.nvec if isinstance(observation_space, spaces.MultiDiscrete) else None
+        keys = list(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else []
+        self._key = keys[0] if len(keys) == 1 else ""
+        text = observation_space[self._key] if self._key else observation_space  # type: ignore[index]
+        choices = text.nvec if isinstance(text, spaces.MultiDiscrete) else None
         if choices is None or choices.ndim != 1 or not choices.size or (choices != choices[0]).any():
             raise ValueError(
                 f'encoder "text" reads MultiDiscrete observations of equal choices, got {observation_space}; envs.make '
                 "makes them of Text"
             )
         super().__init__(observation_space, features_dim)
-        self.unprocessed = frozenset([""])
+        self.unprocessed = frozenset([self._key])
         self._shape = (len(choices), int(choices[0]))
         self.table = nn.Embedding(self._shape[1], embedding_size)
         self.recurrence = Recurrence(embedding_size, "gru", features_dim, 1, False)
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
         """Tokens (N, K) -> (N, features_dim), zero for an empty text."""
+        if isinstance(observations, dict):
+            observations = observations[self._key]
         length, n_choices = self._shape
         if observations.is_floating_point() and observations.shape[1] == length * n_choices:
             observations = observations.reshape(-1, length, n_choices).argmax(dim=2)
