@@ -15,6 +15,7 @@ from agents.checks.arguments import check_count, check_switch
 from agents.encoders.kinds import codes_of, is_scaled_before, layout_of
 from agents.encoders.recurrence import Recurrence
 
+MOST_IN_A_TABLE = 2**16
 CELLS_AFTER_CONVOLUTIONS = 100
 """A grid of more cells is halved by its convolutions until it has no more."""
 
@@ -48,6 +49,11 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
             check_count(name, count)
         check_count("convolutions", convolutions, low=0)
         check_switch("normalized_image", normalized_image)
+        if not _has_codes(observation_space):
+            raise ValueError(
+                'encoder "embedding" reads Discrete, MultiDiscrete and grids of integers (a Box of 2 to 4 axes), got '
+                f'{observation_space}; use "flatten"'
+            )
         super().__init__(observation_space, features_dim)
         self.unprocessed = frozenset([""])
         self._scaled = is_scaled_before(observation_space) and not normalized_image
@@ -160,13 +166,13 @@ class TextEncoder(BaseFeaturesExtractor):
         return self.recurrence.final(self.recurrence(self.table(tokens), lengths), lengths)
 
 
-def _sizes(space: spaces.Space[Any]) -> list[int]:
+def _sizes(space: Any) -> list[int]:
     """The choices of each place."""
-    if isinstance(space, spaces.Discrete):
-        return [int(space.n)]
-    if isinstance(space, spaces.MultiDiscrete):
-        return [int(n) for n in space.nvec.ravel()]
-    raise ValueError(
-        f'encoder "embedding" reads Discrete, MultiDiscrete and grids of integers (a Box of 2 to 4 axes), got {space}; '
-        'use "flatten"'
-    )
+    return [int(space.n)] if isinstance(space, spaces.Discrete) else [int(n) for n in space.nvec.ravel()]
+
+
+def _has_codes(space: spaces.Space[Any]) -> bool:
+    if not isinstance(space, spaces.Box):
+        return isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+    is_grid = space.dtype.kind in "iub" and 2 <= len(space.shape) <= 4 and 0 not in space.shape
+    return is_grid and codes_of(space)[1] <= MOST_IN_A_TABLE
