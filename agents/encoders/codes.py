@@ -160,6 +160,12 @@ class TextEncoder(BaseFeaturesExtractor):
         if observations.is_floating_point() and observations.shape[1] == length * n_choices:
             observations = observations.reshape(-1, length, n_choices).argmax(dim=2)
         tokens = observations.long()
+        if tokens.device.type == "cpu":  # a text mostly stays for an episode, and each is read once
+            tokens, places = torch.unique(tokens, dim=0, return_inverse=True)
+            return self._read(tokens).index_select(0, places)
+        return self._read(tokens)
+
+    def _read(self, tokens: Tensor) -> Tensor:
         lengths = (tokens > 0).sum(dim=1)
         # Most texts are shorter than the longest: what is padding in all of them is not run through.
         tokens = tokens[:, : max(1, int(lengths.max()))]
