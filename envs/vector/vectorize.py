@@ -249,7 +249,7 @@ def find(id: str) -> EnvSpec:
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        installed = family is None or family.module in sys.modules
+        installed = family is None or sys.modules.get(family.module) is not None
         raise UnknownEnvError(f"no environment has the id {name!r}.{missing}{_near(name) * installed}") from error
 
 
