@@ -81,7 +81,7 @@ class _Source:
             )
         memory: Any = policy.memory_actor
         self._memory = MEMORIES.get(type(memory))
-        if self._memory is None or getattr(memory, "dropout", 0.0):
+        if self._memory is None or getattr(memory, "dropout", False):
             what = f"{type(memory).__name__}{' with dropout' if type(memory) in MEMORIES else ''}"
             known = ", ".join(cls.__name__ for cls in MEMORIES)
             raise ExportError(f"{what} has no form in C, only {known} have: export it as .onnx")

@@ -233,7 +233,7 @@ def _script(step: AgentStep) -> tuple[bytes, Run]:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(step, step.example(2), check_trace=False)  # type: ignore[no-untyped-call]
         file = io.BytesIO()
-        torch.jit.save(traced, file)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, file)
 
     def run(inputs: Arrays) -> Arrays:
         with torch.no_grad():
@@ -257,7 +257,7 @@ def _with_extra(content: bytes, metadata: dict[str, Any]) -> bytes:
         warnings.simplefilter("ignore")
         module = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]
         file = io.BytesIO()
-        torch.jit.save(module, file, {"recurl.json": json.dumps(metadata)})  # type: ignore[no-untyped-call]
+        torch.jit.save(module, file, {"recurl.json": json.dumps(metadata)})
     return file.getvalue()
 
 

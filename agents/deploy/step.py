@@ -125,7 +125,8 @@ class AgentStep(nn.Module):
 
     def _hidden(self, seen: Any, state: tuple[Tensor, ...], starts: Tensor) -> tuple[Tensor, Tensor | None, Any]:
         if self.value:
-            return self.policy.step_hidden(seen, state, starts)
+            actor, critic, after = self.policy.step_hidden(seen, state, starts)
+            return actor, critic, after
         hidden, after = self.policy.actor_hidden(seen, state, starts)
         return hidden, None, after
 

@@ -203,7 +203,7 @@ class _LRULayer(ComplexLayer):
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1)
         inputs = nn.functional.linear(x, weight)
-        return self.eigenvalues(), inputs.unflatten(-1, (-1, 2))
+        return self.eigenvalues(), inputs.reshape(*inputs.shape[:-1], -1, 2)
 
     def read(self, states: Tensor, x: Tensor) -> Tensor:
         y = nn.functional.linear(states.flatten(-2), self.readout) + self.skip * x
