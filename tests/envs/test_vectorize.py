@@ -413,7 +413,7 @@ def test_an_unknown_id_is_answered_with_the_nearest_or_what_to_install(id: str, 
         ({"wrappers": ["flikcer"]}, "Perhaps you meant 'flicker'"),
         (
             {"wrappers": [("delay", {"step": 2})]},
-            "wrapper 'delay' has no setting 'step'; its settings are: steps, keys",
+            "wrapper 'delay' has no setting 'step'; its settings are: steps, vary, keys",
         ),
         ({"wrappers": ["mask"]}, "wrapper 'mask' needs a value for 'indices'"),
         ({"wrappers": [("mask", {"indices": [9]})]}, r"indices \[9\] are not all entries"),
