@@ -51,6 +51,8 @@ def command(argv: Sequence[str] | None) -> None:
     (run,) = runs
     if run.has_agent or words.report is None:
         analyses.evaluate_run(run, options, words.json)
+    if words.export is not None:
+        analyses.export_run(run, options, words.export, value=words.with_value, sample=words.with_sampling)
     if words.video is not None:
         analyses.record_run(run, options, words.video)
     if words.inside and run.has_agent:
@@ -72,6 +74,14 @@ def faults(words: argparse.Namespace) -> Iterator[str]:
     for name, least in (("episodes", 1), ("n_envs", 1), ("horizon", 0)):
         if (number := getattr(words, name)) is not None and number < least:
             yield f"--{name.replace('_', '-')} must be at least {least}, got {number}"
+    if words.export is None and (words.with_value or words.with_sampling):
+        yield "--with-value and --with-sampling go with --export FILE"
+    if words.export is not None and words.export.suffix not in (".onnx", ".pt", ".c"):
+        yield f"--export {words.export}: expected a name that ends in .onnx, .pt or .c"
+    if words.export is not None and words.export.exists():
+        yield f"--export {words.export}: exists and is not overwritten; choose another name"
+    if several and words.export is not None:
+        yield "--export writes one run's agent; give one run"
     if video is not None and video.suffix not in (".mp4", ".gif"):
         yield f"--video {video}: expected a name that ends in .mp4 or .gif"
     if not words.list and not words.run:
@@ -109,6 +119,10 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     add("--json", type=Path, help="write the result to this file too")
     add("--video", type=Path, help="record an episode to this file, .mp4 or .gif")
+    file = "write the agent to this file, .onnx, .pt or .c, to act without this package"
+    add("--export", metavar="FILE", type=Path, help=file)
+    switch("--with-value", help="of --export: the critic's value is an output too")
+    switch("--with-sampling", help="of --export: actions are drawn, by an input seed")
     page = "write an HTML page too, of several runs a comparison (default: report.html in the run)"
     add("--report", metavar="FILE", type=Path, nargs="?", const=IN_THE_RUN, help=page)
     switch("--list", help="list the runs there are, and evaluate none")

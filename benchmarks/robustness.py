@@ -79,7 +79,7 @@ def _mask(*indices: int) -> tuple[str, ...]:
 
 TASKS = [
     Task("cartpole", "CartPoleNoVel-v1", 200_000, 50.0, 500.0, 475.0),
-    Task("pendulum", "PendulumNoVel-v1", 900_000, -1200.0, -150.0, -250.0),
+    Task("pendulum", "PendulumNoVel-v1", 1_500_000, -1200.0, -150.0, -250.0),
     Task("mountaincar", "MountainCarContinuousNoVel-v0", 300_000, 0.0, 95.0, 90.0),
     Task("acrobot", "AcrobotNoVel-v1", 300_000, -500.0, -80.0, -100.0),
     Task("tmaze-20", "TMaze-v0", 300_000, 0.5, 1.0, 0.95, {"length": 20}, source=EXACT),
@@ -95,7 +95,7 @@ TASKS = [
     Task("associative-recall-4", "AssociativeRecall-v0", 1_000_000, -0.5, 1.0, 0.95,
          {"pairs": 4, "keys": 8, "values": 4, "queries": 4}, source=EXACT),
     Task("copy-4", "Copy-v0", 600_000, -0.5, 1.0, 0.95, {"length": 4, "symbols": 4}, source=EXACT),
-    Task("count-recall", "CountRecall-v0", 600_000, -0.65, 1.0, 0.9, source=EXACT),
+    Task("count-recall", "CountRecall-v0", 2_000_000, -0.65, 1.0, 0.9, source=EXACT),
     Task("phase-forecast", "PhaseForecast-v0", 600_000, 0.52, 1.0, 0.9, {"length": 32}, source=EXACT),
     Task("graph-search", "GraphSearch-v0", 600_000, 0.5, 1.0, 0.95,
          {"rooms": 4, "doors": 2, "loops": 0, "max_degree": 3}, source=EXACT),
@@ -123,6 +123,7 @@ SWITCHES: dict[str, str] = {
     "plain-inputs": "--env.previous-action-reward False",
     "lambda-0.9": "--algorithm.gae-lambda 0.9",
     "lambda-0.7": "--algorithm.gae-lambda 0.7",
+    "gsde": "--algorithm.use-sde --algorithm.sde-sample-freq 8 --algorithm.gamma 0.999",
     "no-entropy": "--algorithm.ent-coef 0",
     "falling-entropy": "--algorithm.ent-coef-schedule linear",
     "clipped-values": "--algorithm.clip-range-vf 0.2",

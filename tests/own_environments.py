@@ -121,6 +121,8 @@ SPACES: dict[str, spaces.Space[Any]] = {
     "picture": spaces.Box(0, 255, (36, 36, 3), np.uint8),
     "mixed": spaces.Dict(numbers=spaces.Box(-5, 5, (3,)), inner=spaces.Dict(choice=spaces.Discrete(3))),
     "choices": spaces.MultiDiscrete([2, 3]),
+    "bytes": spaces.Box(0, 255, (5,), np.uint8),
+    "text": spaces.Text(4),
     "bits": spaces.MultiBinary(3),
     "numbers": spaces.Box(-2, 2, (2, 2)),
     "choice": spaces.Discrete(2),

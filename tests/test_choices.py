@@ -23,6 +23,11 @@ SEEN_BY: dict[str, list[str]] = {
     "combined": ["--config", "graph_search"],
     "nature_cnn": [*PICTURES],
     "impala": [*PICTURES],
+    "image": [*PICTURES],
+    **{
+        encoder: ["--env.id", f"{OWN}Shown-v0", "--env.kwargs", f"seen={seen}", "done=choice"]
+        for encoder, seen in (("scaled", "bytes"), ("embedding", "choices"), ("text", "text"))
+    },
     "graph": ["--config", "graph_search"],
     **{name: ["--config", "tmaze", *HISTORY] for name in ("sequence", "attention", "transformer", "seq2seq")},
 }

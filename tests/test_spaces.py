@@ -1,6 +1,7 @@
 """Observation spaces of every kind and nesting: trained on, saved, loaded and evaluated, or refused with the cure."""
 
 import io
+import tracemalloc
 import warnings
 from typing import Any
 
@@ -15,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import envs
-from agents import Player, RecurrentPPO
+from agents import MEMORIES, Player, RecurrentPPO
 from tests.pairs import each
 
 BYTES = np.uint8
@@ -220,3 +221,18 @@ def test_predict_of_a_text_says_what_makes_arrays_of_it() -> None:
     env = Sampled(spaces.Text(4))
     with pytest.raises(ValueError, match=r"lacks 'text'.*model.get_env\(\).*envs.as_arrays\(env\)"):
         trained(env).predict(env.reset()[0])
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_acting_on_a_large_choice_takes_no_table_of_all_pairs(memory: str) -> None:
+    n = 20_000
+    owner = MEMORIES[memory](n)
+    step = owner.numpy_index_step()
+    if step is None:
+        return
+    state = tuple(part.numpy() for part in owner.initial_state(2))
+    tracemalloc.start()
+    step(np.array([1, n - 1]), state, np.zeros(2, dtype=bool))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * n

@@ -247,3 +247,23 @@ def test_a_run_that_did_not_learn_ends_with_what_to_try(runs: Path, capsys: pyte
     assert train.main(words) == 0
     note = "gradients end at the start of a sequence of 16 steps while episodes last 21: try --algorithm.n-steps 32"
     assert note in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("env", ["highway-fast-v0", "Pendulum-v1"])
+def test_a_command_that_fails_before_training_leaves_no_directory(
+    env: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actions_are_no_nodes = ["--policy.actions", "nodes"]
+    assert train.main(["--env.id", env, *actions_are_no_nodes, "--runs", str(tmp_path)]) != 0
+    assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vector_of_gymnasium_is_trained_in_and_the_observation_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--env.id", "CartPole-v1", "--env.backend", "gymnasium", "--env.n-envs", "2", "--algorithm.n-steps", "16"]
+    words += ["--algorithm.batch-size", "16", "--total-timesteps", "64", "--evaluation.final-episodes", "2"]
+    words += ["--evaluation.every", "0", "--no-progress", "--tracking.no-tensorboard", "--threads", "1"]
+    assert train.main([*words, "--runs", str(tmp_path)]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.startswith("observation   8 measurements -> flatten\n")

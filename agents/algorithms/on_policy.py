@@ -102,8 +102,6 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     adapted: ClassVar[Callable[[Any], Any]] = staticmethod(lambda env: env)
     """From an environment to one that Stable-Baselines3 takes: ``envs.vector.vectorize.adapted``, handed in by
     ``agents.runs.previous``, since the environments are none of the agents' business."""
-    find: ClassVar[Callable[[str], str]] = staticmethod(lambda id: id)
-    """From an id to one that gymnasium knows, or an error that says what to install; handed in likewise."""
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
     batch_size: int | None = None
@@ -158,8 +156,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         if isinstance(env, gymnasium.Env | VecEnv):
             checks.check_observation_space(env.observation_space)
             if _mixes_image_layouts(env.observation_space):
-                venv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: Monitor(env)])
-                env = VecTransposeImage(venv, skip=True)
+                env = VecTransposeImage(env if isinstance(env, VecEnv) else _monitored(env), skip=True)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
 
     def _check_settings(self) -> None:
@@ -646,8 +643,12 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 def _mixes_image_layouts(space: gymnasium.Space[Any]) -> bool:
     """Whether images of a Dict have their channels first and last: Stable-Baselines3 transposes all of them or none,
     and our encoders read either."""
-    parts = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else ()
+    parts: Any = space.spaces.values() if isinstance(space, gymnasium.spaces.Dict) else ()
     return len({is_image_space_channels_first(part) for part in parts if is_image_space(part)}) > 1
+
+
+def _monitored(env: gymnasium.Env[Any, Any]) -> VecEnv:
+    return DummyVecEnv([lambda: Monitor(env)])
 
 
 def keep_freed_memory() -> None:

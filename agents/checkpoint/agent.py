@@ -3,9 +3,9 @@
 import inspect
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pprint import pformat
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, Rn
 class SavableAlgorithm(OnPolicyAlgorithm):
     """An algorithm with what its file holds besides Stable-Baselines3's attributes."""
 
+    find: ClassVar[Callable[[str], str]] = staticmethod(lambda id: id)
+    """From an id to one that gymnasium knows, or an error that says what to install; the environments' own, handed in
+    by ``agents.runs.previous``."""
     policy: RecurrentActorCriticPolicy
     not_restored: tuple[str, ...] = ()
     """Settings that its file only names, so that it was loaded to act; empty: it can learn on."""
@@ -129,10 +132,11 @@ class SavedAgent:
             stored = {name: value for name, value in stored.items() if name not in FOR_LEARNING}
         return self._decoder.decode(stored, "policy_kwargs")
 
-    def with_encoder(self, kwargs: Mapping[str, Any], policy_class: type) -> dict[str, Any]:
+    def with_encoder(self, kwargs: dict[str, Any], policy_class: type) -> dict[str, Any]:
         """``policy_kwargs`` with the encoder that the agent learned with, where today another one fits by default."""
-        if kwargs.get("features_extractor_class") is not None or not isinstance(self.observation_space, spaces.Space):
-            return dict(kwargs)
+        says_it = not isinstance(kwargs, Mapping) or kwargs.get("features_extractor_class") is not None
+        if says_it or not isinstance(self.observation_space, spaces.Space):  # which is refused where it is built on
+            return kwargs
         space, scaled = self.observation_space, not kwargs.get("normalize_images", True)
         record = self._decoder.decode(self._agent.get("encoder"), "encoder")
         with refused(f"{self.file}: the encoder cannot be understood"):
@@ -141,9 +145,9 @@ class SavedAgent:
             elif policy_class in (RecurrentActorCriticPolicy, GruPolicy, RnnPolicy) and "encoder" not in self._agent:
                 chosen = first_default_encoder(space)
             else:
-                return dict(kwargs)
+                return kwargs
             if chosen == default_encoder(space, scaled):
-                return dict(kwargs)
+                return kwargs
             further = kwargs.get("features_extractor_kwargs") or {}
             arguments = {**chosen.kwargs, **further}
         return {**kwargs, "features_extractor_class": chosen.encoder, "features_extractor_kwargs": arguments}

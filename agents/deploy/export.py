@@ -2,30 +2,39 @@
 
     .onnx   an ONNX model, for onnxruntime and whatever else reads it
     .pt     a TorchScript module, for libtorch and for torch without this package
+    .c      one C99 file without dependencies, for one agent of a flat observation; see :mod:`agents.deploy.c_source`
 
-Both take and give what :class:`agents.deploy.step.AgentStep` does.
+The first two take and give what :class:`agents.deploy.step.AgentStep` does.
 """
 
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents.deploy import onnx
+from agents.checkpoint import PreviousInputs
+from agents.deploy import c_source, onnx
 from agents.deploy.player import Player
 from agents.deploy.step import AgentStep, ExportError
 
-SUFFIXES = (".onnx", ".pt")
+SUFFIXES = (".onnx", ".pt", ".c")
 FORMAT = 1
+GAME = 1000
+"""Steps of the environments that agent and file are compared on."""
+C_TOLERANCE = 1e-5
+DRAWN = {1: 60, 32: 20}
+"""Numbers of agents, and steps of each on observations drawn from the space."""
 Arrays = list[NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 
@@ -50,8 +59,7 @@ def export(
     *,
     value: bool = False,
     sample: bool = False,
-    observations: Iterable[Any] = (),
-    version: str = "",
+    env: VecEnv | None = None,
 ) -> Exported:
     """Writes a file that acts as the agent does, at any number of agents at once.
 
@@ -60,13 +68,12 @@ def export(
             goes into the file.
         path: its ending says the format; see this module.
         value, sample: as for :class:`agents.deploy.step.AgentStep`.
-        observations: batches (B, ...) as the environment gave them, step after step, to compare agent and file on,
-            besides those that are drawn from the space. Another B starts all episodes.
-        version: of what wrote it, into the metadata.
+        env: environments as they are before normalization; agent and file are compared on 1,000 steps of theirs too,
+            each with its own memory. Without, on observations drawn from the space alone.
 
     Raises:
         ExportError: the ending is not known, the agent cannot be expressed in the format, or the file's numbers differ
-            from the agent's by more than 1e-4; nothing is written then.
+            from the agent's by more than 1e-4 (1e-5 in C); nothing is written then.
         FileExistsError: there is such a file.
         ImportError: a package of the extra ``onnx`` is missing.
     """
@@ -75,18 +82,24 @@ def export(
         raise ExportError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)}, got {path.suffix or 'none'}")
     if path.exists():
         raise FileExistsError(f"{path} is there already: remove it, or give another name")
-    step = AgentStep(_player_of(agent), sample=sample, value=value).eval()
-    content, run = (_onnx if path.suffix == ".onnx" else _script)(step)
+    player = _player_of(agent)
+    step = AgentStep(player, sample=sample, value=value).eval()
+    content, run = {".onnx": _onnx, ".pt": _script, ".c": _c}[path.suffix](step)
     compared = Comparison(step, run)
-    for batch in (*_drawn(step, 1, 60), *_drawn(step, 32, 20), *observations):
-        compared.add(batch)
-    if not compared.difference <= onnx.TOLERANCE:
+    for n_agents, n_steps in DRAWN.items():
+        for batch in _drawn(step, n_agents, n_steps):
+            compared.add(batch)
+    if env is not None:
+        _play(compared, player, env)
+    tolerance = C_TOLERANCE if path.suffix == ".c" else onnx.TOLERANCE
+    if not compared.difference <= tolerance:
         raise ExportError(
             f"the exported model differs from the agent by {compared.difference:.3g} in {compared.where}, and at most "
-            f"{onnx.TOLERANCE:g} is allowed: nothing was written"
+            f"{tolerance:g} is allowed: nothing was written"
         )
-    metadata = {**described(step), "version": version, "difference": compared.difference, "steps": compared.steps}
-    _write(path, onnx.with_metadata(content, metadata) if path.suffix == ".onnx" else _with_extra(content, metadata))
+    metadata = {**described(step), "difference": compared.difference, "steps": compared.steps}
+    with_metadata = {".onnx": onnx.with_metadata, ".pt": _with_extra, ".c": _with_comment}[path.suffix]
+    _write(path, with_metadata(content, metadata))
     return Exported(path, compared.difference, compared.steps)
 
 
@@ -99,6 +112,7 @@ def described(step: AgentStep) -> dict[str, Any]:
         digest.update(part.detach().cpu().contiguous().numpy().tobytes())
     return {
         "format": FORMAT,
+        "version": _version(),
         "inputs": step.input_names,
         "outputs": step.output_names,
         "shapes": {name: list(part.shape[1:]) for name, part in zip(step.input_names, inputs, strict=True)},
@@ -107,6 +121,13 @@ def described(step: AgentStep) -> dict[str, Any]:
         "action_space": str(step.action_space),
         "agent": digest.hexdigest(),
     }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("recurl")
+    except importlib.metadata.PackageNotFoundError:  # a checkout
+        return "unknown"
 
 
 class Comparison:
@@ -120,23 +141,31 @@ class Comparison:
         self._ours: Arrays = []
         self._theirs: Arrays = []
 
-    def add(self, observation: Any) -> None:
-        """One step of all agents on observations (B, ...); now and then one of them starts an episode."""
+    def add(self, observation: Any, reward: Any = None, starts: Any = None, expected: Any = None) -> None:
+        """One step of all agents on observations (B, ...), rewards (B,) and episode starts (B,).
+
+        Without the latter rewards are drawn, and now and then an agent starts an episode. ``expected`` are the actions
+        that both should take.
+        """
         parts = [observation] if not isinstance(observation, dict) else [observation[key] for key in self._step.keys]
         n_agents = len(parts[0])
-        starts = self._rng.random(n_agents) < 0.05
-        if n_agents != self._n_agents:
+        rewards = self._rng.standard_normal(n_agents) if reward is None else reward
+        starts = self._rng.random(n_agents) < 0.05 if starts is None else starts
+        if n_agents != self._n_agents or self.steps == 0:
             self._n_agents, starts = n_agents, np.ones(n_agents, dtype=bool)
             self._ours = [part.numpy() for part in self._step.initial_state(n_agents)]
             self._theirs = self._ours
-        reward = [self._rng.standard_normal(n_agents).astype(np.float32)] if self._step.sees_reward else []
+        reward = [np.asarray(rewards, np.float32)] if self._step.sees_reward else []
         seed = [np.array(self.steps, np.int64)] if self._step.sample else []
         before, after = [np.asarray(part) for part in parts] + reward, [starts, *seed]
         with torch.no_grad():
             given = [torch.as_tensor(part) for part in (*before, *self._ours, *after)]
             ours = [part.numpy() for part in self._step(*given)]
         theirs = self._run([*before, *self._theirs, *after])
-        for name, one, other in zip(self._step.output_names, ours, theirs, strict=True):
+        pairs = list(zip(self._step.output_names, ours, theirs, strict=True))
+        if expected is not None and not self._step.sample:
+            pairs.append(("action", expected.astype(ours[0].dtype), ours[0]))
+        for name, one, other in pairs:
             if one.shape != other.shape:
                 raise ExportError(f"{name} is {other.shape} in the exported model and {one.shape} in the agent")
             apart = self._tied(ours, one, other) if name == "action" else _apart(one, other)
@@ -154,6 +183,18 @@ class Comparison:
         logits = ours[1][rows]
         close = np.abs(np.sort(logits, axis=1)[:, -1:] - np.sort(logits, axis=1)[:, -2:-1]) < onnx.TOLERANCE
         return 0.0 if bool(close.all()) or self._step.sample else 1.0
+
+
+def _play(compared: Comparison, player: Player, env: VecEnv) -> None:
+    """Episodes of the environments as the player plays them, whose memory is its own too."""
+    inside: Any = env.venv if PreviousInputs.of(env) is not None else env  # type: ignore[attr-defined]
+    observation, rewards, starts = inside.reset(), np.zeros(env.num_envs), np.ones(env.num_envs, dtype=bool)
+    player.reset()
+    for _ in range(max(GAME // env.num_envs, 1)):
+        actions = player.act(observation, rewards)
+        compared.add(observation, rewards, starts, actions)
+        observation, rewards, starts, _ = inside.step(actions)
+        player.reset(starts)
 
 
 def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
@@ -192,7 +233,7 @@ def _script(step: AgentStep) -> tuple[bytes, Run]:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(step, step.example(2), check_trace=False)  # type: ignore[no-untyped-call]
         file = io.BytesIO()
-        torch.jit.save(traced, file)  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, file)
 
     def run(inputs: Arrays) -> Arrays:
         with torch.no_grad():
@@ -201,13 +242,22 @@ def _script(step: AgentStep) -> tuple[bytes, Run]:
     return file.getvalue(), run
 
 
+def _c(step: AgentStep) -> tuple[bytes, Run]:
+    source = c_source.source_of(step)
+    return source.encode(), c_source.compiled(step, source)
+
+
+def _with_comment(content: bytes, metadata: dict[str, Any]) -> bytes:
+    return f"/* {json.dumps(metadata)} */\n".encode() + content
+
+
 def _with_extra(content: bytes, metadata: dict[str, Any]) -> bytes:
     """A TorchScript file with its metadata beside it, ``recurl.json``, as torch.jit.load's ``_extra_files`` reads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]
         file = io.BytesIO()
-        torch.jit.save(module, file, {"recurl.json": json.dumps(metadata)})  # type: ignore[no-untyped-call]
+        torch.jit.save(module, file, {"recurl.json": json.dumps(metadata)})
     return file.getvalue()
 
 

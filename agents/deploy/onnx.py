@@ -52,7 +52,7 @@ def model_of(step: AgentStep) -> bytes:
             torch.onnx.export(
                 step,
                 step.example(2),
-                file,
+                file,  # type: ignore[arg-type]
                 input_names=step.input_names,
                 output_names=step.output_names,
                 dynamic_axes=axes,

@@ -20,7 +20,7 @@ from agents.deploy.player import Player
 from agents.policy.heads import BernoulliHead, GaussianHead, Parameters, StateDependentHead
 
 PREVIOUS_ACTION = "previous_action"
-_MODULUS = 2**31 - 1  # of the minimal standard generator (Park & Miller 1988): products stay below 2^53
+_MODULUS = 2**31 - 1  # a prime whose products fit 64 bits
 
 
 class ExportError(ValueError):
@@ -110,12 +110,23 @@ class AgentStep(nn.Module):
         return self._previous is not None
 
     @property
+    def sees_start(self) -> bool:
+        return self._previous is not None and self._previous.start
+
+    def moments(self, key: str) -> tuple[Tensor, Tensor, float] | None:
+        """Mean, deviation and limit by which an observation's part is normalized."""
+        if self._normalizer is None or key not in self._normalizer.moments:
+            return None
+        return (*self._normalizer.moments[key], self._normalizer.limit)
+
+    @property
     def _n_parameters(self) -> int:
         return 2 if isinstance(self.action_space, spaces.Box) else 1
 
     def _hidden(self, seen: Any, state: tuple[Tensor, ...], starts: Tensor) -> tuple[Tensor, Tensor | None, Any]:
         if self.value:
-            return self.policy.step_hidden(seen, state, starts)
+            actor, critic, after = self.policy.step_hidden(seen, state, starts)
+            return actor, critic, after
         hidden, after = self.policy.actor_hidden(seen, state, starts)
         return hidden, None, after
 
@@ -154,9 +165,9 @@ class _Previous(nn.Module):
     def __init__(self, previous: PreviousInputs, seen: spaces.Space[Any]) -> None:
         super().__init__()
         self._space, self._action_space = previous.observation_space, previous.action_space
-        self._start = previous.start
+        self.start = previous.start
         self._joined = not isinstance(seen, spaces.Dict)
-        self.size = _width(previous.action_space)
+        self.size = width(previous.action_space)
 
     def forward(self, observation: Any, last_action: Tensor, reward: Tensor, starts: Tensor) -> Any:
         begins = starts[:, None]
@@ -164,7 +175,7 @@ class _Previous(nn.Module):
             PREVIOUS_ACTION: last_action.masked_fill(begins, 0.0),
             "previous_reward": reward[:, None].masked_fill(begins, 0.0),
         }
-        if self._start:
+        if self.start:
             added["episode_start"] = begins.to(reward.dtype)
         if self._joined:
             return torch.cat((_encoded(observation, self._space), *added.values()), dim=1)
@@ -179,8 +190,8 @@ class _Normalizer(nn.Module):
 
     def __init__(self, state: NormalizerState) -> None:
         super().__init__()
-        self._limit, epsilon = float(state.settings["clip_obs"]), state.settings["epsilon"]
-        self._moments = {
+        self.limit, epsilon = float(state.settings["clip_obs"]), state.settings["epsilon"]
+        self.moments = {
             key: (torch.as_tensor(seen.mean), torch.as_tensor(np.sqrt(seen.var + epsilon)))
             for key, seen in state.observations.items()
         }
@@ -191,13 +202,13 @@ class _Normalizer(nn.Module):
         return {key: self._normalized(part, key) for key, part in observation.items()}
 
     def _normalized(self, part: Tensor, key: str) -> Tensor:
-        if key not in self._moments:
+        if key not in self.moments:
             return part
-        mean, deviation = self._moments[key]
-        return ((part.double() - mean) / deviation).clamp(-self._limit, self._limit).float()
+        mean, deviation = self.moments[key]
+        return ((part.double() - mean) / deviation).clamp(-self.limit, self.limit).float()
 
 
-def _width(space: Any) -> int:
+def width(space: Any) -> int:
     """Numbers of an action as an input."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -231,6 +242,6 @@ def _uniform(seed: Tensor, like: Tensor) -> Tensor:
     places = torch.arange(like.shape[0])[:, None] * like.shape[1] + torch.arange(like.shape[1])
     number = (seed % _MODULUS + 1) * 16807 % _MODULUS
     number = (number + (places + 1) * 48271) % _MODULUS
-    for factor in (69621, 16807, 48271):
-        number = (number + 12345) * factor % _MODULUS
+    for factor in (69621, 16807, 48271, 39373):  # squares: what is linear would leave places correlated
+        number = (number * number % _MODULUS + number * factor + 12345) % _MODULUS
     return ((number.double() + 0.5) / _MODULUS).clamp(1e-7, 1 - 1e-7).to(like.dtype)

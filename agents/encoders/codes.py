@@ -15,6 +15,7 @@ from agents.checks.arguments import check_count, check_switch
 from agents.encoders.kinds import codes_of, is_scaled_before, layout_of
 from agents.encoders.recurrence import Recurrence
 
+MOST_IN_A_TABLE = 2**16
 CELLS_AFTER_CONVOLUTIONS = 100
 """A grid of more cells is halved by its convolutions until it has no more."""
 
@@ -48,17 +49,23 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
             check_count(name, count)
         check_count("convolutions", convolutions, low=0)
         check_switch("normalized_image", normalized_image)
+        if not _has_codes(observation_space):
+            raise ValueError(
+                'encoder "embedding" reads Discrete, MultiDiscrete and grids of integers (a Box of 2 to 4 axes), got '
+                f'{observation_space}; use "flatten"'
+            )
         super().__init__(observation_space, features_dim)
         self.unprocessed = frozenset([""])
         self._scaled = is_scaled_before(observation_space) and not normalized_image
+        self._grid: _Grid | None = None
         if isinstance(observation_space, spaces.Box):
             self._grid = _Grid(observation_space, embedding_size, convolutions)
             size = self._grid.output_size
         else:
-            self._grid = None
             self._sizes = _sizes(observation_space)
             # One table for all places, each with rows of its own.
             ends = torch.tensor(self._sizes).cumsum(0)
+            self._first: Tensor
             self.register_buffer("_first", ends - torch.tensor(self._sizes), persistent=False)
             self.table = nn.Embedding(sum(self._sizes), embedding_size)
             size = embedding_size * len(self._sizes)
@@ -74,7 +81,7 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
         """(N, ...) -> (N, K * E)."""
         one_hot = observations.is_floating_point() and observations[0].numel() == sum(self._sizes) > len(self._sizes)
         if one_hot:
-            parts = observations.flatten(1).split(self._sizes, dim=1)
+            parts = torch.split(observations.flatten(1), self._sizes, dim=1)
             codes = torch.stack([part.argmax(dim=1) for part in parts], dim=1)
         else:
             codes = observations.reshape(len(observations), len(self._sizes)).long()
@@ -96,6 +103,7 @@ class _Grid(nn.Module):
         self.layout = layout_of(space.shape)
         channels, height, width = self.layout.frames * self.layout.channels, self.layout.height, self.layout.width
         self.channels = channels
+        self.first: Tensor
         self.register_buffer("first", torch.arange(channels) * self.n_codes, persistent=False)
         self.table = nn.Embedding(channels * self.n_codes, embedding_size)
         layers: list[nn.Module] = []
@@ -116,7 +124,8 @@ class _Grid(nn.Module):
 
 
 class TextEncoder(BaseFeaturesExtractor):
-    """A GRU (Cho et al. 2014) over the embedded tokens of a text: MultiDiscrete of equal choices, 0 after its end.
+    """A GRU (Cho et al. 2014) over the embedded tokens of a text: MultiDiscrete of equal choices, 0 after its end, or
+    a Dict of it alone.
 
     Takes integers, or what Stable-Baselines3's preprocessing makes of them.
 
@@ -128,37 +137,48 @@ class TextEncoder(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 64, embedding_size: int = 32) -> None:
         check_count("features_dim", features_dim)
         check_count("embedding_size", embedding_size)
-        choices = observation_space.nvec if isinstance(observation_space, spaces.MultiDiscrete) else None
+        keys = list(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else []
+        self._key = keys[0] if len(keys) == 1 else ""
+        text = observation_space[self._key] if self._key else observation_space  # type: ignore[index]
+        choices = text.nvec if isinstance(text, spaces.MultiDiscrete) else None
         if choices is None or choices.ndim != 1 or not choices.size or (choices != choices[0]).any():
             raise ValueError(
                 f'encoder "text" reads MultiDiscrete observations of equal choices, got {observation_space}; envs.make '
                 "makes them of Text"
             )
         super().__init__(observation_space, features_dim)
-        self.unprocessed = frozenset([""])
+        self.unprocessed = frozenset([self._key])
         self._shape = (len(choices), int(choices[0]))
         self.table = nn.Embedding(self._shape[1], embedding_size)
         self.recurrence = Recurrence(embedding_size, "gru", features_dim, 1, False)
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
         """Tokens (N, K) -> (N, features_dim), zero for an empty text."""
+        if isinstance(observations, dict):
+            observations = observations[self._key]
         length, n_choices = self._shape
         if observations.is_floating_point() and observations.shape[1] == length * n_choices:
             observations = observations.reshape(-1, length, n_choices).argmax(dim=2)
         tokens = observations.long()
+        if tokens.device.type == "cpu":  # a text mostly stays for an episode, and each is read once
+            tokens, places = torch.unique(tokens, dim=0, return_inverse=True)
+            return self._read(tokens).index_select(0, places)
+        return self._read(tokens)
+
+    def _read(self, tokens: Tensor) -> Tensor:
         lengths = (tokens > 0).sum(dim=1)
         # Most texts are shorter than the longest: what is padding in all of them is not run through.
         tokens = tokens[:, : max(1, int(lengths.max()))]
         return self.recurrence.final(self.recurrence(self.table(tokens), lengths), lengths)
 
 
-def _sizes(space: spaces.Space[Any]) -> list[int]:
+def _sizes(space: Any) -> list[int]:
     """The choices of each place."""
-    if isinstance(space, spaces.Discrete):
-        return [int(space.n)]
-    if isinstance(space, spaces.MultiDiscrete):
-        return [int(n) for n in space.nvec.ravel()]
-    raise ValueError(
-        f'encoder "embedding" reads Discrete, MultiDiscrete and grids of integers (a Box of 2 to 4 axes), got {space}; '
-        'use "flatten"'
-    )
+    return [int(space.n)] if isinstance(space, spaces.Discrete) else [int(n) for n in space.nvec.ravel()]
+
+
+def _has_codes(space: spaces.Space[Any]) -> bool:
+    if not isinstance(space, spaces.Box):
+        return isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+    is_grid = space.dtype.kind in "iub" and 2 <= len(space.shape) <= 4 and 0 not in space.shape
+    return is_grid and codes_of(space)[1] <= MOST_IN_A_TABLE

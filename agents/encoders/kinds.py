@@ -109,7 +109,7 @@ def layout_of(shape: tuple[int, ...]) -> Layout:
         return Layout((0, 1), 1, 1, *shape)
     frames, (a, b, c) = shape[0] if len(shape) == 4 else 1, shape[-3:]
     last = a == b or (b != c and c <= a)
-    order = (2, 0, 1) if last else (0, 1, 2)
+    order: tuple[int, ...] = (2, 0, 1) if last else (0, 1, 2)
     if len(shape) == 4:
         order = (0, *(axis + 1 for axis in order))
     channels, height, width = (c, a, b) if last else (a, b, c)

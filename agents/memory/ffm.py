@@ -71,7 +71,7 @@ class _Layer(ComplexLayer):
 
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         seen = nn.functional.glu(self.inputs(x), dim=-1)
-        at_each = seen.repeat_interleave(self.omega.numel(), dim=-1)
+        at_each = (seen.unsqueeze(-1) * torch.ones_like(self.omega)).flatten(-2)
         return self.decays(), torch.stack((at_each, torch.zeros_like(at_each)), dim=-1)
 
     def decays(self) -> Tensor:

@@ -142,7 +142,7 @@ class ComplexLayer(LinearLayer):
     exporters know."""
 
     def product(self, decay: Tensor, before: Tensor) -> Tensor:
-        (a, b), (x, y) = decay.unbind(-1), before.unbind(-1)
+        a, b, x, y = decay[..., 0], decay[..., 1], before[..., 0], before[..., 1]
         return torch.stack((a * x - b * y, a * y + b * x), dim=-1)
 
     def opened(self, numbers: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class _LRULayer(ComplexLayer):
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.input * self.gamma.exp().repeat_interleave(2).unsqueeze(-1)
         inputs = nn.functional.linear(x, weight)
-        return self.eigenvalues(), inputs.unflatten(-1, (-1, 2))
+        return self.eigenvalues(), inputs.reshape(*inputs.shape[:-1], -1, 2)
 
     def read(self, states: Tensor, x: Tensor) -> Tensor:
         y = nn.functional.linear(states.flatten(-2), self.readout) + self.skip * x

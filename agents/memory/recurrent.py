@@ -151,7 +151,7 @@ class Recurrent(Memory):
             if layer > 0 and masks:
                 output = output * masks[0][:, layer - 1]
             before = tuple(part[:, layer] for part in carried)
-            after.append(self._cell(output, before, self._layer_parameters(layer)))
+            after.append(self._cell(output, before, self.layer_parameters(layer)))
             output = after[-1][0]
         if self.num_layers == 1:
             return output, tuple(part.unsqueeze(1) for part in after[0])
@@ -184,7 +184,7 @@ class Recurrent(Memory):
         if self.initial is not None:
             starting = self.initial[:, layer].unsqueeze(1)
             before = tuple(torch.cat(parts) for parts in zip(before, starting, strict=True))
-        return output, before, self._layer_parameters(layer)
+        return output, before, self.layer_parameters(layer)
 
     def _steps_otherwise(self) -> bool:
         """Whether a subclass has changed the step, and left ``unroll`` to follow it."""
@@ -203,18 +203,18 @@ class Recurrent(Memory):
 
     def numpy_step(self) -> NumpyStep | None:
         """What a step returns is never written over and may be kept. One thread at a time."""
-        return self._numpy_step([self._layer_parameters(layer) for layer in range(self.num_layers)])
+        return self._numpy_step([self.layer_parameters(layer) for layer in range(self.num_layers)])
 
     def numpy_index_step(self) -> NumpyStep | None:
         """Takes columns of the input weights in place of products with one-hot rows, where these are the longer ones.
 
         The products that a step begins with are then those columns, and what multiplies them is the identity.
         """
-        w_ih, w_hh, b_ih, b_hh = self._layer_parameters(0)
+        w_ih, w_hh, b_ih, b_hh = self.layer_parameters(0)
         has_own = type(self).numpy_step is not Recurrent.numpy_step
         if self.input_size <= len(w_ih) or has_own or not self.fits_numpy():
             return super().numpy_index_step()
-        layers = [self._layer_parameters(layer) for layer in range(1, self.num_layers)]
+        layers = [self.layer_parameters(layer) for layer in range(1, self.num_layers)]
         step = self._numpy_step([(torch.eye(len(w_ih)), w_hh, b_ih, b_hh), *layers])
         columns = np.ascontiguousarray(w_ih.detach().numpy().T)
 
@@ -257,13 +257,13 @@ class Recurrent(Memory):
 
     @property
     def _recurrent_weight(self) -> Tensor:
-        return self._layer_parameters(0)[1]
+        return self.layer_parameters(0)[1]
 
     @property
     def _drops(self) -> bool:
         return self.dropout > 0 and self.num_layers > 1
 
-    def _layer_parameters(self, layer: int) -> Parameters:
+    def layer_parameters(self, layer: int) -> Parameters:
         """By attribute, since a parametrization or a pruning puts there what it makes of the parameter."""
         w_ih, w_hh, b_ih, b_hh = (
             getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -288,7 +288,7 @@ class Recurrent(Memory):
 
     def _set_bias(self, layer: int, gate: int, total: Tensor | float) -> None:
         """Sets what a gate's two biases add up to; without biases there is nothing to set."""
-        _, _, b_ih, b_hh = self._layer_parameters(layer)
+        _, _, b_ih, b_hh = self.layer_parameters(layer)
         rows = slice(gate * self.hidden_size, (gate + 1) * self.hidden_size)
         if b_ih is not None and b_hh is not None:
             b_ih.data[rows] = total

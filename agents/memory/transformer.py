@@ -168,7 +168,7 @@ class GTrXL(Memory):
 
     def _restarted(self, state: State, episode_starts: Tensor) -> State:
         """As ``reset``, with the gradient of the learned slot."""
-        (window, count), (fresh_window, fresh_count) = state, self._initial_state(len(episode_starts))
+        (window, count), (fresh_window, fresh_count) = state, self._initial_state(1)
         starts = episode_starts.view(-1, 1)
         return torch.where(starts[..., None, None], fresh_window, window), torch.where(starts, fresh_count, count)
 

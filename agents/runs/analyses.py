@@ -24,6 +24,7 @@ from agents.analysis.report.page import comparison_page, run_page
 from agents.analysis.statistics import mean, table
 from agents.analysis.video import VideoError, write_video
 from agents.checkpoint import CheckpointError
+from agents.deploy.export import export
 from agents.deploy.player import Player
 from agents.runs.budget import games_at_the_end
 from agents.runs.construction import make_environments, own_classes
@@ -272,6 +273,17 @@ def ablate_run(run: RunDirectory, options: Options) -> None:
     name = f"{agent.file.stem}-{options.episodes}-{agent.manner}-ablation"
     with reported_as(SettingsError, "--ablate", OSError):
         configs.say(f"written to {run.write_result('evaluations', name, found.to_json())}")
+
+
+def export_run(run: RunDirectory, options: Options, path: Path, *, value: bool, sample: bool) -> None:
+    """Writes one of a run's agents as a file that acts without this package, compared with it on the run's task."""
+    with loaded(run, options, min(options.n_envs, 10)) as agent:
+        agent.player.deterministic = True
+        written = export(agent.player, path, value=value, sample=sample, env=agent.env)
+    configs.say(
+        f"\n{agent.file.name} exported to {written.path}; over {written.steps:,} steps it differs from the agent by "
+        f"{written.difference:.1g} at most"
+    )
 
 
 def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
@@ -16,6 +15,7 @@ import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
+from agents.encoders.kinds import kind_of
 from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from configs import EnvironmentFault, Settings, reported_as
 from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
@@ -139,7 +139,7 @@ def normalize(env: VecEnv, task: EnvironmentSettings, gamma: float = 0.99) -> Ve
 
 
 def _is_measurement(space: spaces.Space[Any]) -> bool:
-    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and not is_image_space(space)
+    return isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and kind_of(space) == "measurement"
 
 
 class EvaluationEnvironments:

@@ -21,13 +21,6 @@ def is_array_space(space: spaces.Space[Any]) -> bool:
     return isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
 
 
-def is_nested(space: spaces.Space[Any]) -> bool:
-    """Whether the space is composed of more than a plain Dict of arrays, which Stable-Baselines3 cannot take."""
-    if isinstance(space, spaces.Dict):
-        return not all(is_array_space(part) for part in space.values())
-    return isinstance(space, spaces.Tuple)
-
-
 def leaves(space: spaces.Space[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], spaces.Space[Any]]]:
     """The arrays an observation is made of, with the keys that lead to each. A tuple's keys are its positions.
 
@@ -43,8 +36,7 @@ def leaves(space: spaces.Space[Any], path: tuple[str, ...] = ()) -> Iterator[tup
         where = f" at {'/'.join(path)!r}" if path else ""
         raise ValueError(
             "observations must be arrays of one shape (Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple "
-            f"of these); {space}{where} is not: the wrappers 'pad_graph' and 'pad_sequence' make arrays of a Graph and "
-            "of a Sequence, a gymnasium.ObservationWrapper of yours of all else"
+            f"of these); {space}{where} is not: make the environments with envs.make, or wrap each in envs.as_arrays"
         )
 
 

@@ -79,7 +79,7 @@ class ParallelGames(VecEnv):
             self._begin(number, seed=self._seeds[first], options=self._options[first] or None)
         self._reset_seeds()
         self._reset_options()
-        return copied(self._observations)  # type: ignore[return-value]
+        return copied(self._observations)  # type: ignore[no-any-return]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self._actions = actions
@@ -100,7 +100,7 @@ class ParallelGames(VecEnv):
         for number, game in enumerate(self.games):
             if not game.agents:
                 self._begin(number)
-        return copied(self._observations), rewards, dones, infos  # type: ignore[return-value]
+        return copied(self._observations), rewards, dones, infos
 
     def _step(
         self,

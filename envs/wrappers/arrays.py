@@ -126,7 +126,7 @@ def _converted(space: Any, room: Room) -> tuple[dict[str, spaces.Space[Any]], Ca
     if isinstance(space, spaces.Box) and space.dtype.kind not in "biuf":
         raise ValueError(f"{space} does not hold real numbers: make them such in a gymnasium.ObservationWrapper")
     if isinstance(space, spaces.Box) and space.shape == ():
-        column = spaces.Box(space.low.reshape(1), space.high.reshape(1), dtype=space.dtype)  # type: ignore[arg-type]
+        column = spaces.Box(space.low.reshape(1), space.high.reshape(1), dtype=space.dtype)
         return {"": column}, lambda values: {"": np.asarray(values, column.dtype).reshape(-1, 1)}
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
         return {"": _from_zero(space)}, lambda values: {"": np.asarray(values, space.dtype) - space.start}
@@ -217,7 +217,7 @@ def _is_constant(space: spaces.Space[str]) -> bool:
 def _from_zero(space: spaces.Discrete | spaces.MultiDiscrete) -> spaces.Space[Any]:
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
-    return spaces.MultiDiscrete(space.nvec, dtype=space.dtype)  # type: ignore[arg-type]
+    return spaces.MultiDiscrete(space.nvec, dtype=space.dtype)
 
 
 def _names(leaves: list[Leaf]) -> list[dict[str, str]]:

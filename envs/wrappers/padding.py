@@ -60,7 +60,8 @@ class Padded(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs)
 
     def observation(self, observation: Any) -> Arrays:
         if self._key is None:
-            return self._arrays(observation)
+            arrays: Arrays = self._arrays(observation)
+            return arrays
         others = {name: part for name, part in observation.items() if name != self._key}
         return {**others, **self._arrays(observation[self._key])}
 

@@ -46,6 +46,7 @@ from envs.wrappers.padding import PadGraph, PadSequence, checked_count
 
 # The arrays of an observation by name, (N, ...) or (R, ...); a plain observation is the one named "".
 Parts = dict[str, NDArray[Any]]
+LARGEST_ONE_HOT = 2048
 Spaces = dict[str, spaces.Space[Any]]
 
 
@@ -338,7 +339,8 @@ class PreviousActionReward(Transform):
     were there), "previous_action", "previous_reward" (1,).
 
     With `start`, whether an episode starts is seen as well: 1 at its first observation, else 0, after the reward or as
-    "episode_start" (1,). An observation that is a category, or several, is then one-hot and appended to.
+    "episode_start" (1,). An observation that is a category, or several, is then one-hot and appended to, unless that
+    takes over 2048 numbers.
     """
 
     def __init__(self, *around: Any, start: bool = False):
@@ -359,7 +361,8 @@ class PreviousActionReward(Transform):
         space = self._inner.get("")
         if space is not None and (self.start or isinstance(space, spaces.Box)):
             encoder = Encoder(space)
-            if len(encoder.space.shape) == 1 and encoder.space.dtype.kind == "f":
+            is_row = len(encoder.space.shape) == 1 and encoder.space.dtype.kind == "f"
+            if is_row and (isinstance(space, spaces.Box) or encoder.space.shape[0] <= LARGEST_ONE_HOT):
                 self._seen = encoder
         if self._seen is not None:
             parts = (self._seen.space, *added.values())

@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
+from agents import RecurrentPPO
 from envs.vector.adapter import VectorEnvAdapter
 from envs.vector.errors import EnvError, UnknownEnvError
 from envs.vector.infos import RESET_STEP, Infos
@@ -475,3 +476,58 @@ def test_environments_that_can_be_resumed_need_no_seed() -> None:
     venv = SerialVecEnv([Counting, Counting, Counting], resumable=True)
     assert len(venv.reset()) == len(venv.reset()) == 3
     venv.close()
+
+
+@pytest.mark.parametrize(
+    ("id", "module", "install"),
+    [
+        ("highway-fast-v0", "highway_env", "highway-env"),
+        ("PointMaze_UMaze-v3", "gymnasium_robotics", "gymnasium-robotics"),
+        ("FetchReach-v2", "gymnasium_robotics", "gymnasium-robotics"),
+        ("CrafterReward-v1", "crafter", "crafter"),
+        ("MiniWorld-Maze-v0", "miniworld", "miniworld"),
+        ("BreakoutNoFrameskip-v4", "ale_py", "ale-py"),
+        ("ALE/Breakout-v5", "ale_py", "ale-py"),
+    ],
+)
+@pytest.mark.parametrize("made_by", [envs.make, partial(RecurrentPPO, "RecurrentPolicy")])
+def test_an_id_of_a_package_that_is_not_installed_names_it_and_no_other_id(
+    id: str, module: str, install: str, made_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    monkeypatch.delitem(gymnasium.registry, id, raising=False)
+    with pytest.raises(UnknownEnvError) as error:
+        made_by(id)
+    assert str(error.value).endswith(f"Its package {module} is not installed: pip install {install}")
+
+
+def test_a_package_that_fails_to_import_says_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "miniworld.py").write_text("raise OSError('no display to draw on')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UnknownEnvError, match="miniworld is installed, but fails to import: OSError: no display"):
+        envs.make("MiniWorld-Maze-v0")
+
+
+def test_the_backend_of_gymnasium_takes_wrappers_of_one_environment_and_of_vectors() -> None:
+    wrappers = ["gymnasium.wrappers:FlattenObservation", "gymnasium.wrappers.vector:RecordEpisodeStatistics", "history"]
+    venv = envs.make("CartPole-v1", 3, backend="gymnasium", wrappers=wrappers, seed=0)
+    assert isinstance(venv.unwrapped, VectorEnvAdapter)
+    assert isinstance(venv.unwrapped.env, gymnasium.wrappers.vector.RecordEpisodeStatistics)
+    assert venv.reset().shape == (3, 4, 4)
+    returns = []
+    for _ in range(40):
+        _, _, dones, infos = venv.step(np.ones(3, dtype=np.int64))
+        returns += [float(infos[i]["episode"]["r"]) for i in np.flatnonzero(dones)]
+    assert len(returns) >= 6
+    assert all(7 <= each <= 12 for each in returns)
+    with pytest.raises(ValueError, match="backend 'gymnasium' needs an id"):
+        envs.make(Counting, 2, backend="gymnasium")
+
+
+def test_an_assertion_without_words_is_shown_with_its_line() -> None:
+    class Asserting(Counting):
+        def reset(self, **_: Any) -> Any:
+            raise AssertionError
+
+    with pytest.raises(EnvError, match=r"AssertionError, raised by: raise AssertionError"):
+        envs.make(Asserting, 1).reset()

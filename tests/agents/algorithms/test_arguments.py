@@ -357,7 +357,7 @@ def test_an_action_mask_of_another_size_or_for_continuous_actions_is_refused() -
 
     for space, message in (
         (spaces.Discrete(4), "has 3 entries, the action space .* needs 4"),
-        (BOX, "can be masked for Discrete and MultiDiscrete"),
+        (BOX, "can be masked for Discrete, MultiDiscrete and MultiBinary"),
     ):
         with pytest.raises(ValueError, match=message):
             small_ppo(WrongMask(space), policy_kwargs=dict(action_mask="mask"))

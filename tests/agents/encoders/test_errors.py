@@ -89,7 +89,7 @@ def test_a_space_whose_parts_do_not_fit_is_refused(name: str, space: spaces.Spac
         ("seq2seq", {"output_length": 0}, "output_length must be a whole number of at least 1, got 0"),
         ("seq2seq", {"auxiliary_weight": -1}, "auxiliary_weight must be at least 0, got -1"),
         ("graph", {"pool": "max"}, "pool must be 'attention' or 'mean' or 'sum', got 'max'"),
-        ("graph", {"output": "edges"}, "output must be 'graph' or 'nodes' or 'both', got 'edges'"),
+        ("graph", {"output": "edges"}, "output must be 'graph' or 'nodes' or 'both' or 'links' or .*, got 'edges'"),
         ("graph", {"rounds": 0}, "rounds must be a whole number of at least 1, got 0"),
         ("graph", {"hidden_size": 1.5}, "hidden_size must be a whole number of at least 1, got 1.5"),
     ],
