@@ -486,8 +486,8 @@ def test_environments_that_can_be_resumed_need_no_seed() -> None:
         ("FetchReach-v2", "gymnasium_robotics", "gymnasium-robotics"),
         ("CrafterReward-v1", "crafter", "crafter"),
         ("MiniWorld-Maze-v0", "miniworld", "miniworld"),
-        ("BreakoutNoFrameskip-v4", "ale_py", "ale-py"),
-        ("ALE/Breakout-v5", "ale_py", "ale-py"),
+        ("BreakoutNoFrameskip-v4", "ale_py", "ale-py opencv-python-headless"),
+        ("ALE/Breakout-v5", "ale_py", "ale-py opencv-python-headless"),
     ],
 )
 @pytest.mark.parametrize("made_by", [envs.make, partial(RecurrentPPO, "RecurrentPolicy")])
