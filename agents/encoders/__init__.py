@@ -23,7 +23,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from agents.encoders.choice import OF_PARTS, SCALES, encoder_of
-from agents.encoders.combined import CombinedEncoder
+from agents.encoders.combined import CombinedEncoder, FlattenedParts
 from agents.encoders.kinds import TEXT, Part, described, parts_of
 from agents.encoders.vision import cnn_for
 
@@ -71,7 +71,7 @@ def observation_lines(
     space: spaces.Space[Any], extractor: BaseFeaturesExtractor, normalized_image: bool = False
 ) -> list[str]:
     """What each part of an observation is, and what reads it: "image 84 x 84, 4 frames -> nature_cnn"."""
-    names = {cls: name for name, cls in ENCODERS.items()}
+    names = {cls: name for name, cls in ENCODERS.items()} | {FlattenedParts: "flatten"}
     name = names.get(type(extractor), type(extractor).__name__)
     if isinstance(extractor, CombinedEncoder):
         read = [(part, extractor.encoders[part.name]) for part in extractor.parts.values()]

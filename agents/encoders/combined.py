@@ -95,6 +95,19 @@ class CombinedOfAnyKeys(CombinedExtractor):
         return super().forward({layer_name(key): part for key, part in observations.items()})
 
 
+class FlattenedParts(BaseFeaturesExtractor):
+    """All keys of a Dict as they are, one after the other: what Stable-Baselines3's ``FlattenExtractor`` is for a
+    single array."""
+
+    def __init__(self, observation_space: spaces.Dict) -> None:
+        super().__init__(observation_space, features_dim=get_flattened_obs_dim(observation_space))
+        self.keys = tuple(observation_space.spaces)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """Dict of (N, ...) -> (N, H)."""
+        return torch.cat([observations[key].flatten(1) for key in self.keys], dim=1)
+
+
 def can_name_a_layer(key: str) -> bool:
     """Whether torch takes a key of a Dict as the name of a layer: no dot, and no attribute of its dict of layers."""
     return key != "" and "." not in key and not key.startswith("=") and not hasattr(nn.ModuleDict(), key)

@@ -22,7 +22,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    MlpExtractor,
+)
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
@@ -30,7 +35,7 @@ from agents.checks.arguments import check_mapping, check_observation_space
 from agents.checks.observations import leaves, map_observations
 from agents.encoders import Choice, default_encoder, observation_lines
 from agents.encoders.choices import as_arrays, flat_choices, flatten_choices, preprocessed, with_flat_choices
-from agents.encoders.combined import CombinedOfAnyKeys, can_name_a_layer
+from agents.encoders.combined import CombinedOfAnyKeys, FlattenedParts, can_name_a_layer
 from agents.encoders.kinds import parts_of
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
@@ -196,7 +201,13 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         chosen = self.features_extractor_class
         if chosen is CombinedExtractor and isinstance(space, spaces.Dict) and not all(map(can_name_a_layer, space)):
             chosen = CombinedOfAnyKeys
-        return chosen(with_flat_choices(space), **kwargs)
+        if chosen is FlattenExtractor and isinstance(space, spaces.Dict):
+            chosen = FlattenedParts
+        try:
+            return chosen(with_flat_choices(space), **kwargs)
+        except AssertionError as error:  # how Stable-Baselines3's own refuse a space
+            reason = " ".join(map(str, error.args)) or "it refuses the space"
+            raise ValueError(f"{chosen.__name__} does not read this observation space: {reason}") from error
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Stable-Baselines3's hook after the features extractor: here the memories come in, then the heads."""

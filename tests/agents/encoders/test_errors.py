@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
 from agents.encoders.graph import GraphEncoder
 
@@ -150,3 +152,34 @@ PADDED: dict[str, spaces.Space[Any]] = {
 def test_a_space_that_is_no_padded_graph_is_refused(space: spaces.Space[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GraphEncoder(space)
+
+
+class Mixed(gymnasium.Env[Any, Any]):
+    """Measurements, a category and an image."""
+
+    observation_space = spaces.Dict(
+        a=spaces.Box(-1, 1, (3,), np.float32), b=spaces.Discrete(4), c=spaces.Box(0, 255, (40, 40, 3), np.uint8)
+    )
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_reads_a_dict_of_parts_or_refuses_it_in_a_sentence(name: str) -> None:
+    settings: dict[str, Any] = {
+        "n_steps": 8,
+        "batch_size": 8,
+        "n_epochs": 1,
+        "policy_kwargs": {"features_extractor_class": ENCODERS[name]},
+    }
+    if name in ("flatten", "combined"):
+        RecurrentPPO("RecurrentPolicy", Mixed(), **settings).learn(8)
+        return
+    with pytest.raises(ValueError, match="Dict"):
+        RecurrentPPO("RecurrentPolicy", Mixed(), **settings)
