@@ -51,7 +51,7 @@ def test_all_learners_get_the_same_settings_but_for_their_memory(task: memories.
         assert level.kwargs.items() <= settings.env.kwargs.items()
         assert settings.policy.memory == ("none" if learner == "stack" else learner)
         assert settings.policy.memory_kwargs.get("hidden_size", 64) == 64
-        assert settings.env.wrappers == (({"history": {"length": 64}},) if learner == "stack" else ())
+        assert settings.env.wrappers == (({"history": {"length": 64}},) if learner == "stack" else None)
 
 
 def test_the_lengths_of_a_task_rise_within_one_rollout() -> None:
