@@ -58,7 +58,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(COMPILED) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[plots]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt $(COMPILED) | $(VENV)/bin/python

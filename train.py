@@ -2,8 +2,9 @@
 
     python train.py --config tmaze --env.kwargs length=50 --policy.memory gru
     python train.py --resume runs/NAME
+    python train.py --list
 
-``--help`` explains every setting, ``agents/runs/directory.py`` what a run leaves behind.
+``--help`` explains the settings, ``agents/runs/directory.py`` what a run leaves behind.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def command(argv: Sequence[str] | None) -> None:
     if words.print_config:
         print(configs.dump(settings), end="")
         return
-    if words.list_envs:
-        from agents.runs.environments import print_environments
+    if words.version or words.list or words.list_envs:
+        from agents.runs import listing
 
-        print_environments()
+        listing.print_asked(version=words.version, choices=words.list, environments=words.list_envs)
         return
     from agents.runs import launch
 

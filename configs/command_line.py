@@ -3,29 +3,24 @@
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from configs.errors import SettingsError
-from configs.settings import ENCODERS, MEMORIES, SETTINGS, PolicySettings, Settings, changed, values
+from configs import help
+from configs.errors import SettingsError, say
+from configs.settings import ENCODERS, MEMORIES, SETTINGS, PolicySettings, Settings, changed, did_you_mean, values
 from configs.yaml_file import Sources, check, convert, parse_scalar, read_unchecked
 
 
 @dataclass(frozen=True)
 class Command:
-    """Trains an agent with memory.
-
-    Settings come from their defaults, then from the file after --config, then from the command line. Lists and
-    mappings are written as words: --policy.net-arch 64 64, --env.kwargs length=20 active=true; a mapping's words are
-    added to those of the file, and no word at all empties it. One of them alone can be an option of its own:
-    --env.kwargs.length=20.
-    """
+    """The words of a command line; ``configs/help.py`` explains them."""
 
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     config: str | None = None
@@ -40,8 +35,12 @@ class Command:
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False
     """Check the settings and say what would be run, and stop."""
+    list: bool = False
+    """List settings files, memories, encoders, wrappers, families of environments and extras, and stop."""
     list_envs: bool = False
-    """Show the families of environments, which are installed, what installs the others, and some of their ids."""
+    """List the families of environments, which are installed, what installs the others, and some of their ids."""
+    version: bool = False
+    """Print the version, and stop."""
     debug: bool = False
     """Show the traceback of an error."""
 
@@ -56,6 +55,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     Raises :class:`SettingsError`; SystemExit where the words themselves cannot be parsed, and after --help.
     """
     arguments = _with_entries_gathered(sys.argv[1:] if argv is None else argv)
+    _check_known(arguments)
     file, run = _argument("--config", arguments), _argument("--resume", arguments)
     if file is not None and run is not None:
         raise SettingsError("--resume goes on under the settings of the run: leave --config out, or start a new run")
@@ -63,7 +63,13 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     written, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
     memory, encoder = _argument("--policy.memory", arguments), _argument("--policy.encoder", arguments)
     baseline = _with_what_fits(written, memory, encoder)
-    command = tyro.cli(Command, prog="train.py", args=arguments, default=Command(baseline), registry=_WORDS)
+    explained = help.text(arguments, _program(), Command, _options(baseline))
+    if explained is not None:
+        say(explained)
+        raise SystemExit(0)
+    command = tyro.cli(
+        Command, prog=_program().removeprefix("python "), args=arguments, default=Command(baseline), registry=_WORDS
+    )
     below, typed = values(baseline), values(command.settings)
     added = {key: words for key, words in typed.items() if isinstance(words, Added)}
     mappings = {key: {**below[key], **words} if words else {} for key, words in added.items()}
@@ -85,10 +91,16 @@ def find_config(file: str) -> Path:
     path = Path(file)
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
-    ours = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+    ours = files()
     if file not in ours:
-        raise SettingsError(f"no settings file {file}; by name there are {', '.join(ours)}")
+        hint = did_you_mean(file, tuple(ours)) or f"; by name there are {', '.join(ours)}"
+        raise SettingsError(f"no settings file {file}{hint}")
     return ours[file]
+
+
+def files() -> dict[str, Path]:
+    """The settings files that come with the package, by name."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 
 
 def settings_of_run(run: str) -> Path:
@@ -98,6 +110,37 @@ def settings_of_run(run: str) -> Path:
         what = "holds no settings.yaml, so it is no run of train.py" if Path(run).is_dir() else "is no directory"
         raise SettingsError(f"--resume {run}: it {what}; give that of a run, such as runs/NAME")
     return path
+
+
+def _program() -> str:
+    started = Path(sys.argv[0]).name
+    return started if started.startswith("recurl-") else "python train.py"
+
+
+def _options(settings: Settings) -> help.Options:
+    """Every option without its dashes, with its type and default."""
+    hints = get_type_hints(Command)
+    own = {each.name: (hints[each.name], each.default) for each in fields(Command) if each.name != "settings"}
+    return {**{name.replace("_", "-"): each for name, each in own.items()}, **help.setting_options(settings)}
+
+
+def _check_known(arguments: Sequence[str]) -> None:
+    """Raises :class:`SettingsError` that names what may have been meant by options that there are not."""
+    options = _options(Settings())
+    switches = (option.rpartition(".") for option, (kind, _) in options.items() if kind is bool)
+    known = {*options, *(f"{group}{dot}no-{name}" for group, dot, name in switches), "help", "help-all"}
+    unknown = [
+        word.partition("=")[0]
+        for word in arguments
+        if word.startswith("--") and not word.startswith("--tyro-")
+        if word.partition("=")[0].removeprefix("--").replace("_", "-") not in known
+    ]
+    lines = []
+    for option in unknown:
+        near = help.nearest(option, options)
+        lines.append(f"there is no option {option}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    if lines:
+        raise SettingsError("\n".join([*lines, f"{_program()} --help shows the options there are"]))
 
 
 def _argument(name: str, arguments: Sequence[str]) -> str | None:

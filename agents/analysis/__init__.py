@@ -6,7 +6,7 @@
     units             what was carried, step by step, as a matrix
     principal_components, gates, attention
 
-``agents.analysis.plots`` draws them; it needs matplotlib (``pip install "recurl[plots]"``), nothing here does.
+``agents.analysis.plots`` draws them; it needs matplotlib (the extra ``plots``), nothing here does.
 """
 
 from agents.analysis.ablation import Ablation, Condition, ablate

@@ -1,6 +1,6 @@
 """Pictures of what ``agents.analysis`` finds: each function takes the data and returns a matplotlib ``Figure``.
 
-matplotlib comes with ``pip install "recurl[plots]"``; only this module needs it, and only when a figure is made. No
+matplotlib comes with the extra ``plots``; only this module needs it, and only when a figure is made. No
 window is opened and nothing of pyplot's is touched.
 
 Axes: T steps, U units, D layers.
@@ -16,6 +16,7 @@ from agents.analysis.ablation import Ablation
 from agents.analysis.horizon import Horizon
 from agents.analysis.inside import Attention, Components, Gates
 from agents.analysis.statistics import number
+from agents.checks.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def check() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise ImportError('plots need matplotlib; install it with: pip install "recurl[plots]"') from error
+        raise ImportError(f"plots need matplotlib; install it with: {install_command('plots')}") from error
 
 
 def ablation(data: Ablation) -> "Figure":

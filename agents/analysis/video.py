@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.analysis.episodes import playing
+from agents.checks.extras import install_command
 from agents.deploy.player import Player
 
 LONGEST = 3000  # frames; an episode need not end
@@ -33,7 +34,8 @@ def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = N
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise VideoError(f'a video needs {error.name}, which is not installed: pip install "recurl[video]"') from error
+        missing = f"a video needs {error.name}, which is not installed: {install_command('video')}"
+        raise VideoError(missing) from error
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no display is needed
     metadata: dict[str, Any] = env.get_attr("metadata")[0]
     fps, skip = float(metadata.get("render_fps", 30)), 1

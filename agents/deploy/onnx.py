@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from agents.checks.extras import install_command
 from agents.deploy.step import AgentStep, ExportError
 
 OPSET = 18
 TOLERANCE = 1e-4
 """The largest difference between an agent and its model at which the model is written."""
-INSTALL = "pip install 'recurl[onnx]'"
 
 Arrays = list[NDArray[Any]]
 
@@ -34,7 +34,7 @@ def needs(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"ONNX models need {module}: {INSTALL}") from error
+        raise ImportError(f"ONNX models need {module}: {install_command('onnx')}") from error
 
 
 def model_of(step: AgentStep) -> bytes:

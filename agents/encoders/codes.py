@@ -124,9 +124,9 @@ class _Grid(nn.Module):
 
 
 class TextEncoder(BaseFeaturesExtractor):
-    """A GRU (Cho et al. 2014) over the embedded tokens of a text: MultiDiscrete of equal choices, 0 after its end, or
-    a Dict of it alone.
+    """A GRU (Cho et al. 2014) over the embedded tokens of a text.
 
+    Observations: MultiDiscrete of equal choices, 0 after the text's end, or a Dict of it alone.
     Takes integers, or what Stable-Baselines3's preprocessing makes of them.
 
     Args:

@@ -41,7 +41,9 @@ _NEEDED = ("nodes", "edge_index", "node_mask", "edge_mask")
 
 
 class GraphEncoder(BaseFeaturesExtractor):
-    """Dict(nodes (N, F), edge_index (E, 2), node_mask (N,), edge_mask (E,), edges (E, G) if any) -> features.
+    """Gated message passing (Li et al. 2016, Gilmer et al. 2017) over a graph.
+
+    Dict(nodes (N, F), edge_index (E, 2), node_mask (N,), edge_mask (E,), edges (E, G) if any) -> features.
 
     The wrapper ``pad_graph`` makes such observations of ``gymnasium.spaces.Graph``. Masks are 1 for a node or an edge,
     0 for padding. An edge (u, v) leads from node u to node v; one with an end that is padding is padding. Other keys

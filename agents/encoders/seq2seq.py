@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
 
 
 class SequenceToSequenceEncoder(BaseFeaturesExtractor):
-    """A window of at most K tokens -> M decoder states -> features.
+    """A recurrent encoder and a decoder that attends to it: a window of K tokens -> M decoder states -> features.
 
     Observations are read as ``agents.encoders.tokens`` says, as the wrappers ``history`` (with ``mask=True``) and
     ``pad_sequence`` give them.

@@ -38,7 +38,9 @@ CHUNK = 32
 
 
 class GatedDeltaNet(Stack):
-    """An embedding, then D residual layers ``x' = x + GLU(W [o, n])`` with n = normalized(x) and o read from S by n.
+    """Gated DeltaNet (Yang et al. 2024): a matrix a head, written to by the delta rule and read by a query.
+
+    An embedding, then D residual layers ``x' = x + GLU(W [o, n])`` with n = normalized(x) and o read from S by n.
 
     State: one part, the matrices, (B, D, K, E, E).
 

@@ -25,7 +25,7 @@ from agents.memory.stack import NumpyLayer, Stack
 
 
 class FastForgetful(Stack):
-    """Decaying traces of what was seen, each at several frequencies, so that it can be told how long ago it was.
+    """Fast and forgetful memory (Morad et al. 2023): decaying traces of what was seen, at several frequencies.
 
     ``S' = G S + x~ 1'`` with ``x~ = W_1 x * sigmoid(W_2 x)`` and complex ``G_mc = exp(-exp(alpha_m) + i omega_c)``;
     the stream gets ``g * normalized(W_3 S) + (1 - g) * W_5 x`` with ``g = sigmoid(W_4 x)`` (equations 6 to 13).

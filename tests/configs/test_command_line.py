@@ -9,7 +9,8 @@ import pytest
 import train
 from configs import Settings, SettingsError, read
 from configs.command_line import find_config, parse
-from configs.settings import ENCODERS, MEMORIES, PolicySettings
+from configs.help import CALLED, TOPICS, setting_options
+from configs.settings import ENCODERS, MEMORIES, SETTINGS, PolicySettings
 from tests.pairs import each
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +136,6 @@ def test_a_mistake_in_the_file_names_its_line_unless_the_command_line_mends_it(f
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--algorithm.gama", "0.9"], "--algorithm.gamma"),
         (["--policy.activation", "rleu"], "relu"),
         (["--total-timesteps", "1.5"], "must be a whole number, got 1.5"),
         (["--env.kwargs", "length"], "expected name=value, got 'length'"),
@@ -155,10 +155,67 @@ def test_words_that_cannot_be_parsed_end_with_exit_code_2_and_a_hint(
     assert expected in captured.err + captured.out
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--algorithm.gama", "--algorithm.gamma"),
+        ("--algo", "--algorithm.name"),
+        ("--gamma", "--algorithm.gamma"),
+        ("--lr=3e-4", "--algorithm.learning-rate"),
+        ("--policy.memroy", "--policy.memory"),
+        ("--seedz", "--seed"),
+    ],
+)
+def test_an_option_that_there_is_not_names_the_one_that_was_meant(word: str, meant: str) -> None:
+    with pytest.raises(SettingsError, match=f"there is no option {word.partition('=')[0]}; did you mean {meant}"):
+        parse([word, "1"])
+
+
+def test_every_hint_names_an_option_that_can_be_typed() -> None:
+    options = setting_options(Settings())
+    for meant in CALLED.values():
+        assert meant in options or meant.rpartition(".")[0] in options
+
+
+def test_every_setting_and_switch_is_a_known_option() -> None:
+    for option, (kind, value) in setting_options(Settings()).items():
+        if kind is bool:
+            group, dot, name = option.rpartition(".")
+            for switch in (f"--{option}", f"--{group}{dot}no-{name}"):
+                parse([switch])
+        elif isinstance(value, str):
+            assert parse([f"--{option}", value]).settings == Settings()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_is_short_and_its_topics_explain_every_setting(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = {}
+    for words in (["--help"], ["-h"], ["--help-all"], *(["--help", topic] for topic in TOPICS)):
+        assert train.main(words) == 0
+        shown[words[-1]] = capsys.readouterr().out
+        assert max(map(len, shown[words[-1]].splitlines())) <= columns
+    assert shown["--help"] == shown["-h"]
+    assert len(shown["--help"].splitlines()) <= 45
+    for key in SETTINGS:
+        option, topic = f"  --{key.replace('_', '-')}", key.partition(".")[0] if "." in key else "run"
+        assert option in shown[topic]
+        assert option in shown["--help-all"]
+
+
+def test_help_of_a_topic_shows_the_values_of_the_settings_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--config", "tmaze", "--help", "env"]) == 0
+    assert "[TMaze-v0]" in capsys.readouterr().out
+
+
 def test_files_that_come_with_the_package_are_found_by_name() -> None:
     assert [find_config(path.stem) for path in CONFIGS] == CONFIGS
-    with pytest.raises(SettingsError, match=r"no settings file cartpole_nov; by name there are .*cartpole_novel"):
+    with pytest.raises(SettingsError, match=r"no settings file cartpole_nov; did you mean 'cartpole_novel'\?"):
         find_config("cartpole_nov")
+    with pytest.raises(SettingsError, match=r"no settings file zzz; by name there are .*cartpole_novel"):
+        find_config("zzz")
 
 
 def test_a_printed_configuration_reads_back_to_the_same_settings(

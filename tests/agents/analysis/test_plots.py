@@ -48,5 +48,5 @@ def test_every_condition_of_an_ablation_has_a_row() -> None:
 
 def test_without_matplotlib_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # so Python says it is not there
-    with pytest.raises(ImportError, match=r'pip install "recurl\[plots\]"'):
+    with pytest.raises(ImportError, match=r'pip install .*\[plots\]"'):
         plots.horizon(Horizon(np.ones(2), np.ones(2, dtype=np.int64)))
