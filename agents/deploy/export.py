@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.checkpoint import PreviousInputs
 from agents.deploy import c_source, onnx
 from agents.deploy.player import Player
-from agents.deploy.step import AgentStep, ExportError
+from agents.deploy.step import AgentStep, ExportError, channels_first
 
 SUFFIXES = (".onnx", ".pt", ".c")
 FORMAT = 1
@@ -117,6 +117,9 @@ def described(step: AgentStep) -> dict[str, Any]:
         "outputs": step.output_names,
         "shapes": {name: list(part.shape[1:]) for name, part in zip(step.input_names, inputs, strict=True)},
         "dtypes": {name: str(part.numpy().dtype) for name, part in zip(step.input_names, inputs, strict=True)},
+        "images": [
+            name for name, part in zip(step.input_names, step.observed_spaces, strict=False) if channels_first(part)
+        ],
         "observation_space": str(step.observation_space),
         "action_space": str(step.action_space),
         "agent": digest.hexdigest(),

@@ -93,6 +93,11 @@ class Player:
             FileNotFoundError: there is no such file.
             CheckpointError: it is no agent's file, or damaged, or needs a class that was not given.
         """
+        if str(path).endswith((".onnx", ".pt", ".c")):
+            raise CheckpointError(
+                f"{path} is an exported policy, not a saved agent: recurl.play.ExportedPolicy plays .onnx, "
+                "torch.jit.load .pt; load the agent's .zip"
+            )
         saved = SavedAgent(path, custom_objects)
         policy = _policy_of(saved, get_device(device))
         return cls(policy, saved.normalizer, previous=saved.previous, deterministic=deterministic)
