@@ -277,7 +277,7 @@ def ablate_run(run: RunDirectory, options: Options) -> None:
 
 def export_run(run: RunDirectory, options: Options, path: Path, *, value: bool, sample: bool) -> None:
     """Writes one of a run's agents as a file that acts without this package, compared with it on the run's task."""
-    with loaded(run, options, min(options.n_envs, 10)) as agent:
+    with loaded(run, options, 1) as agent:  # one: its episodes then end among the steps that are compared
         agent.player.deterministic = True
         written = export(agent.player, path, value=value, sample=sample, env=agent.env)
     configs.say(
