@@ -32,6 +32,7 @@ from agents.checkpoint.container import PathOrFile
 from agents.checkpoint.previous import Added
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.buffer import map_observations
+from agents.rollout.masks import as_shown
 
 
 class NotFiniteObservation(ValueError, FloatingPointError):
@@ -147,7 +148,8 @@ class Player:
 
     def around(self, env: VecEnv) -> VecEnv:
         """Environments whose observations :meth:`act` takes without rewards: wrapped, if the agent sees its last action
-        and reward and they do not show them."""
+        and reward, or what ``action_masks()`` gives, and they do not show them."""
+        env = as_shown(env, self.observation_space)
         return self.previous.wrap(env) if self.previous is not None and self.previous.missing_in(env) else env
 
     def normalized(self, observation: Any) -> Any:
