@@ -9,6 +9,7 @@ a saved one, ``import_contrib`` reads a model of ``sb3_contrib``.
 
 from agents import checkpoint
 from agents.algorithms.a2c import RecurrentA2C
+from agents.algorithms.imitation import Imitation
 from agents.algorithms.ppo import RecurrentPPO
 from agents.analysis.evaluation import evaluate
 from agents.deploy.contrib import import_contrib
@@ -25,6 +26,7 @@ __all__ = [
     "MEMORIES",
     "ActionMaskVecEnv",
     "CnnLstmPolicy",
+    "Imitation",
     "Memory",
     "MlpLstmPolicy",
     "MultiInputLstmPolicy",
