@@ -49,6 +49,7 @@ from agents.checkpoint import (
     SavableAlgorithm,
     as_learned,
     check_parameters,
+    hub,
     load_algorithm,
     previous_inputs,
     read_parameters,
@@ -666,6 +667,29 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     ) -> SelfAlgorithm:
         """A new agent from a file, of which nothing is executed: see ``agents.checkpoint.load_algorithm``."""
         return load_algorithm(cls, path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    @classmethod
+    def from_hub(
+        cls: type[SelfAlgorithm],
+        source: Any,
+        env: GymEnv | str | None = None,
+        *,
+        filename: str = hub.AGENT,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """:meth:`load` of an agent that was shared; nothing in its file is executed.
+
+        Args:
+            source: ``"owner/name"`` of the Hugging Face Hub, or a local folder as ``evaluate.py RUN --card`` writes it.
+            filename, revision: of the repository.
+            kwargs: as for :meth:`load`.
+
+        Raises:
+            CheckpointError: it is not there, or no such file.
+            ImportError: ``huggingface_hub`` is not installed.
+        """
+        return cls.load(hub.shared_file(source, filename, revision), env, **kwargs)
 
     def set_parameters(
         self,

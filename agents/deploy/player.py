@@ -26,7 +26,7 @@ from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent, undisturbed
+from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent, hub, undisturbed
 from agents.checkpoint.budget import building
 from agents.checkpoint.container import PathOrFile
 from agents.checkpoint.previous import Added
@@ -102,6 +102,13 @@ class Player:
         saved = SavedAgent(path, custom_objects)
         policy = _policy_of(saved, get_device(device))
         return cls(policy, saved.normalizer, previous=saved.previous, deterministic=deterministic)
+
+    @classmethod
+    def from_hub(
+        cls, source: Any, *, filename: str = hub.AGENT, revision: str | None = None, **kwargs: Any
+    ) -> "Player":
+        """The player of an agent that was shared; see ``RecurrentPPO.from_hub``. ``kwargs`` as for :meth:`load`."""
+        return cls.load(hub.shared_file(source, filename, revision), **kwargs)
 
     @classmethod
     def of(cls, algorithm: RecurrentOnPolicyAlgorithm, *, deterministic: bool = True) -> "Player":
