@@ -11,6 +11,7 @@
 This file stands alone: it can be copied next to the model. Axes: B agents that act at once.
 """
 
+import importlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,9 @@ class ExportedPolicy:
         self._after = slice(min(after, default=0), max(after, default=-1) + 1)
         self._seed = seed
         self._calls = 0
-        self.reset()
+        self._state: State | None = None
+        self._batch_size: int | None = None
+        self._starts = np.ones(1, dtype=bool)
 
     def act(self, observation: Any, reward: Any = None) -> NDArray[Any]:
         """The action for one observation, or the actions (B, ...) for a batch of them; the memory is carried on.
@@ -103,9 +106,7 @@ class ExportedPolicy:
         None is all of them, and then the next call of ``act`` may be for another number of agents.
         """
         if mask is None:
-            self._state: State | None = None
-            self._batch_size: int | None = None
-            self._starts = np.ones(1, dtype=bool)
+            self._state = self._batch_size = None
         elif self._state is not None:
             chosen = np.atleast_1d(np.asarray(mask, dtype=bool))
             if chosen.shape != self._starts.shape:
@@ -228,7 +229,7 @@ class ExportedPolicy:
 
 def _session(path: pathlib.Path, threads: int) -> Any:
     try:
-        import onnxruntime
+        onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise ImportError("an exported policy needs onnxruntime: pip install 'recurl[onnx]'") from error
     if path.suffix in (".pt", ".c"):

@@ -365,10 +365,12 @@ class _Tensors(NamedTuple):
 def as_stored(actions: NDArray[Any], policy: RecurrentActorCriticPolicy) -> NDArray[Any]:
     """Actions as an environment takes them, (B, ...) -> as the policy stores them, (B,) or (B, A)."""
     space: Any = policy.action_space
+    flat: NDArray[Any]
     if isinstance(space, spaces.Discrete):
         return actions.reshape(-1).astype(np.int64) - int(space.start)
     if isinstance(space, spaces.MultiDiscrete):
-        return actions.reshape(-1, len(space.nvec)).astype(np.int64) - np.asarray(space.start)
+        flat = actions.reshape(-1, len(space.nvec)).astype(np.int64) - np.asarray(space.start)
+        return flat
     flat = actions.reshape(-1, int(np.prod(space.shape))).astype(np.float32)
     if policy.squash_output:
         low, high = np.ravel(space.low), np.ravel(space.high)

@@ -41,8 +41,8 @@ def shared_file(source: str | pathlib.Path, filename: str = AGENT, revision: str
     hub = client()
     try:
         return pathlib.Path(hub.hf_hub_download(str(source), filename, revision=revision))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the client's own, those of its HTTP library, and OSError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{filename} of {source} could not be fetched ({reason}): see that it is there"
         ) from error
@@ -60,8 +60,8 @@ def push(folder: pathlib.Path, repository: str) -> str:
         api = hub.HfApi()
         url = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder)
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the client's own, those of its HTTP library, and OSError
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{repository} could not be written to ({reason}): log in with `hf auth login`"
         ) from error

@@ -267,11 +267,14 @@ def to_sb3_zip(agent: Any, path: str | pathlib.Path) -> pathlib.Path:
     if path.exists():
         raise FileExistsError(f"{path} is there already: remove it, or give another name")
     policy: RecurrentActorCriticPolicy = getattr(agent, "policy", agent)
-    settings = {name: value for name in PLAIN if isinstance(value := getattr(agent, name, None), int | float | str)}
+    settings: dict[str, Any] = {
+        name: value for name in PLAIN if isinstance(value := getattr(agent, name, None), int | float | str)
+    }
     with undisturbed():
+        no_environment: Any = None
         theirs = sb3_contrib.RecurrentPPO(
             _their_policy(policy),
-            None,
+            no_environment,
             policy_kwargs=_their_kwargs(policy),
             use_sde=policy.use_sde,
             device="cpu",
