@@ -267,6 +267,8 @@ class _Collecting:
     def rollout(self, n_steps: int, mixing: float) -> tuple[Experience, float]:
         """Steps of the student, each labeled, and the share in which both would have done the same."""
         self._policy.set_training_mode(False)
+        if self._student.use_sde:
+            self._policy.reset_noise(self._env.num_envs)
         steps, agreed = [], []
         for _ in range(n_steps):
             shown = map_observations(np.array, self._original())
