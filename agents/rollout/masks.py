@@ -61,7 +61,12 @@ class ActionMaskVecEnv(VecEnvWrapper):
 def has_action_masks(venv: VecEnv) -> bool:
     """Whether all environments have the method. Not every vector environment answers."""
     try:
-        return bool(venv.has_attr(ACTION_MASKS))
+        if not venv.has_attr(ACTION_MASKS):
+            return False
+        # Stable-Baselines3's own answer takes any value, None too, for an attribute; where it is another's (of worker
+        # processes, which would have to send the method) it is taken as it is.
+        asks_for_value = type(venv.unwrapped).has_attr is VecEnv.has_attr
+        return not asks_for_value or all(map(callable, venv.get_attr(ACTION_MASKS)))
     except Exception:  # whatever it raises
         return False
 
