@@ -9,6 +9,7 @@ Nothing but the run's directory is needed: settings, weights and normalizer lie 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -42,6 +43,8 @@ def command(argv: Sequence[str] | None) -> None:
         return
     if words.inside or words.horizon is not None:
         analyses.check_plots()
+    if words.push_to_hub is not None:
+        analyses.check_hub()
     typed = [*configs.command_words("evaluate"), *(sys.argv[1:] if argv is None else argv)]
     runs = analyses.open_runs(words.run, words.trust, typed)
     options = analyses.Options(**{name: getattr(words, name) for name in analyses.Options._fields})
@@ -49,8 +52,11 @@ def command(argv: Sequence[str] | None) -> None:
         analyses.compare(runs, options, words.json, words.report)
         return
     (run,) = runs
-    if run.has_agent or words.report is None:
-        analyses.evaluate_run(run, options, words.json)
+    shares = words.card or words.push_to_hub is not None
+    if run.has_agent or words.report is None or shares:
+        result = analyses.evaluate_run(run, options, words.json)
+        if shares:
+            analyses.share_run(run, options, result, words.push_to_hub, dry=words.dry_run)
     if words.export is not None:
         analyses.export_run(run, options, words.export, value=words.with_value, sample=words.with_sampling)
     if words.video is not None:
@@ -82,6 +88,12 @@ def faults(words: argparse.Namespace) -> Iterator[str]:
         yield f"--export {words.export}: exists and is not overwritten; choose another name"
     if several and words.export is not None:
         yield "--export writes one run's agent; give one run"
+    if words.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", words.push_to_hub):
+        yield f"--push-to-hub {words.push_to_hub}: expected owner/name"
+    if words.dry_run and words.push_to_hub is None:
+        yield "--dry-run goes with --push-to-hub owner/name"
+    if several and (words.card or words.push_to_hub is not None):
+        yield "--card and --push-to-hub share one run's agent; give one run"
     if video is not None and video.suffix not in (".mp4", ".gif"):
         yield f"--video {video}: expected a name that ends in .mp4 or .gif"
     if not words.list and not words.run:
@@ -123,6 +135,9 @@ def parser() -> argparse.ArgumentParser:
     add("--export", metavar="FILE", type=Path, help=file)
     switch("--with-value", help="of --export: the critic's value is an output too")
     switch("--with-sampling", help="of --export: actions are drawn, by an input seed")
+    switch("--card", help="write a folder to be shared into the run: model card, agent, settings, results, report")
+    add("--push-to-hub", metavar="OWNER/NAME", help="send that folder to the Hugging Face Hub")
+    switch("--dry-run", help="of --push-to-hub: list what would go, and send nothing")
     page = "write an HTML page too, of several runs a comparison (default: report.html in the run)"
     add("--report", metavar="FILE", type=Path, nargs="?", const=IN_THE_RUN, help=page)
     switch("--list", help="list the runs there are, and evaluate none")

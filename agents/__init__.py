@@ -9,6 +9,7 @@ a saved one, ``import_contrib`` reads a model of ``sb3_contrib``.
 
 from agents import checkpoint
 from agents.algorithms.a2c import RecurrentA2C
+from agents.algorithms.imitation import Imitation
 from agents.algorithms.ppo import RecurrentPPO
 from agents.analysis.evaluation import evaluate
 from agents.deploy.contrib import import_contrib
@@ -17,12 +18,15 @@ from agents.encoders import ENCODERS
 from agents.memory import MEMORIES, Memory
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.contrib import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
+from agents.rollout.masks import ActionMaskVecEnv
 from agents.runs.previous import hand_in_environments
 
 __all__ = [
     "ENCODERS",
     "MEMORIES",
+    "ActionMaskVecEnv",
     "CnnLstmPolicy",
+    "Imitation",
     "Memory",
     "MlpLstmPolicy",
     "MultiInputLstmPolicy",

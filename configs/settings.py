@@ -64,20 +64,12 @@ ENCODERS: dict[str, tuple[str, ...]] = {
 """The encoders that have a name, and the arguments each takes."""
 
 WRAPPERS = (
-    *("mask", "flicker", "dropout", "delay", "noise", "previous_action_reward", "history", "flatten"),
+    *("keep", "mask", "flicker", "dropout", "delay", "noise", "previous_action_reward", "history", "flatten"),
     *("pad_graph", "pad_sequence", "action_delay", "randomize", "trials", "atari"),
 )
 """The wrappers that have a name."""
 
 PREVIOUS = "previous_action_reward"
-
-BEFORE: dict[str, Any] = {
-    "env.previous_action_reward": False,
-    "algorithm.ent_coef_schedule": "constant",
-    "evaluation.share": None,
-    "evaluation.steps": None,
-}
-"""What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""
 
 RENAMED_MEMORY_KWARGS = {"initialisation": "initialization"}
 """Arguments of memories under the names that such files may have them by."""
@@ -114,7 +106,7 @@ class EnvironmentSettings:
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
     wrappers: tuple[Wrapper, ...] | None = None
-    """Wrappers, innermost first: mask, flicker, dropout, delay, noise, previous_action_reward, history, flatten,
+    """Wrappers, innermost first: keep, mask, flicker, dropout, delay, noise, previous_action_reward, history, flatten,
     pad_graph, pad_sequence, action_delay, randomize, trials, atari, or `module:Class`; with arguments
     `{name: {argument: value}}`. None: of an Atari game those for small gray frames, which are printed and written into
     the run's settings; else none."""
@@ -232,6 +224,33 @@ class PolicySettings:
 
 
 @dataclass(frozen=True)
+class ImitationSettings:
+    """A teacher, whose actions the agent learns before it learns from rewards."""
+
+    teacher: str | None = None
+    """A run, an agent's file (.zip) or an exported policy (.onnx) that says what it would do; None: no teacher."""
+    key: str | None = None
+    """The part of a Dict observation that the teacher sees, one of the policy's privileged keys; None: the observation
+    as the environment gives it, or the keys that the teacher knows."""
+    steps: Annotated[int, AT_LEAST_1] = 8192
+    """Environment steps in which it teaches; they do not count among total_timesteps."""
+    n_steps: Annotated[int, AT_LEAST_1] = 64
+    """Steps collected from each environment between two updates."""
+    sequence_length: Annotated[int, AT_LEAST_1] = 32
+    """Steps through which gradients flow back."""
+    n_epochs: Annotated[int, AT_LEAST_1] = 20
+    """Passes over all that was seen so far, after each n_steps."""
+    batch_size: Annotated[int, AT_LEAST_1] = 512
+    """Steps in a minibatch."""
+    learning_rate: Annotated[float, POSITIVE] = 1e-3
+    """Step size of the optimizer."""
+    mixing: Annotated[float, FRACTION] = 0.0
+    """The teacher acts itself with this probability to the power of the rollout's number: in the first always."""
+    critic_steps: Annotated[int, AT_LEAST_0] = 8192
+    """Environment steps after that in which the critic alone learns; 0: none."""
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """Periodic evaluation on environments of its own; the best agent is kept as best.zip."""
 
@@ -301,6 +320,7 @@ class Settings:
     env: EnvironmentSettings = EnvironmentSettings()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     policy: PolicySettings = PolicySettings()
+    imitation: ImitationSettings = ImitationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -365,6 +385,16 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return dataclasses.replace(settings, **replaced, **own)
 
 
+BEFORE: dict[str, Any] = {
+    "env.previous_action_reward": False,
+    "algorithm.ent_coef_schedule": "constant",
+    "evaluation.share": None,
+    "evaluation.steps": None,
+    **{f"imitation.{each.name}": each.default for each in dataclasses.fields(ImitationSettings)},
+}
+"""What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""
+
+
 def as_meant(found: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a file by dotted key, and where an older run has written all of them what has a name since."""
     unsaid = SETTINGS.keys() - found.keys()
@@ -421,7 +451,7 @@ def problems(settings: Settings) -> list[tuple[str, str]]:
     """(dotted key, what is wrong with it) for every setting that cannot be used."""
     algorithm, policy, env = settings.algorithm, settings.policy, settings.env
     found = [*_out_of_range(settings), *_unusable_algorithm(algorithm), *_unusable_policy(policy)]
-    found += _unusable_environment(env)
+    found += [*_unusable_environment(env), *_unusable_imitation(settings.imitation, policy)]
     if (name := settings.name) is not None and (name in {"", ".", ".."} or any(mark in name for mark in "/\\\0")):
         found.append(("name", f"must be the name of one directory, got {name!r}; runs chooses the folder around it"))
     return found
@@ -462,6 +492,19 @@ def _unusable_policy(policy: PolicySettings) -> Iterator[tuple[str, str]]:
         yield (
             "policy.actions",
             f"{policy.actions} are those of encoder graph, not of {policy.encoder}; use that, or actions flat",
+        )
+
+
+def _unusable_imitation(imitation: ImitationSettings, policy: PolicySettings) -> Iterator[tuple[str, str]]:
+    if imitation.teacher is None:
+        if imitation != ImitationSettings():
+            yield "imitation.teacher", "is missing: give a run or a file, or leave the other settings of imitation out"
+        return
+    if imitation.key is not None and imitation.key not in policy.kwargs.get("privileged", ()):
+        yield (
+            "imitation.key",
+            f"names what the teacher sees, and the actor would act on it: --policy.kwargs "
+            f"'privileged=[{imitation.key}]' --policy.critic-memory separate",
         )
 
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import configs
 import evaluate
 import train
+from agents import Player, RecurrentPPO
+from agents.checkpoint import CheckpointError
 from agents.runs.directory import RunDirectory
 from agents.runs.launch import SeedsFailed
 from configs import EnvironmentFault, Settings
@@ -384,3 +387,42 @@ def test_a_fault_is_reported_in_a_sentence_and_leaves_nothing_behind(
     assert "Traceback" not in error
     new = {path.parent.name for path in set(runs.rglob("*")) - before}
     assert new <= ({"evaluations", "other", "pair-5"} if "--inside" in typed else {"runs", "pair-5"})
+
+
+def test_an_agent_is_shared_as_a_folder_and_comes_back_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(run), "--episodes", "3", "--push-to-hub", "me/maze", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    folder = run / "hub"
+    files = {"README.md", "agent.zip", "report.html", "results.json", "settings.yaml"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert all(file in shown for file in files)
+    assert "this would go to me/maze; nothing was sent" in shown
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    (model,) = yaml.safe_load(front)["model-index"]
+    returns = json.loads((folder / "results.json").read_text())["return"]
+    assert model["results"][0]["metrics"][0]["value"].startswith(f"{returns['mean']:.4g} (")
+    assert model["results"][0]["dataset"]["name"] == "TMaze-v0"
+    assert f"| mean return | {returns['mean']:.4g} |" in text
+    assert str(run) not in "".join((folder / file).read_text() for file in ("README.md", "settings.yaml"))
+    model = RecurrentPPO.from_hub(folder, device="cpu")
+    again = RecurrentPPO.load(RunDirectory(run).best, device="cpu")
+    assert all(map(torch.equal, model.policy.parameters(), again.policy.parameters()))
+    assert Player.from_hub(folder).policy.action_space == model.action_space
+
+
+def test_sharing_says_what_is_missing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, fault in (
+        (["--push-to-hub", "maze"], "--push-to-hub maze: expected owner/name"),
+        (["--dry-run"], "--dry-run goes with --push-to-hub owner/name"),
+    ):
+        assert evaluate.main([str(run), *words]) == 2
+        assert fault in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"holds no agent.zip: write it with evaluate.py RUN --card"):
+        RecurrentPPO.from_hub(tmp_path)
+    with pytest.raises(CheckpointError, match="nowhere is no folder, and no repository of the Hub, such as owner/name"):
+        RecurrentPPO.from_hub("nowhere")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert evaluate.main([str(run), "--episodes", "1", "--push-to-hub", "me/maze"]) == 2
+    assert "sharing agents needs huggingface_hub: pip install 'recurl[hub]'" in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_recurl_gives_what_agents_gives() -> None:
 
 def test_another_package_called_agents_in_front_is_named(tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text("__all__ = []\n")
-    code = "import sys; sys.path[:0] = sys.argv[1:]; import recurl"
+    code = "import sys; sys.path[:0] = sys.argv[1:]; from recurl import Player"
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path, ROOT], cwd=tmp_path, capture_output=True, text=True, check=False
     )

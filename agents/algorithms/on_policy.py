@@ -49,6 +49,7 @@ from agents.checkpoint import (
     SavableAlgorithm,
     as_learned,
     check_parameters,
+    hub,
     load_algorithm,
     previous_inputs,
     read_parameters,
@@ -68,6 +69,14 @@ from agents.rollout.buffer import (
     check_sequence_length,
     map_observations,
     number_of_minibatches,
+)
+from agents.rollout.masks import (
+    ACTION_MASKS,
+    ActionMaskVecEnv,
+    as_shown,
+    has_action_masks,
+    shows_masks,
+    with_masks,
 )
 from agents.rollout.numpy_actor import make_actor
 from agents.rollout.returns import Moments, advantage_scale
@@ -142,7 +151,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     def _adopt(self, env: GymEnv | str) -> None:
         """The environments to train in, and their spaces."""
         env = type(self).find(env) if isinstance(env, str) else env
-        wrapped = self._wrap_env(maybe_make_env(env, self.verbose), self.verbose)
+        wrapped = self._with_masks(self._wrap_env(maybe_make_env(env, self.verbose), self.verbose))
         checks.check_observation_space(wrapped.observation_space)
         check_action_space(wrapped.action_space, self.use_sde, self.policy_kwargs.get("squash_output", False))
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
@@ -213,7 +222,6 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         checks.check_acts_as_it_learns(self.policy)
         if self.verbose:
             print(*(f"Observation: {line}" for line in self.policy.observation_lines()), sep="\n")
-        self._warn_of_masks()
         state = self.policy.initial_state(self.n_envs)
         self._last_state = state
         self.rollout_buffer = SequenceRolloutBuffer(
@@ -231,19 +239,32 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         )
         warn_of_uneven_minibatches(self.n_steps, self.n_envs, self.rollout_buffer.sequence_length, self.batch_size)
 
-    def _warn_of_masks(self) -> None:
-        """Warns where an environment is made for MaskablePPO, whose way of masking actions has no effect here."""
-        has_masks = False
-        with contextlib.suppress(Exception):  # not every vector environment answers
-            has_masks = self.env is not None and self.env.has_attr("action_masks")
-        if has_masks and self.policy.action_mask is None:
+    def _with_masks(self, venv: VecEnv) -> VecEnv:
+        """``venv`` with what ``action_masks()`` gives in its observations, where a policy is to be made that reads it.
+
+        Raises:
+            ValueError: a normalizer that does not know of masks lies around them.
+        """
+        if "action_mask" in self.policy_kwargs or not has_action_masks(venv):
+            return venv
+        if issubclass(self.policy_class, LstmPolicy):  # with sb3-contrib's arguments, which have no masks
             warnings.warn(
-                "the environment has action_masks(), as sb3-contrib's MaskablePPO and ActionMasker use it; here it has "
-                'no effect. Make the mask a part of a Dict observation and name it: policy "RecurrentPolicy" with '
-                'policy_kwargs=dict(action_mask="mask")',
+                "the environment has action_masks(), as sb3-contrib's MaskablePPO and ActionMasker use it, and "
+                f'{self.policy_class.__name__} has no effect of them, as in sb3-contrib; use "RecurrentPolicy", which '
+                "obeys them",
                 UserWarning,
                 stacklevel=2,
             )
+            return venv
+        self.policy_kwargs = {**self.policy_kwargs, "action_mask": ACTION_MASKS}
+        if shows_masks(venv.observation_space):
+            return venv
+        if unwrap_vec_normalize(venv) is not None:
+            raise ValueError(
+                "VecNormalize lies around environments with action_masks(), which it must not normalize; put them "
+                "inside: VecNormalize(agents.ActionMaskVecEnv(venv), norm_obs_keys=['observation'])"
+            )
+        return ActionMaskVecEnv(venv)
 
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, n_rollout_steps: int
@@ -511,14 +532,24 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
     ) -> tuple[Any, Any]:
         """Stable-Baselines3's, on observations as the policy sees them.
 
+        Args:
+            action_masks: (N,) or (B, N), true where an action is allowed, as MaskablePPO takes them: in place of the
+                part of the observation that ``action_mask`` of the policy names.
+
         Raises:
-            ValueError: they are of another shape; if the last action and reward are missing in them, the message says
-                how an environment comes to show them.
+            ValueError: observations are of another shape; if the last action and reward or the masks are missing in
+                them, the message says how an environment comes to show them.
         """
+        observation = self._masked(observation, action_masks)
         try:
             return super().predict(observation, state, episode_start, deterministic)
         except (ValueError, LookupError) as error:
@@ -529,6 +560,27 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 f"{error}. This agent sees its last action and reward with the observation: let it act on "
                 "get_env(), on agents.checkpoint.normalizer(model, vec_env), or as a Player"
             ) from error
+
+    def _masked(self, observation: Any, action_masks: Any) -> Any:
+        """The observation with the masks that came beside it."""
+        key = self.policy.action_mask
+        if action_masks is None:
+            if key == ACTION_MASKS and not isinstance(observation, dict | tuple):
+                raise ValueError(
+                    "this agent sees which actions are allowed: hand in action_masks=env.action_masks(), or act on "
+                    "get_env(), which shows them"
+                )
+            return observation
+        if key is None:
+            raise ValueError(
+                "this policy was made without action masks: train it in an environment with action_masks(), or with "
+                'policy_kwargs=dict(action_mask="mask")'
+            )
+        return with_masks(observation, np.asarray(action_masks), key)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Stable-Baselines3's; environments with ``action_masks()`` show them to an agent that sees them."""
+        super().set_env(as_shown(self._wrap_env(env, self.verbose), self.observation_space), force_reset)
 
     def _rollout_before(self) -> str:
         return f"the rollout of {self.n_steps} steps that ended at time step {self.num_timesteps}"
@@ -615,6 +667,29 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     ) -> SelfAlgorithm:
         """A new agent from a file, of which nothing is executed: see ``agents.checkpoint.load_algorithm``."""
         return load_algorithm(cls, path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    @classmethod
+    def from_hub(
+        cls: type[SelfAlgorithm],
+        source: Any,
+        env: GymEnv | str | None = None,
+        *,
+        filename: str = hub.AGENT,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> SelfAlgorithm:
+        """:meth:`load` of an agent that was shared; nothing in its file is executed.
+
+        Args:
+            source: ``"owner/name"`` of the Hugging Face Hub, or a local folder as ``evaluate.py RUN --card`` writes it.
+            filename, revision: of the repository.
+            kwargs: as for :meth:`load`.
+
+        Raises:
+            CheckpointError: it is not there, or no such file.
+            ImportError: ``huggingface_hub`` is not installed.
+        """
+        return cls.load(hub.shared_file(source, filename, revision), env, **kwargs)
 
     def set_parameters(
         self,

@@ -26,6 +26,7 @@ from agents.checkpoint.normalizer import NormalizerState, RestoredNormalizer, is
 from agents.checkpoint.previous import PreviousInputs
 from agents.checkpoint.random_states import set_process_states, undisturbed
 from agents.checks.text import printable
+from agents.rollout.masks import as_shown
 
 Algorithm = TypeVar("Algorithm", bound=SavableAlgorithm)
 
@@ -143,7 +144,7 @@ def _prepared(cls: type[Algorithm], env: GymEnv | str, saved: SavedAgent) -> tup
         raise CheckpointError(f"{saved.file}: verbose is {verbose!r}, expected 0, 1 or 2; use another copy")
     verbose, state = int(verbose), saved.normalizer
     env = cls.find(env) if isinstance(env, str) else env
-    venv = cls._wrap_env(maybe_make_env(env, verbose), verbose)
+    venv = as_shown(cls._wrap_env(maybe_make_env(env, verbose), verbose), saved.observation_space)
     own = unwrap_vec_normalize(venv)
     left_alone = state is None or (own is not None and not is_fresh(own))
     venv = completed(cls, venv, env, saved.previous, state, verbose)
@@ -225,7 +226,7 @@ def normalizer(source: Any, venv: VecEnv) -> VecNormalize:
 
 def as_learned(model: SavableAlgorithm, venv: VecEnv) -> VecEnv:
     """Plain environments for evaluation as a loaded agent learned to see its own, with the true rewards."""
-    wrapper = model.get_vec_normalize_env()
+    wrapper, venv = model.get_vec_normalize_env(), as_shown(venv, model.observation_space)
     state = NormalizerState.of(wrapper) if isinstance(wrapper, RestoredNormalizer) else None
     return completed(type(model), venv, venv, previous_inputs(model), state)
 

@@ -1,4 +1,4 @@
-"""Imports models saved by ``sb3_contrib.RecurrentPPO``, without running what is pickled in them.
+"""Imports models saved by ``sb3_contrib.RecurrentPPO``, without running what is pickled in them, and writes such.
 
 Such a file is a zip of one JSON document, ``data``, and state dicts written by ``torch.save``, which
 ``agents.checkpoint.torch_file`` reads. Most fields of ``data`` are plain JSON; the others carry a pickle with a text of
@@ -6,6 +6,7 @@ what its attributes look like. The pickles are left alone; schedules and classes
 text.
 """
 
+import pathlib
 import re
 import warnings
 import zipfile
@@ -13,9 +14,11 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import IO, Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -28,6 +31,10 @@ from agents.checkpoint.container import MALFORMED, PathOrFile, name_of, opened, 
 from agents.checkpoint.loading import built, check_changes
 from agents.checkpoint.torch_file import check_stored, read_state
 from agents.checkpoint.values import SCHEDULES, known_classes
+from agents.deploy.step import ExportError
+from agents.memory import LSTM
+from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.nodes import NodeActionPolicy
 
 RENAMED = (("lstm_actor.", "memory_actor."), ("lstm_critic.", "memory_critic."), ("critic.", "memory_critic.linear."))
 NUMBER = r"([-+0-9.e]+)"
@@ -236,3 +243,133 @@ def _optimizer_state(model: RecurrentPPO, saved_names: list[str], state: Mapping
         raise ValueError(f"an optimizer of {len(group['params'])} parameters, expected {len(names)}")
     slots = {ours: state["state"][theirs[name]] for ours, name in enumerate(names) if theirs[name] in state["state"]}
     return {"state": slots, "param_groups": [{**group, "params": list(range(len(names)))}]}
+
+
+def to_sb3_zip(agent: Any, path: str | pathlib.Path) -> pathlib.Path:
+    """Writes a file that ``sb3_contrib.RecurrentPPO.load`` reads: the way back of :func:`import_contrib`.
+
+    Weights and settings that are numbers go along; schedules as the number they start with, and neither optimizer nor
+    normalizer: save that with ``agent.get_vec_normalize_env().save("normalizer.pkl")``.
+
+    Args:
+        agent: a ``RecurrentPPO``, or a policy.
+        path: a name that ends in .zip.
+
+    Raises:
+        ExportError: sb3-contrib has no such policy, or what it makes of the file acts otherwise; nothing is written.
+        FileExistsError: there is such a file.
+    """
+    import sb3_contrib  # half a second, which only this needs
+
+    path = pathlib.Path(path)
+    if path.suffix != ".zip":
+        raise ExportError(f"{path}: expected a name that ends in .zip, got {path.suffix or 'none'}")
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: remove it, or give another name")
+    policy: RecurrentActorCriticPolicy = getattr(agent, "policy", agent)
+    settings: dict[str, Any] = {
+        name: value for name in PLAIN if isinstance(value := getattr(agent, name, None), int | float | str)
+    }
+    with undisturbed():
+        no_environment: Any = None
+        theirs = sb3_contrib.RecurrentPPO(
+            _their_policy(policy),
+            no_environment,
+            policy_kwargs=_their_kwargs(policy),
+            use_sde=policy.use_sde,
+            device="cpu",
+            _init_setup_model=False,
+            **settings,
+        )
+        theirs.observation_space, theirs.action_space, theirs.n_envs = policy.observation_space, policy.action_space, 1
+        theirs._setup_model()
+        weights = {_their_name(name): part.detach().cpu() for name, part in policy.state_dict().items()}
+        if weights.keys() != theirs.policy.state_dict().keys():
+            others = sorted(weights.keys() ^ theirs.policy.state_dict().keys())
+            raise ExportError(f"sb3-contrib's policy has other weights ({', '.join(others)}): export it as .onnx")
+        theirs.policy.load_state_dict(weights)
+        _check_acts_alike(policy, theirs.policy)
+    theirs.save(path)
+    return path
+
+
+PLAIN = (
+    "n_steps",
+    "batch_size",
+    "n_epochs",
+    "gamma",
+    "gae_lambda",
+    "vf_coef",
+    "max_grad_norm",
+    "ent_coef",
+    "target_kl",
+)
+"""Settings that both have, where they are numbers."""
+STEPS_COMPARED = 32
+
+
+def _their_policy(policy: RecurrentActorCriticPolicy) -> str:
+    """The name of sb3-contrib's policy.
+
+    Raises:
+        ExportError: there is none.
+    """
+    memory, extractor = policy.memory_actor, type(policy.pi_features_extractor)
+    reasons = {
+        f"the memory {type(memory).__name__}, where it has an LSTM alone": type(memory) is not LSTM,
+        "a learned initial state": any(name.startswith("initial") for name, _ in memory.named_parameters()),
+        "choices that start at another number than 0": bool(np.any(getattr(policy.action_space, "start", 0))),
+        "dropout that is one mask through an episode": bool(getattr(memory, "dropout", 0.0)),
+        "action masks": policy.action_mask is not None,
+        "privileged observations": bool(policy.privileged),
+        "actions about nodes or links": isinstance(policy, NodeActionPolicy),
+        f"the encoder {extractor.__name__}": extractor not in THEIR_EXTRACTORS,
+    }
+    found = [reason for reason, is_so in reasons.items() if is_so]
+    if found:
+        raise ExportError(f"sb3-contrib has not {' nor '.join(found)}: export the agent as .onnx")
+    return THEIR_EXTRACTORS[extractor]
+
+
+THEIR_EXTRACTORS: dict[type, str] = {
+    FlattenExtractor: "MlpLstmPolicy",
+    NatureCNN: "CnnLstmPolicy",
+    CombinedExtractor: "MultiInputLstmPolicy",
+}
+
+
+def _their_kwargs(policy: RecurrentActorCriticPolicy) -> dict[str, Any]:
+    memory: Any = policy.memory_actor
+    return {
+        "net_arch": policy.net_arch,
+        "activation_fn": policy.activation_fn,
+        "features_extractor_kwargs": policy.features_extractor_kwargs,
+        "share_features_extractor": policy.share_features_extractor,
+        "normalize_images": policy.normalize_images,
+        "squash_output": policy.squash_output,
+        "lstm_hidden_size": memory.hidden_size,
+        "n_lstm_layers": memory.num_layers,
+        "shared_lstm": policy.critic_memory in ("shared", "detached"),  # alike in acting
+        "enable_critic_lstm": policy.critic_memory == "separate",
+        "lstm_kwargs": {"bias": memory.layer_parameters(0)[2] is not None},
+    }
+
+
+def _their_name(name: str) -> str:
+    for theirs, ours in reversed(RENAMED):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _check_acts_alike(ours: RecurrentActorCriticPolicy, theirs: Any) -> None:
+    """Raises ExportError unless both act alike on observations drawn from the space, an episode starting in between."""
+    space, state, their_state = ours.observation_space, None, None
+    space.seed(0)
+    for step in range(STEPS_COMPARED):
+        seen, starts = space.sample(), np.array([step % 10 == 0])
+        one, state = ours.predict(seen, state, starts, deterministic=True)
+        other, their_state = theirs.predict(seen, their_state, starts, deterministic=True)
+        apart = float(np.abs(np.asarray(one, np.float64) - np.asarray(other, np.float64)).max())
+        if apart > 1e-5:
+            raise ExportError(f"what sb3-contrib makes of the file acts otherwise ({apart:.3g} at step {step})")

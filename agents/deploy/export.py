@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.checkpoint import PreviousInputs
 from agents.deploy import c_source, onnx
 from agents.deploy.player import Player
-from agents.deploy.step import AgentStep, ExportError
+from agents.deploy.step import AgentStep, ExportError, channels_first
 
 SUFFIXES = (".onnx", ".pt", ".c")
 FORMAT = 1
@@ -45,7 +45,7 @@ class Exported(NamedTuple):
     Args:
         path: the file.
         difference: the largest between agent and file, of any output over all steps they were compared.
-        steps: how many those were.
+        steps: how many those were, over all agents.
     """
 
     path: pathlib.Path
@@ -117,6 +117,9 @@ def described(step: AgentStep) -> dict[str, Any]:
         "outputs": step.output_names,
         "shapes": {name: list(part.shape[1:]) for name, part in zip(step.input_names, inputs, strict=True)},
         "dtypes": {name: str(part.numpy().dtype) for name, part in zip(step.input_names, inputs, strict=True)},
+        "images": [
+            name for name, part in zip(step.input_names, step.observed_spaces, strict=False) if channels_first(part)
+        ],
         "observation_space": str(step.observation_space),
         "action_space": str(step.action_space),
         "agent": digest.hexdigest(),
@@ -136,7 +139,7 @@ class Comparison:
     def __init__(self, step: AgentStep, run: Run) -> None:
         self._step, self._run = step, run
         self.difference, self.steps, self.where = 0.0, 0, ""
-        self._n_agents = 0
+        self._n_agents = self._n_calls = 0
         self._rng = np.random.default_rng(0)
         self._ours: Arrays = []
         self._theirs: Arrays = []
@@ -156,7 +159,7 @@ class Comparison:
             self._ours = [part.numpy() for part in self._step.initial_state(n_agents)]
             self._theirs = self._ours
         reward = [np.asarray(rewards, np.float32)] if self._step.sees_reward else []
-        seed = [np.array(self.steps, np.int64)] if self._step.sample else []
+        seed = [np.array(self._n_calls, np.int64)] if self._step.sample else []
         before, after = [np.asarray(part) for part in parts] + reward, [starts, *seed]
         with torch.no_grad():
             given = [torch.as_tensor(part) for part in (*before, *self._ours, *after)]
@@ -170,10 +173,11 @@ class Comparison:
                 raise ExportError(f"{name} is {other.shape} in the exported model and {one.shape} in the agent")
             apart = self._tied(ours, one, other) if name == "action" else _apart(one, other)
             if not apart <= self.difference:
-                self.difference, self.where = apart, f"{name} at step {self.steps} of {n_agents} agents"
+                self.difference, self.where = apart, f"{name} at step {self._n_calls} of {n_agents} agents"
         numbers = [i for i, name in enumerate(self._step.output_names) if name.startswith("state_out_")]
         self._ours, self._theirs = [ours[i] for i in numbers], [theirs[i] for i in numbers]
-        self.steps += 1
+        self.steps += n_agents
+        self._n_calls += 1
 
     def _tied(self, ours: Arrays, one: NDArray[Any], other: NDArray[Any]) -> float:
         """Of actions; of choices 0 where the two that were taken are as good as equally probable."""

@@ -26,12 +26,13 @@ from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent, undisturbed
+from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, SavedAgent, hub, undisturbed
 from agents.checkpoint.budget import building
 from agents.checkpoint.container import PathOrFile
 from agents.checkpoint.previous import Added
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.buffer import map_observations
+from agents.rollout.masks import as_shown
 
 
 class NotFiniteObservation(ValueError, FloatingPointError):
@@ -93,9 +94,21 @@ class Player:
             FileNotFoundError: there is no such file.
             CheckpointError: it is no agent's file, or damaged, or needs a class that was not given.
         """
+        if str(path).endswith((".onnx", ".pt", ".c")):
+            raise CheckpointError(
+                f"{path} is an exported policy, not a saved agent: recurl.play.ExportedPolicy plays .onnx, "
+                "torch.jit.load .pt; load the agent's .zip"
+            )
         saved = SavedAgent(path, custom_objects)
         policy = _policy_of(saved, get_device(device))
         return cls(policy, saved.normalizer, previous=saved.previous, deterministic=deterministic)
+
+    @classmethod
+    def from_hub(
+        cls, source: Any, *, filename: str = hub.AGENT, revision: str | None = None, **kwargs: Any
+    ) -> "Player":
+        """The player of an agent that was shared; see ``RecurrentPPO.from_hub``. ``kwargs`` as for :meth:`load`."""
+        return cls.load(hub.shared_file(source, filename, revision), **kwargs)
 
     @classmethod
     def of(cls, algorithm: RecurrentOnPolicyAlgorithm, *, deterministic: bool = True) -> "Player":
@@ -142,7 +155,8 @@ class Player:
 
     def around(self, env: VecEnv) -> VecEnv:
         """Environments whose observations :meth:`act` takes without rewards: wrapped, if the agent sees its last action
-        and reward and they do not show them."""
+        and reward, or what ``action_masks()`` gives, and they do not show them."""
+        env = as_shown(env, self.observation_space)
         return self.previous.wrap(env) if self.previous is not None and self.previous.missing_in(env) else env
 
     def normalized(self, observation: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from torch import Tensor, nn
 
 from agents.checkpoint import NormalizerState, PreviousInputs
@@ -75,9 +76,9 @@ class AgentStep(nn.Module):
 
     def example(self, batch_size: int) -> tuple[Tensor, ...]:
         """Inputs for this many agents, at an episode's start."""
-        space = self.observation_space
-        parts = [space[key] for key in self.keys] if isinstance(space, spaces.Dict) else [space]
-        observations = [torch.as_tensor(np.stack([part.sample() for _ in range(batch_size)])) for part in parts]
+        observations = [
+            torch.as_tensor(np.stack([part.sample() for _ in range(batch_size)])) for part in self.observed_spaces
+        ]
         reward = [torch.zeros(batch_size)] if self._previous else []
         seed = [torch.zeros((), dtype=torch.int64)] if self.sample else []
         starts = torch.ones(batch_size, dtype=torch.bool)
@@ -104,6 +105,12 @@ class AgentStep(nn.Module):
         values = (self.policy.values(critic),) if critic is not None else ()
         shown = tuple(part.expand_as(parameters[0]) for part in parameters[: self._n_parameters])
         return (action, *shown, *after, *values)
+
+    @property
+    def observed_spaces(self) -> list[spaces.Space[Any]]:
+        """Of the first inputs, in their order."""
+        space = self.observation_space
+        return [space[key] for key in self.keys] if isinstance(space, spaces.Dict) else [space]
 
     @property
     def sees_reward(self) -> bool:
@@ -206,6 +213,11 @@ class _Normalizer(nn.Module):
             return part
         mean, deviation = self.moments[key]
         return ((part.double() - mean) / deviation).clamp(-self.limit, self.limit).float()
+
+
+def channels_first(space: spaces.Space[Any]) -> bool:
+    """Whether these are images with their channels first."""
+    return isinstance(space, spaces.Box) and is_image_space(space) and is_image_space_channels_first(space)
 
 
 def width(space: Any) -> int:

@@ -55,7 +55,7 @@ from agents.kernels.plan import (
 from agents.memory import Memory, NoMemory, NumpyStep, State, make_memory
 from agents.memory.layers import numpy_linear
 from agents.memory.recurrent import unroll_together
-from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head
+from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head, number_of_choices
 from agents.policy.state_layouts import Given, Of, StateReader, read_episode_starts, takes_states
 
 CRITIC_MEMORIES = ("shared", "detached", "separate", "none")
@@ -669,14 +669,7 @@ def _check_action_mask(key: str | None, observation_space: spaces.Space[Any], ac
         return
     if not isinstance(observation_space, spaces.Dict) or key not in observation_space.spaces:
         raise ValueError(f"action_mask names a key of a Dict observation; {key!r} is not in {observation_space}")
-    if isinstance(action_space, spaces.Discrete):
-        expected = int(action_space.n)
-    elif isinstance(action_space, spaces.MultiDiscrete):
-        expected = int(np.sum(action_space.nvec))
-    elif isinstance(action_space, spaces.MultiBinary):
-        expected = int(np.prod(action_space.shape))
-    else:
-        raise ValueError(f"actions can be masked for Discrete, MultiDiscrete and MultiBinary, not for {action_space}")
+    expected = number_of_choices(action_space)
     size = int(np.prod(observation_space.spaces[key].shape or ()))
     if size != expected:
         raise ValueError(

@@ -227,6 +227,21 @@ def make_action_head(
     )
 
 
+def number_of_choices(space: spaces.Space[Any]) -> int:
+    """Entries of a mask of actions: the choices of all axes, or the bits.
+
+    Raises:
+        ValueError: no actions of this space can be masked.
+    """
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(np.sum(space.nvec))
+    if isinstance(space, spaces.MultiBinary):
+        return int(np.prod(space.shape))
+    raise ValueError(f"actions can be masked for Discrete, MultiDiscrete and MultiBinary, not for {space}")
+
+
 def _within(space: spaces.Box, actions: NDArray[Any]) -> NDArray[Any]:
     """Actions clipped to their bounds, where there are any.
 

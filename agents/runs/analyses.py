@@ -1,9 +1,10 @@
 """The analyses of trained runs: their directories -> agents and environments -> agents.analysis -> terminal, files."""
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ from agents.analysis.report.history import RunError, RunHistory
 from agents.analysis.report.page import comparison_page, run_page
 from agents.analysis.statistics import mean, table
 from agents.analysis.video import VideoError, write_video
-from agents.checkpoint import CheckpointError
+from agents.checkpoint import CheckpointError, hub
+from agents.deploy.card import model_card
 from agents.deploy.export import export
 from agents.deploy.player import Player
 from agents.runs.budget import games_at_the_end
-from agents.runs.construction import make_environments, own_classes
+from agents.runs.construction import ALGORITHMS, make_environments, own_classes
 from agents.runs.directory import RunDirectory, runs_in
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
 
@@ -277,13 +279,56 @@ def ablate_run(run: RunDirectory, options: Options) -> None:
 
 def export_run(run: RunDirectory, options: Options, path: Path, *, value: bool, sample: bool) -> None:
     """Writes one of a run's agents as a file that acts without this package, compared with it on the run's task."""
-    with loaded(run, options, min(options.n_envs, 10)) as agent:
+    with loaded(run, options, 1) as agent:  # one: its episodes then end among the steps that are compared
         agent.player.deterministic = True
         written = export(agent.player, path, value=value, sample=sample, env=agent.env)
     configs.say(
         f"\n{agent.file.name} exported to {written.path}; over {written.steps:,} steps it differs from the agent by "
         f"{written.difference:.1g} at most"
     )
+
+
+def share_run(
+    run: RunDirectory, options: Options, result: Mapping[str, Any], repository: str | None, *, dry: bool = False
+) -> None:
+    """Writes a folder to be shared into the run: card, agent, settings, results, report; uploads it, unless ``dry``.
+
+    Args:
+        result: what :func:`evaluate_run` gave.
+        repository: ``owner/name``; None: the folder alone.
+    """
+    settings, folder = configs.read(run.settings), run.free_name("hub")
+    files = {
+        hub.AGENT: "the agent: weights, spaces, normalizer",
+        "settings.yaml": "what it was trained with",
+        "results.json": "every episode of the evaluation",
+        "report.html": "curves, results and an episode to step through",
+    }
+    name, algorithm = repository or run.path.resolve().name, ALGORITHMS[settings.algorithm.name].__name__
+    card = model_card(name, result, settings.policy.memory, algorithm, files, repository or folder.name)
+    with reported_as(SettingsError, "--card", OSError, RunError):
+        folder.mkdir()
+        shutil.copyfile(run.find(options.checkpoint), folder / hub.AGENT)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        shared = replace(settings, runs="runs", name=None)  # no paths of this machine
+        (folder / "settings.yaml").write_text(configs.dump(shared), encoding="utf-8")
+    _write_json(folder / "results.json", {key: value for key, value in result.items() if key != "run"})
+    report_run(run, options, folder / "report.html")
+    listed = "".join(f"\n  {each.name:14} {each.stat().st_size:>12,} bytes" for each in sorted(folder.iterdir()))
+    configs.say(f"written to {folder}:{listed}")
+    if repository is None:
+        return
+    if dry:
+        configs.say(f"this would go to {repository}; nothing was sent")
+        return
+    with reported_as(CheckpointFault, "--push-to-hub", CheckpointError):
+        configs.say(f"sent to {hub.push(folder, repository)}")
+
+
+def check_hub() -> None:
+    """Raises :class:`SettingsError` where the Hub's client is missing."""
+    with reported_as(SettingsError, "--push-to-hub", ImportError):
+        hub.client()
 
 
 def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None) -> None:

@@ -16,6 +16,7 @@ from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
 from agents.encoders.kinds import kind_of
+from agents.rollout.masks import ACTION_MASKS, ActionMaskVecEnv, shows_masks
 from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from configs import EnvironmentFault, Settings, reported_as
 from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
@@ -42,7 +43,7 @@ def make_environments(
     settings, _ = fitted_to_family(settings)
     task, is_rendered = settings.env, render_mode is not None
     with reported_as(EnvironmentFault, f"environment {task.id}"):
-        return envs.make(
+        env = envs.make(
             task.id,
             n_envs,
             seed=seed,
@@ -55,6 +56,8 @@ def make_environments(
             max_restarts=task.max_restarts,
             resumable=resumable,
         )
+        obeys = settings.policy.kwargs.get("action_mask") == ACTION_MASKS and not shows_masks(env.observation_space)
+        return ActionMaskVecEnv(env) if obeys else env
 
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:

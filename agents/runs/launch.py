@@ -22,6 +22,7 @@ from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
 from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from agents.runs.directory import RunDirectory, run_name, write_atomically
+from agents.runs.imitation import taught, teacher_of
 from agents.runs.resuming import resume_agent
 from agents.runs.symptoms import slow_environment, symptoms
 from agents.runs.threads import choose_threads
@@ -150,6 +151,7 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
     ):
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
+        teacher = None if resumed else teacher_of(settings)
         settings, more = fitted_to_observations(settings, env.observation_space)
         agent = resumed or _new_agent(settings, env)
         run.write_versions(computed=_print_plan(agent, chosen + more))
@@ -159,6 +161,8 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
             print(f"computing on {choice}")
             settings = replace(settings, threads=choice.threads)
         write_atomically(run.settings, configs.dump(settings))
+        if teacher is not None:
+            taught(agent, teacher, settings)
         training = Training(agent, environments, run, settings, interruption, resumed=resumed is not None)
         training.run(trained=lambda: _film(run, settings))
 

@@ -1,5 +1,6 @@
 """What hides, garbles or adds to observations, on any environment.
 
+    keep                     the observation as it is here, under a key of its own
     mask                     entries are zero, or left out
     flicker                  the whole observation is zero now and then
     dropout                  single sensors fail for some steps
@@ -140,6 +141,34 @@ class Transform(ABC):
 
     def _unpacked(self, observations: Tree) -> Parts:
         return {"": observations} if self._plain else observations
+
+
+class Keep(Transform):
+    """The observation as it is here is seen under a key of its own too, whatever wrappers around it do to the rest.
+
+    For a teacher, or a critic, that sees what the agent does not: `keep`, then `mask` with `keys`. What was no Dict
+    becomes one: "observation", and the key. Of a Dict, one part is kept (`of`).
+    """
+
+    def __init__(self, *around: Any, key: str = "kept", of: str | None = None):
+        """`key`: the name; `of`: the part of a Dict observation that is meant."""
+        self._key, self._of = key, of
+        super().__init__(*around)
+
+    def _spaces(self) -> Spaces:
+        if self._plain != (self._of is None) or (self._of or "") not in self._inner:
+            raise ValueError(
+                f"{self._name}: of={self._of!r} must name a part of a Dict observation, and nothing else; the "
+                f"observation has the keys {sorted(self._inner)}"
+            )
+        outer = {"observation" if self._plain else key: space for key, space in self._inner.items()}
+        if self._key in outer:
+            raise ValueError(f"{self._name}: the observation has a key {self._key!r} already; choose another")
+        return {**outer, self._key: self._inner[self._of or ""]}
+
+    def _first(self, parts: Parts, rows: Rows) -> Parts:
+        outer = {"observation" if self._plain else key: values for key, values in parts.items()}
+        return {**outer, self._key: parts[self._of or ""].copy()}
 
 
 class Mask(Transform):
@@ -510,6 +539,7 @@ class WrappedEnv(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 WRAPPERS: dict[str, type[Transform] | type[gymnasium.Wrapper[Any, Any, Any, Any]]] = {
+    "keep": Keep,
     "mask": Mask,
     "flicker": Flicker,
     "dropout": Dropout,

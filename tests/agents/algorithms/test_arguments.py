@@ -480,13 +480,13 @@ def test_a_policy_built_on_observations_that_are_no_arrays_says_what_makes_them_
         check_observation_space(space)
 
 
-def test_masks_of_an_action_masker_give_a_warning() -> None:
+def test_masks_of_an_action_masker_give_a_warning_to_policies_of_sb3_contrib() -> None:
     class Masking(Stub):
         def action_masks(self) -> Any:
             return np.array([True, False])
 
-    with pytest.warns(UserWarning, match=r"action_masks\(\).*no effect.*action_mask="):
-        train(Masking(), learn=0)
+    with pytest.warns(UserWarning, match=r"action_masks\(\).*no effect.*RecurrentPolicy"):
+        train(Masking(), "MlpLstmPolicy", learn=0)
 
 
 def test_a_batch_that_does_not_divide_the_rollout_gives_a_warning() -> None:
