@@ -49,6 +49,7 @@ TOPICS = {
     "policy": "encoder, memory, heads",
     "evaluation": "evaluations while training and after it",
     "checkpoint": "checkpoints",
+    "imitation": "a teacher to learn from before reinforcement learning",
     "tracking": "metrics, TensorBoard, Weights & Biases",
 }
 WORDS = """Lists and mappings are written as words: --policy.net-arch 64 64, --env.kwargs length=20 active=true. A
