@@ -267,11 +267,8 @@ class EvaluationSettings:
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
     """Steps after which an episode is truncated; None: never. Without a time limit an episode need not end."""
     share: Annotated[float | None, Range(lambda value: 0 < value <= 1, "greater than 0 and at most 1")] = 0.1
-    """Share of a run's time that evaluations may take, those after training included: where episodes are long, fewer
-    are played, and less often; None: any."""
-    steps: Annotated[int | None, AT_LEAST_1] = None
-    """Environment steps that all evaluations of a run may take; None: share of those of training, by what a step costs
-    with and without learning, measured in the first update and written into the run's settings."""
+    """Environment steps that evaluations may take, those after training included, as a share of the steps of training:
+    where episodes are long, fewer are played, and less often; None: any."""
     stop_at_return: Annotated[float | None, FINITE] = None
     """End training when an evaluation's mean return reaches this; None: train to the end."""
 
@@ -389,7 +386,6 @@ BEFORE: dict[str, Any] = {
     "env.previous_action_reward": False,
     "algorithm.ent_coef_schedule": "constant",
     "evaluation.share": None,
-    "evaluation.steps": None,
     **{f"imitation.{each.name}": each.default for each in dataclasses.fields(ImitationSettings)},
 }
 """What settings meant before they had a name: in a file that names all others, which a run has written, they are so."""

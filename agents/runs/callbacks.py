@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 
@@ -281,15 +282,15 @@ class PeriodicEvaluation(BetweenUpdates):
         settings: EvaluationSettings,
         *,
         seed: int,
-        games: Callable[[int, bool], tuple[int, int | None]] | None = None,
+        games: Callable[[BaseAlgorithm, bool], tuple[int, int | None]] | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
-        """``games``: at a step of training, the last or not, how many episodes of how many steps at most; 0 puts an
-        evaluation off."""
+        """``games``: of the model as it is, at the last evaluation or not, how many episodes of how many steps at most;
+        0 puts an evaluation off."""
         super().__init__()
         self._run, self._environments, self._settings = run, environments, settings
         self._seed, self._report = seed, report
-        self._games = games or (lambda step, last: (settings.episodes, settings.max_steps))
+        self._games = games or (lambda model, last: (settings.episodes, settings.max_steps))
         self._every = self._next = settings.every
         self._last, self._best = -1, -math.inf
         self._is_limited = False
@@ -314,12 +315,12 @@ class PeriodicEvaluation(BetweenUpdates):
 
     def _evaluate(self, *, last: bool = False) -> None:
         step = self.model.num_timesteps
-        episodes, max_steps = self._games(step, last)
+        episodes, max_steps = self._games(self.model, last)
         if episodes < self._settings.episodes and not self._is_limited:
             self._is_limited = True
             self._report(
                 f"evaluations are of fewer than {self._settings.episodes} episodes, or put off: they may take "
-                f"{self._settings.share:.0%} of the time (--evaluation.share None: any)"
+                f"{self._settings.share:.0%} of the steps of training (--evaluation.share None: any)"
             )
         if not episodes:
             return

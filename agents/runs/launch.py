@@ -17,7 +17,6 @@ from agents.analysis.report.history import RunError, figures
 from agents.checkpoint import CheckpointError
 from agents.kernels.plan import missing
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
-from agents.runs.budget import for_another_length
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
 from agents.runs.defaults import fitted_to_family, fitted_to_observations
@@ -133,8 +132,6 @@ def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
 def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, interruption: Interruption) -> None:
     torch.set_num_threads(settings.threads or 1)
     settings, chosen = fitted_to_family(settings)
-    if recorded is not None:
-        settings = for_another_length(settings, recorded)
     evaluation = settings.evaluation
     n_evaluated = min(evaluation.n_envs or settings.env.n_envs, (evaluation.episodes + 1) // 2)
     evaluated = partial(make_environments, settings)

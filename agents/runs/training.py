@@ -6,6 +6,7 @@ Everything of a step is on file before the checkpoint of that step, so what come
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
@@ -13,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import CheckpointError
 from agents.runs import callbacks
-from agents.runs.budget import EvaluationBudget
+from agents.runs.budget import games
 from agents.runs.construction import EvaluationEnvironments
 from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
@@ -42,18 +43,17 @@ class Training:
         self._interruption = interruption
         self._checkpoints = callbacks.Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
         self._progress = callbacks.ProgressDisplay(settings.total_timesteps, shown=settings.progress)
-        budget = EvaluationBudget(run, settings)
         evaluation = callbacks.PeriodicEvaluation(
             run,
             environments,
             settings.evaluation,
             seed=settings.seed,
-            games=budget.games,
+            games=partial(games, run, settings),
             report=self._progress.report,
         )
         update_ends = UpdateEnds()
         diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
-        self._callbacks: list[BaseCallback] = [update_ends, budget, *diagnostics, callbacks.FiniteWeights()]
+        self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, callbacks.FiniteWeights()]
         self._callbacks += [self._interruption, self._progress, evaluation, self._checkpoints, Phases(update_ends)]
 
     def run(self, trained: Callable[[], None] = lambda: None) -> None:

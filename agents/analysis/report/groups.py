@@ -179,11 +179,7 @@ def plain(value: Any) -> str:
 
 
 def _deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what does not tell runs apart; `evaluation.steps` is measured by each run."""
-    deciding = {key: value for key, value in settings.items() if key not in INCIDENTAL}
-    if isinstance(evaluation := deciding.get("evaluation"), Mapping):
-        deciding["evaluation"] = {key: value for key, value in evaluation.items() if key != "steps"}
-    return deciding
+    return {key: value for key, value in settings.items() if key not in INCIDENTAL}
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
