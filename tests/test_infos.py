@@ -78,6 +78,7 @@ def learned(env: VecEnv) -> dict[str, Any]:
         policy_kwargs=dict(lstm_hidden_size=4),
     ).learn(64)
     buffer, evaluation = model.rollout_buffer, evaluate(model, env, 4, seed=0)
+    assert buffer.real is buffer.valid  # its first name, which scripts read
     env.close()
     return {
         "valid": buffer.valid,

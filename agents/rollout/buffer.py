@@ -149,6 +149,11 @@ class SequenceRolloutBuffer:
         self._next_order: NDArray[np.int64] | None = None
         self.valid.fill_(True)
 
+    @property
+    def real(self) -> Tensor:
+        """``valid`` under its first name, which scripts read."""
+        return self.valid
+
     def size(self) -> int:
         """Steps collected so far, each environment counted once."""
         return self.buffer_size if self.full else self.pos
