@@ -80,8 +80,7 @@ def measured(settings: Settings, folder: pathlib.Path) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from agents.deploy import c_source
-    from agents.deploy.export import export
+    from agents.deploy import c_source, export
     from agents.deploy.onnx import OnnxStep
     from agents.deploy.step import AgentStep
     from agents.runs.analyses import Options, loaded

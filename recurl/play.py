@@ -36,7 +36,7 @@ class ExportedPolicy:
     policy, with the state handed in and out.
 
     Args:
-        path: a model that ``evaluate.py RUN --export policy.onnx`` or ``agents.deploy.export.export`` wrote.
+        path: a model that ``evaluate.py RUN --export policy.onnx`` or ``agents.deploy.export`` wrote.
         seed: of the actions, in a file that draws them.
         threads: that onnxruntime computes with.
 
@@ -49,7 +49,7 @@ class ExportedPolicy:
         metadata: what the file says of itself: ``inputs``, ``shapes``, ``dtypes``, ``observation_space``,
             ``action_space``, ``version``, ``difference`` (from its agent when it was written), ``agent`` (checksum).
         sees_reward: whether ``act`` and ``predict`` need the reward of the last action.
-        draws: whether actions are drawn; else they are the most probable.
+        draws: whether actions are sampled; else they are deterministic.
     """
 
     def __init__(self, path: str | pathlib.Path, *, seed: int = 0, threads: int = 1) -> None:
@@ -138,9 +138,9 @@ class ExportedPolicy:
         """
         if deterministic is not None and deterministic is self.draws:
             raise ExportedPolicyError(
-                "this file takes the most probable actions; export it with --with-sampling for deterministic=False"
+                "this file takes deterministic actions; export it with --with-sampling for deterministic=False"
                 if self.draws is False
-                else "this file draws its actions; export it without --with-sampling for deterministic=True"
+                else "this file samples its actions; export it without --with-sampling for deterministic=True"
             )
         arrays, batch_size = self._checked(observation)
         n_agents = 1 if batch_size is None else batch_size
@@ -231,7 +231,7 @@ def _session(path: pathlib.Path, threads: int) -> Any:
     try:
         onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise ImportError("an exported policy needs onnxruntime: pip install 'recurl[onnx]'") from error
+        raise ImportError("an exported policy needs onnxruntime: pip install onnxruntime") from error
     if path.suffix in (".pt", ".c"):
         cure = "torch.jit.load plays it" if path.suffix == ".pt" else "a C compiler does"
         raise ExportedPolicyError(f"{path}: expected an exported policy.onnx, got {path.suffix}: {cure}")

@@ -16,6 +16,7 @@ import evaluate
 import train
 from agents import Player, RecurrentPPO
 from agents.checkpoint import CheckpointError
+from agents.checks.extras import install_command
 from agents.runs.directory import RunDirectory
 from agents.runs.launch import SeedsFailed
 from configs import EnvironmentFault, Settings
@@ -403,7 +404,8 @@ def test_an_agent_is_shared_as_a_folder_and_comes_back_from_it(run: Path, capsys
     assert model["results"][0]["metrics"][0]["value"].startswith(f"{returns['mean']:.4g} (")
     assert model["results"][0]["dataset"]["name"] == "TMaze-v0"
     assert f"| mean return | {returns['mean']:.4g} |" in text
-    assert str(run) not in "".join((folder / file).read_text() for file in ("README.md", "settings.yaml"))
+    texts = [path.read_text() for path in folder.iterdir() if path.suffix != ".zip"]
+    assert not any(str(run.parent) in text for text in texts)  # where it lies on this machine is nobody's business
     model = RecurrentPPO.from_hub(folder, device="cpu")
     again = RecurrentPPO.load(RunDirectory(run).best, device="cpu")
     assert all(map(torch.equal, model.policy.parameters(), again.policy.parameters()))
@@ -425,4 +427,4 @@ def test_sharing_says_what_is_missing(
         RecurrentPPO.from_hub("nowhere")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert evaluate.main([str(run), "--episodes", "1", "--push-to-hub", "me/maze"]) == 2
-    assert "sharing agents needs huggingface_hub: pip install 'recurl[hub]'" in capsys.readouterr().err
+    assert f"sharing agents needs huggingface_hub: {install_command('hub')}" in capsys.readouterr().err

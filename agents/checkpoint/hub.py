@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from agents.checkpoint.container import CheckpointError
+from agents.checks.extras import install_command
 
 AGENT = "agent.zip"
 """The agent's file in a shared folder."""
@@ -21,7 +22,7 @@ def client() -> Any:
     try:
         return importlib.import_module("huggingface_hub")
     except ImportError as error:
-        raise ImportError("sharing agents needs huggingface_hub: pip install 'recurl[hub]'") from error
+        raise ImportError(f"sharing agents needs huggingface_hub: {install_command('hub')}") from error
 
 
 def shared_file(source: str | pathlib.Path, filename: str = AGENT, revision: str | None = None) -> pathlib.Path:

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-EXTRAS = {"plots": "matplotlib", "video": "moviepy", "onnx": "onnxruntime"}
+EXTRAS = {"plots": "matplotlib", "video": "moviepy", "onnx": "onnxruntime", "hub": "huggingface_hub"}
 """Extra -> a module that comes with it."""
 
 _ROOT = Path(__file__).parents[2]

@@ -39,7 +39,7 @@ def model_card(
             }
         ],
     }
-    manner = "most probable" if result["deterministic"] else "sampled"
+    manner = "deterministic" if result["deterministic"] else "sampled"
     listed = "\n".join(f"- `{file}`: {what}" for file, what in files.items())
     return f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---

@@ -259,35 +259,15 @@ def to_sb3_zip(agent: Any, path: str | pathlib.Path) -> pathlib.Path:
         ExportError: sb3-contrib has no such policy, or what it makes of the file acts otherwise; nothing is written.
         FileExistsError: there is such a file.
     """
-    import sb3_contrib  # half a second, which only this needs
-
     path = pathlib.Path(path)
     if path.suffix != ".zip":
         raise ExportError(f"{path}: expected a name that ends in .zip, got {path.suffix or 'none'}")
     if path.exists():
         raise FileExistsError(f"{path} is there already: remove it, or give another name")
     policy: RecurrentActorCriticPolicy = getattr(agent, "policy", agent)
-    settings: dict[str, Any] = {
-        name: value for name in PLAIN if isinstance(value := getattr(agent, name, None), int | float | str)
-    }
+    settings = {name: value for name in PLAIN if isinstance(value := getattr(agent, name, None), int | float | str)}
     with undisturbed():
-        no_environment: Any = None
-        theirs = sb3_contrib.RecurrentPPO(
-            _their_policy(policy),
-            no_environment,
-            policy_kwargs=_their_kwargs(policy),
-            use_sde=policy.use_sde,
-            device="cpu",
-            _init_setup_model=False,
-            **settings,
-        )
-        theirs.observation_space, theirs.action_space, theirs.n_envs = policy.observation_space, policy.action_space, 1
-        theirs._setup_model()
-        weights = {_their_name(name): part.detach().cpu() for name, part in policy.state_dict().items()}
-        if weights.keys() != theirs.policy.state_dict().keys():
-            others = sorted(weights.keys() ^ theirs.policy.state_dict().keys())
-            raise ExportError(f"sb3-contrib's policy has other weights ({', '.join(others)}): export it as .onnx")
-        theirs.policy.load_state_dict(weights)
+        theirs = _their_model(policy, settings)
         _check_acts_alike(policy, theirs.policy)
     theirs.save(path)
     return path
@@ -306,6 +286,29 @@ PLAIN = (
 )
 """Settings that both have, where they are numbers."""
 STEPS_COMPARED = 32
+
+
+def _their_model(policy: RecurrentActorCriticPolicy, settings: dict[str, Any]) -> Any:
+    """sb3-contrib's algorithm with a policy's weights."""
+    import sb3_contrib  # half a second, which only this needs
+
+    no_environment: Any = None
+    theirs = sb3_contrib.RecurrentPPO(
+        _their_policy(policy),
+        no_environment,
+        policy_kwargs=_their_kwargs(policy),
+        use_sde=policy.use_sde,
+        device="cpu",
+        _init_setup_model=False,
+        **settings,
+    )
+    theirs.observation_space, theirs.action_space, theirs.n_envs = policy.observation_space, policy.action_space, 1
+    theirs._setup_model()
+    weights = {_their_name(name): part.detach().cpu() for name, part in policy.state_dict().items()}
+    if others := weights.keys() ^ theirs.policy.state_dict().keys():
+        raise ExportError(f"sb3-contrib's policy has other weights ({', '.join(sorted(others))}): export it as .onnx")
+    theirs.policy.load_state_dict(weights)
+    return theirs
 
 
 def _their_policy(policy: RecurrentActorCriticPolicy) -> str:

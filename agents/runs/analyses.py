@@ -26,12 +26,13 @@ from agents.analysis.statistics import mean, table
 from agents.analysis.video import VideoError, write_video
 from agents.checkpoint import CheckpointError, hub
 from agents.deploy.card import model_card
-from agents.deploy.export import export
+from agents.deploy.exports import export
 from agents.deploy.player import Player
 from agents.runs.budget import games_at_the_end
 from agents.runs.construction import ALGORITHMS, make_environments, own_classes
 from agents.runs.directory import RunDirectory, runs_in
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
+from configs.settings import ImitationSettings
 
 HORIZON_EPISODES = 20
 
@@ -130,10 +131,13 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
 
     The best agent is the luckiest of many evaluations; what training comes to is the last.
     """
-    evaluation = configs.read(run.settings).evaluation
-    episodes, max_steps = games_at_the_end(run, evaluation)
+    settings = configs.read(run.settings)
+    evaluation = settings.evaluation
+    episodes, max_steps = games_at_the_end(run, settings)
     if episodes < evaluation.final_episodes:
-        share = f"evaluations may take {evaluation.share or 1:.0%} of the time (--evaluation.share None: any)"
+        share = (
+            f"evaluations may take {evaluation.share or 1:.0%} of the steps of training (--evaluation.share None: any)"
+        )
         print(f"{episodes} episodes each instead of {evaluation.final_episodes}: {share}")
     # The way that the run is set to act by comes last: it is what a comparison of seeds takes.
     ways = (not deterministic, deterministic)
@@ -209,9 +213,9 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
     return groups
 
 
-def report_run(run: RunDirectory, options: Options, path: Path | None = None) -> None:
-    """Writes a run's page, into the run unless a path is given."""
-    history, shown, note = _history(run), None, ""
+def report_run(run: RunDirectory, options: Options, path: Path | None = None, settings: Settings | None = None) -> None:
+    """Writes a run's page, into the run unless a path is given; ``settings`` are shown in place of the run's own."""
+    history, shown, note = RunHistory(run.path, asdict(settings or configs.read(run.settings))), None, ""
     if run.has_agent:
         with loaded(run, options, 1) as agent:
             player, env = agent.player, agent.env
@@ -298,6 +302,7 @@ def share_run(
         repository: ``owner/name``; None: the folder alone.
     """
     settings, folder = configs.read(run.settings), run.free_name("hub")
+    shared = replace(settings, runs="runs", name=None, imitation=_without_folder(settings.imitation))
     files = {
         hub.AGENT: "the agent: weights, spaces, normalizer",
         "settings.yaml": "what it was trained with",
@@ -310,10 +315,9 @@ def share_run(
         folder.mkdir()
         shutil.copyfile(run.find(options.checkpoint), folder / hub.AGENT)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        shared = replace(settings, runs="runs", name=None)  # no paths of this machine
         (folder / "settings.yaml").write_text(configs.dump(shared), encoding="utf-8")
     _write_json(folder / "results.json", {key: value for key, value in result.items() if key != "run"})
-    report_run(run, options, folder / "report.html")
+    report_run(run, options, folder / "report.html", shared)
     listed = "".join(f"\n  {each.name:14} {each.stat().st_size:>12,} bytes" for each in sorted(folder.iterdir()))
     configs.say(f"written to {folder}:{listed}")
     if repository is None:
@@ -323,6 +327,11 @@ def share_run(
         return
     with reported_as(CheckpointFault, "--push-to-hub", CheckpointError):
         configs.say(f"sent to {hub.push(folder, repository)}")
+
+
+def _without_folder(imitation: ImitationSettings) -> ImitationSettings:
+    """Settings that do not tell where on this machine the teacher lies."""
+    return imitation if imitation.teacher is None else replace(imitation, teacher=Path(imitation.teacher).name)
 
 
 def check_hub() -> None:

@@ -18,8 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import envs
 from agents import MEMORIES, Memory, Player, RecurrentPPO
-from agents.deploy import export as exports
-from agents.deploy.export import export
+from agents.deploy import export, exports
 from agents.deploy.onnx import OnnxStep
 from agents.deploy.step import AgentStep, ExportError
 from envs.vector.vectorize import WrappedVecEnv

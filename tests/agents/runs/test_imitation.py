@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import configs
+import evaluate
 import train
-from agents.deploy.export import export
+from agents.deploy import export
 from agents.deploy.player import Player
 from agents.runs.directory import RunDirectory
 from configs import SettingsError
@@ -52,6 +53,12 @@ def test_a_run_learns_from_a_teacher_first(
     assert RunDirectory(tmp_path / "s").last_step() == 64
     assert train.main(["--resume", str(tmp_path / "s"), "--total-timesteps", "96"]) == 0  # without another lesson
     assert "imitation     " not in capsys.readouterr().out
+    if kind == "a run":
+        assert evaluate.main([str(tmp_path / "s"), "--episodes", "1", "--card"]) == 0
+        shared = tmp_path / "s" / "hub"
+        assert str(teacher.parent) not in "".join(
+            (shared / name).read_text() for name in ("settings.yaml", "report.html")
+        )
 
 
 def test_a_teacher_that_is_not_there_is_named_and_nothing_is_left(
