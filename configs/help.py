@@ -71,7 +71,7 @@ CALLED = {
     "track": "tracking.wandb",
     "wandb": "tracking.wandb",
 }
-"""Options by the names that they have elsewhere."""
+"""Options by the names that other packages have for them."""
 NARROWEST, WIDEST = 40, 100
 
 

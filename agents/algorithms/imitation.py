@@ -147,7 +147,7 @@ class Imitation:
             lessons.append(Lesson(self.steps, loss, agreement))
             if after(lessons[-1]) is False:
                 break
-        self.student._last_obs = None  # its environments are elsewhere: learn() begins anew
+        self.student._last_obs = None  # the environments have moved on: learn() resets them
         return lessons
 
     def clone(self, episodes: Iterable[tuple[Any, Any]], n_epochs: int | None = None) -> float:
@@ -293,7 +293,7 @@ class _Collecting:
         return self._seen if normalizer is None else _before(normalizer, self._seen)
 
     def _chosen(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(B, A): the student's sampled and its most probable actions, as stored; its state moves on."""
+        """(B, A): the student's sampled and its deterministic actions, as stored; its state moves on."""
         device = self._policy.device
         with torch.no_grad():
             tensors = map_observations(lambda part: torch.as_tensor(part, device=device), self._seen)

@@ -562,7 +562,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             ) from error
 
     def _masked(self, observation: Any, action_masks: Any) -> Any:
-        """The observation with the masks that came beside it."""
+        """The observation with its masks, which MaskablePPO's convention hands in separately."""
         key = self.policy.action_mask
         if action_masks is None:
             if key == ACTION_MASKS and not isinstance(observation, dict | tuple):

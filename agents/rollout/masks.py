@@ -1,7 +1,7 @@
 """Action masks as sb3-contrib's MaskablePPO takes them, as a part of the observations.
 
-There an environment has a method ``action_masks()``, its own or that of ``ActionMasker``, and masks go beside the
-observations. Here they are one of their parts, so that buffer, memory, files and exports need not know of them.
+There an environment has a method ``action_masks()``, its own or that of ``ActionMasker``, and masks are separate from
+the observations. Here they are a part of them, so that buffer, memory, files and exports need not know of masks.
 
 Axes: B environments, N choices of an action (of all its axes in a row) or its bits.
 """
