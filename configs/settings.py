@@ -166,8 +166,8 @@ class AlgorithmSettings:
     normalize_advantage: Literal["rollout", "batch"] | bool = "rollout"
     """Scale advantages to mean 0 and variance 1: once a rollout, with a floor under the deviation, so that what is
     solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
-    ent_coef: Annotated[float, AT_LEAST_0] = 0.01
-    """Weight of the entropy bonus, at the start."""
+    ent_coef: Annotated[float | None, AT_LEAST_0] = None
+    """Weight of the entropy bonus, at the start; None: 0.01, in MiniGrid 0.03, written into the run's settings."""
     ent_coef_schedule: Schedule = "constant"
     """constant, or linear: falling to 0 at the end of training."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5

@@ -15,6 +15,9 @@ from envs.vector.families import family_of, fit
 LEARNING_RATE, N_EPOCHS = 1e-3, 5
 OF_IMAGES = 2.5e-4, 3
 """Learning rate and epochs of Schulman et al. 2017, "Proximal Policy Optimization", table 5 (Atari)."""
+ENT_COEF = 0.01
+ENT_COEF_OF = {"minigrid": 0.03}
+"""By family: where one action of many ends the episode and rewards are rare, less of it settles on one goal unseen."""
 
 
 def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
@@ -36,8 +39,8 @@ def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tuple[Settings, list[str]]:
-    """Settings whose learning rate and epochs are chosen, and a line about what was unless it is the usual."""
-    algorithm = settings.algorithm
+    """Settings whose learning rate, epochs and entropy coefficient are chosen, and lines about the unusual of them."""
+    algorithm, family = settings.algorithm, family_of(settings.env.id)
     sees_images = any(part.kind == "image" for part in parts_of(space))
     rate, n_epochs = OF_IMAGES if sees_images else (LEARNING_RATE, N_EPOCHS)
     changes: dict[str, Any] = {}
@@ -45,6 +48,13 @@ def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tupl
         changes["learning_rate"] = rate
     if algorithm.n_epochs is None and algorithm.name != "a2c":
         changes["n_epochs"] = n_epochs
-    said = " and ".join(f"{name} {value:g}" for name, value in changes.items())
-    lines = [f"{said}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)"]
-    return replace(settings, algorithm=replace(algorithm, **changes)), lines if sees_images and changes else []
+    lines = []
+    if sees_images and changes:
+        said = " and ".join(f"{name} {value:g}" for name, value in changes.items())
+        lines.append(f"{said}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)")
+    if algorithm.ent_coef is None:
+        changes["ent_coef"] = ENT_COEF
+        if family is not None and family.name in ENT_COEF_OF:
+            changes["ent_coef"] = ENT_COEF_OF[family.name]
+            lines.append(f"ent_coef {changes['ent_coef']:g}, for {family.name} (--algorithm.ent-coef for another)")
+    return replace(settings, algorithm=replace(algorithm, **changes)), lines

@@ -8,7 +8,15 @@ import pytest
 from gymnasium import spaces
 
 import configs
-from agents.runs.defaults import LEARNING_RATE, N_EPOCHS, OF_IMAGES, fitted_to_family, fitted_to_observations
+from agents.runs.defaults import (
+    ENT_COEF,
+    ENT_COEF_OF,
+    LEARNING_RATE,
+    N_EPOCHS,
+    OF_IMAGES,
+    fitted_to_family,
+    fitted_to_observations,
+)
 from configs import Settings
 from configs.settings import AlgorithmSettings, EnvironmentSettings, as_meant, values
 
@@ -26,10 +34,21 @@ def test_images_get_fewer_epochs_and_a_smaller_step(space: Any) -> None:
 def test_what_the_user_gives_stays_and_the_usual_is_not_worth_a_line() -> None:
     fitted, lines = fitted_to_observations(Settings(), VECTOR)
     assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs, lines) == (LEARNING_RATE, N_EPOCHS, [])
-    given = Settings(algorithm=AlgorithmSettings(learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS))
+    given = Settings(algorithm=AlgorithmSettings(learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS, ent_coef=0.0))
     assert fitted_to_observations(given, IMAGE) == (given, [])
     chosen = Settings(env=EnvironmentSettings(id="ALE/Breakout-v5", wrappers=("flatten",)))
     assert fitted_to_family(chosen) == (chosen, [])
+
+
+@pytest.mark.parametrize("id", ["MiniGrid-MemoryS7-v0", "BabyAI-GoToObj-v0"])
+def test_a_family_has_an_entropy_coefficient_of_its_own_unless_one_is_given(id: str) -> None:
+    settings = Settings(env=EnvironmentSettings(id=id))
+    fitted, (line,) = fitted_to_observations(settings, VECTOR)
+    assert fitted.algorithm.ent_coef == ENT_COEF_OF["minigrid"] > ENT_COEF
+    assert line == "ent_coef 0.03, for minigrid (--algorithm.ent-coef for another)"
+    assert fitted_to_observations(Settings(), VECTOR)[0].algorithm.ent_coef == ENT_COEF
+    given = dataclasses.replace(settings, algorithm=AlgorithmSettings(name="a2c", learning_rate=0.1, ent_coef=0.0))
+    assert fitted_to_observations(given, VECTOR) == (given, [])
 
 
 def test_a2c_has_no_epochs_and_its_runs_of_before_are_read(tmp_path: Any) -> None:
