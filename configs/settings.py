@@ -167,7 +167,7 @@ class AlgorithmSettings:
     """Scale advantages to mean 0 and variance 1: once a rollout, with a floor under the deviation, so that what is
     solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
     ent_coef: Annotated[float | None, AT_LEAST_0] = None
-    """Weight of the entropy bonus, at the start; None: 0.01, in MiniGrid 0.03, written into the run's settings."""
+    """Weight of the entropy bonus, at the start; None: 0.01, in MiniGrid 0.04, written into the run's settings."""
     ent_coef_schedule: Schedule = "constant"
     """constant, or linear: falling to 0 at the end of training."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5

@@ -45,7 +45,7 @@ def test_a_family_has_an_entropy_coefficient_of_its_own_unless_one_is_given(id: 
     settings = Settings(env=EnvironmentSettings(id=id))
     fitted, (line,) = fitted_to_observations(settings, VECTOR)
     assert fitted.algorithm.ent_coef == ENT_COEF_OF["minigrid"] > ENT_COEF
-    assert line == "ent_coef 0.03, for minigrid (--algorithm.ent-coef for another)"
+    assert line == "ent_coef 0.04, for minigrid (--algorithm.ent-coef for another)"
     assert fitted_to_observations(Settings(), VECTOR)[0].algorithm.ent_coef == ENT_COEF
     given = dataclasses.replace(settings, algorithm=AlgorithmSettings(name="a2c", learning_rate=0.1, ent_coef=0.0))
     assert fitted_to_observations(given, VECTOR) == (given, [])
