@@ -126,7 +126,7 @@ SWITCHES: dict[str, str] = {
     "no-gsde": "--algorithm.use-sde False",
     "gsde-0.999": "--algorithm.use-sde True --algorithm.sde-sample-freq 8 --algorithm.gamma 0.999",
     "no-entropy": "--algorithm.ent-coef 0",
-    "falling-entropy": "--algorithm.ent-coef-schedule linear",
+    "constant-entropy": "--algorithm.ent-coef 0.01",
     "clipped-values": "--algorithm.clip-range-vf 0.2",
     "ten-epochs": "--algorithm.n-epochs 10",
     "batch-1024": "--algorithm.batch-size 1024",

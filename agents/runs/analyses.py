@@ -16,7 +16,17 @@ from rich.text import Text
 from stable_baselines3.common.vec_env import VecEnv
 
 import configs
-from agents.analysis import ablate, attention, gates, memory_horizon, plots, principal_components, record, units
+from agents.analysis import (
+    ablate,
+    attention,
+    gates,
+    graph_weights,
+    memory_horizon,
+    plots,
+    principal_components,
+    record,
+    units,
+)
 from agents.analysis.evaluation import Evaluation, differ, evaluate, manner
 from agents.analysis.report.data import MOST_STEPS, episode
 from agents.analysis.report.groups import Group, Scored, grouped, improvements, print_uncut, score_table
@@ -220,7 +230,8 @@ def report_run(run: RunDirectory, options: Options, path: Path | None = None, se
         with loaded(run, options, 1) as agent:
             player, env = agent.player, agent.env
             played = record(player, env, seed=options.seed, max_steps=MOST_STEPS)
-            shown = episode(played, units(player.policy, played), env.observation_space, env.action_space)
+            carried, graphs = units(player.policy, played), graph_weights(player, played)
+            shown = episode(played, carried, env.observation_space, env.action_space, graphs)
         shown["note"] = f"{agent.file.name}, {agent.manner} actions, seed {options.seed}."
     else:
         note = "No agent has been saved yet, so there are no results and no episode."
@@ -361,6 +372,8 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
             signal = played.signal(color)
         carried, opened = units(player.policy, played), gates(player, played)
         attended = attention(player, played)
+        graphs = [each._asdict() for each in graph_weights(player, played)]
+        weights = {f"graphs.{i}.{name}": part for i, each in enumerate(graphs) for name, part in each.items()}
     pictures: dict[str, Any] = {}
     summary: dict[str, Any] = {"seed": options.seed, "steps": len(played), "return": played.total}
     if carried:
@@ -373,7 +386,7 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
         pictures["attention"] = plots.attention(attended)
     with reported_as(SettingsError, "--inside", OSError):
         path = run.write_result("insight", f"{file.stem}-inside", summary)
-        arrays: dict[str, Any] = dict(played.arrays())
+        arrays: dict[str, Any] = {**played.arrays(), **weights}
         np.savez_compressed(path.with_suffix(".npz"), **arrays)
         for name, picture in pictures.items():
             picture.savefig(path.with_name(f"{path.stem}-{name}.png"), dpi=130)
