@@ -89,6 +89,12 @@ class NormalizerState:
             last_observations=getattr(wrapper, "old_obs", None),
         )
 
+    @property
+    def reward_scale(self) -> float:
+        """The standard deviation that rewards were divided by in training; 1 where they were not."""
+        deviation = np.sqrt(self.rewards.var + self.settings["epsilon"])
+        return float(deviation) if self.settings["norm_reward"] else 1.0
+
     def to_data(self) -> dict[str, Any]:
         """Plain values, arrays and a space, for :class:`agents.checkpoint.values.Encoder`."""
         return {

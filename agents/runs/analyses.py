@@ -1,11 +1,13 @@
 """The analyses of trained runs: their directories -> agents and environments -> agents.analysis -> terminal, files."""
 
+import base64
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +30,14 @@ from agents.analysis import (
     units,
 )
 from agents.analysis.evaluation import Evaluation, differ, evaluate, manner
+from agents.analysis.report.acting import actions, remembered, value_against_return
+from agents.analysis.report.comparison import comparison_page
 from agents.analysis.report.data import MOST_STEPS, episode
 from agents.analysis.report.groups import Group, Scored, grouped, improvements, print_uncut, score_table
 from agents.analysis.report.history import RunError, RunHistory
-from agents.analysis.report.page import comparison_page, run_page
+from agents.analysis.report.page import Acting, run_page
 from agents.analysis.statistics import mean, table
-from agents.analysis.video import VideoError, write_video
+from agents.analysis.video import VideoError, frame_rate, write_video
 from agents.checkpoint import CheckpointError, hub
 from agents.deploy.card import model_card
 from agents.deploy.exports import export
@@ -45,6 +49,9 @@ from configs import CheckpointFault, NotFinite, Settings, SettingsError, reporte
 from configs.settings import ImitationSettings
 
 HORIZON_EPISODES = 20
+REPORT_EPISODES = 10
+VIDEO_WIDTH = 320  # pixels, at most
+LARGEST_VIDEO = 2_000_000  # bytes
 
 
 class Options(NamedTuple):
@@ -184,7 +191,7 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
         _write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
     if report is not None:
         note = f"{options.checkpoint} agents, {options.episodes} episodes each, seed {options.seed}."
-        _write_page(report, comparison_page(groups, note))
+        _write_page(report, comparison_page(groups, note, report))
 
 
 def _history(run: RunDirectory) -> RunHistory:
@@ -218,26 +225,62 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
     print_uncut(score_table(groups))
     for each in improvements(groups):
         low, high = each.interval
-        chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
+        chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f})"
         configs.say(f"probability that {each.ours} beats {each.theirs}: {chance}")
     return groups
 
 
 def report_run(run: RunDirectory, options: Options, path: Path | None = None, settings: Settings | None = None) -> None:
     """Writes a run's page, into the run unless a path is given; ``settings`` are shown in place of the run's own."""
-    history, shown, note = RunHistory(run.path, asdict(settings or configs.read(run.settings))), None, ""
+    history, shown, acting, note = (
+        RunHistory(run.path, asdict(settings or configs.read(run.settings))),
+        None,
+        Acting(),
+        "",
+    )
     if run.has_agent:
-        with loaded(run, options, 1) as agent:
-            player, env = agent.player, agent.env
-            played = record(player, env, seed=options.seed, max_steps=MOST_STEPS)
-            carried, graphs = units(player.policy, played), graph_weights(player, played)
-            shown = episode(played, carried, env.observation_space, env.action_space, graphs)
-        shown["note"] = f"{agent.file.name}, {agent.manner} actions, seed {options.seed}."
+        shown, acting = _acted(run, options)
+        shown |= _film(run, options, shown["steps"])
     else:
         note = "No agent has been saved yet, so there are no results and no episode."
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
-    page = run_page(history, state=run.state(configs.read(run.settings)), episode=shown, note=note)
+    state = run.state(configs.read(run.settings))
+    page = run_page(history, state=state, episode=shown, acting=acting, note=note)
     _write_page(path or run.free_name("report.html"), page)
+
+
+def _acted(run: RunDirectory, options: Options) -> tuple[dict[str, Any], Acting]:
+    """An episode to step through, and what it and some more show; the seeds count up."""
+    with loaded(run, options, 1) as agent:
+        player, env = agent.player, agent.env
+        played = [record(player, env, seed=options.seed, max_steps=MOST_STEPS)]
+        while len(played) < REPORT_EPISODES and (left := MOST_STEPS - sum(map(len, played))) > 0:
+            played.append(record(player, env, seed=options.seed + len(played), max_steps=left))
+        carried, graphs = units(player.policy, played[0]), graph_weights(player, played[0])
+        shown = episode(played[0], carried, env.observation_space, env.action_space, graphs)
+        shown["note"] = f"{agent.file.name}, {agent.manner} actions, seed {options.seed}."
+        found = principal_components(np.concatenate(list(carried.values()), axis=1)) if carried else None
+        memory = remembered(found, gates(player, played[0]), attention(player, played[0]))
+        values = value_against_return(played, agent.settings.algorithm.gamma)
+        charts = [*([] if values is None else [values]), *actions(played, env.action_space)]
+    steps = f"{len(played)} episodes" if len(played) > 1 else "an episode"
+    return shown, Acting(
+        charts, memory, f"{agent.file.name}, {agent.manner} actions, {steps}, {sum(map(len, played)):,} steps."
+    )
+
+
+def _film(run: RunDirectory, options: Options, steps: int) -> dict[str, Any]:
+    """The same episode as a small video, "video" and "rate", where packages and environment can make one."""
+    try:
+        with loaded(run, options, 1, render_mode="rgb_array") as (player, env, *_), TemporaryDirectory() as folder:
+            path = Path(folder) / "episode.mp4"
+            frames = write_video(player, env, path, seed=options.seed, width=VIDEO_WIDTH)
+            film, rate = path.read_bytes(), frame_rate(env)
+    except Exception:  # whatever an environment that cannot be seen raises: a report without a video is one
+        return {}
+    if frames != steps or len(film) > LARGEST_VIDEO:
+        return {}
+    return {"video": base64.b64encode(film).decode("ascii"), "rate": rate}
 
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:

@@ -30,18 +30,33 @@ def rounded(value: Any, digits: int = 5) -> float | None:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def numbers(values: Any) -> list[float | None]:
+def numbers(values: Any, digits: int = 5) -> list[float | None]:
     """(T,) -> a list"""
-    return [rounded(value) for value in values]
+    return [rounded(value, digits) for value in values]
 
 
-def curve(name: str, found: Curve, low: Any = None, high: Any = None) -> dict[str, Any]:
-    """A curve for a plot, thinned out where it has more points than can be seen."""
-    keep = _evenly_spaced(len(found.steps), MOST_POINTS)
-    drawn = {"name": name, "x": numbers(found.steps[keep]), "y": numbers(found.values[keep])}
+def curve(
+    name: str, found: Curve, low: Any = None, high: Any = None, *, elapsed: Curve | None = None, of: str | None = None
+) -> dict[str, Any]:
+    """A series of a chart, thinned out where it has more points than can be seen.
+
+    Args:
+        low: (P,) edges of a band.
+        elapsed: seconds of training by step: the chart can then be drawn over time.
+        of: the series that this is a single seed of.
+    """
+    keep = evenly_spaced(len(found.steps), MOST_POINTS)
+    drawn = {"name": name, "x": numbers(found.steps[keep], 12), "y": numbers(found.values[keep])}
     if low is not None:
         drawn |= {"low": numbers(np.asarray(low)[keep]), "high": numbers(np.asarray(high)[keep])}
-    return drawn
+    if elapsed is not None:
+        drawn["t"] = numbers(np.interp(found.steps[keep], *elapsed), 7)
+    return drawn if of is None else {**drawn, "of": of}
+
+
+def evenly_spaced(total: int, most: int) -> NDArray[np.int64]:
+    """The places of at most so many of ``total``, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
 
 
 def episode(
@@ -113,16 +128,16 @@ def _picture(name: str, pictures: NDArray[Any]) -> dict[str, Any]:
 
 
 def _units(name: str, states: NDArray[Any]) -> dict[str, Any]:
+    return {"name": name, **cells(states)}
+
+
+def cells(states: NDArray[Any]) -> dict[str, Any]:
     """(T, U) as signed bytes of the largest magnitude; of many units some, evenly spaced."""
-    shown = _evenly_spaced(states.shape[1], MOST_UNITS)
+    shown = evenly_spaced(states.shape[1], MOST_UNITS)
     flat = np.nan_to_num(states[:, shown], posinf=0.0, neginf=0.0)
-    largest = float(np.abs(flat).max()) or 1.0
+    largest = float(np.abs(flat).max(initial=0.0)) or 1.0
     data = _base64((flat / largest * 127).round().astype(np.int8))
-    return {"name": name, "total": states.shape[1], "shown": len(shown), "largest": rounded(largest), "data": data}
-
-
-def _evenly_spaced(total: int, most: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
+    return {"total": states.shape[1], "shown": len(shown), "largest": rounded(largest), "data": data}
 
 
 def _base64(array: NDArray[Any]) -> str:

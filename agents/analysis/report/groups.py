@@ -53,6 +53,11 @@ class Group:
         return {seed: np.concatenate([run.returns for run in self.runs if run.seed == seed]) for seed in seeds}
 
     @property
+    def has_seeds(self) -> bool:
+        """Whether there are several seeds: one says nothing of others."""
+        return len(self.by_seed) > 1
+
+    @property
     def episodes(self) -> Values:
         """The returns of all seeds' episodes."""
         return np.concatenate(list(self.by_seed.values()))
@@ -88,20 +93,19 @@ class Group:
             "seeds": list(self.by_seed),
             "means": self.scores.tolist(),
             "mean": self.mean,
-            "mean_interval": list(self.interval),
+            "mean_interval": list(self.interval) if self.has_seeds else None,
             "interquartile_mean": self.interquartile_mean,
-            "interquartile_mean_interval": list(self.interquartile_interval),
+            "interquartile_mean_interval": list(self.interquartile_interval) if self.has_seeds else None,
         }
 
 
 class Improvement(NamedTuple):
-    """How probable it is that one group scores higher than another."""
+    """How probable it is that a seed of one group scores higher than a seed of another."""
 
     ours: str
     theirs: str
     probability: float
     interval: Interval
-    over: str  # mean returns of "seeds", or "episodes" where a group has one seed, which says less: seeds differ too
 
 
 def grouped(runs: Sequence[Scored]) -> list[Group]:
@@ -117,14 +121,13 @@ def grouped(runs: Sequence[Scored]) -> list[Group]:
 
 
 def improvements(groups: Sequence[Group]) -> list[Improvement]:
-    """Every pair of groups, the one with the higher mean first."""
-    ranked = sorted(groups, key=lambda group: -group.mean)
+    """Every pair of groups of several seeds, the one with the higher mean first; one seed says nothing of others."""
+    ranked = sorted((group for group in groups if group.has_seeds), key=lambda group: -group.mean)
     found = []
     for ours, theirs in combinations(ranked, 2):
-        over = "seeds" if min(len(ours.scores), len(theirs.scores)) > 1 else "episodes"
-        a, b = (group.scores if over == "seeds" else group.episodes for group in (ours, theirs))
+        a, b = ours.scores, theirs.scores
         chance = float(statistics.probability_of_improvement(a, b))
-        found.append(Improvement(ours.label, theirs.label, chance, statistics.improvement_interval(a, b), over))
+        found.append(Improvement(ours.label, theirs.label, chance, statistics.improvement_interval(a, b)))
     return found
 
 
@@ -132,19 +135,25 @@ COLUMNS = ("seed", "mean return", "95 % interval", "interquartile mean", "95 % i
 
 
 def score_rows(groups: Sequence[Group]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """("group", "member" of it or "single" run, its name and a figure for every column)."""
+    """("group", "member" of it or "single" run, its name and a figure for every column).
+
+    A member's intervals are over its own episodes; a seed that stands for its group has none, since one says nothing
+    of others.
+    """
     for group in groups:
         several = len(group.runs) > 1
         if several:
-            yield "group", (group.label, f"{len(group.by_seed)} seeds", *_figures(group))
+            seeds = f"{len(group.by_seed)} seed{'s' if group.has_seeds else ''}"
+            yield "group", (group.label, seeds, *_figures(group, group.has_seeds))
         for run in group.runs:
             name = run.history.name if several else f"{run.history.name} ({group.label})"
-            yield "member" if several else "single", (name, str(run.seed), *_figures(Group("", (run,))))
+            yield "member" if several else "single", (name, str(run.seed), *_figures(Group("", (run,)), several))
 
 
-def _figures(group: Group) -> tuple[str, ...]:
-    middle, around = number(group.interquartile_mean), between(group.interquartile_interval)
-    return number(group.mean), between(group.interval), middle, around, str(len(group.episodes))
+def _figures(group: Group, intervals: bool) -> tuple[str, ...]:
+    located = ((group.mean, group.interval), (group.interquartile_mean, group.interquartile_interval))
+    cells = [cell for value, edges in located for cell in (number(value), between(edges) if intervals else "one seed")]
+    return (*cells, str(len(group.episodes)))
 
 
 def score_table(groups: Sequence[Group]) -> Table:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agents.analysis.report.groups import differences, grouped, improvements, score_table
+from agents.analysis.report.groups import differences, grouped, improvements, score_rows, score_table
 from tests.agents.analysis.report.runs import scored, settings
 
 
@@ -49,16 +49,16 @@ def test_a_seed_that_was_run_twice_is_one_seed(tmp_path: Path) -> None:
     assert group.scores.tolist() == [1.5]
 
 
-def test_groups_are_compared_over_seeds_or_else_over_episodes(tmp_path: Path) -> None:
+def test_groups_are_compared_over_seeds_and_one_seed_is_compared_with_nothing(tmp_path: Path) -> None:
     several = [scored(tmp_path, f"l{seed}", settings("lstm", seed=seed), 1.0, 5.0) for seed in range(2)]
     others = [scored(tmp_path, f"g{seed}", settings("gru", seed=seed), 2.0, 2.0) for seed in range(2)]
     alone = scored(tmp_path, "n", settings("none"), 0.0, 3.0)
-    found = improvements(grouped([*several, *others, alone]))
-    assert [(each.ours, each.theirs, each.over, each.probability) for each in found] == [
-        ("memory lstm", "memory gru", "seeds", 1.0),
-        ("memory lstm", "memory none", "episodes", 0.75),  # of 1 and 5 against 0 and 3: three of four
-        ("memory gru", "memory none", "episodes", 0.5),
-    ]
+    groups = grouped([*several, *others, alone])
+    (found,) = improvements(groups)
+    assert (found.ours, found.theirs, found.probability) == ("memory lstm", "memory gru", 1.0)
+    assert [group.to_json()["mean_interval"] is None for group in groups] == [False, False, True]
+    rows = [cells for kind, cells in score_rows(groups) if kind == "single"]
+    assert rows == [("n (memory none)", "0", "1.500", "one seed", "1.500", "one seed", "2")]
 
 
 def test_the_table_has_a_row_a_run_and_a_row_a_group_and_takes_names_as_they_are(tmp_path: Path) -> None:
