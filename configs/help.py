@@ -134,8 +134,8 @@ def _topic(topic: str, options: Options, documented: Mapping[str, str], width: i
         switch = kind is bool
         yield f"  --{option}" + (f", --{group}{dot}no-{name}" if switch else f" {_metavar(kind)}")
         said = documented[_key(option)]
-        shown = f" [{'on' if default else 'off'}]" if switch else f" [{_shown(default)}]"
-        yield from textwrap.wrap(said + shown, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        usual = f" [{'on' if default else 'off'}]" if switch else f" [{shown(default)}]"
+        yield from textwrap.wrap(said + usual, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     yield ""
 
 
@@ -153,7 +153,8 @@ def _metavar(kind: Any) -> str:
     return {int: "INT", float: "FLOAT", str: "TEXT", bool: "True|False"}.get(kind, "NAME|{NAME: {ARGUMENT: VALUE}}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as a person writes it."""
     if isinstance(value, Mapping):
         return " ".join(f"{key}={each}" for key, each in value.items()) or "empty"
     return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "empty"

@@ -56,6 +56,7 @@ from agents.checkpoint import (
     save_algorithm,
 )
 from agents.checks import arguments as checks
+from agents.checks.devices import warn_of_fallback
 from agents.kernels.devices import to_device
 from agents.memory import State
 from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
@@ -128,12 +129,14 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         # Environments and files take Python's numbers only, not NumPy's.
         settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
         theirs = settings.keys() & inspect.signature(OnPolicyAlgorithm).parameters.keys()
+        requested = settings.get("device", "auto")
         super().__init__(
             own_policy(policy),
             None,  # type: ignore[arg-type]  # what Stable-Baselines3 refuses without need is checked in _adopt
             **{name: settings.pop(name) for name in theirs},
             _init_setup_model=False,
         )
+        warn_of_fallback(requested, self.device)
         vars(self).update(settings)
         self._last_state: State | None = None
         self.environment_seconds = 0.0  # waited for environments while collecting, since this object was made

@@ -79,7 +79,7 @@ class RunDirectory:
         """Removes the directory, which is new, where what is done inside fails before the first update."""
         try:
             yield
-        except Exception:
+        except BaseException:  # Ctrl-C too
             if not self.has_agent and not rows_until(self.metrics)[1]:
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
