@@ -127,6 +127,7 @@ SWITCHES: dict[str, str] = {
     "gsde-0.999": "--algorithm.use-sde True --algorithm.sde-sample-freq 8 --algorithm.gamma 0.999",
     "no-entropy": "--algorithm.ent-coef 0",
     "constant-entropy": "--algorithm.ent-coef 0.01",
+    "constant-no-gsde": "--algorithm.ent-coef 0.01 --algorithm.use-sde False",
     "clipped-values": "--algorithm.clip-range-vf 0.2",
     "ten-epochs": "--algorithm.n-epochs 10",
     "batch-1024": "--algorithm.batch-size 1024",
