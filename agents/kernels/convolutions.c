@@ -19,6 +19,7 @@
 
 #define ROWS 6       /* of a block, whose sums fill the registers */
 #define STRETCH 256  /* rows of a tile of weights that stay in the nearest cache */
+#define AT_ONCE 256  /* positions whose gradients do too */
 #define LARGEST 4096 /* of what a layer may have, so that no product of sizes overflows */
 
 /* Raised whenever a function's arguments change. */
@@ -27,12 +28,12 @@ long convolutions_version(void) { return 1; }
 static long padded(long columns) { return (columns + TILE - 1) / TILE * TILE; }
 
 /* One layer. Its input is `segments` runs of memory for each position of its output: run s of position p starts at
-   base[p] + offset[s]. */
+   base[p] + offset[s], number k of all it reads is at base[p] + reads[k]. */
 typedef struct {
     long before, channels, width, rows, columns; /* channels in and out, the latter padded; of the kernel */
     long positions, segments, run, depth;        /* depth: numbers that a position reads */
     long in_size, out_size;                      /* of an observation, channels padded */
-    long *base, *offset;
+    long *base, *offset, *reads;
     float *forward, *backward, *bias;
 } layer;
 
@@ -102,7 +103,7 @@ static int made(network *it, long N, long C, long Y, long X, long D, long P, lon
     size_t bytes = 64;
     for (long i = 0; i < D; i++) {
         layer *of = it->layers + i;
-        bytes += (size_t)(of->positions + of->segments) * sizeof(long) + 256;
+        bytes += (size_t)(of->positions + of->segments + of->depth) * sizeof(long) + 256;
         bytes += (size_t)((of->width + of->channels) * of->depth + of->width) * sizeof(float);
     }
     char *room = it->room = malloc(bytes);
@@ -115,12 +116,13 @@ static int made(network *it, long N, long C, long Y, long X, long D, long P, lon
         of->backward = (float *)room, room += (size_t)(of->channels * of->depth) * sizeof(float);
         of->bias = (float *)room, room += (size_t)of->width * sizeof(float);
         room += 64 - (uintptr_t)room % 64;
-        of->base = (long *)room, of->offset = of->base + of->positions;
-        room = (char *)(of->offset + of->segments), room += 64 - (uintptr_t)room % 64;
+        of->base = (long *)room, of->offset = of->base + of->positions, of->reads = of->offset + of->segments;
+        room = (char *)(of->reads + of->depth), room += 64 - (uintptr_t)room % 64;
         for (long p = 0; p < of->positions; p++)
             of->base[p] = p / across * given[3] * row + p % across * given[4] * in_width;
         for (long s = 0; s < of->segments; s++)
             of->offset[s] = i ? s * row : s / of->rows * Y * X + s % of->rows * X;
+        for (long k = 0; k < of->depth; k++) of->reads[k] = of->offset[k / of->run] + k % of->run;
         packed(of, i == 0, parameters);
         parameters += of->channels * (of->before * of->rows * of->columns + 1);
         Y = of->positions / across, X = across;
@@ -189,17 +191,20 @@ static void layer_forward(const layer *of, const float *in, float *out) {
     }
 }
 
-/* Gradients of some weights of a segment, for a tile of outputs: summed over all positions. */
-INLINE void weights_block(int rows, const float *in, const long *base, long positions, const float *d, long width,
-                          float *d_weights) {
+/* Gradients of some weights for a tile of outputs: summed over some positions. */
+INLINE void weights_block(int rows, const float *in, const long *reads, const long *base, long positions, const float *d,
+                          long width, float *d_weights) {
     vec sums[ROWS][2];
-    for (int r = 0; r < rows; r++)
+    const float *from[ROWS];
+    for (int r = 0; r < rows; r++) {
+        from[r] = in + reads[r];
         for (int c = 0; c < 2; c++) sums[r][c] = load(d_weights + r * width + c * LANES);
+    }
     for (long p = 0; p < positions; p++, d += width) {
-        const float *from = in + base[p];
         vec first = load(d), second = load(d + LANES);
+        long at = base[p];
         for (int r = 0; r < rows; r++) {
-            vec factor = all(from[r]);
+            vec factor = all(from[r][at]);
             sums[r][0] += factor * first;
             sums[r][1] += factor * second;
         }
@@ -210,11 +215,14 @@ INLINE void weights_block(int rows, const float *in, const long *base, long posi
 
 /* d (positions, width) of the sums before the ReLU -> d_weights (depth, width) and d_bias (width), added to. */
 static void weights_backward(const layer *of, const float *in, const float *d, float *d_weights, float *d_bias) {
-    for (long t = 0; t < of->width; t += TILE)
-        for (long s = 0; s < of->segments; s++)
-            IN_BLOCKS(of->run, from, rows)
-                BY_ROWS(rows, weights_block, in + of->offset[s] + from, of->base, of->positions, d + t, of->width,
-                        d_weights + (s * of->run + from) * of->width + t)
+    long parts = (of->positions + AT_ONCE - 1) / AT_ONCE;
+    for (long i = 0, p = 0, count; i < parts; i++, p += count) {
+        count = (i + 1) * of->positions / parts - p;
+        for (long t = 0; t < of->width; t += TILE)
+            IN_BLOCKS(of->depth, from, rows)
+                BY_ROWS(rows, weights_block, in, of->reads + from, of->base + p, count, d + p * of->width + t, of->width,
+                        d_weights + from * of->width + t)
+    }
     for (long m = 0; m < of->width; m += LANES) {
         vec sum = load(d_bias + m);
         for (long p = 0; p < of->positions; p++) sum += load(d + p * of->width + m);
