@@ -350,7 +350,7 @@ def words_of(*words: str) -> Any:
         (with_a_broken_agent, 5, "best.zip"),
         (with_broken_settings, 2, "settings.yaml:2: unknown setting sede"),
         (of_another_environment, 5, "does not fit PendulumNoVel-v1"),
-        (lambda runs: [*of_another_environment(runs), str(runs / "other")], 2, "returns of different tasks cannot be"),
+        (lambda runs: [*of_another_environment(runs), str(runs / "other")], 5, "does not fit PendulumNoVel-v1"),
         (lambda runs: [*without_agents(runs), str(runs / "other")], 5, "pair-5 holds no saved agent"),
         (with_a_file_in_the_way, 2, "exists and is not overwritten"),
         (with_a_file_for_a_folder, 2, "--inside"),

@@ -33,10 +33,19 @@ from agents.analysis.evaluation import Evaluation, differ, evaluate, manner
 from agents.analysis.report.acting import actions, remembered, value_against_return
 from agents.analysis.report.comparison import comparison_page
 from agents.analysis.report.data import MOST_STEPS, episode
-from agents.analysis.report.groups import Group, Scored, grouped, improvements, print_uncut, score_table
+from agents.analysis.report.groups import (
+    Group,
+    Scored,
+    aggregates,
+    grouped,
+    improvements,
+    print_uncut,
+    score_table,
+    tasks_of,
+)
 from agents.analysis.report.history import RunError, RunHistory
 from agents.analysis.report.page import Acting, run_page
-from agents.analysis.statistics import mean, table
+from agents.analysis.statistics import interquartile_mean, mean, table
 from agents.analysis.video import VideoError, frame_rate, write_video
 from agents.checkpoint import CheckpointError, hub
 from agents.deploy.card import model_card
@@ -178,17 +187,24 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
 
 
 def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | None, report: Path | None) -> None:
-    """Evaluates an agent of each of several runs on one task, and prints one table of all and their groups."""
+    """Evaluates an agent of each of several runs, and prints one table of all and their groups."""
     with reported_as(CheckpointFault, "checkpoint", RunError):
         for run in runs:  # before anything is played
             run.find(options.checkpoint)
     histories = [_history(run) for run in runs]
-    _check_one_task(histories)
+    _check_given_once(histories)
     results = [evaluate_run(run, options) for run in runs]
     scores = (np.array(result["returns"]) for result in results)
     groups = print_groups([Scored(*pair) for pair in zip(histories, scores, strict=True)])
     if json_file is not None:
-        _write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
+        _write_json(
+            json_file,
+            {
+                "runs": results,
+                "groups": [group.to_json() for group in groups],
+                "aggregates": [each.to_json() for each in aggregates(groups)],
+            },
+        )
     if report is not None:
         note = f"{options.checkpoint} agents, {options.episodes} episodes each, seed {options.seed}."
         _write_page(report, comparison_page(groups, note, report))
@@ -198,18 +214,12 @@ def _history(run: RunDirectory) -> RunHistory:
     return RunHistory(run.path, asdict(configs.read(run.settings)))
 
 
-def _check_one_task(histories: Sequence[RunHistory]) -> None:
-    """Raises :class:`SettingsError` where runs are not on the same environment, or one is given twice."""
+def _check_given_once(histories: Sequence[RunHistory]) -> None:
+    """Raises :class:`SettingsError` where a run is given twice."""
     paths = [history.path.resolve() for history in histories]
-    first, task = histories[0], histories[0].settings["env"]["id"]
     for i, history in enumerate(histories):
         if paths[i] in paths[:i]:
             raise SettingsError(f"{history.path} is given twice; give every run once")
-        if (other := history.settings["env"]["id"]) != task:
-            raise SettingsError(
-                f"returns of different tasks cannot be compared: {first.path} is on {task}, {history.path} on "
-                f"{other}; give runs on one"
-            )
 
 
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
@@ -226,7 +236,12 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
     for each in improvements(groups):
         low, high = each.interval
         chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f})"
-        configs.say(f"probability that {each.ours} beats {each.theirs}: {chance}")
+        configs.say(f"{each.task}: probability that {each.ours} beats {each.theirs}: {chance}")
+    if len(tasks := tasks_of(groups)) > 1:
+        for whole in aggregates(groups):
+            value, (low, high) = whole.located(interquartile_mean)
+            middle = f"interquartile mean {value:.2f} ({low:.2f} to {high:.2f}) of normalized scores"
+            configs.say(f"{whole.label} over {len(tasks)} tasks: {middle}")
     return groups
 
 

@@ -52,6 +52,13 @@ def table(
     return "table", {"caption": caption, "columns": columns, "rows": content, "numeric": numeric}
 
 
+def measured(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows without the columns that are empty in every row."""
+    rows = list(rows)
+    kept = [i for i in range(len(columns)) if any(row[i] != "" for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
 def span(low: float, at: float, high: float, edges: tuple[float, float] = (0.0, 1.0)) -> dict[str, float]:
     """A cell that draws an interval and what lies in it between two edges."""
     width = (edges[1] - edges[0]) or 1.0

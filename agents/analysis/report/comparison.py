@@ -1,7 +1,7 @@
 """A comparison of groups of runs as one HTML page that needs nothing else: no network, no other file."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,27 +10,42 @@ import numpy as np
 
 from agents.analysis import statistics
 from agents.analysis.report import data
-from agents.analysis.report.blocks import Block, chart, page, span, table
-from agents.analysis.report.groups import COLUMNS, Group, differences, improvements, plain, score_rows
+from agents.analysis.report.blocks import Block, Chart, chart, page, span, table
+from agents.analysis.report.groups import (
+    AGGREGATED,
+    COLUMNS,
+    Aggregate,
+    Group,
+    aggregates,
+    bounds,
+    differences,
+    improvements,
+    plain,
+    score_rows,
+    tasks_of,
+)
 from agents.analysis.report.history import Curve, RunHistory
 from agents.analysis.report.page import RETURN
+from agents.analysis.statistics import between, number
+
+POINTS = 101  # of a performance profile
 
 
 def comparison_page(groups: Sequence[Group], note: str = "", place: Path | None = None) -> str:
-    """The comparison of groups of runs on one task.
+    """The comparison of groups of runs, on one task or several.
 
     Args:
         place: the page's file, from which it links to the runs' own reports.
     """
-    runs = [run for group in groups for run in group.runs]
-    environment = runs[0].history.settings["env"]["id"]
+    tasks, n_runs = tasks_of(groups), sum(len(group.runs) for group in groups)
     sections = {
         "Results": [*_scores(groups, place), ("quiet", note)],
-        "Learning": _curves(groups),
+        "Aggregates over runs" if len(tasks) == 1 else f"Aggregates over {len(tasks)} tasks": _aggregates(groups),
+        "Learning": _curves(tasks),
         "Probability of improvement": _improvements(groups),
-        "In what the groups differ": [_differences(groups)],
+        "In what the groups differ": [block for of_task in tasks.items() for block in _differences(*of_task)],
     }
-    about = f"{environment}, {len(runs)} runs in {len(groups)} groups of the same settings"
+    about = f"{', '.join(tasks)}: {n_runs} runs in {len(groups)} groups of the same settings"
     return page("Comparison of runs", about, sections)
 
 
@@ -69,16 +84,55 @@ def _link(history: RunHistory, place: Path | None) -> str:
         return ""
 
 
-def _curves(groups: Sequence[Group]) -> list[Block]:
+def _aggregates(groups: Sequence[Group]) -> list[Block]:
+    found = aggregates(groups)
+    if not found:
+        return [("quiet", "It takes several seeds on every task: one seed says nothing of others.")]
+    limits = {task: bounds(of_task) for task, of_task in tasks_of(groups).items()}
+    scale = "; ".join(f"{task} {number(low)} to {number(high)}" for task, (low, high) in limits.items())
+    note = (
+        "As rliable aggregates (Agarwal et al. 2021): every run of every task is one score, its mean return, where 0 "
+        f"is the lowest and 1 the highest of any run here on its task ({scale}). The optimality gap is how far scores "
+        "stay below 1 on average. Intervals draw runs within each task (stratified bootstrap)."
+    )
+    located = [[each.located(statistic) for statistic in AGGREGATED.values()] for each in found]
+    rows = [
+        (
+            each.label,
+            *(cell for value, interval in values for cell in (number(value), between(interval))),
+            len(each.scores),
+        )
+        for each, values in zip(found, located, strict=True)
+    ]
+    columns = [column for name in AGGREGATED for column in (name, "interval")]
+    return [
+        table("Aggregates", ("group", *columns, "runs"), rows),
+        ("quiet", note),
+        ("charts", [_profiles(found)]),
+    ]
+
+
+def _profiles(found: Sequence[Aggregate]) -> Chart:
+    """The share of runs above every score, a curve a group."""
+    thresholds = np.linspace(0, 1, POINTS)
+    series = []
+    for each in found:
+        share, low, high = each.profile(thresholds)
+        series.append(data.curve(each.label, Curve(thresholds, share), low, high))
+    return chart("Performance profile", series, "share of runs above", "normalized score")
+
+
+def _curves(tasks: Mapping[str, Sequence[Group]]) -> list[Block]:
     """Curves on the axis of environment steps, with intervals over seeds where a group has several."""
     captions: dict[str, Callable[[RunHistory], Curve | None]] = {
         "Periodic evaluation": RunHistory.evaluation_curve,
         "Return in training": lambda history: history.metrics().get(RETURN),
     }
     charts = []
-    for caption, curve_of in captions.items():
-        if series := [drawn for group in groups for drawn in _group_curves(group, curve_of)]:
-            charts.append(chart(caption, series, "mean return"))
+    for task, groups in tasks.items():
+        for caption, curve_of in captions.items():
+            if series := [drawn for group in groups for drawn in _group_curves(group, curve_of)]:
+                charts.append(chart(caption if len(tasks) == 1 else f"{caption}: {task}", series, "mean return"))
     if not charts:
         return [("quiet", "None of the runs has measured anything while training.")]
     note = (
@@ -114,19 +168,20 @@ def _improvements(groups: Sequence[Group]) -> list[Block]:
     for each in improvements(groups):
         low, high = each.interval
         bar = span(low, each.probability, high)
-        rows.append((each.ours, each.theirs, f"{each.probability:.2f}", f"{low:.2f} to {high:.2f}", bar))
+        rows.append((each.task, each.ours, each.theirs, f"{each.probability:.2f}", f"{low:.2f} to {high:.2f}", bar))
     if not rows:
         return [("quiet", "It takes at least two seeds of each of two groups: one seed says nothing of others.")]
-    columns = ("this group", "beats that group", "probability", "interval", "0 to 1")
+    columns = ("task", "this group", "beats that group", "probability", "interval", "0 to 1")
     note = (
         "How often the mean return of a seed of the one is above that of a seed of the other, a tie counting half "
         "(Agarwal et al. 2021); 0.5 is no difference. Groups of one seed are left out."
     )
-    return [table("Probability of improvement", columns, rows, range(2, 4)), ("quiet", note)]
+    return [table("Probability of improvement", columns, rows, range(3, 5)), ("quiet", note)]
 
 
-def _differences(groups: Sequence[Group]) -> Block:
+def _differences(task: str, groups: Sequence[Group]) -> list[Block]:
     rows = [(key, *map(plain, values)) for key, values in differences([group.settings for group in groups]).items()]
     if not rows:
-        return "quiet", "In nothing but the seed."
-    return table("Differing settings", ("setting", *(group.label for group in groups)), rows, range(0))
+        return [("heading", task), ("quiet", "In nothing but the seed.")]
+    listed = table(f"Differing settings, {task}", ("setting", *(group.label for group in groups)), rows, range(0))
+    return [("heading", task), listed]

@@ -48,7 +48,7 @@ def _ablation(name: str, content: Mapping[str, Any]) -> Iterator[Block]:
         cell = span(low, each["mean"], high, scale)
         rows.append((_condition(each), number(each["mean"]), between((low, high)), cell, *change))
     drawn = f"{number(scale[0])} to {number(scale[1])}"
-    columns = ("memory", "mean return", "interval", drawn, "difference", "interval", "what that says")
+    columns = ("memory", "mean return", "interval", drawn, "difference", "interval", "in words")
     how = f"{len(conditions[0]['returns'])} episodes, {manner(content['deterministic'])} actions"
     yield "heading", f"Return with the memory changed: {name.partition('-')[0]} policy, {how}"
     yield "verdict", _sentence(content["verdict"])

@@ -119,6 +119,7 @@ class Chart extends Figure {
     Object.assign(this, { chart, settings, chosen, mark: chart.mark, hidden: new Set() });
     this.kind = chart.kind || "line";
     this.series = chart.series.filter((each) => each.y.some((y) => y !== null));
+    this.owners = this.series.map((each, i) => i).filter((i) => this.series[i].of === undefined);
     this.holder = element("div", { class: "plot", role: "img", "aria-label": chart.label });
     this.readout = element("div", { class: "readout" });
     this.cursor = element("div", { class: "mark", hidden: "" });
@@ -140,8 +141,13 @@ class Chart extends Figure {
     return this.series[i].of === undefined ? i : this.series.findIndex((each) => each.name === this.series[i].of);
   }
 
+  // Which of the colors and dashes a series has.
+  place(i) {
+    return this.owners.indexOf(this.owner(i)) % 8;
+  }
+
   color(i) {
-    return themed(`--s${this.owner(i) % 8}`);
+    return themed(`--s${this.place(i)}`);
   }
 
   is_shown(i) {
@@ -159,8 +165,9 @@ class Chart extends Figure {
         this.draw();
       });
       toggle.setAttribute("aria-pressed", "true");
-      const dash = { style: `border-top:3px ${DASHES[i % 8].length ? "dashed" : "solid"} var(--s${i % 8})` };
-      toggle.append(element("i", this.kind === "line" ? dash : { class: "block", style: `background:var(--s${i % 8})` }), each.name);
+      const [place, style] = [this.place(i), DASHES[this.place(i)].length ? "dashed" : "solid"];
+      const dash = { style: `border-top:3px ${style} var(--s${place})` };
+      toggle.append(element("i", this.kind === "line" ? dash : { class: "block", style: `background:var(--s${place})` }), each.name);
       list.append(element("li", {}, toggle));
     });
     return list;
@@ -213,7 +220,7 @@ class Chart extends Figure {
       }
       if (smooth && !single) add(x, each.y, { stroke: faint(color, 0.3), width: 1, points: { show: false } });
       const look = { stroke: single ? faint(color, 0.45) : color, width: single ? 1 : 2, points: single ? { show: false } : {} };
-      add(x, smoothed(each.y, smooth), { ...look, dash: DASHES[this.owner(i) % 8] });
+      add(x, smoothed(each.y, smooth), { ...look, dash: DASHES[this.place(i)] });
     }
     this.rest = left_out ? `${left_out} values of 0 or less are left out on a logarithmic axis` : "";
     return { data: tables.length ? uPlot.join(tables) : [[]], series: tables.length ? looks : [{}], bands };

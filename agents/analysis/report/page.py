@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.analysis.evaluation import Evaluation
 from agents.analysis.report import data, findings
-from agents.analysis.report.blocks import Block, Chart, chart, details, page, table
+from agents.analysis.report.blocks import Block, Chart, chart, details, measured, page, table
 from agents.analysis.report.groups import flattened, plain
 from agents.analysis.report.history import Curve, Insight, RunHistory, read_versions
 from agents.analysis.statistics import between, interquartile_mean, mean, number
@@ -135,7 +135,7 @@ def _learning(history: RunHistory, training: Curve | None, elapsed: Curve | None
     ]
     columns = ("step", "mean return", "interval", "median", "success", "episodes")
     note = "quiet", "Intervals: the mean and 1.96 of its standard errors to each side, over episodes."
-    listed = table("Periodic evaluations", columns, rows)
+    listed = table("Periodic evaluations", *measured(columns, rows))
     return [("charts", charts), details(f"The {len(rows)} periodic evaluations as a table", listed, note)]
 
 
@@ -161,7 +161,7 @@ def _results(results: Sequence[tuple[str, Evaluation]]) -> list[Block]:
     ]
     columns = ["policy", "mean return", "interval", "interquartile mean", "interval"]
     columns += ["median", "lowest, highest", "success", "episodes", "actions"]
-    return [table("Evaluations after training", columns, rows)]
+    return [table("Evaluations after training", *measured(columns, rows))]
 
 
 def _policy(file: str) -> str:

@@ -219,7 +219,7 @@ def test_a_comparison_tells_groups_intervals_and_probabilities(tmp_path: Path) -
     read = Reader(comparison(tmp_path))
     for text in ("memory lstm", "memory none", "3 seeds", "8.500", "1.00 to 1.00", "policy.memory", "a note"):
         assert text in read.text
-    lstm = read.charts[0]["series"][0]
+    lstm = read.charts[1]["series"][0]
     # Seeds 0, 1, 2 evaluate every 10, 11, 12 steps: all have reached 12 to 20.
     assert lstm["x"] == [12, 20]
     assert lstm["y"][0] == near((4.8 + 4 + 5 / 11 + 4) / 3)
@@ -234,10 +234,29 @@ def test_a_comparison_has_every_seed_and_leads_to_the_runs_reports(tmp_path: Pat
     (tmp_path / "r1" / "report-2.html").touch()
     read = Reader(comparison_page(grouped(runs), place=tmp_path / "pages #2" / "all.html"))
     assert read.links == ["../r1/report-2.html"]
-    names = [(each["name"], each.get("of")) for each in read.charts[0]["series"]]
+    names = [(each["name"], each.get("of")) for each in read.charts[1]["series"]]
     mean = "memory lstm (2 seeds)"
     assert names == [(mean, None), ("seed 0", mean), ("seed 1", mean)]
-    assert read.charts[0]["series"][0]["t"] == [60, 120]
+    assert read.charts[1]["series"][0]["t"] == [60, 120]
+
+
+def test_a_comparison_over_tasks_has_curves_of_each_and_aggregates_of_all(tmp_path: Path) -> None:
+    runs = []
+    for task in ("A-v0", HOSTILE):
+        for memory in ("lstm", "none"):
+            chosen = settings(memory, env=replace(settings().env, id=task))
+            name = f"{task[:1]}{memory}".replace("<", "b")
+            made = [replace(chosen, seed=seed) for seed in range(2)]
+            runs += [scored(tmp_path, f"{name}{s.seed}", s, s.seed, 2.0, returns=[1.0, 2.0]) for s in made]
+    read = Reader(comparison_page(grouped(runs)))
+    assert [
+        text for text in ("Aggregates over 2 tasks", "optimality gap", "A-v0, memory lstm") if text not in read.text
+    ] == []
+    captions = [chart["caption"] for chart in read.charts]
+    assert captions[:2] == ["Performance profile", "Periodic evaluation: A-v0"]
+    profile = read.charts[0]["series"][0]
+    assert (profile["y"][0], profile["y"][-1], profile["x"][-1]) == (0.5, 0, 1)
+    assert read.tags.count("script") == 2
 
 
 def test_groups_that_share_no_step_or_measured_nothing_still_have_a_page(tmp_path: Path) -> None:
@@ -440,6 +459,7 @@ def test_charts_follow_the_colors_of_the_system(browser: Browser, pages: dict[st
     light = browser.evaluate(picture)
     browser.prefer(dark=True)
     browser.wait_for(f"{picture} !== {json.dumps(light)}")
-    browser.click("[data-chart] .legend button")
-    browser.wait_for(f"!{FIRST}.is_shown(0) && !{FIRST}.is_shown(1) && {FIRST}.u.data.length === 7")
+    curves = "document.querySelectorAll('[data-chart]')[1].chart"
+    browser.click("figure:nth-child(1) .legend button[aria-label^='memory lstm (']")
+    browser.wait_for(f"!{curves}.is_shown(0) && !{curves}.is_shown(1) && {curves}.u.data.length === 7")
     assert browser.errors == []
