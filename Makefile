@@ -10,7 +10,7 @@ COMPILED := $(wildcard agents/kernels/*.[ch])
 .PHONY: help train test test-slow test-native lint format clean
 
 help:
-	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG))"
+	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG) ARGS=\"--name pole\")"
 	@echo "make test       the tests, some seven minutes on two cores"
 	@echo "make test-slow  the tests that learn real tasks, much longer"
 	@echo "make test-native  the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, a minute"
@@ -19,7 +19,7 @@ help:
 	@echo "make clean      remove the virtual environment and caches; runs/ is kept"
 
 train: $(VENV)/.installed
-	$(BIN)/python train.py --config $(CONFIG)
+	$(BIN)/python train.py --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
