@@ -2,7 +2,7 @@
 
 - the first page, from README.md, and those from CHANGELOG.md and CONTRIBUTING.md;
 - a page for every registered memory and encoder: what ``memory_kinds.md`` or ``encoder_kinds.md`` says under its name,
-  what it costs by ``results/costs.json``, and its docstring. What is registered and nowhere mentioned has its docstring;
+  what it costs by ``results/costs.json``, and its docstring, which what is nowhere mentioned has too;
 - the notebooks as they were last executed.
 
 Formulas become MathML, which browsers show without a script.
@@ -17,16 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import latex2mathml.converter
-
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 SECTION = re.compile(r"^## `(\w+)`: (.+)\n", re.M)
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|data:)([^)\s#]*)(#[^)\s]*)?(?=\))")
+NAMED = re.compile(r"\[(?:docs/)?([\w/]+\.md)\]\(([^)\s]+)\)")
 KINDS = {"memory": ("memories", "memory_kinds.md"), "encoder": ("encoders", "encoder_kinds.md")}
 """Folder on the site -> its part of results/costs.json, its text."""
 FROM_ROOT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 """File in the checkout -> page."""
+ELSEWHERE = {**FROM_ROOT, "memory_kinds.md": "memory/index.md", "encoder_kinds.md": "encoder/index.md"}
+"""What a link in the checkout leads to -> page."""
 
 
 @functools.cache
@@ -47,7 +48,9 @@ def of_registry(folder: str, registry: Mapping[str, type]) -> dict[str, str]:
     """The pages of all that is registered, and one that lists them with their costs."""
     part, text = KINDS[folder]
     introduction, *sections = SECTION.split((DOCS / text).read_text())
-    said = {name: (title, body) for name, title, body in zip(sections[::3], sections[1::3], sections[2::3], strict=True)}
+    said = {
+        name: (title, body) for name, title, body in zip(sections[::3], sections[1::3], sections[2::3], strict=True)
+    }
     costs = json.loads((DOCS / "results/costs.json").read_text())
     pages = {f"{folder}/index.md": ""}
     for name, cls in registry.items():
@@ -74,14 +77,15 @@ def _cost(costs: Mapping[str, Any], name: str) -> str:
     if name not in costs:
         return ""
     found, lstm = costs[name], costs.get("lstm")
-    if lstm is not None:
-        times = [f"{found[which] / lstm[which]:.2g} times an LSTM's" for which in ("acting", "training")]
-        what = f"and {found['state']:,} numbers of state, with 64 units on 64 features."
-        rest = f"Acting takes {times[0]} time, training {times[1]} ([all of them](index.md))."
-    else:
-        what = f"on {found['reads']}."
-        rest = f"Acting takes {_time(found['acting'])}, training {_time(found['training'])} ([what of](index.md))."
-    return f"## Cost\n\n{found['parameters']:,} parameters {what} {rest}"
+    acting, training = (_time(found[which]) for which in ("acting", "training"))
+    what = f"for {found['reads']}" if lstm is None else f"and {found['state']:,} numbers of state"
+    if lstm is not None and name != "lstm":
+        acting, training = (
+            f"{time} ({found[which] / lstm[which]:.2g} of an LSTM)"
+            for time, which in ((acting, "acting"), (training, "training"))
+        )
+    of_what = "[what is measured](index.md)"
+    return f"## Cost\n\n{found['parameters']:,} parameters {what}; acting {acting}, training {training}: {of_what}."
 
 
 def _table(costs: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -107,10 +111,23 @@ def _time(microseconds: float) -> str:
 
 
 def _reference(cls: type) -> str:
-    style = "google" if cls.__module__.startswith("agents.") else "sphinx"
-    options = {"heading_level": 3, "docstring_style": style, "members": [], "show_root_full_path": False}
+    """Its docstring, and those of the classes that it has arguments in common with."""
+    options = {"heading_level": 3, "members": [], "docstring_style": "google", "show_signature": True}
+    if not cls.__module__.startswith("agents."):
+        options["docstring_style"] = "sphinx"
+    own = f"## Class\n\n{_directive(cls, options)}"
+    above = [
+        base for base in cls.__mro__[1:] if base.__module__.startswith("agents.memory") and base.__name__ != "Memory"
+    ]
+    if not above:
+        return own
+    shared = [_directive(base, {**options, "show_signature": False, "skip_local_inventory": True}) for base in above]
+    return "\n\n".join([own, "## Arguments in common with others", *shared])
+
+
+def _directive(cls: type, options: Mapping[str, Any]) -> str:
     listed = "\n".join(f"      {key}: {json.dumps(value)}" for key, value in options.items())
-    return f"## Class\n\n::: {cls.__module__}.{cls.__qualname__}\n    options:\n{listed}"
+    return f"::: {cls.__module__}.{cls.__qualname__}\n    options:\n{listed}"
 
 
 def of_notebook(notebook: Mapping[str, Any]) -> str:
@@ -139,20 +156,29 @@ def _moved(text: str, folder: str) -> str:
 
     def link(found: re.Match[str]) -> str:
         target, anchor = found[1], found[2] or ""
-        target = FROM_ROOT.get(target.removeprefix("../"), target.removeprefix("docs/"))
+        target = target.removeprefix("docs/")
+        target = ELSEWHERE.get(target.removeprefix("../"), target)
         target = re.sub(r"\.ipynb$", ".md", target)
         return (posixpath.relpath(target, folder or ".") if target else "") + anchor
 
-    return LINK.sub(link, text)
+    return LINK.sub(link, NAMED.sub(_by_title, text))
+
+
+def _by_title(found: re.Match[str]) -> str:
+    """A link that shows a file's name, as one that shows what the page is called."""
+    page = DOCS / found[1]
+    title = re.match(r"# (.+)", page.read_text()) if page.exists() else None
+    return found[0] if title is None else f"[{title[1]}]({found[2]})"
 
 
 def with_mathml(page: str) -> str:
     """HTML in which the formulas that ``pymdownx.arithmatex`` has marked are MathML."""
+    from latex2mathml.converter import convert
 
     def formula(found: re.Match[str]) -> str:
         latex = html.unescape(found[2]).strip()
         display = "block" if latex.startswith("\\[") else "inline"
-        return latex2mathml.converter.convert(latex[2:-2].strip(), display=display)
+        return convert(latex[2:-2].strip(), display=display)
 
     return re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', formula, page, flags=re.S)
 
