@@ -4,7 +4,7 @@
     python benchmarks/environments.py --task Acrobot --envs 8 128
     python benchmarks/environments.py --slow wait --milliseconds 1 --envs 16      in processes
     python benchmarks/environments.py --task Ant --envs 8                         MuJoCo's, in processes
-    python benchmarks/environments.py --table --envs 8       the table of docs/environments.md; on a machine without load
+    python benchmarks/environments.py --table --envs 8       the table of docs/environments.md; on an idle machine
 
 Random actions, so episodes of about 20 steps in CartPole: many ends, which cost more than steps do. A contender's
 figure is the median of its turns; turns alternate, so that what slows the machine for a while slows all.

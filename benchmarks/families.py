@@ -93,7 +93,7 @@ SPACES = [
         f"space/{kind}",
         ("--env.id", "signals:Signal", "--env.kwargs", f"kind={json.dumps(kind)}"),
         f"signals.Signal({kind!r})",
-        5 * ROLLOUT,
+        (2 if signals.is_seen_as_images(kind) else 5) * ROLLOUT,
     )
     for kind in signals.KINDS
 ]
