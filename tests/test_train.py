@@ -211,6 +211,7 @@ def test_weights_and_biases_without_a_key_records_settings_and_metrics_offline_a
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("getpass.getpass", asked)
     words = [*TINY, *PPO, *QUIET, "--runs", str(runs), "--tracking.wandb", "online", "--tracking.wandb-timeout", "1"]
+    words += ["--evaluation.final-episodes", "2"]
     assert train.main(words) == 0
     assert "there is no key (`wandb login` stores one); recording offline" in capsys.readouterr().err
     (record,) = runs.glob("*/wandb/offline-run-*/run-*.wandb")
