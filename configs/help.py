@@ -10,7 +10,7 @@ import difflib
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from configs.settings import SETTINGS, Settings, values
@@ -92,11 +92,12 @@ def text(words: Sequence[str], program: str, command: type[Any], options: Option
     return "\n".join(_overview(program, width))
 
 
-def nearest(word: str, options: Options) -> list[str]:
+def nearest(word: str, options: Iterable[str], called: Mapping[str, str] = CALLED) -> list[str]:
     """The options that may have been meant by a word that is none, the likeliest first."""
     typed = word.lstrip("-").partition("=")[0].replace("_", "-")
-    if typed in CALLED:
-        return [f"--{CALLED[typed]}"]
+    if typed in called:
+        return [f"--{called[typed]}"]
+    options = tuple(options)
     last = {option: option.rpartition(".")[2] for option in options}
     exact = [option for option in options if last[option] == typed.rpartition(".")[2]]
     likeness = {

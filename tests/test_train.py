@@ -77,16 +77,18 @@ def test_the_settings_of_a_run_repeat_it(trained: Path, runs: Path) -> None:
     assert rows_of(trained / "metrics.csv") == rows_of(again / "metrics.csv")
 
 
-def test_the_last_line_is_a_command_that_works_in_the_folder_that_the_user_is_in(
+def test_the_last_lines_are_commands_that_work_in_the_folder_that_the_user_is_in(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.main([*TINY, *PPO, *QUIET, "--runs", "runs"]) == 0
-    command = capsys.readouterr().out.splitlines()[-1].partition("evaluate it again with: ")[2]
-    python, script, *words = shlex.split(command)
-    assert shutil.which(python) == shutil.which(sys.executable)
-    assert Path(script).resolve() == Path(evaluate.__file__)
-    assert evaluate.main([*words, "--episodes", "1"]) == 0
+    commands = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert commands[1].startswith(f"{commands[0]} --insight --report")
+    for command in commands:
+        python, script, *words = shlex.split(command)
+        assert shutil.which(python) == shutil.which(sys.executable)
+        assert Path(script).resolve() == Path(evaluate.__file__)
+        assert evaluate.main([*words, "--episodes", "1"]) == 0
 
 
 def test_commands_are_written_as_the_user_can_type_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

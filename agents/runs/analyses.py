@@ -25,12 +25,14 @@ from agents.analysis.report.page import comparison_page, run_page
 from agents.analysis.statistics import mean, table
 from agents.analysis.video import VideoError, write_video
 from agents.checkpoint import CheckpointError, hub
+from agents.checks.devices import check_device
 from agents.deploy.card import model_card
 from agents.deploy.exports import export
 from agents.deploy.player import Player
+from agents.runs.agent_files import run_of
 from agents.runs.budget import games_at_the_end
 from agents.runs.construction import ALGORITHMS, make_environments, own_classes
-from agents.runs.directory import RunDirectory, runs_in
+from agents.runs.directory import RunDirectory, runs_in, write_atomically
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
 from configs.settings import ImitationSettings
 
@@ -61,13 +63,39 @@ class Loaded(NamedTuple):
         return manner(self.player.deterministic)
 
 
-def open_runs(paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str]) -> list[RunDirectory]:
-    """The runs, once it is sure that they may import what they name, or that it is ``trusted``."""
-    with reported_as(CheckpointFault, "run", RunError):
-        runs = [RunDirectory.open(path) for path in paths]
-    for run in runs:
+def open_runs(
+    paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str], task: Settings | None = None
+) -> list[RunDirectory]:
+    """The runs, or what an agent's file makes one, once it is sure that they may import what they name, or that it is
+    ``trusted``. Among several a directory without an agent is named and left out.
+
+    Args:
+        task: settings of the environment for files that lie in no run.
+    """
+    runs = []
+    for path in paths:
+        try:
+            run = run_of(path, task) if path.suffix == ".zip" and path.is_file() else RunDirectory.open(path)
+            if len(paths) > 1 and not run.has_agent:
+                raise RunError(f"{path} holds no saved agent")
+        except RunError as error:
+            if len(paths) == 1 or not path.exists():
+                raise CheckpointFault(f"run: {error}") from error
+            configs.say(f"left out: {error}", error=True)
+            continue
         configs.check_trusted(run.path, configs.read(run.settings), trusted, typed)
+        runs.append(run)
+    if not runs:
+        raise CheckpointFault("run: none of the directories holds a saved agent")
     return runs
+
+
+def check_computes_on(device: str) -> None:
+    """Raises :class:`SettingsError` where there is no such device."""
+    try:
+        check_device(device)
+    except ValueError as error:
+        raise SettingsError(f"--{error}") from error
 
 
 @contextmanager
@@ -160,7 +188,14 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
         print(note)
 
 
-def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | None, report: Path | None) -> None:
+def compare(
+    runs: Sequence[RunDirectory],
+    options: Options,
+    json_file: Path | None,
+    report: Path | None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Evaluates an agent of each of several runs on one task, and prints one table of all and their groups."""
     with reported_as(CheckpointFault, "checkpoint", RunError):
         for run in runs:  # before anything is played
@@ -174,7 +209,7 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
         _write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
     if report is not None:
         note = f"{options.checkpoint} agents, {options.episodes} episodes each, seed {options.seed}."
-        _write_page(report, comparison_page(groups, note))
+        _write_page(report, comparison_page(groups, note), overwrite=overwrite)
 
 
 def _history(run: RunDirectory) -> RunHistory:
@@ -213,7 +248,14 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
     return groups
 
 
-def report_run(run: RunDirectory, options: Options, path: Path | None = None, settings: Settings | None = None) -> None:
+def report_run(
+    run: RunDirectory,
+    options: Options,
+    path: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Writes a run's page, into the run unless a path is given; ``settings`` are shown in place of the run's own."""
     history, shown, note = RunHistory(run.path, asdict(settings or configs.read(run.settings))), None, ""
     if run.has_agent:
@@ -226,7 +268,8 @@ def report_run(run: RunDirectory, options: Options, path: Path | None = None, se
         note = "No agent has been saved yet, so there are no results and no episode."
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
     page = run_page(history, state=run.state(configs.read(run.settings)), episode=shown, note=note)
-    _write_page(path or run.free_name("report.html"), page)
+    inside = run.path / "report.html" if overwrite else run.free_name("report.html")
+    _write_page(path or inside, page, overwrite=overwrite)
 
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:
@@ -388,9 +431,13 @@ def check_plots() -> None:
         plots.check()
 
 
-def _write_page(path: Path, page: str) -> None:
-    with reported_as(SettingsError, f"--report {path}", OSError), path.open("x", encoding="utf-8") as file:
-        file.write(page)
+def _write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
+    with reported_as(SettingsError, f"--report {path}", OSError):
+        if overwrite:
+            write_atomically(path, page)
+        else:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(page)
     configs.say(f"report written to {path}")
 
 

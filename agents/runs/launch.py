@@ -16,6 +16,7 @@ from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.analysis.report.history import RunError, figures
 from agents.checkpoint import CheckpointError
 from agents.checks.devices import check_device
+from agents.checks.extras import is_installed
 from agents.kernels.plan import missing
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
@@ -125,7 +126,9 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
         for each in _symptoms(run, settings):
             configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
+        seen = "--insight --report" if is_installed("plots") else "--report"
         configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
+        configs.say(f"What it learned and remembers, as one page: {again} {seen}")
     return run
 
 
