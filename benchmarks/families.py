@@ -2,12 +2,16 @@
 
     python benchmarks/families.py                    every case without a result yet, then the table
     python benchmarks/families.py --only minigrid    those whose name contains this
+    python benchmarks/families.py --only learned/    the longer runs alone, hours
     python benchmarks/families.py --report           the table of what there is
 
 A case is two processes: ``train.py`` with an id and a number of steps and nothing else, and a script that gives the
 same environment to ``RecurrentPPO``. Kept are what was said of the observation, the environment steps a second up to
 the last rollout, updates included, and the mean return of the last 100 episodes of the short run. The spaces are those
 of ``signals.py``, whose best return is 1 and whose best without memory is 0.5.
+
+What is learned is shown by longer runs of a few tasks with several seeds: the last policy plays 100 episodes each way,
+sampled and deterministic.
 """
 
 import csv
@@ -19,17 +23,19 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import records
 import signals
 import tyro
 from gymnasium.vector import AutoresetMode
 from measuring import processor
 from records import ROOT, Result, Run
+from robustness import WAYS, lowest, returns_both_ways
 
-BEGIN, END = "<!-- families -->\n", "<!-- /families -->\n"
 ROLLOUT = 8192
 """Steps between two updates with the default settings."""
 OWN = re.compile(r"(episode_start|previous_action|previous_reward): ")
@@ -87,7 +93,7 @@ SPACES = [
         f"space/{kind}",
         ("--env.id", "signals:Signal", "--env.kwargs", f"kind={json.dumps(kind)}"),
         f"signals.Signal({kind!r})",
-        (12 if kind == "Dict of image and vector" else 5) * ROLLOUT,
+        5 * ROLLOUT,
     )
     for kind in signals.KINDS
 ]
@@ -105,7 +111,7 @@ ACTIONS = [
         "actions/MultiDiscrete with masks",
         ("--env.id", "signals:Locks", "--policy.kwargs", "action_mask=action_masks"),
         "signals.Locks()",
-        20 * ROLLOUT,
+        5 * ROLLOUT,
     ),
 ]
 VECTORS = [
@@ -120,21 +126,64 @@ VECTORS = [
 CASES = [*FAMILIES, *SPACES, *ACTIONS, *VECTORS]
 
 
+class Task(NamedTuple):
+    """What is learned: ``words`` of the command line, and the best return and that without memory, where known."""
+
+    words: tuple[str, ...]
+    steps: int
+    best: str
+    memoryless: str
+    needs: str = "gymnasium"
+
+
+LEARNED = {
+    "MiniGrid-MemoryS7-v0, its id alone": Task(
+        ("--env.id", "MiniGrid-MemoryS7-v0"), 500_000, "0.98", "0.5", "minigrid"
+    ),
+    "a Dict of an image and a vector, both needed": Task(
+        ("--env.id", "signals:Signal", "--env.kwargs", 'kind="Dict of image and vector"'), 150_000, "1", "0.5"
+    ),
+    "MultiDiscrete actions with masks": Task(
+        ("--env.id", "signals:Locks", "--policy.kwargs", "action_mask=action_masks"), 165_000, "1", "0.53"
+    ),
+    "Hopper without velocities": Task(("--config", "mujoco"), 1_000_000, "", "", "mujoco"),
+    "Ant without velocities": Task(("--config", "mujoco", "--env.id", "AntNoVel-v5"), 1_000_000, "", "", "mujoco"),
+}
+"""By name. Best is estimated for MemoryS7, known for those of ``signals.py``."""
+
+
 @dataclass(frozen=True)
 class Settings(records.Settings):
     """Every family and space from the command line and from a script."""
 
 
 def main(settings: Settings) -> None:
-    runs = [Run(case.name, lambda steps, case=case: run(case, steps)) for case in CASES if is_available(case)]
+    runs = [
+        Run(case.name, lambda steps, case=case: run(case, steps))
+        for case in CASES
+        if is_available(case.name, case.needs)
+    ]
+    for seed in range(settings.seeds):
+        for name, task in LEARNED.items():
+            if is_available(name, task.needs):
+                runs.append(Run(f"learned/{name}/{seed}", _learns(task, seed)))
     records.run_all(settings, "families", runs, summary, write_page)
 
 
-def is_available(case: Case) -> bool:
-    if importlib.util.find_spec(case.needs) is not None:
+def is_available(name: str, module: str) -> bool:
+    if importlib.util.find_spec(module) is not None:
         return True
-    print(f"{case.name}: left out, {case.needs} is not installed")
+    print(f"{name}: left out, {module} is not installed")
     return False
+
+
+def _learns(task: Task, seed: int) -> Callable[[int], Result]:
+    def start(steps: int) -> Result:
+        fixed = ["--seed", str(seed), "--threads", "1", "--total-timesteps", str(steps or task.steps)]
+        words = [*task.words, *fixed, "--evaluation.every", "0", "--evaluation.final-episodes", "0"]
+        return {**records.trained(words, evaluate=returns_both_ways), "cpu": processor()}
+
+    return start
 
 
 def run(case: Case, steps: int = 0) -> Result:
@@ -175,6 +224,8 @@ def _last_line(text: str) -> str:
 
 
 def summary(result: Result) -> str:
+    if "sampled" in result:
+        return ", ".join(f"{way} {np.mean(result[way]):.3f}" for way in WAYS) + f", {result['seconds']:.0f} s"
     ways = ", ".join(f"{way} {_speed(result[way])}" for way in ("command_line", "script"))
     return f"{'; '.join(result.get('seen', ()))}; {ways}; return {_return(result)}"
 
@@ -189,15 +240,35 @@ def _return(result: Result) -> str:
 
 
 def write_page(found: list[Result]) -> None:
-    """The table, between its marks in `docs/environments.md`."""
+    """The tables, between their marks in `docs/environments.md`."""
     by_name = {result["name"]: result for result in found}
     columns = "what | printed | command line, steps/s | script, steps/s | return | after steps"
     rows = [_row(by_name[case.name]) for case in CASES if case.name in by_name]
     cpus = ", ".join(sorted({result["cpu"] for result in found}))
-    page = records.DOCS / "environments.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    lines = [*records.table(columns, rows), "", f"Processors: {cpus}.", ""]
-    page.write_text(before + BEGIN + "\n".join(lines) + END + rest.partition(END)[2])
+    _write_between("families", [*records.table(columns, rows), "", f"Processors: {cpus}."])
+    columns = "learned | seeds | steps | sampled | deterministic | lowest seed | best | without memory | minutes"
+    learned = [_learned_row(name, task, found) for name, task in LEARNED.items()]
+    _write_between("learned", records.table(columns, [row for row in learned if row]))
+
+
+def _write_between(mark: str, lines: list[str]) -> None:
+    page, begin, end = records.DOCS / "environments.md", f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(before + begin + "\n".join([*lines, ""]) + end + rest.partition(end)[2])
+
+
+def _learned_row(name: str, task: Task, found: list[Result]) -> list[str]:
+    runs = records.by_seed(found, f"learned/{name}")
+    if not runs:
+        return []
+    ways = []
+    for way in WAYS:
+        returns = np.array([run[way] for run in runs])
+        low, high = records.interval(returns)
+        ways.append(f"{returns.mean():.3g} ({low:.3g} to {high:.3g})")
+    minutes = np.median([run["seconds"] for run in runs]) / 60
+    worst = f"{min(map(lowest, runs)):.3g}"
+    return [name, str(len(runs)), f"{runs[0]['steps']:,}", *ways, worst, task.best, task.memoryless, f"{minutes:.0f}"]
 
 
 def _row(result: Result) -> list[str]:

@@ -56,6 +56,11 @@ def test_signals_are_environments_of_gymnasium(env: signals.Signal) -> None:
     check_env(env, skip_render_check=True)
 
 
+def test_the_words_of_what_is_learned_can_be_read() -> None:
+    for task in families.LEARNED.values():
+        configs.parse(list(task.words))
+
+
 @pytest.mark.parametrize("cases", [families.FAMILIES, families.SPACES, families.ACTIONS, families.VECTORS])
 def test_the_words_of_a_case_can_be_read(cases: list[families.Case]) -> None:
     case = cases[-1]
@@ -66,10 +71,19 @@ def test_the_table_has_a_row_for_every_case_that_was_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     monkeypatch.setattr(families.records, "DOCS", tmp_path)
-    (tmp_path / "environments.md").write_text("before\n" + families.BEGIN + "old\n" + families.END + "after\n")
+    marked = "before\n<!-- families -->\nold\n<!-- /families -->\n<!-- learned -->\n<!-- /learned -->\nafter\n"
+    (tmp_path / "environments.md").write_text(marked)
     run = {"steps": 40_960, "seen": ["observation: 3 measurements -> flatten"], "script": 700.4, "cpu": "a processor"}
     families.write_page(
         [
+            {
+                "name": "learned/MultiDiscrete actions with masks/0",
+                "steps": 9,
+                "seconds": 120.0,
+                "sampled": [1.0, 1.0],
+                "deterministic": [0.5, 0.5],
+                "cpu": "a processor",
+            },
             {**run, "name": "space/vector", "command_line": 1234.5, "return": 0.987},
             {
                 "steps": 1,
@@ -81,6 +95,7 @@ def test_the_table_has_a_row_for_every_case_that_was_run(
         ]
     )
     page = (tmp_path / "environments.md").read_text()
+    assert "| MultiDiscrete actions with masks | 1 | 9 | 1 (1 to 1) | 0.5 (0.5 to 0.5) | 0.5 | 1 | 0.53 | 2 |" in page
     assert "| space: vector | `3 measurements -> flatten` | 1,234 | 700 | 0.99 | 40,960 |" in page
     assert "| atari: ALE/Pong-v5 |  | failed: it broke | failed: too | no episode ended | 1 |" in page
     assert page.startswith("before\n")
