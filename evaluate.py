@@ -122,7 +122,7 @@ def faults(words: argparse.Namespace) -> Iterator[str]:
     if several and looks_inside:
         yield "--ablate, --horizon, --inside and --insight look at one run's agent; give one run"
     if several and report is IN_THE_RUN:
-        yield "the report of a comparison belongs to no single run: give --report a file, such as --report comparison.html"
+        yield "a comparison lies in no run: give --report a file, such as --report comparison.html"
     for name, file in (("json", words.json), ("report", report)):
         if file is not None and not file.parent.is_dir():
             yield f"--{name} {file}: there is no directory {file.parent}"

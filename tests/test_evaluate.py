@@ -161,7 +161,7 @@ def test_several_runs_give_one_table_one_file_and_one_page(
     words += ["--episodes", "4", "--json", str(tmp_path / "all.json"), "--report", str(tmp_path / "all.html")]
     assert evaluate.main(words) == 0
     out = capsys.readouterr().out
-    for text in ("pair-5", "pair-6", "other", "2 seeds", "probability that", "over episodes", "memory none"):
+    for text in ("pair-5", "pair-6", "other", "2 seeds", "one seed", "memory none"):
         assert text in out
     written = json.loads((tmp_path / "all.json").read_text())
     assert [len(each["returns"]) for each in written["runs"]] == [4, 4, 4]
@@ -427,7 +427,7 @@ def words_of(*words: str) -> Any:
         (with_a_broken_agent, 5, "best.zip"),
         (with_broken_settings, 2, "settings.yaml:2: unknown setting sede"),
         (of_another_environment, 5, "does not fit PendulumNoVel-v1"),
-        (lambda runs: [*of_another_environment(runs), str(runs / "other")], 2, "returns of different tasks cannot be"),
+        (lambda runs: [*of_another_environment(runs), str(runs / "other")], 5, "does not fit PendulumNoVel-v1"),
         (lambda runs: [*without_agents(runs), str(runs)], 5, "none of the directories holds a saved agent"),
         (with_a_file_in_the_way, 2, "exists and is not overwritten"),
         (with_a_file_for_a_folder, 2, "--inside"),
