@@ -207,5 +207,6 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """mkdocs: the page's HTML; roles of docstrings are for readers of the source."""
-    return with_mathml(re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", content))
+    """mkdocs: the page's HTML; roles of docstrings are for readers of the source, and an option is not split in two."""
+    content = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", content)
+    return with_mathml(re.sub(r"<code>(?=[^<>]{1,28}</code>)", '<code class="short">', content))
