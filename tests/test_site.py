@@ -41,6 +41,13 @@ def test_a_memory_appears_by_being_registered() -> None:
     assert "| [`remembered`](remembered.md) | Remembered | " in found["memory/index.md"]
 
 
+def test_every_task_of_the_package_is_specified() -> None:
+    found = pages.tasks()
+    assert found["TMaze-v0"] == "envs.tasks.recall.TMaze"
+    assert len(found) >= 14
+    assert "## `TMaze-v0`\n\n::: envs.tasks.recall.TMaze\n" in pages.of_names("Tasks", found)
+
+
 def test_links_lead_where_a_page_has_come_to_lie() -> None:
     text = "[docs/speed.md](docs/speed.md) [x](../README.md#drop-in) [y](docs/notebooks/own_memory.ipynb) [z](#a)"
     moved = "[Speed](speed.md) [x](index.md#drop-in) [y](notebooks/own_memory.md) [z](#a)"
