@@ -159,8 +159,9 @@ def of_notebook(notebook: Mapping[str, Any]) -> str:
             parts.append(source)
             continue
         parts.append(f"```python\n{source}\n```")
-        parts += [shown for output in cell["outputs"] if (shown := _output(output))]
-    return "\n\n".join(parts) + "\n"
+        shown = "\n\n".join(_output(output) for output in cell["outputs"])
+        parts.append(re.sub(r"\n```\s+```text\n", "\n", shown).strip())  # what is printed in pieces is one text
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _output(output: Mapping[str, Any]) -> str:
@@ -231,4 +232,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """mkdocs: the page's HTML; roles of docstrings are for readers of the source, and an option is not split in two."""
     content = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", content)
-    return with_mathml(re.sub(r"<code>(?=[^<>]{1,28}</code>)", '<code class="short">', content))
+    content = re.sub(r"<code>(?=[^<>]{1,28}</code>)", '<code class="short">', content)
+    return with_mathml(re.sub(r"(?<=[> ])(--[\w.-]+)(?=[^<>]*</code>)", r'<span class="short">\1</span>', content))

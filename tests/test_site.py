@@ -85,12 +85,13 @@ def test_a_notebook_shows_what_it_printed_and_drew() -> None:
             "source": ["print(1)\n", "f"],
             "outputs": [
                 {"output_type": "stream", "text": ["1\n"]},
+                {"output_type": "stream", "text": ["2\n"]},
                 {"output_type": "display_data", "data": {"image/png": "QQ==\n", "text/plain": "Figure"}},
             ],
         },
     ]
     shown = pages.of_notebook({"cells": cells})
-    expected = "# Title\n\n```python\nprint(1)\nf\n```\n\n```text\n1\n```\n\n![](data:image/png;base64,QQ==)\n"
+    expected = "# Title\n\n```python\nprint(1)\nf\n```\n\n```text\n1\n2\n```\n\n![](data:image/png;base64,QQ==)\n"
     assert shown == expected
 
 
