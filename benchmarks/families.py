@@ -93,7 +93,7 @@ SPACES = [
         f"space/{kind}",
         ("--env.id", "signals:Signal", "--env.kwargs", f"kind={json.dumps(kind)}"),
         f"signals.Signal({kind!r})",
-        5 * ROLLOUT,
+        (2 if signals.is_seen_as_images(kind) else 5) * ROLLOUT,
     )
     for kind in signals.KINDS
 ]
@@ -166,7 +166,7 @@ def main(settings: Settings) -> None:
     for seed in range(settings.seeds):
         for name, task in LEARNED.items():
             if is_available(name, task.needs):
-                runs.append(Run(f"learned/{name}/{seed}", _learns(task, seed)))
+                runs.append(Run(f"learned/{name}/{seed}", learns(task, seed)))
     records.run_all(settings, "families", runs, summary, write_page)
 
 
@@ -177,7 +177,9 @@ def is_available(name: str, module: str) -> bool:
     return False
 
 
-def _learns(task: Task, seed: int) -> Callable[[int], Result]:
+def learns(task: Task, seed: int) -> Callable[[int], Result]:
+    """Trains it, for its own steps where 0 are asked for, and plays both ways."""
+
     def start(steps: int) -> Result:
         fixed = ["--seed", str(seed), "--threads", "1", "--total-timesteps", str(steps or task.steps)]
         words = [*task.words, *fixed, "--evaluation.every", "0", "--evaluation.final-episodes", "0"]
@@ -245,16 +247,10 @@ def write_page(found: list[Result]) -> None:
     columns = "what | printed | command line, steps/s | script, steps/s | return | after steps"
     rows = [_row(by_name[case.name]) for case in CASES if case.name in by_name]
     cpus = ", ".join(sorted({result["cpu"] for result in found}))
-    _write_between("families", [*records.table(columns, rows), "", f"Processors: {cpus}."])
+    records.write_between("environments", "families", [*records.table(columns, rows), "", f"Processors: {cpus}."])
     columns = "learned | seeds | steps | sampled | deterministic | lowest seed | best | without memory | minutes"
     learned = [_learned_row(name, task, found) for name, task in LEARNED.items()]
-    _write_between("learned", records.table(columns, [row for row in learned if row]))
-
-
-def _write_between(mark: str, lines: list[str]) -> None:
-    page, begin, end = records.DOCS / "environments.md", f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
-    before, _, rest = page.read_text().partition(begin)
-    page.write_text(before + begin + "\n".join([*lines, ""]) + end + rest.partition(end)[2])
+    records.write_between("environments", "learned", records.table(columns, [row for row in learned if row]))
 
 
 def _learned_row(name: str, task: Task, found: list[Result]) -> list[str]:
