@@ -36,11 +36,14 @@ class PeerLost(RuntimeError):
     """Another process is gone: it was killed, ran out of memory, or failed where it could tell nobody."""
 
     is_reported = False
-    """Whether another process says so."""
+    """Whether another process says so to the user."""
 
 
 class PeerFailed(RuntimeError):
-    """Another process failed, and has said why."""
+    """Another process failed, and has told why."""
+
+    is_reported = False
+    """Whether another process says so to the user."""
 
 
 def size() -> int:
