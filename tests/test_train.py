@@ -178,7 +178,7 @@ def test_training_ends_where_an_evaluation_reaches_the_requested_return(runs: Pa
         (["--policy.memory", "no.such.module:Memory"], 2, "no.such.module"),
         (["--policy.encoder", "json:Nothing"], 2, "cannot be imported"),
         (["--policy.encoder", "nature_cnn"], 2, "agent"),
-        (["--algorithm.use-sde", "True"], 2, "agent"),
+        (["--algorithm.use-sde"], 2, "agent"),
         (["--device", "cudda"], 2, "device 'cudda': expected auto, cpu, cuda"),
         (["--env.id", "CartPoleNoVl-v1", "--dry-run"], 3, "CartPoleNoVel-v1"),
         (["--device", "cudda", "--dry-run"], 2, "device 'cudda'"),

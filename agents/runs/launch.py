@@ -23,7 +23,7 @@ from agents.runs import processes
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
-from agents.runs.defaults import fitted_to_family, fitted_to_spaces
+from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.imitation import taught, teacher_of
 from agents.runs.resuming import resume_agent
@@ -70,7 +70,7 @@ def preview(settings: Settings) -> None:
         return
     settings, chosen = fitted_to_family(settings)
     with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
-        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
+        settings, more = fitted_to_observations(settings, env.observation_space)
         _print_plan(_new_agent(settings, env), settings, chosen + more)
 
 
@@ -149,7 +149,13 @@ def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
     length = algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size)
     solved_at = None if spec is None else spec.reward_threshold
     metrics = figures(run.metrics)
-    found = symptoms(metrics, figures(run.evaluations), sequence_length=length, solved_at=solved_at)
+    found = symptoms(
+        metrics,
+        figures(run.evaluations),
+        sequence_length=length,
+        solved_at=solved_at,
+        use_sde=algorithm.use_sde,
+    )
     return [*found, *slow_environment(metrics, settings.env.backend)]
 
 
@@ -175,7 +181,7 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
         teacher = None if resumed else teacher_of(settings)
-        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
+        settings, more = fitted_to_observations(settings, env.observation_space)
         agent = resumed or _new_agent(settings, env)
         configs.say(f"run           {run.path}")
         computed = _print_plan(agent, settings, chosen + more)
