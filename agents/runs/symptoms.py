@@ -25,7 +25,12 @@ LAG = "memory/gradient_lag_"
 
 
 def symptoms(
-    metrics: Sequence[Row], evaluations: Sequence[Row], *, sequence_length: int, solved_at: float | None = None
+    metrics: Sequence[Row],
+    evaluations: Sequence[Row],
+    *,
+    sequence_length: int,
+    solved_at: float | None = None,
+    use_sde: bool = False,
 ) -> list[str]:
     """Sentences for the user; none if the return rose and stayed, or no reason is known.
 
