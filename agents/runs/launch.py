@@ -132,7 +132,7 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
         _train_in(run, settings, recorded, interruption)
         if not group.is_first():
             return run
-        if evaluation.final_episodes:
+        if evaluation.final_episodes and settings.tracking.wandb == "off":
             evaluate_at_the_end(run, deterministic=evaluation.deterministic)
         for each in _symptoms(run, settings):
             configs.say(f"note: {each}")
@@ -197,7 +197,7 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
         if teacher is not None:
             taught(agent, teacher, settings)
         training = Training(agent, environments, run, settings, interruption, resumed=resumed is not None)
-        training.run(trained=lambda: _film(run, settings) if is_first else None)
+        training.run(trained=lambda: _tracked_end(run, settings, interruption) if is_first else None)
 
 
 def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
@@ -228,9 +228,15 @@ def _print_plan(agent: RecurrentOnPolicyAlgorithm, settings: Settings, chosen: S
     return plan.as_dict()
 
 
-def _film(run: RunDirectory, settings: Settings) -> None:
-    """An episode of the best agent for Weights & Biases, where the environment can be rendered."""
-    if settings.tracking.wandb == "off" or not settings.tracking.wandb_video:
+def _tracked_end(run: RunDirectory, settings: Settings, interruption: Interruption) -> None:
+    """What Weights & Biases gets before it is closed: the final evaluation, and an episode of the best agent as a
+    video where the environment can be rendered."""
+    if settings.tracking.wandb == "off":
+        return
+    with interruption.at_once():
+        if settings.evaluation.final_episodes:
+            evaluate_at_the_end(run, deterministic=settings.evaluation.deterministic)
+    if not settings.tracking.wandb_video:
         return
     try:
         record_run(run, Options(), run.videos / "best.mp4")
