@@ -33,7 +33,8 @@ test-slow: $(VENV)/.installed-dev
 NATIVE := build/native
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -g
 
-NATIVE_TESTS := tests/agents/kernels/test_binding.py tests/agents/kernels/test_tools.py tests/agents/memory/test_doors.py
+NATIVE_TESTS := tests/agents/kernels/test_binding.py tests/agents/kernels/test_convolutions.py \
+    tests/agents/kernels/test_tools.py tests/agents/memory/test_doors.py
 
 test-native: $(VENV)/.installed-dev
 	rm -rf $(NATIVE) && mkdir -p $(NATIVE)
@@ -44,7 +45,8 @@ test-native: $(VENV)/.installed-dev
 	cd $(NATIVE) && for kernels in avx2 default; do \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=1 \
-	    sh -c '$(abspath $(BIN))/python -c "from agents.kernels import heads, recurrent as r; assert heads.available and r.available" \
+	    sh -c '$(abspath $(BIN))/python -c "from agents.kernels import convolutions, heads, recurrent; \
+	    assert convolutions.available and heads.available and recurrent.available" \
 	    && $(abspath $(BIN))/python -m pytest -p no:cacheprovider $(NATIVE_TESTS)' || exit 1; done
 
 lint: $(VENV)/.installed-dev

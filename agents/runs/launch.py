@@ -15,11 +15,13 @@ import configs
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.analysis.report.history import RunError, figures
 from agents.checkpoint import CheckpointError
+from agents.checks.devices import check_device
+from agents.checks.extras import is_installed
 from agents.kernels.plan import missing
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
-from agents.runs.defaults import fitted_to_family, fitted_to_observations
+from agents.runs.defaults import fitted_to_family, fitted_to_spaces
 from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.imitation import taught, teacher_of
 from agents.runs.resuming import resume_agent
@@ -34,6 +36,7 @@ Closable = TypeVar("Closable", VecEnv, EvaluationEnvironments)
 def train(settings: Settings) -> RunDirectory:
     """Trains an agent in a new directory and evaluates what came of it."""
     settings.check()
+    _check_device(settings)
     return _work(_new_run(settings), settings)
 
 
@@ -46,6 +49,7 @@ def resume(path: str, settings: Settings, trusted: Sequence[str], typed: Sequenc
 def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
     """The run to go on with, once it is sure that it can go on with these settings and may import what it names."""
     settings.check()
+    _check_device(settings)
     run = RunDirectory(path)
     recorded = configs.read(run.settings)
     configs.check_resumable(recorded, settings)
@@ -55,17 +59,16 @@ def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequenc
 
 def preview(settings: Settings) -> None:
     """Builds environments and agent, and prints how it would be computed."""
-    if settings.env.id not in gymnasium.registry:  # without importing what may register it
-        configs.say(f"note: no environment is registered as {settings.env.id} yet; its package must do that")
-        return
+    _check_device(settings)
     settings, chosen = fitted_to_family(settings)
     with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
-        settings, more = fitted_to_observations(settings, env.observation_space)
-        _print_plan(_new_agent(settings, env), chosen + more)
+        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
+        _print_plan(_new_agent(settings, env), settings, chosen + more)
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
     """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all."""
+    _check_device(settings)
     group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
     runs: list[RunDirectory] = []
     failed: dict[int, CommandError] = {}
@@ -94,14 +97,22 @@ class SeedsFailed(CommandError):
         self.exit_code = next(iter(failed.values())).exit_code
 
 
+def _check_device(settings: Settings) -> None:
+    try:
+        check_device(settings.device)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
 def _new_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
     name = run_name(settings.env.id, settings.policy.memory, settings.seed)
     with reported_as(SettingsError, "runs", RunError, OSError):
         run = RunDirectory.create(settings.runs, settings.name or name, numbered=settings.name is None)
-        write_atomically(run.settings, configs.dump(settings))
-        configs.sign(run.path, settings)
-        run.write_versions()
+        with run.removed_if_nothing_came_of_it():
+            write_atomically(run.settings, configs.dump(settings))
+            configs.sign(run.path, settings)
+            run.write_versions()
     return run
 
 
@@ -115,7 +126,9 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
         for each in _symptoms(run, settings):
             configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
+        seen = "--insight --report" if is_installed("plots") else "--report"
         configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
+        configs.say(f"What it learned and remembers, as one page: {again} {seen}")
     return run
 
 
@@ -149,9 +162,10 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
         teacher = None if resumed else teacher_of(settings)
-        settings, more = fitted_to_observations(settings, env.observation_space)
+        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
         agent = resumed or _new_agent(settings, env)
-        run.write_versions(computed=_print_plan(agent, chosen + more))
+        configs.say(f"run           {run.path}")
+        run.write_versions(computed=_print_plan(agent, settings, chosen + more))
         if settings.threads is None:  # another number can change the last bits of a sum
             choice = choose_threads(agent)
             torch.set_num_threads(choice.threads)
@@ -169,15 +183,24 @@ def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
         return make_agent(settings, env)
 
 
-def _print_plan(agent: RecurrentOnPolicyAlgorithm, chosen: Sequence[str]) -> dict[str, str]:
-    """Prints what the agent sees, what was chosen for it, how it is computed, and in one line what missing compiled
-    parts cost; returns how it is computed, by part."""
-    for line in agent.policy.observation_lines():
-        configs.say(f"observation   {line}")
-    for line in chosen:
-        configs.say(f"chosen        {line}")
-    plan = agent.policy.plan()
-    print(f"computed by   {plan}")
+def _print_plan(agent: RecurrentOnPolicyAlgorithm, settings: Settings, chosen: Sequence[str]) -> dict[str, str]:
+    """Prints what the agent sees and is made of, what was chosen for it, how it is computed, and in one line what
+    missing compiled parts cost; returns how it is computed, by part."""
+    policy, plan = agent.policy, agent.policy.plan()
+    n_weights = sum(weights.numel() for weights in policy.parameters())
+    memory, critic = settings.policy.memory, settings.policy.critic_memory
+    size = {} if memory == "none" else {"output size": policy.memory_actor.output_size}
+    arguments = "".join(f", {name} {value}" for name, value in {**size, **settings.policy.memory_kwargs}.items())
+    for name, lines in {
+        "device": [str(agent.device)],
+        "observation": policy.observation_lines(),
+        "memory": [f"{memory}{arguments}; the critic's: {critic}"],
+        "parameters": [f"{n_weights:,}"],
+        "chosen": chosen,
+        "computed by": [str(plan)],
+    }.items():
+        for line in lines:
+            configs.say(f"{name:14}{line}")
     if (cost := missing()) is not None:
         print(f"note: {cost}")
     return plan.as_dict()
