@@ -18,7 +18,17 @@ from rich.text import Text
 from stable_baselines3.common.vec_env import VecEnv
 
 import configs
-from agents.analysis import ablate, attention, gates, memory_horizon, plots, principal_components, record, units
+from agents.analysis import (
+    ablate,
+    attention,
+    gates,
+    graph_weights,
+    memory_horizon,
+    plots,
+    principal_components,
+    record,
+    units,
+)
 from agents.analysis.evaluation import Evaluation, differ, evaluate, manner
 from agents.analysis.report.acting import actions, remembered, value_against_return
 from agents.analysis.report.comparison import comparison_page
@@ -38,12 +48,14 @@ from agents.analysis.report.page import Acting, run_page
 from agents.analysis.statistics import interquartile_mean, mean, table
 from agents.analysis.video import VideoError, frame_rate, write_video
 from agents.checkpoint import CheckpointError, hub
+from agents.checks.devices import check_device
 from agents.deploy.card import model_card
 from agents.deploy.exports import export
 from agents.deploy.player import Player
+from agents.runs.agent_files import run_of
 from agents.runs.budget import games_at_the_end
 from agents.runs.construction import ALGORITHMS, make_environments, own_classes
-from agents.runs.directory import RunDirectory, runs_in
+from agents.runs.directory import RunDirectory, runs_in, write_atomically
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
 from configs.settings import ImitationSettings
 
@@ -77,13 +89,39 @@ class Loaded(NamedTuple):
         return manner(self.player.deterministic)
 
 
-def open_runs(paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str]) -> list[RunDirectory]:
-    """The runs, once it is sure that they may import what they name, or that it is ``trusted``."""
-    with reported_as(CheckpointFault, "run", RunError):
-        runs = [RunDirectory.open(path) for path in paths]
-    for run in runs:
+def open_runs(
+    paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str], task: Settings | None = None
+) -> list[RunDirectory]:
+    """The runs, or what an agent's file makes one, once it is sure that they may import what they name, or that it is
+    ``trusted``. Among several a directory without an agent is named and left out.
+
+    Args:
+        task: settings of the environment for files that lie in no run.
+    """
+    runs = []
+    for path in paths:
+        try:
+            run = run_of(path, task) if path.suffix == ".zip" and path.is_file() else RunDirectory.open(path)
+            if len(paths) > 1 and not run.has_agent:
+                raise RunError(f"{path} holds no saved agent")
+        except RunError as error:
+            if len(paths) == 1 or not path.exists():
+                raise CheckpointFault(f"run: {error}") from error
+            configs.say(f"left out: {error}", error=True)
+            continue
         configs.check_trusted(run.path, configs.read(run.settings), trusted, typed)
+        runs.append(run)
+    if not runs:
+        raise CheckpointFault("run: none of the directories holds a saved agent")
     return runs
+
+
+def check_computes_on(device: str) -> None:
+    """Raises :class:`SettingsError` where there is no such device."""
+    try:
+        check_device(device)
+    except ValueError as error:
+        raise SettingsError(f"--{error}") from error
 
 
 @contextmanager
@@ -145,7 +183,7 @@ def evaluate_run(
 def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> None:
     """Evaluates a run's last agent and its best one, sampled and deterministic, and prints them side by side.
 
-    The best agent is the luckiest of many evaluations; what training comes to is the last.
+    The best agent was chosen as the highest of many evaluations, which overstates it; training is judged by the last.
     """
     settings = configs.read(run.settings)
     evaluation = settings.evaluation
@@ -155,7 +193,6 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
             f"evaluations may take {evaluation.share or 1:.0%} of the steps of training (--evaluation.share None: any)"
         )
         print(f"{episodes} episodes each instead of {evaluation.final_episodes}: {share}")
-    # The way that the run is set to act by comes last: it is what a comparison of seeds takes.
     ways = (not deterministic, deterministic)
     shown = table("mean return", *(f"{manner(way)} actions" for way in ways))
     notes = []
@@ -176,7 +213,14 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
         print(note)
 
 
-def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | None, report: Path | None) -> None:
+def compare(
+    runs: Sequence[RunDirectory],
+    options: Options,
+    json_file: Path | None,
+    report: Path | None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Evaluates an agent of each of several runs, and prints one table of all and their groups."""
     with reported_as(CheckpointFault, "checkpoint", RunError):
         for run in runs:  # before anything is played
@@ -197,7 +241,7 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
         )
     if report is not None:
         note = f"{options.checkpoint} agents, {options.episodes} episodes each, seed {options.seed}."
-        _write_page(report, comparison_page(groups, note, report))
+        _write_page(report, comparison_page(groups, note, report), overwrite=overwrite)
 
 
 def _history(run: RunDirectory) -> RunHistory:
@@ -213,10 +257,15 @@ def _check_given_once(histories: Sequence[RunHistory]) -> None:
 
 
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The last evaluations of several runs as one table, for the runs that have one."""
-    found = [(history, results[-1][1]) for history in map(_history, runs) if (results := history.results())]
+    """The last policies' evaluations after training as one table, for the runs that have one."""
+    found = []
+    for run in runs:
+        way = configs.read(run.settings).evaluation.deterministic
+        if (evaluation := run.final_evaluation(deterministic=way)) is not None:
+            found.append(Scored(_history(run), np.array(evaluation.returns)))
     if found:
-        print_groups([Scored(history, np.array(evaluation.returns)) for history, evaluation in found])
+        print("\nthe last policy of every seed")
+        print_groups(found)
 
 
 def print_groups(runs: Sequence[Scored]) -> list[Group]:
@@ -235,7 +284,14 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
     return groups
 
 
-def report_run(run: RunDirectory, options: Options, path: Path | None = None, settings: Settings | None = None) -> None:
+def report_run(
+    run: RunDirectory,
+    options: Options,
+    path: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Writes a run's page, into the run unless a path is given; ``settings`` are shown in place of the run's own."""
     history, shown, acting, note = (
         RunHistory(run.path, asdict(settings or configs.read(run.settings))),
@@ -251,7 +307,8 @@ def report_run(run: RunDirectory, options: Options, path: Path | None = None, se
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
     state = run.state(configs.read(run.settings))
     page = run_page(history, state=state, episode=shown, acting=acting, note=note)
-    _write_page(path or run.free_name("report.html"), page)
+    inside = run.path / "report.html" if overwrite else run.free_name("report.html")
+    _write_page(path or inside, page, overwrite=overwrite)
 
 
 def _acted(run: RunDirectory, options: Options) -> tuple[dict[str, Any], Acting]:
@@ -261,8 +318,8 @@ def _acted(run: RunDirectory, options: Options) -> tuple[dict[str, Any], Acting]
         played = [record(player, env, seed=options.seed, max_steps=MOST_STEPS)]
         while len(played) < REPORT_EPISODES and (left := MOST_STEPS - sum(map(len, played))) > 0:
             played.append(record(player, env, seed=options.seed + len(played), max_steps=left))
-        carried = units(player.policy, played[0])
-        shown = episode(played[0], carried, env.observation_space, env.action_space)
+        carried, graphs = units(player.policy, played[0]), graph_weights(player, played[0])
+        shown = episode(played[0], carried, env.observation_space, env.action_space, graphs)
         shown["note"] = f"{agent.file.name}, {agent.manner} actions, seed {options.seed}."
         found = principal_components(np.concatenate(list(carried.values()), axis=1)) if carried else None
         memory = remembered(found, gates(player, played[0]), attention(player, played[0]))
@@ -305,15 +362,21 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
 
 def _listed(run: RunDirectory) -> dict[str, Any]:
     """What is listed of a run; of one whose settings cannot be read, that."""
-    best = run.best_return()
     row: dict[str, Any] = {"run": run.path.name, **dict.fromkeys(("environment", "memory", "seed", "group"))}
-    row |= {"steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    row |= {"steps": run.last_step(), "final return": None, "best checkpoint": None}
     try:
         settings = configs.read(run.settings)
     except SettingsError:
         return {**row, "state": "settings unreadable"}
+    way = settings.evaluation.deterministic
+    final, best = run.final_return(deterministic=way), run.best_checkpoint_return(deterministic=way)
     row |= {"environment": settings.env.id, "memory": settings.policy.memory, "seed": settings.seed}
+    row |= {"final return": _shortened(final), "best checkpoint": _shortened(best)}
     return {**row, "group": settings.group, "state": run.state(settings)}
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def record_run(run: RunDirectory, options: Options, path: Path) -> None:
@@ -420,6 +483,8 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
             signal = played.signal(color)
         carried, opened = units(player.policy, played), gates(player, played)
         attended = attention(player, played)
+        graphs = [each._asdict() for each in graph_weights(player, played)]
+        weights = {f"graphs.{i}.{name}": part for i, each in enumerate(graphs) for name, part in each.items()}
     pictures: dict[str, Any] = {}
     summary: dict[str, Any] = {"seed": options.seed, "steps": len(played), "return": played.total}
     if carried:
@@ -432,7 +497,7 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
         pictures["attention"] = plots.attention(attended)
     with reported_as(SettingsError, "--inside", OSError):
         path = run.write_result("insight", f"{file.stem}-inside", summary)
-        arrays: dict[str, Any] = dict(played.arrays())
+        arrays: dict[str, Any] = {**played.arrays(), **weights}
         np.savez_compressed(path.with_suffix(".npz"), **arrays)
         for name, picture in pictures.items():
             picture.savefig(path.with_name(f"{path.stem}-{name}.png"), dpi=130)
@@ -447,9 +512,13 @@ def check_plots() -> None:
         plots.check()
 
 
-def _write_page(path: Path, page: str) -> None:
-    with reported_as(SettingsError, f"--report {path}", OSError), path.open("x", encoding="utf-8") as file:
-        file.write(page)
+def _write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
+    with reported_as(SettingsError, f"--report {path}", OSError):
+        if overwrite:
+            write_atomically(path, page)
+        else:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(page)
     configs.say(f"report written to {path}")
 
 

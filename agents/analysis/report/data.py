@@ -5,7 +5,7 @@ Axes: T steps, U numbers of one observation or state.
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
+from agents.analysis.inside import GraphWeights
 from agents.analysis.recording import Recording, parts
 from agents.analysis.report.history import Curve
 
@@ -20,6 +21,7 @@ MOST_STEPS = 1000  # of an episode, which need not end; a page must stay small
 MOST_POINTS = 400  # of a curve; a screen shows no more
 MOST_NUMBERS = 48  # of an observation or action, in a list
 MOST_UNITS = 256  # of a state's part, as rows of a picture
+MOST_NODES, MOST_LINKS = 48, 24  # of a graph that is drawn: the first nodes, the links of most weight
 MOST_PIXELS = 3_000_000  # of an episode's pictures, bytes
 
 
@@ -62,8 +64,9 @@ def episode(
     memory: Mapping[str, NDArray[Any]],
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
+    graphs: Sequence[GraphWeights] = (),
 ) -> dict[str, Any]:
-    """An episode to step through; ``memory`` is what was carried, by name, (T, U) each."""
+    """An episode to step through; ``memory`` is what was carried, by name, (T, U) each; ``graphs`` were encoded."""
     space_of = dict(parts(observation_space))
     chances = recording.probabilities
     rows = chances if chances is not None and chances.shape[1] <= MOST_NUMBERS else None
@@ -81,6 +84,7 @@ def episode(
             "probabilities": None if rows is None else [[rounded(p, 3) for p in row] for row in rows],
         },
         "memory": [_units(name, states) for name, states in memory.items()],
+        "graphs": [_graph(each) for each in graphs],
     }
 
 
@@ -100,6 +104,17 @@ def _part(name: str, space: spaces.Space[Any] | None, array: NDArray[Any]) -> di
         "largest": rounded(np.abs(flat[:, :MOST_NUMBERS]).max(initial=0.0)),
         "values": [numbers(row) for row in flat[:, :MOST_NUMBERS]],
     }
+
+
+def _graph(weights: GraphWeights) -> dict[str, Any]:
+    """Of every step the nodes' weights, and [from, to, weight] of links, the heaviest first."""
+    links = []
+    for index, shares in zip(weights.edge_index, weights.edges, strict=True):
+        heaviest = np.argsort(-shares, kind="stable")[:MOST_LINKS]
+        drawn = (i for i in heaviest if shares[i] > 0 and index[i].max() < MOST_NODES)
+        links.append([[*index[i].tolist(), rounded(shares[i], 3)] for i in drawn])
+    nodes = weights.nodes[:, :MOST_NODES]
+    return {"nodes": [[rounded(weight, 3) for weight in row] for row in nodes], "links": links}
 
 
 def _picture(name: str, pictures: NDArray[Any]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Episode {
 
   build() {
     const { observations, action, memory } = this.episode;
+    for (const part of this.episode.graphs || []) this.graph(part, byId("seen"));
     const views = { picture: this.picture, choice: this.choice, numbers: this.numbers };
     for (const part of observations) {
       if (observations.length > 1) byId("seen").append(element("h4", { class: "quiet" }, part.name));
@@ -101,6 +102,35 @@ class Episode {
       return { from: Math.min(0.5, end), to: Math.max(0.5, end), text: shown(value) };
     });
     if (part.total > count) holder.append(quiet(`the first ${count} of ${part.total} numbers`));
+  }
+
+  // Nodes on a circle: an area is a node's weight in what is encoded, a line's width that of its messages.
+  graph(part, holder) {
+    const svg = element("svg", { viewBox: "0 0 240 240", role: "img", "aria-label": "weights of the graph's nodes and links" });
+    const heaviest = element("div", { class: "quiet" });
+    holder.append(quiet("graph: weights of nodes and of messages along links"), svg, heaviest);
+    const place = (i, n) => [120 + 96 * Math.sin((2 * Math.PI * i) / n), 120 - 96 * Math.cos((2 * Math.PI * i) / n)];
+    this.views.push((step) => {
+      const [nodes, links] = [part.nodes[step], part.links[step]];
+      const n = nodes.reduce((last, weight, i) => (weight > 0 ? i + 1 : last), 1);
+      const [most, widest] = [Math.max(...nodes, 1e-9), links.length ? links[0][2] : 1];
+      const lines = links.map(([from, to, weight]) => {
+        const [[x1, y1], [x2, y2]] = [place(from, n), place(to, n)];
+        const style = `stroke:var(--s0);stroke-width:${(7 * weight) / widest};opacity:.6`;
+        return element("line", { x1, y1, x2, y2, style });
+      });
+      const dots = nodes.flatMap((weight, i) => {
+        if (!(weight > 0)) return [];
+        const [x, y] = place(i, n);
+        const dot = element("circle", { cx: x, cy: y, r: 3 + 13 * Math.sqrt(weight / most), style: "fill:var(--s1);opacity:.75" });
+        return [dot, element("text", { x, y: y + 4, "text-anchor": "middle", style: "fill:var(--ink)" }, String(i))];
+      });
+      svg.replaceChildren(...lines, ...dots);
+      const order = nodes.map((_, i) => i).filter((i) => nodes[i] > 0).sort((a, b) => nodes[b] - nodes[a]);
+      const said = order.slice(0, 3).map((i) => `${i}: ${shown(nodes[i])}`);
+      const along = links.slice(0, 3).map(([from, to, weight]) => `${from} → ${to}: ${shown(weight)}`);
+      heaviest.textContent = `heaviest nodes ${said.join(", ")}; links ${along.join(", ") || "none"}`;
+    });
   }
 
   bars(holder, count, first, at) {

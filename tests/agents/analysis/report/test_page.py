@@ -13,7 +13,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.analysis.evaluation import Evaluation
-from agents.analysis.inside import Attention, Components, Gates
+from agents.analysis.inside import Attention, Components, Gates, GraphWeights
 from agents.analysis.recording import Recording
 from agents.analysis.report import acting, data
 from agents.analysis.report.comparison import comparison_page
@@ -377,6 +377,25 @@ def test_playing_goes_to_the_end_and_a_link_to_its_step(browser: Browser, pages:
     assert browser.evaluate("document.getElementById('play').textContent") == "Pause"
     browser.wait_for("document.getElementById('play').textContent === 'Play'")
     assert shown(browser) == at(STEPS - 1)
+
+
+def test_an_encoded_graph_is_drawn_with_its_weights_at_every_step(browser: Browser, tmp_path: Path) -> None:
+    index = np.tile([[0, 1], [2, 0]], (STEPS, 1, 1))
+    nodes, edges = np.tile([0.5, 0.2, 0.3, 0.0], (STEPS, 1)), np.tile([0.4, 0.6], (STEPS, 1))
+    edges[1] = 0.0
+    played = recording(STEPS, np.zeros((STEPS, 1)))
+    spaces_of = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+    drawn = {**data.episode(played, {}, *spaces_of, [GraphWeights(index, nodes, edges)]), "note": ""}
+    page = tmp_path / "graph.html"
+    page.write_text(run_page(record(tmp_path, "run", settings(), [1.0]), state="finished", episode=drawn))
+    count = "['circle', 'line'].map((name) => document.querySelectorAll(`#seen ${name}`).length)"
+    browser.open(page)
+    assert browser.evaluate(count) == [3, 2]
+    said = browser.evaluate("document.getElementById('seen').textContent")
+    assert "heaviest nodes 0: 0.5, 2: 0.3, 1: 0.2; links 2 → 0: 0.6, 0 → 1: 0.4" in said
+    browser.press("ArrowRight")
+    assert browser.evaluate(count) == [3, 0]
+    assert browser.errors == []
 
 
 def test_a_chart_is_zoomed_smoothed_and_drawn_over_time_and_logarithms(
