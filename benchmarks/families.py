@@ -183,7 +183,7 @@ def learns(task: Task, seed: int) -> Callable[[int], Result]:
     def start(steps: int) -> Result:
         fixed = ["--seed", str(seed), "--threads", "1", "--total-timesteps", str(steps or task.steps)]
         words = [*task.words, *fixed, "--evaluation.every", "0", "--evaluation.final-episodes", "0"]
-        return {**records.trained(words, evaluate=returns_both_ways), "cpu": processor()}
+        return {**records.trained(words, evaluate=returns_both_ways), **_machine()}
 
     return start
 
@@ -191,7 +191,7 @@ def learns(task: Task, seed: int) -> Callable[[int], Result]:
 def run(case: Case, steps: int = 0) -> Result:
     """Both ways; what failed has its last line in place of a speed."""
     steps = steps or case.steps
-    return {"steps": steps, **_from_command_line(case, steps), **_from_script(case, 256), "cpu": processor()}
+    return {"steps": steps, **_from_command_line(case, steps), **_from_script(case, 256), **_machine()}
 
 
 def _from_command_line(case: Case, steps: int) -> Result:
@@ -225,6 +225,10 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["nothing was printed"])[-1]
 
 
+def _machine() -> Result:
+    return {"cpu": processor(), "load": round(os.getloadavg()[0], 1)}
+
+
 def summary(result: Result) -> str:
     if "sampled" in result:
         return ", ".join(f"{way} {np.mean(result[way]):.3f}" for way in WAYS) + f", {result['seconds']:.0f} s"
@@ -247,10 +251,20 @@ def write_page(found: list[Result]) -> None:
     columns = "what | printed | command line, steps/s | script, steps/s | return | after steps"
     rows = [_row(by_name[case.name]) for case in CASES if case.name in by_name]
     cpus = ", ".join(sorted({result["cpu"] for result in found}))
-    records.write_between("environments", "families", [*records.table(columns, rows), "", f"Processors: {cpus}."])
+    records.write_between(
+        "environments", "families", [*records.table(columns, rows), "", f"Processors: {cpus}.{_load(found)}"]
+    )
     columns = "learned | seeds | steps | sampled | deterministic | lowest seed | best | without memory | minutes"
     learned = [_learned_row(name, task, found) for name, task in LEARNED.items()]
     records.write_between("environments", "learned", records.table(columns, [row for row in learned if row]))
+
+
+def _load(found: list[Result]) -> str:
+    """How busy the machine was, where that slows what is measured."""
+    loads = [result["load"] for result in found if "load" in result]
+    if not loads or max(loads) < 2 * (os.cpu_count() or 1):
+        return ""
+    return f" Other work shared them (load {min(loads):.0f} to {max(loads):.0f}): on an idle machine speeds are higher."
 
 
 def _learned_row(name: str, task: Task, found: list[Result]) -> list[str]:

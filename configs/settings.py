@@ -175,9 +175,8 @@ class AlgorithmSettings:
     """Weight of the value loss."""
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
-    use_sde: bool | None = None
-    """Generalized state-dependent exploration, for continuous actions; None: where actions are continuous, with noise
-    drawn every 8 steps unless sde_sample_freq says otherwise, written into the run's settings."""
+    use_sde: bool = False
+    """Generalized state-dependent exploration, for continuous actions: noise that lasts, where a reward is rare."""
     sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
     """Steps between two draws of its noise; -1: once a rollout."""
     target_kl: Annotated[float | None, POSITIVE] = None

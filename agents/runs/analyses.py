@@ -183,7 +183,7 @@ def evaluate_run(
 def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> None:
     """Evaluates a run's last agent and its best one, sampled and deterministic, and prints them side by side.
 
-    The best agent is the luckiest of many evaluations; what training comes to is the last.
+    The best agent was chosen as the highest of many evaluations, which overstates it; training is judged by the last.
     """
     settings = configs.read(run.settings)
     evaluation = settings.evaluation
@@ -193,7 +193,6 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
             f"evaluations may take {evaluation.share or 1:.0%} of the steps of training (--evaluation.share None: any)"
         )
         print(f"{episodes} episodes each instead of {evaluation.final_episodes}: {share}")
-    # The way that the run is set to act by comes last: it is what a comparison of seeds takes.
     ways = (not deterministic, deterministic)
     shown = table("mean return", *(f"{manner(way)} actions" for way in ways))
     notes = []
@@ -258,10 +257,15 @@ def _check_given_once(histories: Sequence[RunHistory]) -> None:
 
 
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The last evaluations of several runs as one table, for the runs that have one."""
-    found = [(history, results[-1][1]) for history in map(_history, runs) if (results := history.results())]
+    """The last policies' evaluations after training as one table, for the runs that have one."""
+    found = []
+    for run in runs:
+        way = configs.read(run.settings).evaluation.deterministic
+        if (evaluation := run.final_evaluation(deterministic=way)) is not None:
+            found.append(Scored(_history(run), np.array(evaluation.returns)))
     if found:
-        print_groups([Scored(history, np.array(evaluation.returns)) for history, evaluation in found])
+        print("\nthe last policy of every seed")
+        print_groups(found)
 
 
 def print_groups(runs: Sequence[Scored]) -> list[Group]:
@@ -358,15 +362,21 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
 
 def _listed(run: RunDirectory) -> dict[str, Any]:
     """What is listed of a run; of one whose settings cannot be read, that."""
-    best = run.best_return()
     row: dict[str, Any] = {"run": run.path.name, **dict.fromkeys(("environment", "memory", "seed", "group"))}
-    row |= {"steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    row |= {"steps": run.last_step(), "final return": None, "best checkpoint": None}
     try:
         settings = configs.read(run.settings)
     except SettingsError:
         return {**row, "state": "settings unreadable"}
+    way = settings.evaluation.deterministic
+    final, best = run.final_return(deterministic=way), run.best_checkpoint_return(deterministic=way)
     row |= {"environment": settings.env.id, "memory": settings.policy.memory, "seed": settings.seed}
+    row |= {"final return": _shortened(final), "best checkpoint": _shortened(best)}
     return {**row, "group": settings.group, "state": run.state(settings)}
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def record_run(run: RunDirectory, options: Options, path: Path) -> None:

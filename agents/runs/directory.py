@@ -36,7 +36,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.analysis.report.history import RunError, figures, read_versions, rows_until
+from agents.analysis.evaluation import Evaluation
+from agents.analysis.report.history import RunError, RunHistory, figures, read_versions, rows_until
 from configs import Settings
 
 try:
@@ -150,8 +151,30 @@ class RunDirectory:
         with self._lock() as is_mine:
             return "stopped" if is_mine else "training"
 
+    def final_evaluation(self, *, deterministic: bool = True) -> Evaluation | None:
+        """The last policy's latest evaluation after training, acting so if there is one that did; else None."""
+        saved = self.checkpoints()
+        return self._evaluated(saved[-1][1].name, deterministic) if saved else None
+
+    def final_return(self, *, deterministic: bool = True) -> float | None:
+        """The mean return of :meth:`final_evaluation`, else of the last periodic one; None before the first."""
+        found, rows = self.final_evaluation(deterministic=deterministic), figures(self.evaluations)
+        periodic = [row["mean_reward"] for row in rows if "mean_reward" in row]
+        return found.mean if found is not None else periodic[-1] if periodic else None
+
+    def best_checkpoint_return(self, *, deterministic: bool = True) -> float | None:
+        """The best checkpoint's mean return in an evaluation after training, which did not choose it; None before."""
+        found = self._evaluated(self.best.name, deterministic)
+        return None if found is None else found.mean
+
+    def _evaluated(self, file: str, deterministic: bool) -> Evaluation | None:
+        found = [result for name, result in RunHistory(self.path, {}).results() if name == file]
+        found = [result for result in found if result.deterministic == deterministic] or found
+        return found[-1] if found else None
+
     def best_return(self) -> float | None:
-        """The highest mean return of a periodic evaluation, None before the first."""
+        """The highest mean return of a periodic evaluation, None before the first: biased upwards, since it is the
+        highest of several."""
         return max((row["mean_reward"] for row in figures(self.evaluations) if "mean_reward" in row), default=None)
 
     @contextmanager

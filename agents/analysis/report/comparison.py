@@ -93,7 +93,8 @@ def _aggregates(groups: Sequence[Group]) -> list[Block]:
     note = (
         "As rliable aggregates (Agarwal et al. 2021): every run of every task is one score, its mean return, where 0 "
         f"is the lowest and 1 the highest of any run here on its task ({scale}). The optimality gap is how far scores "
-        "stay below 1 on average. Intervals draw runs within each task (stratified bootstrap)."
+        "stay below 1 on average. Intervals draw runs within each task (stratified bootstrap). Groups without several "
+        "seeds on every task are left out."
     )
     located = [[each.located(statistic) for statistic in AGGREGATED.values()] for each in found]
     rows = [
@@ -129,9 +130,12 @@ def _curves(tasks: Mapping[str, Sequence[Group]]) -> list[Block]:
         "Return in training": lambda history: history.metrics().get(RETURN),
     }
     charts = []
+    labels = list(dict.fromkeys(group.label for groups in tasks.values() for group in groups))
     for task, groups in tasks.items():
         for caption, curve_of in captions.items():
-            if series := [drawn for group in groups for drawn in _group_curves(group, curve_of)]:
+            drawn = [(group.label, curve) for group in groups for curve in _group_curves(group, curve_of)]
+            # A label has the same color on every task.
+            if series := [{**curve, "hue": labels.index(label)} for label, curve in drawn]:
                 charts.append(chart(caption if len(tasks) == 1 else f"{caption}: {task}", series, "mean return"))
     if not charts:
         return [("quiet", "None of the runs has measured anything while training.")]

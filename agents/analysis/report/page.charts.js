@@ -143,7 +143,7 @@ class Chart extends Figure {
 
   // Which of the colors and dashes a series has.
   place(i) {
-    return this.owners.indexOf(this.owner(i)) % 8;
+    return (this.series[i].hue ?? this.owners.indexOf(this.owner(i))) % 8;
   }
 
   color(i) {

@@ -290,6 +290,8 @@ POLICIES: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
 def test_the_first_ratio_of_an_image_policy_is_one(policy: str, shape: tuple[int, ...], kwargs: dict[str, Any]) -> None:
     model = agent(policy, Corridor(shape), **kwargs)
     assert model.policy.plan().encoder.how == ("compiled" if convolutions.available else "torch")
+    acts_in_numpy = convolutions.available and model.policy.share_features_extractor
+    assert model.policy.plan().acting.how == ("NumPy" if acts_in_numpy else "torch")
     model.learn(12)
     model.collect_rollouts(model.get_env(), _started(model), model.rollout_buffer, 12)  # type: ignore[arg-type]
     for batch in model.rollout_buffer.get(6):
