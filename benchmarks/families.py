@@ -5,8 +5,8 @@
     python benchmarks/families.py --only learned/    the longer runs alone, hours
     python benchmarks/families.py --report           the table of what there is
 
-A case is two processes: ``train.py`` with an id and a number of steps and nothing else, and a script that gives the
-same environment to ``RecurrentPPO``. Kept are what was said of the observation, the environment steps a second up to
+A case is run twice: ``train.py`` with an id and a number of steps and nothing else, and what a script does, the same
+environment given to ``RecurrentPPO``. Kept are what was said of the observation, the environment steps a second up to
 the last rollout, updates included, and the mean return of the last 100 episodes of the short run. The spaces are those
 of ``signals.py``, whose best return is 1 and whose best without memory is 0.5.
 
@@ -16,14 +16,15 @@ sampled and deterministic.
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,25 +34,16 @@ import signals
 import tyro
 from gymnasium.vector import AutoresetMode
 from measuring import processor
-from records import ROOT, Result, Run
+from records import Result, Run
 from robustness import WAYS, lowest, returns_both_ways
+
+import envs
+from agents import RecurrentPPO
 
 ROLLOUT = 8192
 """Steps between two updates with the default settings."""
 OWN = re.compile(r"(episode_start|previous_action|previous_reward): ")
 SEEN = re.compile(r"^observation   (.*)$", re.MULTILINE)
-
-SCRIPT = """
-import json, time
-from gymnasium.vector import AutoresetMode
-import envs, signals
-from agents import RecurrentPPO
-
-model = RecurrentPPO("RecurrentPolicy", {env}, n_steps=128, n_epochs=2, device="cpu", seed=0, verbose=1)
-start = time.perf_counter()
-model.learn({steps})
-print(json.dumps(model.num_timesteps / (time.perf_counter() - start)))
-"""
 
 
 class Case(NamedTuple):
@@ -195,30 +187,41 @@ def run(case: Case, steps: int = 0) -> Result:
 
 
 def _from_command_line(case: Case, steps: int) -> Result:
+    import train
+
     with tempfile.TemporaryDirectory() as folder:
         words = [*case.words, "--total-timesteps", str(steps), "--seed", "0", "--threads", "1", "--device", "cpu"]
         words += ["--evaluation.every", "0", "--evaluation.final-episodes", "0", "--checkpoint.every", "0"]
         words += ["--tracking.no-tensorboard", "--no-progress", "--runs", folder, "--name", "run"]
-        ran = _ran(str(ROOT / "train.py"), *words)
-        if ran.returncode:
-            return {"command_line": _last_line(ran.stderr)}
+        with _captured() as printed:
+            exit_code = train.main(words)
+        if exit_code:
+            return {"command_line": _last_line(printed.getvalue())}
         with open(pathlib.Path(folder) / "run" / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
     returns = [float(row["rollout/ep_rew_mean"]) for row in rows if row.get("rollout/ep_rew_mean")]
-    seen = [line for line in SEEN.findall(ran.stdout) if not OWN.match(line)]
+    seen = [line for line in SEEN.findall(printed.getvalue()) if not OWN.match(line)]
     speeds = [float(row["time/fps"]) for row in rows if row.get("time/fps")]
     return {"seen": seen, "command_line": speeds[-1], "return": returns[-1] if returns else None}
 
 
 def _from_script(case: Case, steps: int) -> Result:
-    ran = _ran("-c", SCRIPT.format(env=case.env, steps=steps))
-    return {"script": _last_line(ran.stderr) if ran.returncode else json.loads(_last_line(ran.stdout))}
+    with _captured():
+        try:
+            env = eval(case.env, {"envs": envs, "signals": signals, "AutoresetMode": AutoresetMode})
+            model = RecurrentPPO("RecurrentPolicy", env, n_steps=128, n_epochs=2, device="cpu", seed=0, verbose=1)
+            start = time.perf_counter()
+            model.learn(steps)
+        except Exception as error:  # whatever a package raises: it stands in the table
+            return {"script": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {"script": model.num_timesteps / (time.perf_counter() - start)}
 
 
-def _ran(*words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+@contextmanager
+def _captured() -> Iterator[io.StringIO]:
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        yield printed
 
 
 def _last_line(text: str) -> str:
@@ -255,8 +258,8 @@ def write_page(found: list[Result]) -> None:
         "environments", "families", [*records.table(columns, rows), "", f"Processors: {cpus}.{_load(found)}"]
     )
     columns = "learned | seeds | steps | sampled | deterministic | lowest seed | best | without memory | minutes"
-    learned = [_learned_row(name, task, found) for name, task in LEARNED.items()]
-    records.write_between("environments", "learned", records.table(columns, [row for row in learned if row]))
+    learned = [row for name, task in LEARNED.items() if (row := _learned_row(name, task, found))]
+    records.write_between("environments", "learned", records.table(columns, learned) if learned else [])
 
 
 def _load(found: list[Result]) -> str:
