@@ -16,6 +16,7 @@ from configs.errors import (
 )
 from configs.plan import plan
 from configs.settings import Settings, check_resumable, wrappers
+from configs.space import Space, read_space
 from configs.trust import check_trusted, leave_import_path, sign
 from configs.yaml_file import dump, read
 
@@ -26,6 +27,7 @@ __all__ = [
     "NotFinite",
     "Settings",
     "SettingsError",
+    "Space",
     "check_resumable",
     "check_trusted",
     "command_words",
@@ -36,6 +38,7 @@ __all__ = [
     "plan",
     "printable",
     "read",
+    "read_space",
     "reported_as",
     "run",
     "say",

@@ -1,11 +1,13 @@
 """What a run would do, in words, before anything heavy is imported."""
 
+from collections.abc import Sequence
+
 from configs.settings import Settings
 from configs.yaml_file import dump
 
 
-def plan(settings: Settings, seeds: int = 1) -> str:
-    """The resolved settings and what follows from them."""
+def plan(settings: Settings, seeds: int = 1, searched: Sequence[str] = ()) -> str:
+    """The resolved settings and what follows from them; ``searched``: names of what a sweep decides."""
     algorithm, env = settings.algorithm, settings.env
     rollout = env.n_envs * algorithm.n_steps
     updates = -(-settings.total_timesteps // rollout)
@@ -22,6 +24,8 @@ def plan(settings: Settings, seeds: int = 1) -> str:
     ]
     if seeds > 1:
         lines.append(f"seeds         {settings.seed} to {settings.seed + seeds - 1}, one run each")
+    if searched:
+        lines.append(f"searched      {', '.join(searched)}")
     return "\n".join(lines)
 
 

@@ -165,7 +165,7 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
     with reported_as(CheckpointFault, "checkpoint", RunError):
         for run in runs:  # before anything is played
             run.find(options.checkpoint)
-    histories = [_history(run) for run in runs]
+    histories = [history_of(run) for run in runs]
     _check_one_task(histories)
     results = [evaluate_run(run, options) for run in runs]
     scores = (np.array(result["returns"]) for result in results)
@@ -177,7 +177,7 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
         _write_page(report, comparison_page(groups, note))
 
 
-def _history(run: RunDirectory) -> RunHistory:
+def history_of(run: RunDirectory) -> RunHistory:
     return RunHistory(run.path, asdict(configs.read(run.settings)))
 
 
@@ -195,11 +195,21 @@ def _check_one_task(histories: Sequence[RunHistory]) -> None:
             )
 
 
+def last_result(run: RunDirectory, settings: Settings) -> Evaluation | None:
+    """The evaluation after training of a run's last agent, acting as the settings say; None before all are made."""
+    saved, results = run.checkpoints(), history_of(run).results()
+    found = {name: each for name, each in reversed(results) if each.deterministic == settings.evaluation.deterministic}
+    if not saved or (run.best.is_file() and run.best.name not in found):
+        return None
+    return found.get(saved[-1][1].name)
+
+
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The last evaluations of several runs as one table, for the runs that have one."""
-    found = [(history, results[-1][1]) for history in map(_history, runs) if (results := history.results())]
+    """The evaluations of several runs' last agents as one table, for the runs that have one."""
+    found = [(run, result) for run in runs if (result := last_result(run, configs.read(run.settings))) is not None]
     if found:
-        print_groups([Scored(history, np.array(evaluation.returns)) for history, evaluation in found])
+        print(f"\nThe last policies, {found[0][1].manner} actions:")
+        print_groups([Scored(history_of(run), np.array(result.returns)) for run, result in found])
 
 
 def print_groups(runs: Sequence[Scored]) -> list[Group]:

@@ -213,7 +213,7 @@ class SubprocessVecEnv(GroupedVecEnv):
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
             context.set_forkserver_preload([worker.__name__])
-        with _as_a_worker_starts():
+        with as_a_worker_starts():
             connection, far_end = context.Pipe()
             arguments = (far_end, self._pickled[w], self._parts[w].start, self._max_restarts, self._request)
             process = context.Process(target=worker.work, args=arguments, daemon=True)
@@ -423,7 +423,7 @@ def _shared_file(size: int) -> str:
 
 
 @contextlib.contextmanager
-def _as_a_worker_starts() -> Iterator[None]:
+def as_a_worker_starts() -> Iterator[None]:
     """Processes started meanwhile do not import the main script: what they need of it is pickled by value.
 
     And they compute on one thread: libraries read these variables when they are loaded.

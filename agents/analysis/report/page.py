@@ -8,6 +8,7 @@ whatever is in it.
 import base64
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -59,18 +60,25 @@ def run_page(history: RunHistory, *, state: str, episode: Mapping[str, Any] | No
     return _page(f"{history.name}: report", about, sections, history.name, summary=summary, episode=episode)
 
 
-def comparison_page(groups: Sequence[Group], note: str = "") -> str:
-    """The comparison of groups of runs on one task."""
+def comparison_page(
+    groups: Sequence[Group],
+    note: str = "",
+    *,
+    title: str = "Comparison of runs",
+    before: Mapping[str, Sequence[Block]] = MappingProxyType({}),
+) -> str:
+    """The comparison of groups of runs on one task; ``before``: sections that come first."""
     runs = [run for group in groups for run in group.runs]
     environment = runs[0].history.settings["env"]["id"]
     sections = {
+        **before,
         "Results": [*_scores(groups), ("quiet", note)],
         "Learning": _curves(groups),
         "Probability of improvement": _improvements(groups),
         "In what the groups differ": [_differences(groups)],
     }
     about = f"{environment}, {len(runs)} runs in {len(groups)} groups of the same settings"
-    return _page("Comparison of runs", about, sections)
+    return _page(title, about, sections)
 
 
 # What pages are made of
