@@ -166,15 +166,16 @@ def attention(data: Mapping[str, Attention]) -> "Figure":
 
 def parallel_coordinates(tried: Sequence["Tried"], names: Sequence[str]) -> "Figure":
     """What every complete trial chose, an axis a parameter and the return as the last, colored by the return."""
-    figure, axes = _panels(1, 1, 2.0 + 1.35 * (len(names) + 1), 4.2)
+    figure, axes = _panels(1, 1, 1.5 + 1.05 * (len(names) + 1), 3.8)
     axis = axes[0, 0]
-    scales = [_scale([each.chosen.get(name) for each in tried]) for name in names]
+    chosen = {each.number: [_number_or_name(each.chosen.get(name)) for name in names] for each in tried}
+    scales = [_scale(list(column)) for column in zip(*chosen.values(), strict=True)]
     scales.append(_scale([each.value for each in tried], logarithmic=False))
     best = max(tried, key=lambda each: each.value or -np.inf)
     returns = _scale([each.value for each in tried], logarithmic=False)[0]
     colors = _color_map("viridis")
     for each in sorted(tried, key=lambda each: each.value or 0.0):
-        values = [each.chosen.get(name) for name in names] + [each.value]
+        values = [*chosen[each.number], each.value]
         heights = [place.get(value) for (place, _), value in zip(scales, values, strict=True)]
         points = [(x, height) for x, height in enumerate(heights) if height is not None]
         width = 2.6 if each is best else 1.2
@@ -208,10 +209,10 @@ def importances(shares: Mapping[str, float]) -> "Figure":
 def _scale(values: Sequence[Any], logarithmic: bool | None = None) -> tuple[dict[Any, float], dict[float, str]]:
     """Where values stand on an axis from 0 to 1, and its ticks: numbers by their size, names in the order they come."""
     there = [value for value in values if value is not None]
-    if not there or any(isinstance(value, bool) or not isinstance(value, int | float) for value in there):
-        different = list(dict.fromkeys(map(plain, there)))
+    if not there or any(isinstance(value, str) for value in there):
+        different = list(dict.fromkeys(there))
         at = {name: i / max(1, len(different) - 1) for i, name in enumerate(different)}
-        return {value: at[plain(value)] for value in there}, {height: name for name, height in at.items()}
+        return at, {height: str(name) for name, height in at.items()}
     low, high = min(there), max(there)
     if logarithmic is None:
         logarithmic = low > 0 and high / low >= 8
@@ -219,9 +220,17 @@ def _scale(values: Sequence[Any], logarithmic: bool | None = None) -> tuple[dict
         return dict.fromkeys(there, 0.5), {0.5: f"{low:.3g}"}
     numbers = np.log(there) if logarithmic else np.array(there, float)
     placed = (numbers - numbers.min()) / (numbers.max() - numbers.min())
-    few = len(set(there)) <= 6
-    ticks = {float(at): f"{value:.3g}" for value, at in zip(there, placed, strict=True) if few or at in (0.0, 1.0)}
-    return dict(zip(there, placed.tolist(), strict=True)), ticks
+    at = dict(sorted(zip(there, placed.tolist(), strict=True)))
+    ticks = {0.0: f"{low:.3g}", 1.0: f"{high:.3g}"}
+    for value, height in at.items():
+        if len(at) <= 8 and all(abs(height - other) > 0.06 for other in ticks):
+            ticks[height] = f"{value:.3g}"
+    return at, ticks
+
+
+def _number_or_name(value: Any) -> float | str | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if value is None or is_number else plain(value)
 
 
 def _color_map(name: str) -> Any:

@@ -16,6 +16,7 @@ pruned. A trial that fails is recorded with its error.
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,8 @@ SEEDS = 3
 """Of a trial, where --seeds does not say."""
 STARTUP = 10
 """Trials at random before the search learns from them, and half as many before any is pruned."""
+NOTE = 60
+"""Letters of an error in the terminal's table; trials.csv and the report have all."""
 COMPARED = 5
 """Trials whose runs the report shows, the best ones."""
 BASE, SPACE, JOURNAL = "base.yaml", "space.yaml", "journal.log"
@@ -307,7 +310,8 @@ def _suggested(asked: Any, parameter: Parameter) -> Any:
     low, high, log = parameter.low, parameter.high, parameter.log
     if parameter.whole:
         return asked.suggest_int(parameter.key, low, high, step=int(parameter.step or 1), log=log)
-    return asked.suggest_float(parameter.key, low, high, step=parameter.step, log=log)
+    found = asked.suggest_float(parameter.key, low, high, step=parameter.step, log=log)
+    return min(max(float(f"{found:.4g}"), low), high)  # more digits decide nothing and are hard to read
 
 
 def _written(value: Any) -> Any:
@@ -330,8 +334,8 @@ def _concluded(optuna: Any, study: Any, search: Search, path: Path) -> Path:
     write_table(path / "trials.csv", columns(names), rows)
     shown = statistics.table("trial", *columns(names)[1:])
     for each in ranked(tried):
-        number, *cells = (Text(printable(cell)) for cell in row(each, names))
-        shown.add_row(number, *cells)
+        *cells, note = row(each, names)
+        shown.add_row(*(Text(printable(cell)) for cell in (*cells, note[:NOTE])))
     print_uncut(shown)
     best = next((each for each in ranked(tried) if each.is_complete), None)
     if best is None:
@@ -356,8 +360,12 @@ def _tried(frozen: Any) -> Tried:
 
 
 def _importances(optuna: Any, study: Any) -> dict[str, float]:
-    """Of the parameters that every trial has; none where they cannot be known."""
-    with suppress(Exception):  # of too few trials, or trials that are all alike
+    """Of the parameters that every trial has; none of too few trials to know."""
+    complete = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+    if len(complete) < STARTUP:
+        return {}
+    with warnings.catch_warnings(), suppress(ValueError, RuntimeError):
+        warnings.simplefilter("ignore")
         found: dict[str, float] = optuna.importance.get_param_importances(study)
         return found if all(map(math.isfinite, found.values())) else {}
     return {}
