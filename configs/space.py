@@ -40,7 +40,7 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
 
 NOT_LEARNED = (
     *("seed", "name", "group", "runs", "threads", "device", "progress", "tracking", "checkpoint", "evaluation"),
-    *("env.id", "env.backend", "env.workers", "env.timeout", "env.max_restarts"),
+    *("env.id", "env.backend", "env.workers", "env.timeout", "env.address", "env.max_restarts"),
 )
 """Settings, or groups of them, that do not decide what is learned, or change what returns mean."""
 FIRST = ("policy.memory", "policy.encoder")
