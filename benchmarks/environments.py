@@ -10,9 +10,10 @@ Random actions, so episodes of about 20 steps in CartPole: many ends, which cost
 figure is the median of its turns; turns alternate, so that what slows the machine for a while slows all.
 
 With --slow each step takes some milliseconds, of waiting (a simulator elsewhere) or of computing, and the ways to step
-environments in processes are compared: ours with several numbers of workers, Stable-Baselines3's `SubprocVecEnv` and
-gymnasium's `AsyncVectorEnv`, which have one process an environment. All step the same environments, made without a
-render mode; ratios are those of turns that follow each other.
+environments in processes are compared: ours with several numbers of workers, on Ray with one an environment where that
+is installed, and Stable-Baselines3's `SubprocVecEnv` and gymnasium's `AsyncVectorEnv`, which have one process an
+environment. All step the same environments, made without a render mode; ratios are those of turns that follow each
+other.
 """
 
 import importlib.util
@@ -47,7 +48,7 @@ STEPS: tuple[tuple[Literal["wait", "compute"], float], ...] = (
     *(("compute", milliseconds) for milliseconds in (0.1, 1.0, 10.0)),
 )
 """Of the table: what a step spends its milliseconds on, and how many."""
-SUBPROC, ASYNC = "SubprocVecEnv + Monitor", "AsyncVectorEnv"
+SUBPROC, ASYNC, RAY = "SubprocVecEnv + Monitor", "AsyncVectorEnv", "on Ray"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def main(settings: Settings) -> None:
 
 def print_table(settings: Settings) -> None:
     """A row a kind of step: ours with the number of workers that is fastest, and how many times faster than each."""
-    print("| a step | environments | serial | ours | workers | SubprocVecEnv | AsyncVectorEnv | ours over each |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| a step | environments | serial | ours | workers | on Ray | SubprocVecEnv | AsyncVectorEnv | ours over each |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     cases = [(f"{ms:g} ms {how}", replace(settings, slow=how, milliseconds=ms)) for how, ms in STEPS]
     if importlib.util.find_spec("mujoco") is not None:
         cases.append(("MuJoCo Ant", replace(settings, task="Ant", slow=None)))
@@ -117,8 +120,8 @@ def print_table(settings: Settings) -> None:
             speeds = " | ".join(f"{median(rates[name]):,.0f}" for name in (serial, ours))
             theirs = " | ".join(f"{median(rates[name]):,.0f}" for name in (SUBPROC, ASYNC))
             over = ", ".join(f"{ratio(rates, ours, name):.2f}" for name in (SUBPROC, ASYNC))
-            workers = ours.split()[1]
-            print(f"| {what} | {n_envs} | {speeds} | {workers} | {theirs} | {over} |", flush=True)
+            workers, on_ray = ours.split()[1], f"{median(rates[RAY]):,.0f}" if RAY in rates else "-"
+            print(f"| {what} | {n_envs} | {speeds} | {workers} | {on_ray} | {theirs} | {over} |", flush=True)
 
 
 def ratio(rates: dict[str, list[float]], name: str, base: str) -> float:
@@ -157,6 +160,8 @@ def slow_contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
     made: dict[str, Any] = {"DummyVecEnv + Monitor": DummyVecEnv([monitored] * n_envs)}
     for workers in sorted({1, 2, 4, n_envs // 2, n_envs} & set(range(1, n_envs + 1))):
         made[f"envs.make, {workers} worker(s)"] = envs.make(make, n_envs, backend="subprocess", workers=workers)
+    if importlib.util.find_spec("ray") is not None:
+        made[RAY] = envs.make(make, n_envs, backend="ray", workers=n_envs)
     made[SUBPROC] = SubprocVecEnv([monitored] * n_envs)
     made[ASYNC] = AsyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     return made

@@ -152,8 +152,9 @@ class _Actor:
             self.kill()  # what it served is over, and its process waits for more
 
     def kill(self) -> None:
-        with contextlib.suppress(Exception):  # it is gone, or the cluster is
-            self._ray.kill(self._actor)
+        if self._ray.is_initialized():
+            with contextlib.suppress(Exception):  # it is gone, or of a cluster that is
+                self._ray.kill(self._actor)
 
     def reason(self) -> str:
         """Why it ended, as Ray tells."""
@@ -167,9 +168,12 @@ class _Actor:
 
     def _waited(self, seconds: float) -> bool:
         """Whether it still serves after so many seconds."""
-        if not self._ray.is_initialized():
+        if not self._ray.is_initialized():  # Ray would start another
             return False
-        ready, _ = self._ray.wait([self._serving], timeout=seconds)
+        try:
+            ready, _ = self._ray.wait([self._serving], timeout=seconds)
+        except ValueError:  # of a cluster that this was connected to before
+            return False
         return not ready
 
 
