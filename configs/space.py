@@ -14,7 +14,7 @@ import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_origin
 
 import yaml
@@ -54,7 +54,7 @@ class Parameter:
     """A setting, or an argument of a memory, an encoder or an environment, that is searched."""
 
     key: str  # algorithm.learning_rate, policy.memory_kwargs.hidden_size
-    place: str  # line of the file
+    place: str = field(compare=False)  # line of the file
     choices: tuple[Any, ...] = ()  # one of them; or else a number of a range
     low: float = 0.0
     high: float = 0.0
@@ -92,7 +92,7 @@ class Space:
     parameters: tuple[Parameter, ...]
     method: str = "bayes"
     stop: Stop = Stop()
-    text: str = ""  # of the file
+    text: str = field(default="", compare=False)  # of the file
 
     def settings(self, base: Settings, chosen: Mapping[str, Any]) -> Settings:
         """``base`` with the values that were chosen, by key."""

@@ -97,10 +97,9 @@ class Processes(AbstractContextManager["Processes"]):
             for process in processes:
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGTERM)
-            left = STOPPING
+            deadline = time.monotonic() + STOPPING
             for process in processes:
-                process.join(left)
-                left = left if process.exitcode is not None else 0.1
+                process.join(max(0.0, deadline - time.monotonic()))
         finally:
             for process in processes:
                 process.kill()

@@ -126,7 +126,7 @@ def _opened(directory: RunDirectory, search: Search) -> Iterator[None]:
             recorded = configs.read(path / BASE)
             with reported_as(SettingsError, str(path)):
                 configs.check_resumable(recorded, as_recorded(base, recorded))
-            if (path / SPACE).read_text(encoding="utf-8") != search.space.text:
+            if configs.read_space(path / SPACE) != search.space:
                 raise SettingsError(f"{path / SPACE} is another space than the file: start a new sweep")
             (path / f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed; this one has the lock
             _without_torn_end(path / JOURNAL)

@@ -30,6 +30,8 @@ OBJECT_STORE = 2**27
 """Bytes of shared memory that a cluster of this machine's own takes: what passes through it is small."""
 CPUS = 0.5
 """Of a cluster's accounts, for each worker: those of training and those of evaluation never step at the same time."""
+PLACED = 3
+"""Times that a worker is placed before that is an error."""
 PLACING = 120.0
 """Seconds that a cluster has to start the workers."""
 
@@ -77,25 +79,39 @@ class RayVecEnv(SubprocessVecEnv):
         super().__init__(makers, workers=workers, **more)
 
     def _start(self, workers: Iterable[int]) -> None:
-        """Actors for these workers, all placed before the first is waited for."""
+        """Actors for these workers. One that dies before it serves, with a node that is about to, is placed again."""
+        left, placed = dict.fromkeys(workers, ""), dict[int, tuple[Any, _Actor]]()
+        for _ in range(PLACED):
+            left = self._place(left, placed)
+        if left:
+            raise EnvError(f"a worker could not be started on the Ray cluster: {next(iter(left.values()))}")
+        for w in sorted(placed):
+            self._keep(w, *placed[w])
+
+    def _place(self, workers: Iterable[int], placed: dict[int, tuple[Any, _Actor]]) -> dict[int, str]:
+        """Starts actors, all of them before the first is waited for, into ``placed``; those that died, and how."""
         actor_class = self._ray.remote(EnvironmentWorker)
         chosen = {"num_cpus": 0 if self._is_own else CPUS, "scheduling_strategy": "SPREAD", "max_restarts": 0}
+        path = [os.path.abspath(entry) for entry in sys.path]
         actors = {w: actor_class.options(**chosen).remote() for w in workers}
         keys = {w: secrets.token_bytes(32) for w in actors}
-        path = [os.path.abspath(entry) for entry in sys.path]
         told = {w: actor.listen.remote(keys[w], self._node, path) for w, actor in actors.items()}
         serving = {
             w: actor.serve.remote(self._pickled[w], self._parts[w].start, self._max_restarts, self._request)
             for w, actor in actors.items()
         }
+        died: dict[int, str] = {}
         for w, actor in actors.items():
-            node, address = self._told(told[w])
-            connection: Any = Client(address, authkey=keys[w])
+            try:
+                node, address = self._told(told[w])
+                connection: Any = Client(address, authkey=keys[w])
+            except (self._ray.exceptions.RayError, OSError, EOFError) as error:
+                died[w] = str(error)
+                continue
             without_delay(connection)
-            self._remote -= {w}
-            if node != self._node:
-                self._remote |= {w}
-            self._keep(w, connection, _Actor(self._ray, actor, serving[w]))
+            self._remote = self._remote - {w} if node == self._node else self._remote | {w}
+            placed[w] = connection, _Actor(self._ray, actor, serving[w])
+        return died
 
     def _told(self, reference: Any) -> Any:
         try:
@@ -105,8 +121,6 @@ class RayVecEnv(SubprocessVecEnv):
                 f"the Ray cluster has not started a worker within {PLACING:g} seconds; it has "
                 f"{self._ray.available_resources().get('CPU', 0):g} CPUs free: give fewer workers"
             ) from None
-        except self._ray.exceptions.RayError as error:
-            raise EnvError(f"a worker could not be started on the Ray cluster: {error}") from error
 
     def _step_request(self, w: int) -> Any:
         if w not in self._remote:
