@@ -79,7 +79,8 @@ class Processes(AbstractContextManager["Processes"]):
 
     def ended(self, seconds: float) -> dict[str, int]:
         """The exit codes, by directory, of runs that have ended; waits so long for the first."""
-        wait([process.sentinel for process in self._running.values()], seconds)
+        if self._running:
+            wait([process.sentinel for process in self._running.values()], seconds)
         codes = {path: each.exitcode for path, each in self._running.items() if each.exitcode is not None}
         for path in codes:
             self._running.pop(path).join()
@@ -134,7 +135,7 @@ class RayTasks(AbstractContextManager["RayTasks"]):
 
     def ended(self, seconds: float) -> dict[str, int]:
         """See :class:`Processes`."""
-        ready, _ = self._ray.wait(list(self._running), timeout=seconds)
+        ready, _ = self._ray.wait(list(self._running), timeout=seconds) if self._running else ([], [])
         return {self._running.pop(each): self._code(each) for each in ready}
 
     def stop(self, run: RunDirectory) -> None:
@@ -346,27 +347,24 @@ def _trained_here(settings: Settings) -> RunDirectory:
 def _at_once(every: Mapping[int, Settings], parallel: int, ray: str | None) -> Trained:
     runs: dict[int, RunDirectory] = {}
     failed: dict[int, CommandError] = {}
-    waiting = deque[tuple[int, RunDirectory]]()
-    for seed, settings in every.items():
-        try:
-            run, done = prepared(replace(settings, threads=settings.threads or 1))
-        except CommandError as error:
-            failed[seed] = error
-            configs.say(f"seed {seed} failed: {error}", error=True)
-            continue
-        if done:
-            runs[seed] = run
-            configs.say(f"seed {seed}: {run.path} has ended: it is not repeated")
-        else:
-            waiting.append((seed, run))
+    waiting, started = deque(every), dict[str, int]()
     with pool(ray) as running:
-        started: dict[str, int] = {}
         while waiting or len(running):
             while waiting and len(running) < parallel:
-                seed, run = waiting.popleft()
-                started[str(run.path)] = seed
-                configs.say(f"seed {seed}: training in {run.path}")
-                running.start(run)
+                seed = waiting.popleft()
+                try:
+                    run, done = prepared(replace(every[seed], threads=every[seed].threads or 1))
+                except CommandError as error:
+                    failed[seed] = error
+                    configs.say(f"seed {seed} failed: {error}", error=True)
+                    continue
+                if done:
+                    runs[seed] = run
+                    configs.say(f"seed {seed}: {run.path} has ended: it is not repeated")
+                else:
+                    started[str(run.path)] = seed
+                    configs.say(f"seed {seed}: training in {run.path}")
+                    running.start(run)
             for path, code in running.ended(1.0).items():
                 seed, run = started[path], RunDirectory(path)
                 if code:

@@ -103,10 +103,9 @@ def run(search: Search, *, parallel: int, ray: str | None = None, typed: Sequenc
         raise SettingsError("evaluation.final_episodes is 0, but a sweep compares the final evaluations: give some")
     name = settings.name or run_name(settings.env.id, settings.policy.memory, "sweep")
     directory = RunDirectory(Path(settings.runs) / name)
-    with going_on(typed, settings.name, name), _opened(directory, search):
+    with going_on(typed, settings.name, name), pool(ray) as running, _opened(directory, search):
         study = _study(optuna, directory.path, search)
-        with pool(ray) as running:
-            _Searching(optuna, study, search, directory.path, running).to_the_end(parallel)
+        _Searching(optuna, study, search, directory.path, running).to_the_end(parallel)
         return _concluded(optuna, study, search, directory.path)
 
 

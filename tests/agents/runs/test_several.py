@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -79,3 +80,27 @@ def test_seeds_that_are_interrupted_end_save_and_go_on(number: int, tmp_path: Pa
     for path, step in zip(paths, steps, strict=True):
         assert f"resuming from {path / 'checkpoints'}" in (path / "output.txt").read_text()
         assert RunDirectory(path).checkpoints()[-1][0] >= 20000 > step
+
+
+@pytest.mark.slow
+def test_seeds_on_ray_are_those_trained_here(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    assert seeds(tmp_path / "here", "--seeds", "2") == 0
+    assert seeds(tmp_path / "ray", "--seeds", "2", "--parallel", "2", "--ray", "local") == 0
+    for seed in (0, 1):
+        here, there = (weights(last(tmp_path / folder / f"group-{seed}")) for folder in ("here", "ray"))
+        assert all(torch.equal(here[name], there[name]) for name in here)
+    assert "mean return" in (tmp_path / "ray" / "group-1" / "output.txt").read_text()
+
+
+def test_ray_that_is_missing_or_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert seeds(tmp_path, "--seeds", "2", "--ray", "local") == 2
+    error = capsys.readouterr().err
+    assert "ray is needed" in error
+    assert "[ray]" in error
+    assert list(tmp_path.iterdir()) == []
+    assert train.main([*WORDS, "--ray", "local"]) == 2
+    assert "--parallel and --ray go with several runs" in capsys.readouterr().err
