@@ -7,19 +7,21 @@ CONFIG ?= configs/cartpole_novel.yaml
 BIN := $(VENV)/bin
 COMPILED := $(wildcard agents/kernels/*.[ch])
 
-.PHONY: help train test test-slow test-native lint format clean
+.PHONY: help train test test-slow test-native lint docs notebooks format clean
 
 help:
-	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG))"
+	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG) ARGS=\"--name pole\")"
 	@echo "make test       the tests, some seven minutes on two cores"
 	@echo "make test-slow  the tests that learn real tasks, much longer"
 	@echo "make test-native  the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, a minute"
 	@echo "make lint       ruff and mypy --strict"
+	@echo "make docs       the documentation site, into build/site; a dead link is an error"
+	@echo "make notebooks  execute docs/notebooks, and keep what they print and draw"
 	@echo "make format     reformat the code"
 	@echo "make clean      remove the virtual environment and caches; runs/ is kept"
 
 train: $(VENV)/.installed
-	$(BIN)/python train.py --config $(CONFIG)
+	$(BIN)/python train.py --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
@@ -31,7 +33,8 @@ test-slow: $(VENV)/.installed-dev
 NATIVE := build/native
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -g
 
-NATIVE_TESTS := tests/agents/kernels/test_binding.py tests/agents/kernels/test_tools.py tests/agents/memory/test_doors.py
+NATIVE_TESTS := tests/agents/kernels/test_binding.py tests/agents/kernels/test_convolutions.py \
+    tests/agents/kernels/test_tools.py tests/agents/memory/test_doors.py
 
 test-native: $(VENV)/.installed-dev
 	rm -rf $(NATIVE) && mkdir -p $(NATIVE)
@@ -42,13 +45,22 @@ test-native: $(VENV)/.installed-dev
 	cd $(NATIVE) && for kernels in avx2 default; do \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=1 \
-	    sh -c '$(abspath $(BIN))/python -c "from agents.kernels import heads, recurrent as r; assert heads.available and r.available" \
+	    sh -c '$(abspath $(BIN))/python -c "from agents.kernels import convolutions, heads, recurrent; \
+	    assert convolutions.available and heads.available and recurrent.available" \
 	    && $(abspath $(BIN))/python -m pytest -p no:cacheprovider $(NATIVE_TESTS)' || exit 1; done
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Not --quiet: strict counts the warnings that are shown, and a dead link is one.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict
+	@echo "look at it: $(BIN)/python -m http.server -d build/site"
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -90,18 +90,22 @@ class ImageEncoder(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.unprocessed = frozenset([""])
         self._arranged = arranged.shape
-        self._scales = bool(observation_space.high.max() == 255) and not normalized_image
+        self.scales_bytes = bool(observation_space.high.max() == 255) and not normalized_image
         self._scaled_floats = is_image_space(observation_space)
         self.cnn = cnn(arranged, features_dim)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Images (N, ...) -> (N, features_dim)."""
         # What Stable-Baselines3's preprocessing takes for images comes from it scaled, and as floats.
-        scales = self._scales and not (self._scaled_floats and observations.is_floating_point())
-        order = (0, *(axis + 1 for axis in self._layout.order))
-        images = observations.permute(order).reshape(len(observations), *self._arranged).float()
+        scales = self.scales_bytes and not (self._scaled_floats and observations.is_floating_point())
+        images = self.arranged(observations).float()
         features: Tensor = self.cnn(images / 255 if scales else images)
         return features
+
+    def arranged(self, observations: Tensor) -> Tensor:
+        """Images (N, ...) -> (N, C, H, W), frames as further channels, as they are otherwise."""
+        order = (0, *(axis + 1 for axis in self._layout.order))
+        return observations.permute(order).reshape(len(observations), *self._arranged)
 
 
 def cnn_for(space: spaces.Space[Any]) -> type[NatureCNN] | type[ImpalaCNN] | None:

@@ -3,6 +3,7 @@
 - ``binding``: finds the libraries, declares every function, and checks what is handed over;
 - ``recurrent``: a layer of an RNN, LSTM or GRU over a block, and its acting step (``recurrent.c``);
 - ``heads``: perceptrons, probabilities of actions, PPO's objective (``heads.c``);
+- ``convolutions``: those of an image encoder, over bytes (``convolutions.c``);
 - ``reference``: the same recurrences in torch's operations, for derivatives and tools that need them;
 - ``team``: functions at the same time, on torch's threads;
 - ``aside``: what follows torch's operations, so that they must compute;

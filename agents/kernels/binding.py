@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-VERSIONS = {"recurrent": 5, "heads": 7}
+VERSIONS = {"recurrent": 5, "heads": 7, "convolutions": 1}
 """Of the functions' arguments, as the sources have them."""
 
 WHICH = "RECURL_KERNELS"  # the environment variable that chooses a build
@@ -114,7 +114,7 @@ def _declared(sizes: str, *parameters: str, numbers: Sequence[Any] = (), layers:
 def _parameter(text: str) -> Parameter:
     """From ``name: axis, axis``, with ``?`` after the name of an optional one, and the type before the axes."""
     name, _, axes = text.partition(": ")
-    dtypes = {"int64 ": torch.int64, "bool ": torch.bool}
+    dtypes = {"int64 ": torch.int64, "bool ": torch.bool, "uint8 ": torch.uint8}
     kind = next((kind for kind in dtypes if axes.startswith(kind)), "")
     parts = tuple(axes.removeprefix(kind).split(", "))
     return Parameter(name.removesuffix("?"), parts, dtypes.get(kind, torch.float32), name.endswith("?"))
@@ -178,15 +178,26 @@ DECLARATIONS: Mapping[str, Mapping[str, Declaration]] = {
             numbers=(_INT, _DOUBLE, _DOUBLE, _DOUBLE, _DOUBLE),
         ),
     },
+    "convolutions": {
+        "convolutions_forward": _declared(
+            "N C Y X D P Q O", "layers: int64 D, 5", "images: uint8 N, C, Y, X", "parameters: P", "kept: Q", "out: N, O"
+        ),
+        "convolutions_backward": _declared(
+            "N C Y X D P Q O", "layers: int64 D, 5", "images: uint8 N, C, Y, X", "parameters: P", "kept: Q",
+            "d_out: N, O", "d_parameters: P",
+        ),
+    },
 }  # fmt: skip
 
 SIZE_FUNCTIONS: Mapping[str, Mapping[str, int]] = {
     "recurrent": {"packed_size": 2},
     "heads": {"perceptron_size": 0, "perceptron_hidden_size": 1},
+    "convolutions": {},
 }
 """Functions that say how many floats an array takes, and of how many sizes; those of perceptrons of widths first."""
 
 WIDTH_OF_LANES = 8  # what H must be a multiple of: registers hold eight floats
+WIDTH_OF_TILE = 16  # as in vectors.h
 
 
 class MismatchError(ValueError):

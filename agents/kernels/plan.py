@@ -12,15 +12,18 @@ This stands on the lowest floor and so knows a policy by its parts alone; the po
 for.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
-from torch import nn
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor, NatureCNN
+from torch import Tensor, nn
 
+from agents.kernels import convolutions
 from agents.kernels import heads as fused
 from agents.kernels.aside import MISSING, Part, all_modules_hooked, overridden, touched, touched_within, why_torch
 
@@ -34,6 +37,27 @@ class Heads(NamedTuple):
     policy_layers: fused.Layers | None
     value_layers: fused.Layers | None
     memories_called: bool
+    part: Part
+
+
+class Images(NamedTuple):
+    """An encoder of images whose convolutions are one compiled call, and what comes before and after them."""
+
+    arranged: Callable[[Tensor], Tensor]
+    layers: convolutions.Layers
+    linear: nn.Module
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Bytes (N, ...) -> (N, F)."""
+        features: Tensor = self.linear(convolutions.convolved(self.layers, self.arranged(observations)))
+        return features
+
+
+class Encoders(NamedTuple):
+    """What encodes images for actor and critic; None where the encoder is called, which is torch's own."""
+
+    actor: Images | None
+    critic: Images | None
     part: Part
 
 
@@ -71,7 +95,7 @@ def plan_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Plan:
         action_heads: the kinds of action heads that are known.
     """
     return Plan(
-        TORCH,
+        encoders_of(policy).part,
         _of_memory(policy.memory_actor, "memory_actor"),
         None if policy.memory_critic is None else _of_memory(policy.memory_critic, "memory_critic"),
         heads_of(policy).part,
@@ -117,6 +141,61 @@ def value_layers_of(policy: Any) -> tuple[fused.Layers | None, str | None]:
     if reason := _why_not_compiled(policy):
         return None, reason
     return _layers(("mlp_extractor.value_net", policy.mlp_extractor.value_net), ("value_net", policy.value_net))
+
+
+def encoders_of(policy: Any) -> Encoders:
+    """What an update encodes images with."""
+    actor, why = images_of(policy, policy.pi_features_extractor)
+    if policy.vf_features_extractor is policy.pi_features_extractor:
+        return Encoders(actor, actor, Part("torch" if actor is None else "compiled", why))
+    critic, why_critic = images_of(policy, policy.vf_features_extractor)
+    how = "torch" if actor is None or critic is None else "compiled"
+    return Encoders(actor, critic, Part(how, why or why_critic))
+
+
+def images_of(policy: Any, extractor: Any) -> tuple[Images | None, str | None]:
+    """An encoder of images as it is now, with its convolutions as layers of one compiled call; or why not, unless
+    nothing compiled is known for such an encoder."""
+    arranges = _that_arranges(type(extractor))
+    if arranges is not None and isinstance(extractor.cnn, NatureCNN):
+        arranged, cnn, base, scales = extractor.arranged, extractor.cnn, arranges, extractor.scales_bytes
+    elif isinstance(extractor, NatureCNN):
+        arranged, cnn, base, scales = _as_they_are, extractor, NatureCNN, is_image_space(policy.observation_space)
+    else:
+        return None, None
+    reason = MISSING if not convolutions.available else None
+    reason = reason or _why_not_scaled(policy, scales) or overridden(extractor, base, _CONSTRUCTION)
+    reason = reason or touched(extractor, "features_extractor")
+    if cnn is not extractor:
+        reason = reason or overridden(cnn, NatureCNN, _CONSTRUCTION) or touched(cnn, "features_extractor.cnn")
+    reason = reason or touched_within("features_extractor.cnn", cnn.cnn) or why_torch()
+    layers = None if reason else convolutions.layers_of(cnn.cnn)
+    if layers is None:
+        return None, reason or "its convolutions are not float32 on a CPU, each with a ReLU and without padding"
+    return Images(arranged, layers, cnn.linear), None
+
+
+def _as_they_are(observations: Tensor) -> Tensor:
+    return observations
+
+
+def _that_arranges(encoder: type) -> type | None:
+    """The class of ours that brings an encoder's ``arranged`` and ``scales_bytes``, if one does."""
+    ours = __name__.partition(".")[0]
+    classes = (cls for cls in encoder.__mro__ if cls.__module__.partition(".")[0] == ours)
+    return next((cls for cls in classes if "arranged" in vars(cls)), None)
+
+
+def _why_not_scaled(policy: Any, scales: bool) -> str | None:
+    """Why images do not come as bytes that are divided by 255 in float32."""
+    space = policy.observation_space
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return "observations are not bytes"
+    if not policy.normalize_images or not scales:
+        return "images are not scaled to [0, 1]"
+    if policy.autocast is not None or torch.is_autocast_enabled("cpu"):
+        return "it is computed under autocast"
+    return None
 
 
 def memories_called(policy: Any) -> bool:

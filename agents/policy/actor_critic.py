@@ -42,10 +42,13 @@ from agents.kernels.aside import Part
 from agents.kernels.devices import to_device
 from agents.kernels.plan import (
     Acting,
+    Encoders,
     Heads,
     Plan,
     acting_of,
+    encoders_of,
     heads_of,
+    images_of,
     memories_called,
     objective_of,
     plan_of,
@@ -172,6 +175,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         self.critic_memory, self.action_mask = critic_memory, action_mask
         self._warned_of_lost_memory, self._calls_without_state = False, 0
         self._heads: Heads | None = None
+        self._encoders: Encoders | None = None
         given["share_features_extractor"] = share_features_extractor
         self.chosen_encoder: Choice | None = None
         if given.get("features_extractor_class") is None:
@@ -278,11 +282,12 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
     @contextmanager
     def planned(self) -> Iterator[None]:
         """Within it the policy is taken to stay as it is, and is not inspected for every pass: for an update."""
-        outer, self._heads = self._heads, heads_of(self)
+        outer = self._heads, self._encoders
+        self._heads, self._encoders = heads_of(self), encoders_of(self)
         try:
             yield
         finally:
-            self._heads = outer
+            self._heads, self._encoders = outer
 
     @takes_states("both")
     def forward(
@@ -505,6 +510,14 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
+        if isinstance(obs, Tensor) and obs.dtype is torch.uint8:
+            if self._encoders is None:
+                images, _ = images_of(self, extractor)
+            else:
+                is_actors = extractor is self.pi_features_extractor
+                images = self._encoders.actor if is_actors else self._encoders.critic
+            if images is not None:
+                return images(obs)
         flat = flatten_choices(obs, self.observation_space)
         untouched = getattr(extractor, "unprocessed", ())
         seen = preprocessed(flat, self._preprocessed_space, self.normalize_images, untouched)

@@ -287,6 +287,7 @@ def train_seeds(
     Under the same name it goes on: what has ended is not repeated. ``typed``: the words of the command line, for the
     message of an interruption.
     """
+    launch.check_several(settings, seeds)
     base = settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
     every = {
         seed: replace(settings, seed=seed, name=f"{base}-{seed}", group=settings.group or base)

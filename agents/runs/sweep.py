@@ -28,12 +28,13 @@ from rich.text import Text
 
 import configs
 from agents.analysis import statistics
+from agents.analysis.report.comparison import comparison_page
 from agents.analysis.report.groups import Scored, grouped, print_uncut
 from agents.analysis.report.history import RunError, figures
-from agents.analysis.report.page import comparison_page
 from agents.analysis.report.search import Tried, columns, ranked, row, sections, short
 from agents.checks.extras import require
 from agents.checks.text import printable
+from agents.runs import launch
 from agents.runs.analyses import history_of, last_result
 from agents.runs.directory import RunDirectory, run_name, write_atomically, write_table
 from agents.runs.several import Pool, RunFailed, as_recorded, going_on, pool, prepared
@@ -101,6 +102,7 @@ def run(search: Search, *, parallel: int, ray: str | None = None, typed: Sequenc
         optuna: Any = require("sweep")
     if not settings.evaluation.final_episodes:
         raise SettingsError("evaluation.final_episodes is 0, but a sweep compares the final evaluations: give some")
+    launch.check_several(settings, search.seeds + 1)
     name = settings.name or run_name(settings.env.id, settings.policy.memory, "sweep")
     directory = RunDirectory(Path(settings.runs) / name)
     with going_on(typed, settings.name, name), pool(ray) as running, _opened(directory, search):
@@ -376,7 +378,9 @@ def _write_report(path: Path, tried: Sequence[Tried], names: Sequence[str], shar
     runs = [run for each in chosen for run in _scored_runs(path, each.number)]
     groups = sorted(grouped(runs), key=lambda group: -group.mean)
     note = f"The runs of the {len(chosen)} best trials: final evaluations of the last policies."
-    page = comparison_page(groups, note, title=f"Sweep {path.name}", before=sections(tried, names, shares))
+    page = comparison_page(
+        groups, note, path / "report.html", title=f"Sweep {path.name}", before=sections(tried, names, shares)
+    )
     with reported_as(SettingsError, "report", OSError):
         write_atomically(path / "report.html", page)
 

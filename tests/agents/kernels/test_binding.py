@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.kernels import binding, heads, recurrent
+from agents.kernels import binding, convolutions, heads, recurrent
 from agents.kernels.binding import DECLARATIONS, SIZE_FUNCTIONS, Function, MismatchError
 
-pytestmark = pytest.mark.skipif(not (heads.available and recurrent.available), reason="built without a C compiler")
+COMPILED = heads.available and recurrent.available and convolutions.available
+pytestmark = pytest.mark.skipif(not COMPILED, reason="built without a C compiler")
 
 T, F, H, A = 3, 5, 8, 2
 LSTM, GRU = 2, 3
@@ -60,6 +61,17 @@ def choices(n: int) -> list[Tensor]:
     return [torch.tensor(SIZES), torch.ones(n, A, dtype=torch.int64)]
 
 
+def images_and_layers(n: int) -> list[Tensor | None]:
+    """Images of 9 x 7 -> 4 x 3 positions -> 3 x 2, and two layers' parameters."""
+    layers = torch.tensor([[3, 3, 3, 2, 2], [20, 2, 2, 1, 1]])
+    return [layers, torch.full((n, 2, 9, 7), 3, dtype=torch.uint8), *floats((3 * (2 * 9 + 1) + 20 * (3 * 4 + 1),))]
+
+
+def kept_of(n: int) -> tuple[int, ...]:
+    """Channels padded to 16 and 32."""
+    return (n * (4 * 3 * 16 + 3 * 2 * 32),)
+
+
 # By the number n of sequences, environments or steps.
 CALLS: dict[str, Callable[[int], Call]] = {
     "pack": lambda n: Call(floats((4 * H, F + H), (64 * (F + H),))),
@@ -100,9 +112,21 @@ CALLS: dict[str, Callable[[int], Call]] = {
     "gaussian_forward": lambda n: Call(floats((n, A), (A,), (n, A), (n,))),
     "gaussian_backward": lambda n: Call(floats((n, A), (A,), (n, A), (n,), (n, A), (A,))),
     "clipped_objective": lambda n: Call([*floats(*[(n,)] * 10), *floats((6,))], (1, 0.2, 0.1, 0.01, 0.5)),
+    "convolutions_forward": lambda n: Call([*images_and_layers(n), *floats(kept_of(n), (n, 120))]),
+    "convolutions_backward": lambda n: Call(
+        [*images_and_layers(n), *floats(kept_of(n), (n, 120)), torch.empty_like(images_and_layers(n)[2])]  # type: ignore[arg-type]
+    ),
 }
-FUNCTIONS: dict[str, Function] = {**recurrent.library.functions, **heads.library.functions}
-MAY_GROW = {("pack", 0, 0)}  # outputs up to the next multiple of a tile fit into the same packed array
+FUNCTIONS: dict[str, Function] = {
+    **recurrent.library.functions,
+    **heads.library.functions,
+    **convolutions.library.functions,
+}
+MAY_BE = {  # array, axis and length of which a function takes others than those of the table
+    ("pack", 0, 0, 4 * H + 2),  # outputs up to the next multiple of a tile fit into the same packed array
+    ("pack", 0, 0, 4 * H - 1),
+    ("convolutions_forward", 3, 0, 0),  # nothing is kept
+}
 
 every_function = pytest.mark.parametrize("name", CALLS)
 
@@ -136,9 +160,9 @@ def test_what_fits_is_computed(name: str, n: int) -> None:
 def test_an_array_of_another_length_is_refused(name: str) -> None:
     for call, at, tensor in arrays(name):
         for axis, length in enumerate(tensor.shape):
-            if (name, at, axis) in MAY_GROW:
-                continue
-            for other in (0, length - 1, length + 2, 3 * length):
+            for other in {0, length - 1, length + 2, 3 * length} - {
+                it[3] for it in MAY_BE if it[:3] == (name, at, axis)
+            }:
                 shape = (*tensor.shape[:axis], other, *tensor.shape[axis + 1 :])
                 with pytest.raises(MismatchError, match=name):
                     FUNCTIONS[name](*changed(call, at, torch.ones(shape, dtype=tensor.dtype)))
@@ -156,6 +180,8 @@ def test_an_array_of_another_number_of_axes_is_refused(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32, torch.uint8])
 def test_an_array_of_another_type_is_refused(name: str, dtype: torch.dtype) -> None:
     for call, at, tensor in arrays(name):
+        if tensor.dtype is dtype:
+            continue
         with pytest.raises(TypeError, match=str(tensor.dtype)):
             FUNCTIONS[name](*changed(call, at, tensor.to(dtype)))
 
@@ -207,6 +233,20 @@ def test_actions_that_are_no_choice_are_refused_forward_and_backward() -> None:
         for action in (-1, 3, 2**62):
             with pytest.raises(MismatchError):
                 FUNCTIONS[name](*changed(CALLS[name](2), 2, torch.full((2, A), action)))
+
+
+@pytest.mark.parametrize("name", ["convolutions_forward", "convolutions_backward"])
+def test_layers_that_do_not_fit_images_and_parameters_are_refused(name: str) -> None:
+    call = CALLS[name](2)
+    first, second = [3, 3, 3, 2, 2], [20, 2, 2, 1, 1]
+    for at in range(5):
+        for other in (-(2**62), -1, 0, first[at] + 3, 4097, 2**62):
+            wrong = torch.tensor([[*first[:at], other, *first[at + 1 :]], second])
+            with pytest.raises(MismatchError, match="what is in its arrays"):
+                FUNCTIONS[name](*changed(call, 0, wrong))
+    for wrong in (torch.tensor([first]), torch.tensor([second, first]), torch.tensor([first, second, second])):
+        with pytest.raises(MismatchError, match="what is in its arrays"):
+            FUNCTIONS[name](*changed(call, 0, wrong))
 
 
 def test_widths_that_are_none_are_refused() -> None:

@@ -47,9 +47,18 @@ def test_what_is_no_number_is_not_there(tmp_path: Path) -> None:
 def test_of_two_rows_at_a_step_the_later_counts(tmp_path: Path) -> None:
     twice = record(tmp_path, "twice", settings(), [1.0, 2.0])
     with RunDirectory(twice.path).metrics.open("a") as file:
-        file.write("20,5.0,0.3\n")
+        file.write("20,5.0,0.3,9\n")
     curve = twice.metrics()["rollout/ep_rew_mean"]
     assert (curve.steps.tolist(), curve.values.tolist()) == ([10, 20], [1, 5])
+
+
+def test_the_time_of_training_goes_on_after_a_resume(tmp_path: Path) -> None:
+    resumed = record(tmp_path, "resumed", settings(), [1.0, 2.0])
+    assert resumed.elapsed().values.tolist() == [60, 120]  # type: ignore[union-attr]
+    with RunDirectory(resumed.path).metrics.open("a") as file:
+        file.write("30,5.0,0.3,7\n40,5.0,0.3,9\n")
+    assert resumed.elapsed().values.tolist() == [60, 120, 127, 129]  # type: ignore[union-attr]
+    assert record(tmp_path, "young", settings()).elapsed() is None
 
 
 def test_findings_are_listed_and_ablations_are_no_results(tmp_path: Path) -> None:
