@@ -28,6 +28,8 @@ from envs.vector.processes import Lost, SubprocessVecEnv
 
 OBJECT_STORE = 2**27
 """Bytes of shared memory that a cluster of this machine's own takes: what passes through it is small."""
+STARTED = 3
+"""Times that one of this machine's own is started before that is an error."""
 CPUS = 0.5
 """Of a cluster's accounts, for each worker: those of training and those of evaluation never step at the same time."""
 PLACED = 3
@@ -53,10 +55,14 @@ def connect(address: str | None = None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The defaults take a third of the memory and start a web server.
     own = {"object_store_memory": OBJECT_STORE, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **(own if address == "local" else {}))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise EnvError(f"no Ray cluster answers at {address}: {error}") from error
+    for left in reversed(range(STARTED if address == "local" else 1)):
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **(own if address == "local" else {}))
+            break
+        except Exception as error:  # one of its own has thirty seconds to start, which a busy machine may not give it
+            ray.shutdown()
+            if not left:
+                raise EnvError(f"no Ray cluster answers at {address}: {error}") from error
     return ray
 
 
