@@ -59,6 +59,7 @@ def make_environments(
             render_mode=render_mode,
             workers=None if is_rendered else task.workers,
             timeout=None if is_rendered else task.timeout,
+            address=None if is_rendered else task.address,
             max_restarts=task.max_restarts,
             resumable=resumable,
             first=first,
