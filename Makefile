@@ -7,19 +7,21 @@ CONFIG ?= configs/cartpole_novel.yaml
 BIN := $(VENV)/bin
 COMPILED := $(wildcard agents/kernels/*.[ch])
 
-.PHONY: help train test test-slow test-native lint format clean
+.PHONY: help train test test-slow test-native lint docs notebooks format clean
 
 help:
-	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG))"
+	@echo "make train      train and evaluate an agent that remembers (CONFIG=$(CONFIG) ARGS=\"--name pole\")"
 	@echo "make test       the tests, some seven minutes on two cores"
 	@echo "make test-slow  the tests that learn real tasks, much longer"
 	@echo "make test-native  the compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, a minute"
 	@echo "make lint       ruff and mypy --strict"
+	@echo "make docs       the documentation site, into build/site; a dead link is an error"
+	@echo "make notebooks  execute docs/notebooks, and keep what they print and draw"
 	@echo "make format     reformat the code"
 	@echo "make clean      remove the virtual environment and caches; runs/ is kept"
 
 train: $(VENV)/.installed
-	$(BIN)/python train.py --config $(CONFIG)
+	$(BIN)/python train.py --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
@@ -51,6 +53,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Not --quiet: strict counts the warnings that are shown, and a dead link is one.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict
+	@echo "look at it: $(BIN)/python -m http.server -d build/site"
+
+notebooks: $(VENV)/.installed-dev
+	$(BIN)/jupyter execute --inplace docs/notebooks/*.ipynb
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

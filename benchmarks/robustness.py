@@ -123,9 +123,10 @@ SWITCHES: dict[str, str] = {
     "plain-inputs": "--env.previous-action-reward False",
     "lambda-0.9": "--algorithm.gae-lambda 0.9",
     "lambda-0.7": "--algorithm.gae-lambda 0.7",
-    "gsde": "--algorithm.use-sde --algorithm.sde-sample-freq 8 --algorithm.gamma 0.999",
+    "gsde": "--algorithm.use-sde --algorithm.sde-sample-freq 8",
+    "gsde-0.999": "--algorithm.use-sde --algorithm.sde-sample-freq 8 --algorithm.gamma 0.999",
     "no-entropy": "--algorithm.ent-coef 0",
-    "falling-entropy": "--algorithm.ent-coef-schedule linear",
+    "constant-entropy": "--algorithm.ent-coef 0.01",
     "clipped-values": "--algorithm.clip-range-vf 0.2",
     "ten-epochs": "--algorithm.n-epochs 10",
     "batch-1024": "--algorithm.batch-size 1024",
@@ -135,10 +136,10 @@ SWITCHES: dict[str, str] = {
     "gru": "--policy.memory gru",
     "mingru": "--policy.memory mingru",
     "deltanet": "--policy.memory deltanet",
-    "before": "--env.n-envs 8 --env.previous-action-reward False --algorithm.learning-rate 5e-4 "
-    "--algorithm.learning-rate-schedule constant --algorithm.n-steps 128 --algorithm.batch-size 256 "
-    "--algorithm.n-epochs 10 --algorithm.ent-coef 0 --algorithm.normalize-advantage batch "
-    "--policy.memory-kwargs forget_bias=1.0",
+    "before": "--env.n-envs 8 --env.previous-action-reward False "
+    "--algorithm.learning-rate 5e-4 --algorithm.learning-rate-schedule constant --algorithm.n-steps 128 "
+    "--algorithm.batch-size 256 --algorithm.n-epochs 10 --algorithm.ent-coef 0 "
+    "--algorithm.normalize-advantage batch --policy.memory-kwargs forget_bias=1.0",
 }
 """What is tried in place of the default, by name: words for ``train.py``. `before`: the earlier default, with
 eight environments and a forget bias of 1."""
@@ -277,7 +278,8 @@ def write_page(found: Sequence[Result]) -> None:
     """A table for every switch, and its totals over all tasks, in docs/robustness.md."""
     processors = sorted({result["cpu"] for result in found if "cpu" in result})
     lines = [f"Processors: {', '.join(processors)}."]
-    for switch in dict.fromkeys(result["name"].split("/")[1] for result in found):
+    switches = dict.fromkeys(result["name"].split("/")[1] for result in found)
+    for switch in sorted(switches, key=lambda switch: switch != DEFAULT):
         lines += ["", *_section(switch, found)]
     records.write_page("robustness", PAGE, lines)
 

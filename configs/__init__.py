@@ -1,11 +1,12 @@
 """Settings of a run: typed, read from a YAML file and the command line, checked before anything heavy is imported."""
 
-from configs.command_line import parse
+from configs.command_line import find_config, parse
 from configs.errors import (
     CheckpointFault,
     CommandError,
     EnvironmentFault,
     NotFinite,
+    ProcessFault,
     SettingsError,
     command_words,
     environment_blamed,
@@ -14,6 +15,7 @@ from configs.errors import (
     run,
     say,
 )
+from configs.help import nearest
 from configs.plan import plan
 from configs.settings import Settings, check_resumable, wrappers
 from configs.trust import check_trusted, leave_import_path, sign
@@ -24,6 +26,7 @@ __all__ = [
     "CommandError",
     "EnvironmentFault",
     "NotFinite",
+    "ProcessFault",
     "Settings",
     "SettingsError",
     "check_resumable",
@@ -31,7 +34,9 @@ __all__ = [
     "command_words",
     "dump",
     "environment_blamed",
+    "find_config",
     "leave_import_path",
+    "nearest",
     "parse",
     "plan",
     "printable",

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from configs.settings import SETTINGS, Settings, values
@@ -92,11 +92,12 @@ def text(words: Sequence[str], program: str, command: type[Any], options: Option
     return "\n".join(_overview(program, width))
 
 
-def nearest(word: str, options: Options) -> list[str]:
+def nearest(word: str, options: Iterable[str], called: Mapping[str, str] = CALLED) -> list[str]:
     """The options that may have been meant by a word that is none, the likeliest first."""
     typed = word.lstrip("-").partition("=")[0].replace("_", "-")
-    if typed in CALLED:
-        return [f"--{CALLED[typed]}"]
+    if typed in called:
+        return [f"--{called[typed]}"]
+    options = tuple(options)
     last = {option: option.rpartition(".")[2] for option in options}
     exact = [option for option in options if last[option] == typed.rpartition(".")[2]]
     likeness = {
@@ -134,8 +135,8 @@ def _topic(topic: str, options: Options, documented: Mapping[str, str], width: i
         switch = kind is bool
         yield f"  --{option}" + (f", --{group}{dot}no-{name}" if switch else f" {_metavar(kind)}")
         said = documented[_key(option)]
-        shown = f" [{'on' if default else 'off'}]" if switch else f" [{_shown(default)}]"
-        yield from textwrap.wrap(said + shown, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        usual = f" [{'on' if default else 'off'}]" if switch else f" [{shown(default)}]"
+        yield from textwrap.wrap(said + usual, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     yield ""
 
 
@@ -153,7 +154,8 @@ def _metavar(kind: Any) -> str:
     return {int: "INT", float: "FLOAT", str: "TEXT", bool: "True|False"}.get(kind, "NAME|{NAME: {ARGUMENT: VALUE}}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as a person writes it."""
     if isinstance(value, Mapping):
         return " ".join(f"{key}={each}" for key, each in value.items()) or "empty"
     return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "empty"

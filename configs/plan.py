@@ -1,28 +1,29 @@
 """What a run would do, in words, before anything heavy is imported."""
 
-from configs.settings import Settings
-from configs.yaml_file import dump
+from configs.help import shown
+from configs.settings import Settings, values
 
 
 def plan(settings: Settings, seeds: int = 1) -> str:
-    """The resolved settings and what follows from them."""
+    """What would be run, and which settings differ from their defaults."""
     algorithm, env = settings.algorithm, settings.env
     rollout = env.n_envs * algorithm.n_steps
     updates = -(-settings.total_timesteps // rollout)
     steps = updates * rollout
     lines = [
-        dump(settings),
         f"environment   {env.n_envs} of {env.id}",
         f"rollouts      {updates:,} of {env.n_envs} x {algorithm.n_steps} = {rollout:,} steps: {steps:,} in all",
         f"updates       {_update(settings, rollout)}",
-        f"memory        {settings.policy.memory}, the critic's {settings.policy.critic_memory}",
         f"evaluations   {_times(steps, settings.evaluation.every)} of {settings.evaluation.episodes} episodes",
         f"checkpoints   {_times(steps, settings.checkpoint.every)}, {settings.checkpoint.keep} kept",
         f"directory     {settings.runs}/{settings.name or '<environment>-<memory>-<seed>-<time>'}",
     ]
     if seeds > 1:
         lines.append(f"seeds         {settings.seed} to {settings.seed + seeds - 1}, one run each")
-    return "\n".join(lines)
+    usual = values(Settings())
+    chosen = {key: value for key, value in values(settings).items() if value != usual[key]}
+    lines += [f"setting       {key} = {shown(value)}" for key, value in chosen.items()]
+    return "\n".join([*lines, "              others have their defaults; --print-config shows all of them"])
 
 
 def _update(settings: Settings, rollout: int) -> str:

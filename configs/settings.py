@@ -166,16 +166,17 @@ class AlgorithmSettings:
     normalize_advantage: Literal["rollout", "batch"] | bool = "rollout"
     """Scale advantages to mean 0 and variance 1: once a rollout, with a floor under the deviation, so that what is
     solved stays so; true or batch: in every minibatch, as sb3-contrib; false: not at all."""
-    ent_coef: Annotated[float, AT_LEAST_0] = 0.01
-    """Weight of the entropy bonus, at the start."""
-    ent_coef_schedule: Schedule = "constant"
-    """constant, or linear: falling to 0 at the end of training."""
+    ent_coef: Annotated[float | None, AT_LEAST_0] = None
+    """Weight of the entropy bonus, at the start; None: 0.05, written into the run's settings."""
+    ent_coef_schedule: Schedule | None = None
+    """constant, or linear: falling to 0 at the end of training; None: linear where ent_coef is None, else constant,
+    written into the run's settings."""
     vf_coef: Annotated[float, AT_LEAST_0] = 0.5
     """Weight of the value loss."""
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
     use_sde: bool = False
-    """Generalized state-dependent exploration, for continuous actions."""
+    """Generalized state-dependent exploration, for continuous actions: noise that lasts, where a reward is rare."""
     sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
     """Steps between two draws of its noise; -1: once a rollout."""
     target_kl: Annotated[float | None, POSITIVE] = None

@@ -77,16 +77,18 @@ def test_the_settings_of_a_run_repeat_it(trained: Path, runs: Path) -> None:
     assert rows_of(trained / "metrics.csv") == rows_of(again / "metrics.csv")
 
 
-def test_the_last_line_is_a_command_that_works_in_the_folder_that_the_user_is_in(
+def test_the_last_lines_are_commands_that_work_in_the_folder_that_the_user_is_in(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.main([*TINY, *PPO, *QUIET, "--runs", "runs"]) == 0
-    command = capsys.readouterr().out.splitlines()[-1].partition("evaluate it again with: ")[2]
-    python, script, *words = shlex.split(command)
-    assert shutil.which(python) == shutil.which(sys.executable)
-    assert Path(script).resolve() == Path(evaluate.__file__)
-    assert evaluate.main([*words, "--episodes", "1"]) == 0
+    commands = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert commands[1].startswith(f"{commands[0]} --insight --report")
+    for command in commands:
+        python, script, *words = shlex.split(command)
+        assert shutil.which(python) == shutil.which(sys.executable)
+        assert Path(script).resolve() == Path(evaluate.__file__)
+        assert evaluate.main([*words, "--episodes", "1"]) == 0
 
 
 def test_commands_are_written_as_the_user_can_type_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +179,10 @@ def test_training_ends_where_an_evaluation_reaches_the_requested_return(runs: Pa
         (["--policy.encoder", "json:Nothing"], 2, "cannot be imported"),
         (["--policy.encoder", "nature_cnn"], 2, "agent"),
         (["--algorithm.use-sde"], 2, "agent"),
-        (["--device", "cudda"], 2, "agent"),
+        (["--device", "cudda"], 2, "device 'cudda': expected auto, cpu, cuda"),
+        (["--env.id", "CartPoleNoVl-v1", "--dry-run"], 3, "CartPoleNoVel-v1"),
+        (["--device", "cudda", "--dry-run"], 2, "device 'cudda'"),
+        (["--device", "cudda", "--seeds", "3"], 2, "error: device 'cudda'"),
         (["--policy.kwargs", "wrong=1"], 2, "wrong"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
@@ -190,6 +195,7 @@ def test_a_fault_is_reported_without_a_traceback(
     assert errors.startswith("error: ") or "\nerror: " in errors
     assert message in errors
     assert "Traceback" not in errors
+    assert [*runs.parent.rglob("settings.yaml")] == []
 
 
 def test_a_named_run_is_never_overwritten_and_debug_shows_the_traceback(
@@ -211,10 +217,11 @@ def test_weights_and_biases_without_a_key_records_settings_and_metrics_offline_a
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("getpass.getpass", asked)
     words = [*TINY, *PPO, *QUIET, "--runs", str(runs), "--tracking.wandb", "online", "--tracking.wandb-timeout", "1"]
+    words += ["--evaluation.final-episodes", "2"]
     assert train.main(words) == 0
     assert "there is no key (`wandb login` stores one); recording offline" in capsys.readouterr().err
     (record,) = runs.glob("*/wandb/offline-run-*/run-*.wandb")
-    expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda")
+    expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda", b"final_return_low")
     while not all(word in record.read_bytes() for word in expected):  # its service writes a moment after the end
         time.sleep(0.1)
     assert [path.name for path in record.parent.glob("files/media/videos/videos/*")] != []
@@ -238,7 +245,32 @@ def test_the_main_job_balances_the_pole(runs: Path) -> None:
 
 def test_a_dry_run_prints_what_computes_the_agent(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--config", "cartpole_novel", "--dry-run"]) == 0
-    assert "acting: NumPy" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("environment   ")  # the plan comes first
+    assert "setting       env.id" not in shown  # the default's
+    assert "acting: NumPy" in shown
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_by_the_command_and_warned_of_in_a_script(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = r"device 'cuda': torch .* finds no CUDA device on this machine; use auto or cpu"
+    assert train.main([*TINY, "--device", "cuda", "--runs", str(runs)]) == 2
+    assert re.search(f"^error: {message}$", capsys.readouterr().err)
+    assert not runs.exists()
+    with pytest.warns(UserWarning, match=f"^{message}; computing on the CPU") as warned:
+        RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, device="cuda")  # Stable-Baselines3's goes on, too
+    assert warned[0].filename == __file__
+
+
+def test_a_start_that_is_interrupted_leaves_no_directory(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.runs.launch.make_agent", interrupted)
+    assert train.main([*TINY, *PPO, "--runs", str(runs)]) == 130
+    assert [*runs.iterdir()] == []
 
 
 def test_a_run_that_did_not_learn_ends_with_what_to_try(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,4 +298,13 @@ def test_a_vector_of_gymnasium_is_trained_in_and_the_observation_is_said(
     words += ["--algorithm.batch-size", "16", "--total-timesteps", "64", "--evaluation.final-episodes", "2"]
     words += ["--evaluation.every", "0", "--no-progress", "--tracking.no-tensorboard", "--threads", "1"]
     assert train.main([*words, "--runs", str(tmp_path)]) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out.startswith("observation   8 measurements -> flatten\n")
+    (run,) = tmp_path.iterdir()
+    n_weights = sum(each.numel() for each in RecurrentPPO.load(run / LAST.replace("128", "064")).policy.parameters())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == [
+        f"run           {run}",
+        f"device        {'cuda' if torch.cuda.is_available() else 'cpu'}",
+        "observation   8 measurements -> flatten",
+        "memory        lstm, output size 64; the critic's: shared",
+        f"parameters    {n_weights:,}",
+    ]

@@ -67,6 +67,11 @@ class Condition:
         return self.difference_interval.high < 0
 
     @property
+    def rises(self) -> bool:
+        """Whether the return is higher than with the memory intact: the memory hurts."""
+        return self.difference_interval.low > 0
+
+    @property
     def name(self) -> str:
         """As the table has it."""
         names = {
@@ -135,8 +140,8 @@ class Ablation:
             others = "".join(f", with another episode's to {number(each.mean, 2)}" for each in exchanged)
             fall = f"the return falls from {before} to {after}{others}{self._reach}"
             return f"the agent uses its memory: without it {fall}"
-        if wiped.difference_interval.low > 0:
-            return f"the memory does harm: without it the return rises from {before} to {after}"
+        if wiped.rises:
+            return f"memory hurts here: without it the return rises from {before} to {after}"
         for each in exchanged:
             if each.falls:
                 return (

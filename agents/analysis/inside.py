@@ -1,6 +1,7 @@
-"""What goes on in an agent over an episode: the two main directions of its state, its gates, and what it attends to.
+"""What goes on in an agent over an episode: the main directions of its state, its gates, what it attends to, graphs.
 
-Axes: T steps, U units, D layers, H units of a layer, A heads, M slots of a window, K tokens of an observation.
+Axes: T steps, U units, D layers, H units of a layer, A heads, M slots of a window, K tokens of an observation,
+N nodes, E edges.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from agents.analysis.recording import Recording, first_step_of, without_passing
 from agents.deploy.player import Player
+from agents.encoders.graph import GraphEncoder
 from agents.memory import GRU, LSTM, AttentionMemory, GTrXL, Memory
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 
@@ -129,14 +132,38 @@ def _of_memory(policy: RecurrentActorCriticPolicy, recording: Recording) -> dict
     return {f"memory, layer {i + 1}, head {j + 1}": Attention(by_lag[:, i, j], True) for i, j in heads}
 
 
+class GraphWeights(NamedTuple):
+    """What of an observed graph carried weight in its encoder, at every step."""
+
+    edge_index: NDArray[np.int64]  # (T, E, 2) from which node to which
+    nodes: Array  # (T, N) in the pooled features; they sum to 1, and padding has 0
+    edges: Array  # (T, E) in the messages; likewise
+
+
+def graph_weights(player: Player, recording: Recording) -> list[GraphWeights]:
+    """Of each graph encoder of the actor; empty where it has none."""
+    encoder, found = player.policy.pi_features_extractor, []
+    for each in (module for module in encoder.modules() if isinstance(module, GraphEncoder)):
+        observed = _read_by(each, player.policy, recording)
+        with torch.no_grad():
+            nodes, edges = (part.double().cpu().numpy() for part in each.weights(observed))
+        found.append(GraphWeights(observed["edge_index"].long().cpu().numpy(), nodes, edges))
+    return found
+
+
 def _of_encoder(policy: RecurrentActorCriticPolicy, recording: Recording) -> dict[str, Attention]:
     encoder: Any = policy.pi_features_extractor
     if not callable(getattr(encoder, "attention_weights", None)):
         return {}
-    read: list[Any] = []
-    observations, _ = policy.obs_to_tensor(recording.seen)
-    with encoder.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0])):
-        policy.encode(observations, first_step_of(len(recording)).shape)
-    weights = encoder.attention_weights(read[0]).double().cpu().numpy()
+    weights = encoder.attention_weights(_read_by(encoder, policy, recording)).double().cpu().numpy()
     heads = [Attention(weights[:, head], False) for head in range(weights.shape[1])]
     return {"encoder": heads[0]} if len(heads) == 1 else {f"encoder, head {i}": each for i, each in enumerate(heads, 1)}
+
+
+def _read_by(module: nn.Module, policy: RecurrentActorCriticPolicy, recording: Recording) -> Any:
+    """What an encoder, or a part of one, reads over an episode, (T, ...)."""
+    read: list[Any] = []
+    observations, _ = policy.obs_to_tensor(recording.seen)
+    with torch.no_grad(), module.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])):
+        policy.encode(observations, first_step_of(len(recording)).shape)
+    return read[0]

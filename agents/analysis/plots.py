@@ -21,7 +21,7 @@ from agents.checks.extras import install_command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, RED, GRAY = "#2f6db3", "#c44e52", "#8c96a3"
+BLUE, RED, ORANGE, GRAY = "#2f6db3", "#c44e52", "#dd8452", "#8c96a3"
 _LAYER_STYLES = ("-", "--", ":", "-.")
 _MOST_PANELS = 16
 
@@ -42,7 +42,7 @@ def ablation(data: Ablation) -> "Figure":
     axis.axvspan(*data.intact.interval, color=BLUE, alpha=0.15, linewidth=0)
     axis.axvline(data.intact.mean, color=BLUE, linewidth=1)
     for row, each in enumerate(conditions):
-        color = RED if each.falls else BLUE
+        color = RED if each.falls else ORANGE if each.rises else BLUE
         axis.plot(list(each.interval), [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
         axis.plot(each.mean, row, "o", color=color, markersize=6)
         box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none")
@@ -50,7 +50,8 @@ def ablation(data: Ablation) -> "Figure":
     axis.margins(x=0.1)
     axis.set_yticks(range(len(conditions)), [each.name for each in conditions])
     axis.set_ylim(len(conditions) - 0.4, -0.7)
-    axis.set_xlabel("mean return, 95 % interval (red: lower than with the memory intact)")
+    legend = "red: lower than with the memory intact, orange: higher, so that the memory hurts"
+    axis.set_xlabel(f"mean return, 95 % interval ({legend})")
     axis.grid(axis="x", alpha=0.3)
     return figure
 

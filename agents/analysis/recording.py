@@ -35,7 +35,7 @@ class Recording:
     actions: Array  # (T, ...) as the environment took them
     rewards: Array  # (T,) true ones
     infos: dict[str, Array]  # the numbers of every step's info, by key, (T,) each
-    values: Array  # (T,) expected before the step, of normalized rewards where training normalized them
+    values: Array  # (T,) discounted return expected before the step, in the units of the rewards
     log_probabilities: Array  # (T,) of the actions
     probabilities: Array | None  # (T, n) of each action for a Discrete space
     features: Array  # (T, F) what went into the actor's memory
@@ -44,6 +44,7 @@ class Recording:
     critic_states: tuple[Array, ...]  # the same of a critic's memory of its own
     ended: bool  # and was not cut
     seed: int  # of environment and samples
+    truncated: bool = False  # ended by a time limit
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -103,7 +104,11 @@ def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None 
     seen = player.normalized(stacked)
     computed = _computed(player.policy, seen, np.stack(chosen))
     taken, earned = np.stack(actions), np.array(rewards)
-    return Recording(stacked, seen, taken, earned, _numbers(infos), **computed, ended=ended, seed=seed)
+    if player.normalizer is not None:
+        computed["values"] = computed["values"] * player.normalizer.reward_scale
+    limited = ended and bool(infos[-1].get("TimeLimit.truncated", False))
+    numbers = _numbers(infos)
+    return Recording(stacked, seen, taken, earned, numbers, **computed, ended=ended, seed=seed, truncated=limited)
 
 
 def _noting_actions(player: Player) -> tuple[Player, list[Array]]:

@@ -90,6 +90,32 @@ def over_seeds(returns: Sequence[Values], statistic: Statistic = mean) -> Interv
     return Interval(*_percentiles(resampled, seeds * episodes).tolist())
 
 
+def optimality_gap(values: Values, target: float = 1.0) -> Values:
+    """By how much values fall short of a target on average; what is beyond the target does not make up for it."""
+    gap: Values = target - mean(np.minimum(values, target))
+    return gap
+
+
+def performance_profile(values: Values, thresholds: Values) -> Values:
+    """(..., E), (P,) -> (..., P): the share of values above every threshold."""
+    above: Values = (values[..., None] > thresholds).mean(axis=-2)
+    return above
+
+
+def stratified(tasks: Sequence[Values], statistic: Statistic, size: int = 1) -> Any:
+    """The edges (2, ...) of the interval of a statistic (...) of all runs: of every task its own (S,) runs are drawn.
+
+    Every run weighs the same. ``size`` is how many numbers the statistic computes of a run; it bounds memory.
+    """
+
+    def resampled(rng: np.random.Generator, rows: int) -> Values:
+        drawn = [runs[rng.integers(len(runs), size=(rows, len(runs)))] for runs in tasks]
+        found: Values = statistic(np.concatenate(drawn, axis=1))
+        return found
+
+    return _percentiles(resampled, size * sum(map(len, tasks)))
+
+
 def curve_over_seeds(curves: Values) -> tuple[Values, Values, Values]:
     """(S, P) -> mean, low and high, (P,) each: the mean over seeds at every point and its interval, seeds drawn."""
     seeds = len(curves)

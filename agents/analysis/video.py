@@ -1,5 +1,6 @@
 """An episode as a video."""
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -21,11 +22,18 @@ class VideoError(Exception):
     """A package is missing, or the environment gives no pictures."""
 
 
-def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = None) -> int:
+def frame_rate(env: VecEnv) -> float:
+    """Frames a second that an environment is meant to be seen at."""
+    metadata: dict[str, Any] = env.get_attr("metadata")[0]
+    return float(metadata.get("render_fps", 30))
+
+
+def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = None, width: int | None = None) -> int:
     """Lets a player act for one episode, at most 3000 steps, and writes what is seen to an .mp4 or .gif file.
 
     Args:
         env: a single environment made with ``render_mode="rgb_array"``.
+        width: pixels that a frame has at most; None: a .gif 300 to 599, others as they are.
 
     Returns:
         The number of frames.
@@ -37,8 +45,7 @@ def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = N
         missing = f"a video needs {error.name}, which is not installed: {install_command('video')}"
         raise VideoError(missing) from error
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no display is needed
-    metadata: dict[str, Any] = env.get_attr("metadata")[0]
-    fps, skip = float(metadata.get("render_fps", 30)), 1
+    fps, skip = frame_rate(env), 1
     # H.264 needs even sizes; the default of 16 would stretch the picture.
     options: dict[str, Any] = {"fps": fps, "macro_block_size": 2, "ffmpeg_log_level": "error"}
     if path.suffix == ".gif":
@@ -50,6 +57,7 @@ def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = N
     with writer:
         for frame in islice(_frames(player, env, seed), None, None, skip):
             reduced = max(1, frame.shape[1] // 300) if path.suffix == ".gif" else 1  # a file of full frames is huge
+            reduced = reduced if width is None else max(1, math.ceil(frame.shape[1] / width))
             writer.append_data(frame[::reduced, ::reduced])
             count += 1
     return count

@@ -106,8 +106,9 @@ class GraphEncoder(BaseFeaturesExtractor):
         self.carried = nn.ModuleList(nn.Linear(edge_size, hidden_size, bias=False) for _ in self.sent if edge_size)
         self.update = nn.GRUCell(hidden_size * len(self.sent), hidden_size)
         self._context_keys = [key for key in space.spaces if key not in _AXES]
+        is_weighted = self.graph_features and pool == "attention"
+        self.score = nn.Linear(hidden_size, 1) if is_weighted else None
         if self.graph_features:
-            self.score = nn.Linear(hidden_size, 1) if pool == "attention" else None
             context_size = sum(spaces.utils.flatdim(space[key]) for key in self._context_keys)
             self.leave = nn.Linear(hidden_size + context_size, features_dim)
         if self.node_features:
@@ -134,6 +135,21 @@ class GraphEncoder(BaseFeaturesExtractor):
         if self.training and self.auxiliary_weight:
             self._losses = self._predicted(observations, states, valid)
         return torch.cat(features, dim=1)
+
+    def weights(self, observations: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What carried weight: nodes (B, N), in the pooled features; edges (B, E), in the messages. Each sum to 1.
+
+        A node's is what attention gives it, or where there is none the norm of its state; an edge's is the norm of its
+        messages of all rounds and directions. Padding has 0, and so have all edges of a graph without any message.
+        """
+        valid = observations["node_mask"].bool()
+        sent: list[Tensor] = []
+        _, states = self._node_states(observations, valid, sent)
+        there = self._ends(observations, valid)[0].any(dim=2)
+        edges = torch.stack([each.norm(dim=2) for each in sent]).sum(dim=0) * there
+        nodes = states.norm(dim=2) * valid if self.score is None else self._pooling(states, valid)
+        nodes, edges = (each / each.sum(dim=1, keepdim=True).clamp(min=1e-12) for each in (nodes, edges))
+        return nodes, edges
 
     def auxiliary_losses(self) -> dict[str, Tensor]:
         """Of the last forward pass in training mode."""
@@ -181,8 +197,13 @@ class GraphEncoder(BaseFeaturesExtractor):
             parts.append(observations["edges"].float().masked_fill(~there[..., None], 0.0))
         return torch.cat(parts, dim=2), there
 
-    def _node_states(self, observations: dict[str, Tensor], valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The states of the nodes before the first round and after the last, (B, N, H) each."""
+    def _node_states(
+        self, observations: dict[str, Tensor], valid: Tensor, along_edges: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The states of the nodes before the first round and after the last, (B, N, H) each.
+
+        ``along_edges`` gets every message, (B, E, H), round by round.
+        """
         sources, targets = self._ends(observations, valid)
         # Padding may hold anything, NaN too.
         nodes = observations["nodes"].float().masked_fill(~valid[..., None], 0.0)
@@ -196,6 +217,8 @@ class GraphEncoder(BaseFeaturesExtractor):
             received = []
             for (start, end), sent, along in zip(directions, self.sent, carried, strict=True):
                 messages = torch.relu(start @ sent(states) + along)
+                if along_edges is not None:
+                    along_edges.append(messages)
                 received.append(end.transpose(1, 2) @ messages)
             states = self.update(torch.cat(received, dim=2).flatten(0, 1), states.flatten(0, 1)).view_as(states)
         return entered, states
@@ -210,13 +233,14 @@ class GraphEncoder(BaseFeaturesExtractor):
 
     def _pooled(self, states: Tensor, valid: Tensor) -> Tensor:
         """(B, N, H), (B, N) -> (B, H), over the valid nodes."""
+        return (self._pooling(states, valid)[:, None] @ states).squeeze(1)
+
+    def _pooling(self, states: Tensor, valid: Tensor) -> Tensor:
+        """(B, N, H), (B, N) -> (B, N): how much of each node there is in the pooled state."""
         if self.score is not None:
-            weights = masked_softmax(self.score(states).squeeze(2), valid)
-        else:
-            weights = valid.to(states.dtype)
-            if self.pool == "mean":
-                weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-        return (weights[:, None] @ states).squeeze(1)
+            return masked_softmax(self.score(states).squeeze(2), valid)
+        weights = valid.to(states.dtype)
+        return weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0) if self.pool == "mean" else weights
 
 
 def _mean(values: Tensor, of: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Recurrent(Memory):
     Under ``torch.autocast`` a cell still computes in float32: what it carries sums up over hundreds of steps, for which
     the 8 bits of bfloat16 are too few, and neither cuDNN's recurrent kernels as torch has them nor every CPU's take it.
 
-    Args, in addition to those of each class:
+    Args:
         input_size: F.
         hidden_size: H, also the size of the output.
         num_layers: D, each on the output of the one below.

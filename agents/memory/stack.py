@@ -45,7 +45,7 @@ class Stack(Memory):
 
     State: one part, what each layer carries, (B, D, S).
 
-    Args, in addition to those of each class:
+    Args:
         input_size: F.
         hidden_size: H, also the size of the output.
         num_layers: D, each on the output of the one below.

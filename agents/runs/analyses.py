@@ -1,11 +1,13 @@
 """The analyses of trained runs: their directories -> agents and environments -> agents.analysis -> terminal, files."""
 
+import base64
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,25 +18,51 @@ from rich.text import Text
 from stable_baselines3.common.vec_env import VecEnv
 
 import configs
-from agents.analysis import ablate, attention, gates, memory_horizon, plots, principal_components, record, units
+from agents.analysis import (
+    ablate,
+    attention,
+    gates,
+    graph_weights,
+    memory_horizon,
+    plots,
+    principal_components,
+    record,
+    units,
+)
 from agents.analysis.evaluation import Evaluation, differ, evaluate, manner
+from agents.analysis.report.acting import actions, remembered, value_against_return
+from agents.analysis.report.comparison import comparison_page
 from agents.analysis.report.data import MOST_STEPS, episode
-from agents.analysis.report.groups import Group, Scored, grouped, improvements, print_uncut, score_table
+from agents.analysis.report.groups import (
+    Group,
+    Scored,
+    aggregates,
+    grouped,
+    improvements,
+    print_uncut,
+    score_table,
+    tasks_of,
+)
 from agents.analysis.report.history import RunError, RunHistory
-from agents.analysis.report.page import comparison_page, run_page
-from agents.analysis.statistics import mean, table
-from agents.analysis.video import VideoError, write_video
+from agents.analysis.report.page import Acting, run_page
+from agents.analysis.statistics import interquartile_mean, mean, table
+from agents.analysis.video import VideoError, frame_rate, write_video
 from agents.checkpoint import CheckpointError, hub
+from agents.checks.devices import check_device
 from agents.deploy.card import model_card
 from agents.deploy.exports import export
 from agents.deploy.player import Player
+from agents.runs.agent_files import run_of
 from agents.runs.budget import games_at_the_end
 from agents.runs.construction import ALGORITHMS, make_environments, own_classes
-from agents.runs.directory import RunDirectory, runs_in
+from agents.runs.directory import RunDirectory, runs_in, write_atomically
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
 from configs.settings import ImitationSettings
 
 HORIZON_EPISODES = 20
+REPORT_EPISODES = 10
+VIDEO_WIDTH = 320  # pixels, at most
+LARGEST_VIDEO = 2_000_000  # bytes
 
 
 class Options(NamedTuple):
@@ -61,13 +89,39 @@ class Loaded(NamedTuple):
         return manner(self.player.deterministic)
 
 
-def open_runs(paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str]) -> list[RunDirectory]:
-    """The runs, once it is sure that they may import what they name, or that it is ``trusted``."""
-    with reported_as(CheckpointFault, "run", RunError):
-        runs = [RunDirectory.open(path) for path in paths]
-    for run in runs:
+def open_runs(
+    paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str], task: Settings | None = None
+) -> list[RunDirectory]:
+    """The runs, or what an agent's file makes one, once it is sure that they may import what they name, or that it is
+    ``trusted``. Among several a directory without an agent is named and left out.
+
+    Args:
+        task: settings of the environment for files that lie in no run.
+    """
+    runs = []
+    for path in paths:
+        try:
+            run = run_of(path, task) if path.suffix == ".zip" and path.is_file() else RunDirectory.open(path)
+            if len(paths) > 1 and not run.has_agent:
+                raise RunError(f"{path} holds no saved agent")
+        except RunError as error:
+            if len(paths) == 1 or not path.exists():
+                raise CheckpointFault(f"run: {error}") from error
+            configs.say(f"left out: {error}", error=True)
+            continue
         configs.check_trusted(run.path, configs.read(run.settings), trusted, typed)
+        runs.append(run)
+    if not runs:
+        raise CheckpointFault("run: none of the directories holds a saved agent")
     return runs
+
+
+def check_computes_on(device: str) -> None:
+    """Raises :class:`SettingsError` where there is no such device."""
+    try:
+        check_device(device)
+    except ValueError as error:
+        raise SettingsError(f"--{error}") from error
 
 
 @contextmanager
@@ -129,7 +183,7 @@ def evaluate_run(
 def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> None:
     """Evaluates a run's last agent and its best one, sampled and deterministic, and prints them side by side.
 
-    The best agent is the luckiest of many evaluations; what training comes to is the last.
+    The best agent was chosen as the highest of many evaluations, which overstates it; training is judged by the last.
     """
     settings = configs.read(run.settings)
     evaluation = settings.evaluation
@@ -139,7 +193,6 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
             f"evaluations may take {evaluation.share or 1:.0%} of the steps of training (--evaluation.share None: any)"
         )
         print(f"{episodes} episodes each instead of {evaluation.final_episodes}: {share}")
-    # The way that the run is set to act by comes last: it is what a comparison of seeds takes.
     ways = (not deterministic, deterministic)
     shown = table("mean return", *(f"{manner(way)} actions" for way in ways))
     notes = []
@@ -160,46 +213,59 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
         print(note)
 
 
-def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | None, report: Path | None) -> None:
-    """Evaluates an agent of each of several runs on one task, and prints one table of all and their groups."""
+def compare(
+    runs: Sequence[RunDirectory],
+    options: Options,
+    json_file: Path | None,
+    report: Path | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Evaluates an agent of each of several runs, and prints one table of all and their groups."""
     with reported_as(CheckpointFault, "checkpoint", RunError):
         for run in runs:  # before anything is played
             run.find(options.checkpoint)
     histories = [_history(run) for run in runs]
-    _check_one_task(histories)
+    _check_given_once(histories)
     results = [evaluate_run(run, options) for run in runs]
     scores = (np.array(result["returns"]) for result in results)
     groups = print_groups([Scored(*pair) for pair in zip(histories, scores, strict=True)])
     if json_file is not None:
-        _write_json(json_file, {"runs": results, "groups": [group.to_json() for group in groups]})
+        _write_json(
+            json_file,
+            {
+                "runs": results,
+                "groups": [group.to_json() for group in groups],
+                "aggregates": [each.to_json() for each in aggregates(groups)],
+            },
+        )
     if report is not None:
         note = f"{options.checkpoint} agents, {options.episodes} episodes each, seed {options.seed}."
-        _write_page(report, comparison_page(groups, note))
+        _write_page(report, comparison_page(groups, note, report), overwrite=overwrite)
 
 
 def _history(run: RunDirectory) -> RunHistory:
     return RunHistory(run.path, asdict(configs.read(run.settings)))
 
 
-def _check_one_task(histories: Sequence[RunHistory]) -> None:
-    """Raises :class:`SettingsError` where runs are not on the same environment, or one is given twice."""
+def _check_given_once(histories: Sequence[RunHistory]) -> None:
+    """Raises :class:`SettingsError` where a run is given twice."""
     paths = [history.path.resolve() for history in histories]
-    first, task = histories[0], histories[0].settings["env"]["id"]
     for i, history in enumerate(histories):
         if paths[i] in paths[:i]:
             raise SettingsError(f"{history.path} is given twice; give every run once")
-        if (other := history.settings["env"]["id"]) != task:
-            raise SettingsError(
-                f"returns of different tasks cannot be compared: {first.path} is on {task}, {history.path} on "
-                f"{other}; give runs on one"
-            )
 
 
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The last evaluations of several runs as one table, for the runs that have one."""
-    found = [(history, results[-1][1]) for history in map(_history, runs) if (results := history.results())]
+    """The last policies' evaluations after training as one table, for the runs that have one."""
+    found = []
+    for run in runs:
+        way = configs.read(run.settings).evaluation.deterministic
+        if (evaluation := run.final_evaluation(deterministic=way)) is not None:
+            found.append(Scored(_history(run), np.array(evaluation.returns)))
     if found:
-        print_groups([Scored(history, np.array(evaluation.returns)) for history, evaluation in found])
+        print("\nthe last policy of every seed")
+        print_groups(found)
 
 
 def print_groups(runs: Sequence[Scored]) -> list[Group]:
@@ -208,25 +274,75 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
     print_uncut(score_table(groups))
     for each in improvements(groups):
         low, high = each.interval
-        chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f}, over {each.over})"
-        configs.say(f"probability that {each.ours} beats {each.theirs}: {chance}")
+        chance = f"{each.probability:.2f} ({low:.2f} to {high:.2f})"
+        configs.say(f"{each.task}: probability that {each.ours} beats {each.theirs}: {chance}")
+    if len(tasks := tasks_of(groups)) > 1:
+        for whole in aggregates(groups):
+            value, (low, high) = whole.located(interquartile_mean)
+            middle = f"interquartile mean {value:.2f} ({low:.2f} to {high:.2f}) of normalized scores"
+            configs.say(f"{whole.label} over {len(tasks)} tasks: {middle}")
     return groups
 
 
-def report_run(run: RunDirectory, options: Options, path: Path | None = None, settings: Settings | None = None) -> None:
+def report_run(
+    run: RunDirectory,
+    options: Options,
+    path: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Writes a run's page, into the run unless a path is given; ``settings`` are shown in place of the run's own."""
-    history, shown, note = RunHistory(run.path, asdict(settings or configs.read(run.settings))), None, ""
+    history, shown, acting, note = (
+        RunHistory(run.path, asdict(settings or configs.read(run.settings))),
+        None,
+        Acting(),
+        "",
+    )
     if run.has_agent:
-        with loaded(run, options, 1) as agent:
-            player, env = agent.player, agent.env
-            played = record(player, env, seed=options.seed, max_steps=MOST_STEPS)
-            shown = episode(played, units(player.policy, played), env.observation_space, env.action_space)
-        shown["note"] = f"{agent.file.name}, {agent.manner} actions, seed {options.seed}."
+        shown, acting = _acted(run, options)
+        shown |= _film(run, options, shown["steps"])
     else:
         note = "No agent has been saved yet, so there are no results and no episode."
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
-    page = run_page(history, state=run.state(configs.read(run.settings)), episode=shown, note=note)
-    _write_page(path or run.free_name("report.html"), page)
+    state = run.state(configs.read(run.settings))
+    page = run_page(history, state=state, episode=shown, acting=acting, note=note)
+    inside = run.path / "report.html" if overwrite else run.free_name("report.html")
+    _write_page(path or inside, page, overwrite=overwrite)
+
+
+def _acted(run: RunDirectory, options: Options) -> tuple[dict[str, Any], Acting]:
+    """An episode to step through, and what it and some more show; the seeds count up."""
+    with loaded(run, options, 1) as agent:
+        player, env = agent.player, agent.env
+        played = [record(player, env, seed=options.seed, max_steps=MOST_STEPS)]
+        while len(played) < REPORT_EPISODES and (left := MOST_STEPS - sum(map(len, played))) > 0:
+            played.append(record(player, env, seed=options.seed + len(played), max_steps=left))
+        carried, graphs = units(player.policy, played[0]), graph_weights(player, played[0])
+        shown = episode(played[0], carried, env.observation_space, env.action_space, graphs)
+        shown["note"] = f"{agent.file.name}, {agent.manner} actions, seed {options.seed}."
+        found = principal_components(np.concatenate(list(carried.values()), axis=1)) if carried else None
+        memory = remembered(found, gates(player, played[0]), attention(player, played[0]))
+        values = value_against_return(played, agent.settings.algorithm.gamma)
+        charts = [*([] if values is None else [values]), *actions(played, env.action_space)]
+    steps = f"{len(played)} episodes" if len(played) > 1 else "an episode"
+    return shown, Acting(
+        charts, memory, f"{agent.file.name}, {agent.manner} actions, {steps}, {sum(map(len, played)):,} steps."
+    )
+
+
+def _film(run: RunDirectory, options: Options, steps: int) -> dict[str, Any]:
+    """The same episode as a small video, "video" and "rate", where packages and environment can make one."""
+    try:
+        with loaded(run, options, 1, render_mode="rgb_array") as (player, env, *_), TemporaryDirectory() as folder:
+            path = Path(folder) / "episode.mp4"
+            frames = write_video(player, env, path, seed=options.seed, width=VIDEO_WIDTH)
+            film, rate = path.read_bytes(), frame_rate(env)
+    except Exception:  # whatever an environment that cannot be seen raises: a report without a video is one
+        return {}
+    if frames != steps or len(film) > LARGEST_VIDEO:
+        return {}
+    return {"video": base64.b64encode(film).decode("ascii"), "rate": rate}
 
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:
@@ -246,15 +362,21 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
 
 def _listed(run: RunDirectory) -> dict[str, Any]:
     """What is listed of a run; of one whose settings cannot be read, that."""
-    best = run.best_return()
     row: dict[str, Any] = {"run": run.path.name, **dict.fromkeys(("environment", "memory", "seed", "group"))}
-    row |= {"steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    row |= {"steps": run.last_step(), "final return": None, "best checkpoint": None}
     try:
         settings = configs.read(run.settings)
     except SettingsError:
         return {**row, "state": "settings unreadable"}
+    way = settings.evaluation.deterministic
+    final, best = run.final_return(deterministic=way), run.best_checkpoint_return(deterministic=way)
     row |= {"environment": settings.env.id, "memory": settings.policy.memory, "seed": settings.seed}
+    row |= {"final return": _shortened(final), "best checkpoint": _shortened(best)}
     return {**row, "group": settings.group, "state": run.state(settings)}
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def record_run(run: RunDirectory, options: Options, path: Path) -> None:
@@ -361,6 +483,8 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
             signal = played.signal(color)
         carried, opened = units(player.policy, played), gates(player, played)
         attended = attention(player, played)
+        graphs = [each._asdict() for each in graph_weights(player, played)]
+        weights = {f"graphs.{i}.{name}": part for i, each in enumerate(graphs) for name, part in each.items()}
     pictures: dict[str, Any] = {}
     summary: dict[str, Any] = {"seed": options.seed, "steps": len(played), "return": played.total}
     if carried:
@@ -373,7 +497,7 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
         pictures["attention"] = plots.attention(attended)
     with reported_as(SettingsError, "--inside", OSError):
         path = run.write_result("insight", f"{file.stem}-inside", summary)
-        arrays: dict[str, Any] = dict(played.arrays())
+        arrays: dict[str, Any] = {**played.arrays(), **weights}
         np.savez_compressed(path.with_suffix(".npz"), **arrays)
         for name, picture in pictures.items():
             picture.savefig(path.with_name(f"{path.stem}-{name}.png"), dpi=130)
@@ -388,9 +512,13 @@ def check_plots() -> None:
         plots.check()
 
 
-def _write_page(path: Path, page: str) -> None:
-    with reported_as(SettingsError, f"--report {path}", OSError), path.open("x", encoding="utf-8") as file:
-        file.write(page)
+def _write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
+    with reported_as(SettingsError, f"--report {path}", OSError):
+        if overwrite:
+            write_atomically(path, page)
+        else:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(page)
     configs.say(f"report written to {path}")
 
 

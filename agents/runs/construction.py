@@ -37,9 +37,15 @@ POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy", "links": "Li
 
 
 def make_environments(
-    settings: Settings, n_envs: int, seed: int | None = None, render_mode: str | None = None, *, resumable: bool = False
+    settings: Settings,
+    n_envs: int,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    *,
+    resumable: bool = False,
+    first: int = 0,
 ) -> VecEnv:
-    """The task as the settings describe it, before normalization."""
+    """The task as the settings describe it, before normalization; ``first``: the number of the first environment."""
     settings, _ = fitted_to_family(settings)
     task, is_rendered = settings.env, render_mode is not None
     with reported_as(EnvironmentFault, f"environment {task.id}"):
@@ -55,6 +61,7 @@ def make_environments(
             timeout=None if is_rendered else task.timeout,
             max_restarts=task.max_restarts,
             resumable=resumable,
+            first=first,
         )
         obeys = settings.policy.kwargs.get("action_mask") == ACTION_MASKS and not shows_masks(env.observation_space)
         return ActionMaskVecEnv(env) if obeys else env

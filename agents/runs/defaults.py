@@ -15,6 +15,9 @@ from envs.vector.families import family_of, fit
 LEARNING_RATE, N_EPOCHS = 1e-3, 5
 OF_IMAGES = 2.5e-4, 3
 """Learning rate and epochs of Schulman et al. 2017, "Proximal Policy Optimization", table 5 (Atari)."""
+ENT_COEF = 0.05
+"""At the start; it falls to 0 at the end of training. A small one loses its way before a rare reward is found, one
+that stays keeps the last policy from being sure."""
 
 
 def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
@@ -36,7 +39,7 @@ def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
 
 
 def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tuple[Settings, list[str]]:
-    """Settings whose learning rate and epochs are chosen, and a line about what was unless it is the usual."""
+    """Settings whose learning rate, epochs and entropy bonus are chosen, and a line about what was unless usual."""
     algorithm = settings.algorithm
     sees_images = any(part.kind == "image" for part in parts_of(space))
     rate, n_epochs = OF_IMAGES if sees_images else (LEARNING_RATE, N_EPOCHS)
@@ -47,4 +50,9 @@ def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tupl
         changes["n_epochs"] = n_epochs
     said = " and ".join(f"{name} {value:g}" for name, value in changes.items())
     lines = [f"{said}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)"]
-    return replace(settings, algorithm=replace(algorithm, **changes)), lines if sees_images and changes else []
+    lines = lines if sees_images and changes else []
+    if algorithm.ent_coef is None:
+        changes["ent_coef"] = ENT_COEF
+    if algorithm.ent_coef_schedule is None:
+        changes["ent_coef_schedule"] = "linear" if algorithm.ent_coef is None else "constant"
+    return replace(settings, algorithm=replace(algorithm, **changes)), lines

@@ -15,7 +15,11 @@ import configs
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.analysis.report.history import RunError, figures
 from agents.checkpoint import CheckpointError
+from agents.checks.devices import check_device
+from agents.checks.extras import is_installed
+from agents.distributed import group
 from agents.kernels.plan import missing
+from agents.runs import processes
 from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
@@ -34,18 +38,24 @@ Closable = TypeVar("Closable", VecEnv, EvaluationEnvironments)
 def train(settings: Settings) -> RunDirectory:
     """Trains an agent in a new directory and evaluates what came of it."""
     settings.check()
-    return _work(_new_run(settings), settings)
+    _check_device(settings)
+    with processes.only_first_speaks():
+        processes.check(settings)
+        return _work(group.from_first(lambda: _new_run(settings)), settings)
 
 
 def resume(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
     """Goes on with a run from its last checkpoint, as if it had never stopped; see :func:`opened`."""
-    run = opened(path, settings, trusted, typed)
-    return _work(run, settings, configs.read(run.settings))
+    with processes.only_first_speaks():
+        processes.check(settings)
+        run = opened(path, settings, trusted, typed)
+        return _work(run, settings, configs.read(run.settings))
 
 
 def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
     """The run to go on with, once it is sure that it can go on with these settings and may import what it names."""
     settings.check()
+    _check_device(settings)
     run = RunDirectory(path)
     recorded = configs.read(run.settings)
     configs.check_resumable(recorded, settings)
@@ -55,27 +65,29 @@ def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequenc
 
 def preview(settings: Settings) -> None:
     """Builds environments and agent, and prints how it would be computed."""
-    if settings.env.id not in gymnasium.registry:  # without importing what may register it
-        configs.say(f"note: no environment is registered as {settings.env.id} yet; its package must do that")
+    _check_device(settings)
+    if not group.is_first():
         return
     settings, chosen = fitted_to_family(settings)
     with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
         settings, more = fitted_to_observations(settings, env.observation_space)
-        _print_plan(_new_agent(settings, env), chosen + more)
+        _print_plan(_new_agent(settings, env), settings, chosen + more)
 
 
 def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
     """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all."""
-    group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
+    _check_device(settings)
+    processes.check(settings, seeds)
+    together = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
     runs: list[RunDirectory] = []
     failed: dict[int, CommandError] = {}
     for seed in range(settings.seed, settings.seed + seeds):
         name = f"{settings.name}-{seed}" if settings.name else None
         # The threads measured for the first serve all: the runs of a group differ in their seed alone.
         threads = configs.read(runs[0].settings).threads if runs else settings.threads
-        configs.say(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {group}")
+        configs.say(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {together}")
         try:
-            runs.append(train(replace(settings, seed=seed, name=name, group=group, threads=threads)))
+            runs.append(train(replace(settings, seed=seed, name=name, group=together, threads=threads)))
         except CommandError as error:
             failed[seed] = error
             configs.say(f"seed {seed} failed: {error}", error=True)
@@ -94,14 +106,22 @@ class SeedsFailed(CommandError):
         self.exit_code = next(iter(failed.values())).exit_code
 
 
+def _check_device(settings: Settings) -> None:
+    try:
+        check_device(settings.device)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
 def _new_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
     name = run_name(settings.env.id, settings.policy.memory, settings.seed)
     with reported_as(SettingsError, "runs", RunError, OSError):
         run = RunDirectory.create(settings.runs, settings.name or name, numbered=settings.name is None)
-        write_atomically(run.settings, configs.dump(settings))
-        configs.sign(run.path, settings)
-        run.write_versions()
+        with run.removed_if_nothing_came_of_it():
+            write_atomically(run.settings, configs.dump(settings))
+            configs.sign(run.path, settings)
+            run.write_versions()
     return run
 
 
@@ -110,12 +130,16 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
     interruption, evaluation = Interruption(), settings.evaluation
     with interruption.at_once():
         _train_in(run, settings, recorded, interruption)
-        if evaluation.final_episodes:
+        if not group.is_first():
+            return run
+        if evaluation.final_episodes and settings.tracking.wandb == "off":
             evaluate_at_the_end(run, deterministic=evaluation.deterministic)
         for each in _symptoms(run, settings):
             configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
+        seen = "--insight --report" if is_installed("plots") else "--report"
         configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
+        configs.say(f"What it learned and remembers, as one page: {again} {seen}")
     return run
 
 
@@ -125,7 +149,13 @@ def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
     length = algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size)
     solved_at = None if spec is None else spec.reward_threshold
     metrics = figures(run.metrics)
-    found = symptoms(metrics, figures(run.evaluations), sequence_length=length, solved_at=solved_at)
+    found = symptoms(
+        metrics,
+        figures(run.evaluations),
+        sequence_length=length,
+        solved_at=solved_at,
+        use_sde=algorithm.use_sde,
+    )
     return [*found, *slow_environment(metrics, settings.env.backend)]
 
 
@@ -135,14 +165,16 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
     evaluation = settings.evaluation
     n_evaluated = min(evaluation.n_envs or settings.env.n_envs, (evaluation.episodes + 1) // 2)
     evaluated = partial(make_environments, settings)
+    is_first, n_envs = group.is_first(), group.share(settings.env.n_envs)
+    first = group.rank() * n_envs
     with (
         reported_as(SettingsError, "runs", RunError),
         reported_as(CheckpointFault, "saving", CheckpointError, OSError),
-        run.removed_if_nothing_came_of_it() if recorded is None else nullcontext(),
-        run.locked(),
+        run.removed_if_nothing_came_of_it() if recorded is None and is_first else nullcontext(),
+        run.locked() if is_first else nullcontext(),
         interruption.listening(),
-        _closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
-        _closing(EvaluationEnvironments(evaluated, n_evaluated)) as environments,
+        _closing(make_environments(settings, n_envs, settings.seed, resumable=True, first=first)) as env,
+        _closing(EvaluationEnvironments(evaluated, n_evaluated)) if is_first else nullcontext() as environments,
         reported_as(NotFinite, "training", FloatingPointError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
@@ -151,17 +183,21 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
         teacher = None if resumed else teacher_of(settings)
         settings, more = fitted_to_observations(settings, env.observation_space)
         agent = resumed or _new_agent(settings, env)
-        run.write_versions(computed=_print_plan(agent, chosen + more))
+        configs.say(f"run           {run.path}")
+        computed = _print_plan(agent, settings, chosen + more)
+        if is_first:
+            run.write_versions(computed=computed, **({"processes": group.size()} if group.size() > 1 else {}))
         if settings.threads is None:  # another number can change the last bits of a sum
-            choice = choose_threads(agent)
+            choice = group.from_first(lambda: choose_threads(agent))
             torch.set_num_threads(choice.threads)
             print(f"computing on {choice}")
             settings = replace(settings, threads=choice.threads)
-        write_atomically(run.settings, configs.dump(settings))
+        if is_first:
+            write_atomically(run.settings, configs.dump(settings))
         if teacher is not None:
             taught(agent, teacher, settings)
         training = Training(agent, environments, run, settings, interruption, resumed=resumed is not None)
-        training.run(trained=lambda: _film(run, settings))
+        training.run(trained=lambda: _tracked_end(run, settings, interruption) if is_first else None)
 
 
 def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
@@ -169,23 +205,38 @@ def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
         return make_agent(settings, env)
 
 
-def _print_plan(agent: RecurrentOnPolicyAlgorithm, chosen: Sequence[str]) -> dict[str, str]:
-    """Prints what the agent sees, what was chosen for it, how it is computed, and in one line what missing compiled
-    parts cost; returns how it is computed, by part."""
-    for line in agent.policy.observation_lines():
-        configs.say(f"observation   {line}")
-    for line in chosen:
-        configs.say(f"chosen        {line}")
-    plan = agent.policy.plan()
-    print(f"computed by   {plan}")
+def _print_plan(agent: RecurrentOnPolicyAlgorithm, settings: Settings, chosen: Sequence[str]) -> dict[str, str]:
+    """Prints what the agent sees and is made of, what was chosen for it, how it is computed, and in one line what
+    missing compiled parts cost; returns how it is computed, by part."""
+    policy, plan = agent.policy, agent.policy.plan()
+    n_weights = sum(weights.numel() for weights in policy.parameters())
+    memory, critic = settings.policy.memory, settings.policy.critic_memory
+    size = {} if memory == "none" else {"output size": policy.memory_actor.output_size}
+    arguments = "".join(f", {name} {value}" for name, value in {**size, **settings.policy.memory_kwargs}.items())
+    for name, lines in {
+        "device": [str(agent.device)],
+        "observation": policy.observation_lines(),
+        "memory": [f"{memory}{arguments}; the critic's: {critic}"],
+        "parameters": [f"{n_weights:,}"],
+        "chosen": chosen,
+        "computed by": [str(plan)],
+    }.items():
+        for line in lines:
+            configs.say(f"{name:14}{line}")
     if (cost := missing()) is not None:
         print(f"note: {cost}")
     return plan.as_dict()
 
 
-def _film(run: RunDirectory, settings: Settings) -> None:
-    """An episode of the best agent for Weights & Biases, where the environment can be rendered."""
-    if settings.tracking.wandb == "off" or not settings.tracking.wandb_video:
+def _tracked_end(run: RunDirectory, settings: Settings, interruption: Interruption) -> None:
+    """What Weights & Biases gets before it is closed: the final evaluation, and an episode of the best agent as a
+    video where the environment can be rendered."""
+    if settings.tracking.wandb == "off":
+        return
+    with interruption.at_once():
+        if settings.evaluation.final_episodes:
+            evaluate_at_the_end(run, deterministic=settings.evaluation.deterministic)
+    if not settings.tracking.wandb_video:
         return
     try:
         record_run(run, Options(), run.videos / "best.mp4")

@@ -26,7 +26,7 @@ from envs.vector.families import find, maker_of, package_blamed
 from envs.vector.group import is_game, make_one
 from envs.vector.infos import RESET_STEP
 from envs.vector.processes import SubprocessVecEnv
-from envs.vector.serial import SerialVecEnv
+from envs.vector.serial import GroupedVecEnv, SerialVecEnv
 from envs.vector.state import set_state, state_of
 from envs.wrappers.arrays import needs_arranging, needs_arranging_one_by_one
 from envs.wrappers.transforms import Flatten, Transform, as_arrays, build, is_transform, named, wrap
@@ -58,6 +58,7 @@ def make(
     timeout: float | None = None,
     max_restarts: int = 0,
     resumable: bool = False,
+    first: int = 0,
 ) -> VecEnv:
     """`n_envs` environments that step together, as Stable-Baselines3 takes them.
 
@@ -72,6 +73,8 @@ def make(
     "subprocess" in worker processes, for environments slower than a message to a worker and back (some 0.2 ms).
     "gymnasium" is what `gymnasium.make_vec` makes, with `gymnasium.vector.VectorWrapper`s among the wrappers around it.
     "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
+    `first`: the number of the first of them, where other processes have those before it: environment i gets the seed
+    seed + first + i.
     `workers`, `timeout`: see `SubprocessVecEnv`. `max_restarts`, `resumable`: see `GroupedVecEnv`; "vector" of this
     package can always be resumed.
 
@@ -100,6 +103,8 @@ def make(
             venv = VectorEnvAdapter(task.vector(n_envs))
         else:
             venv = _one_after_the_other(task, n_envs, restarts)
+    if isinstance(venv, GroupedVecEnv):
+        venv.number_from(first)
     try:
         if needs_arranging(venv.observation_space) and (not around or around[0][0] is not Flatten):
             around.insert(0, (Flatten, {}))
@@ -109,7 +114,7 @@ def make(
         venv.close()
         raise
     if seed is not None:
-        venv.seed(seed)
+        venv.seed(seed + first)
     return venv
 
 

@@ -5,7 +5,7 @@ Axes: T steps, U numbers of one observation or state.
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
+from agents.analysis.inside import GraphWeights
 from agents.analysis.recording import Recording, parts
 from agents.analysis.report.history import Curve
 
@@ -20,6 +21,7 @@ MOST_STEPS = 1000  # of an episode, which need not end; a page must stay small
 MOST_POINTS = 400  # of a curve; a screen shows no more
 MOST_NUMBERS = 48  # of an observation or action, in a list
 MOST_UNITS = 256  # of a state's part, as rows of a picture
+MOST_NODES, MOST_LINKS = 48, 24  # of a graph that is drawn: the first nodes, the links of most weight
 MOST_PIXELS = 3_000_000  # of an episode's pictures, bytes
 
 
@@ -28,18 +30,33 @@ def rounded(value: Any, digits: int = 5) -> float | None:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def numbers(values: Any) -> list[float | None]:
+def numbers(values: Any, digits: int = 5) -> list[float | None]:
     """(T,) -> a list"""
-    return [rounded(value) for value in values]
+    return [rounded(value, digits) for value in values]
 
 
-def curve(name: str, found: Curve, low: Any = None, high: Any = None) -> dict[str, Any]:
-    """A curve for a plot, thinned out where it has more points than can be seen."""
-    keep = _evenly_spaced(len(found.steps), MOST_POINTS)
-    drawn = {"name": name, "x": numbers(found.steps[keep]), "y": numbers(found.values[keep])}
+def curve(
+    name: str, found: Curve, low: Any = None, high: Any = None, *, elapsed: Curve | None = None, of: str | None = None
+) -> dict[str, Any]:
+    """A series of a chart, thinned out where it has more points than can be seen.
+
+    Args:
+        low: (P,) edges of a band.
+        elapsed: seconds of training by step: the chart can then be drawn over time.
+        of: the series that this is a single seed of.
+    """
+    keep = evenly_spaced(len(found.steps), MOST_POINTS)
+    drawn = {"name": name, "x": numbers(found.steps[keep], 12), "y": numbers(found.values[keep])}
     if low is not None:
         drawn |= {"low": numbers(np.asarray(low)[keep]), "high": numbers(np.asarray(high)[keep])}
-    return drawn
+    if elapsed is not None:
+        drawn["t"] = numbers(np.interp(found.steps[keep], *elapsed), 7)
+    return drawn if of is None else {**drawn, "of": of}
+
+
+def evenly_spaced(total: int, most: int) -> NDArray[np.int64]:
+    """The places of at most so many of ``total``, the first and the last among them."""
+    return np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
 
 
 def episode(
@@ -47,8 +64,9 @@ def episode(
     memory: Mapping[str, NDArray[Any]],
     observation_space: spaces.Space[Any],
     action_space: spaces.Space[Any],
+    graphs: Sequence[GraphWeights] = (),
 ) -> dict[str, Any]:
-    """An episode to step through; ``memory`` is what was carried, by name, (T, U) each."""
+    """An episode to step through; ``memory`` is what was carried, by name, (T, U) each; ``graphs`` were encoded."""
     space_of = dict(parts(observation_space))
     chances = recording.probabilities
     rows = chances if chances is not None and chances.shape[1] <= MOST_NUMBERS else None
@@ -66,6 +84,7 @@ def episode(
             "probabilities": None if rows is None else [[rounded(p, 3) for p in row] for row in rows],
         },
         "memory": [_units(name, states) for name, states in memory.items()],
+        "graphs": [_graph(each) for each in graphs],
     }
 
 
@@ -87,6 +106,17 @@ def _part(name: str, space: spaces.Space[Any] | None, array: NDArray[Any]) -> di
     }
 
 
+def _graph(weights: GraphWeights) -> dict[str, Any]:
+    """Of every step the nodes' weights, and [from, to, weight] of links, the heaviest first."""
+    links = []
+    for index, shares in zip(weights.edge_index, weights.edges, strict=True):
+        heaviest = np.argsort(-shares, kind="stable")[:MOST_LINKS]
+        drawn = (i for i in heaviest if shares[i] > 0 and index[i].max() < MOST_NODES)
+        links.append([[*index[i].tolist(), rounded(shares[i], 3)] for i in drawn])
+    nodes = weights.nodes[:, :MOST_NODES]
+    return {"nodes": [[rounded(weight, 3) for weight in row] for row in nodes], "links": links}
+
+
 def _picture(name: str, pictures: NDArray[Any]) -> dict[str, Any]:
     """(T, height, width, channels), with pixels left out where there are too many."""
     # A stack of frames shows its last, which is the newest.
@@ -98,16 +128,16 @@ def _picture(name: str, pictures: NDArray[Any]) -> dict[str, Any]:
 
 
 def _units(name: str, states: NDArray[Any]) -> dict[str, Any]:
+    return {"name": name, **cells(states)}
+
+
+def cells(states: NDArray[Any]) -> dict[str, Any]:
     """(T, U) as signed bytes of the largest magnitude; of many units some, evenly spaced."""
-    shown = _evenly_spaced(states.shape[1], MOST_UNITS)
+    shown = evenly_spaced(states.shape[1], MOST_UNITS)
     flat = np.nan_to_num(states[:, shown], posinf=0.0, neginf=0.0)
-    largest = float(np.abs(flat).max()) or 1.0
+    largest = float(np.abs(flat).max(initial=0.0)) or 1.0
     data = _base64((flat / largest * 127).round().astype(np.int8))
-    return {"name": name, "total": states.shape[1], "shown": len(shown), "largest": rounded(largest), "data": data}
-
-
-def _evenly_spaced(total: int, most: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, total - 1, min(total, most)).round().astype(np.int64))
+    return {"total": states.shape[1], "shown": len(shown), "largest": rounded(largest), "data": data}
 
 
 def _base64(array: NDArray[Any]) -> str:

@@ -19,6 +19,7 @@ from agents.analysis.evaluation import Evaluation
 from agents.analysis.statistics import Values
 
 LARGEST_FINDING = 2**25  # bytes of a file that a page shows
+ELAPSED = "time/time_elapsed"  # seconds, counted anew after a resume
 
 
 class RunError(Exception):
@@ -65,6 +66,15 @@ class RunHistory:
                 half = 1.96 * row["std_reward"] / math.sqrt(row["episodes"] - 1)
                 row |= {"low": row["mean_reward"] - half, "high": row["mean_reward"] + half}
         return rows
+
+    def elapsed(self) -> Curve | None:
+        """Seconds of training up to every row of metrics.csv, those before a resume included."""
+        rows = [(row["step"], row[ELAPSED]) for row in figures(self.path / "metrics.csv") if ELAPSED in row]
+        if not rows:
+            return None
+        steps, seconds = np.array(rows).T
+        restarts = np.where(np.diff(seconds) < 0, seconds[:-1], 0.0)
+        return Curve(steps, seconds + np.concatenate([[0.0], np.cumsum(restarts)]))
 
     def evaluation_curve(self) -> Curve | None:
         """The mean return of every periodic evaluation."""

@@ -1,197 +1,5 @@
 "use strict";
-// Draws the page's curves, each from its figure's data-chart, and steps through the episode in the element #data.
-
-const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 5", "1 4", "12 4", "3 2"];
-const SVG = ["svg", "path", "line", "text", "circle"];
-const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
-
-function element(name, attributes = {}, ...children) {
-  const made = SVG.includes(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
-}
-
-function shown(value) {
-  if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  if (size >= 1e6 || (size < 1e-3 && size > 0)) return value.toExponential(2);
-  return String(Number(value.toPrecision(size >= 1000 ? 6 : 4)));
-}
-
-function shortened(steps) {
-  return Math.abs(steps) < 1e4 ? shown(steps) : COMPACT.format(steps);
-}
-
-function closest(values, wanted) {
-  return values.reduce((best, value, i) => (Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? i : best), 0);
-}
-
-// Curves
-
-function ticks(low, high, wanted) {
-  const rough = (high - low) / wanted;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 2.5, 5, 10].find((each) => each * power >= rough);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(10)));
-  return found;
-}
-
-function extent(series) {
-  const ys = series.flatMap((each) => each.y).filter((y) => y !== null);
-  let low = Math.min(...ys), high = Math.max(...ys);
-  // A wide interval may not flatten the curves: it shows up to half their range beyond them.
-  const room = (high - low) / 2 || Infinity;
-  const edges = series.flatMap((each) => [...(each.low || []), ...(each.high || [])]).filter((y) => y !== null);
-  [low, high] = [Math.max(Math.min(low, ...edges), low - room), Math.min(Math.max(high, ...edges), high + room)];
-  const least = Math.max(1e-9, 1e-6 * Math.max(Math.abs(low), Math.abs(high)));
-  const margin = high - low < least ? Math.max(1, Math.abs(low) / 10) : (high - low) * 0.05;
-  return [low - margin, high + margin];
-}
-
-function look(i) {
-  return { class: "curve", style: `stroke:var(--s${i % 8})`, "stroke-dasharray": DASHES[i % 8] };
-}
-
-class Plot {
-  constructor(figure, chart, chosen) {
-    Object.assign(this, { chart, chosen, holder: element("div"), readout: element("div", { class: "readout" }) });
-    this.series = chart.series.filter((each) => each.y.some((y) => y !== null));
-    if (this.series.length > 1) figure.append(this.legend());
-    figure.append(this.holder, this.readout);
-    new ResizeObserver(() => this.draw()).observe(this.holder);
-    this.draw();
-  }
-
-  legend() {
-    const entries = this.series.map((each, i) => {
-      const line = element("line", { x1: 0, y1: 5, x2: 26, y2: 5, ...look(i) });
-      return element("li", {}, element("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, line), each.name);
-    });
-    return element("ul", { class: "legend" }, ...entries);
-  }
-
-  draw() {
-    const width = Math.max(240, Math.round(this.holder.clientWidth || 480));
-    if (width === this.width) return;
-    this.width = width;
-    const height = this.chart.height || Math.round(Math.min(300, Math.max(190, width * 0.5)));
-    const [left, right, top, bottom] = [52, width - 12, 8, height - 36];
-    const xs = this.series.flatMap((each) => each.x);
-    let [x0, x1] = [Math.min(...xs), Math.max(...xs)];
-    if (x1 - x0 < 1e-9) [x0, x1] = [x0 - 1, x1 + 1];
-    const [y0, y1] = extent(this.series);
-    this.x = (x) => left + ((x - x0) / (x1 - x0)) * (right - left);
-    this.y = (y) => top + ((y1 - y) / (y1 - y0)) * (bottom - top);
-    const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": this.chart.label });
-    const add = (name, attributes, ...children) => svg.appendChild(element(name, attributes, ...children));
-    for (const y of ticks(y0, y1, 5)) {
-      add("line", { class: "gridline", x1: left, x2: right, y1: this.y(y), y2: this.y(y) });
-      add("text", { x: left - 6, y: this.y(y) + 4, "text-anchor": "end" }, shown(y));
-    }
-    for (const x of ticks(x0, x1, Math.max(3, width / 110))) {
-      add("text", { x: this.x(x), y: bottom + 15, "text-anchor": "middle" }, shortened(x));
-    }
-    add("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom });
-    add("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle" }, this.chart.x);
-    const inside = { x: left, y: top, width: right - left, height: bottom - top };
-    const clip = { ...inside, class: "clip", viewBox: Object.values(inside).join(" ") };
-    add("svg", clip, ...this.series.flatMap((each, i) => this.curve(each, i)));
-    this.cursor = add("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
-    svg.addEventListener("pointermove", (event) => this.point(this.nearest(event)));
-    svg.addEventListener("pointerleave", () => this.leave());
-    if (this.chosen) svg.addEventListener("click", (event) => this.chosen(this.nearest(event)));
-    this.holder.replaceChildren(svg);
-    this.leave();
-  }
-
-  curve(series, i) {
-    const measured = series.x.map((x, k) => k).filter((k) => series.y[k] !== null);
-    const path = (keys, ys) => keys.map((k) => `${this.x(series.x[k])},${this.y(ys[k])}`);
-    const fill = `fill:var(--s${i % 8})`;
-    const made = [];
-    const edges = series.low ? measured.filter((k) => series.low[k] !== null && series.high[k] !== null) : [];
-    if (edges.length) {
-      const around = [...path(edges, series.high), ...path([...edges].reverse(), series.low)];
-      made.push(element("path", { class: "band", d: `M${around.join("L")}Z`, style: fill }));
-    }
-    made.push(element("path", { d: `M${path(measured, series.y).join("L")}`, ...look(i) }));
-    if (measured.length > 40) return made;
-    const dots = measured.map((k) => element("circle", { cx: this.x(series.x[k]), cy: this.y(series.y[k]), r: 2.2, style: fill }));
-    return [...made, ...dots];
-  }
-
-  nearest(event) {
-    const box = event.currentTarget.getBoundingClientRect();
-    const { x } = this.series[0];
-    return x[closest(x.map(this.x), ((event.clientX - box.left) / box.width) * this.width)];
-  }
-
-  point(x) {
-    const values = this.series.map((each) => {
-      const k = closest(each.x, x);
-      const name = this.series.length > 1 ? `${each.name} ` : "";
-      const range = each.low && each.low[k] !== null ? ` (${shown(each.low[k])} to ${shown(each.high[k])})` : "";
-      return `${name}${shown(each.y[k])}${range}`;
-    });
-    this.readout.textContent = `${this.chart.x} ${shortened(x)}: ${values.join("; ")}`;
-    this.show(x);
-  }
-
-  leave(mark = this.mark) {
-    this.readout.textContent = "";
-    this.mark = mark;
-    this.show(mark);
-  }
-
-  show(x) {
-    this.cursor.setAttribute("visibility", x === undefined ? "hidden" : "visible");
-    if (x !== undefined) for (const end of ["x1", "x2"]) this.cursor.setAttribute(end, this.x(x));
-  }
-}
-
-// Pictures of numbers
-
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-
-function bytes(text) {
-  return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-}
-
-// -127 blue, 0 the page's ground, 127 orange.
-function color(value) {
-  const [ground, blue, orange] = dark.matches
-    ? [[20, 23, 26], [98, 178, 250], [255, 160, 82]]
-    : [[255, 255, 255], [8, 81, 156], [179, 63, 0]];
-  const far = value < 0 ? blue : orange;
-  const part = Math.min(1, Math.abs(value) / 127) ** 0.8;
-  return ground.map((each, i) => each + (far[i] - each) * part);
-}
-
-function paint(canvas, width, height, at) {
-  Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d");
-  const image = context.createImageData(width, height);
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) image.data.set([...at(x, y), 255], 4 * (y * width + x));
-  }
-  context.putImageData(image, 0, 0);
-}
-
-// In the colors of the page, which may change.
-function repainted(draw) {
-  draw();
-  dark.addEventListener("change", draw);
-}
-
-function scale(largest) {
-  const canvas = element("canvas", { "aria-hidden": "true" });
-  repainted(() => paint(canvas, 65, 1, (x) => color((x - 32) * 4)));
-  return element("div", { class: "scale" }, shown(-largest), canvas, shown(largest));
-}
-
-// One episode
+// Steps through the episode in the element #data.
 
 const byId = (id) => document.getElementById(id);
 const quiet = (...children) => element("div", { class: "quiet" }, ...children);
@@ -249,6 +57,7 @@ class Episode {
 
   build() {
     const { observations, action, memory } = this.episode;
+    for (const part of this.episode.graphs || []) this.graph(part, byId("seen"));
     const views = { picture: this.picture, choice: this.choice, numbers: this.numbers };
     for (const part of observations) {
       if (observations.length > 1) byId("seen").append(element("h4", { class: "quiet" }, part.name));
@@ -256,8 +65,10 @@ class Episode {
     }
     views[action.kind].call(this, action, byId("done"));
     this.figures(byId("got"));
-    for (const name of ["value", "reward"]) this.timeline(name, this.episode[`${name}s`]);
+    this.timeline("value", "Value (discounted return expected)", this.episode.values);
+    this.timeline("reward", "Reward", this.episode.rewards);
     for (const part of memory) this.memory(part);
+    if (byId("video")) this.film(byId("video"));
     if (!memory.length) byId("remembered").append(quiet("This agent carries no memory from step to step."));
   }
 
@@ -293,6 +104,35 @@ class Episode {
     if (part.total > count) holder.append(quiet(`the first ${count} of ${part.total} numbers`));
   }
 
+  // Nodes on a circle: an area is a node's weight in what is encoded, a line's width that of its messages.
+  graph(part, holder) {
+    const svg = element("svg", { viewBox: "0 0 240 240", role: "img", "aria-label": "weights of the graph's nodes and links" });
+    const heaviest = element("div", { class: "quiet" });
+    holder.append(quiet("graph: weights of nodes and of messages along links"), svg, heaviest);
+    const place = (i, n) => [120 + 96 * Math.sin((2 * Math.PI * i) / n), 120 - 96 * Math.cos((2 * Math.PI * i) / n)];
+    this.views.push((step) => {
+      const [nodes, links] = [part.nodes[step], part.links[step]];
+      const n = nodes.reduce((last, weight, i) => (weight > 0 ? i + 1 : last), 1);
+      const [most, widest] = [Math.max(...nodes, 1e-9), links.length ? links[0][2] : 1];
+      const lines = links.map(([from, to, weight]) => {
+        const [[x1, y1], [x2, y2]] = [place(from, n), place(to, n)];
+        const style = `stroke:var(--s0);stroke-width:${(7 * weight) / widest};opacity:.6`;
+        return element("line", { x1, y1, x2, y2, style });
+      });
+      const dots = nodes.flatMap((weight, i) => {
+        if (!(weight > 0)) return [];
+        const [x, y] = place(i, n);
+        const dot = element("circle", { cx: x, cy: y, r: 3 + 13 * Math.sqrt(weight / most), style: "fill:var(--s1);opacity:.75" });
+        return [dot, element("text", { x, y: y + 4, "text-anchor": "middle", style: "fill:var(--ink)" }, String(i))];
+      });
+      svg.replaceChildren(...lines, ...dots);
+      const order = nodes.map((_, i) => i).filter((i) => nodes[i] > 0).sort((a, b) => nodes[b] - nodes[a]);
+      const said = order.slice(0, 3).map((i) => `${i}: ${shown(nodes[i])}`);
+      const along = links.slice(0, 3).map(([from, to, weight]) => `${from} → ${to}: ${shown(weight)}`);
+      heaviest.textContent = `heaviest nodes ${said.join(", ")}; links ${along.join(", ") || "none"}`;
+    });
+  }
+
   bars(holder, count, first, at) {
     const list = element("div", { class: "bars" });
     holder.append(list);
@@ -312,7 +152,7 @@ class Episode {
     const { values, rewards, log_probabilities: logs } = this.episode;
     let sum = 0;
     const sums = rewards.map((reward) => (sum += reward));
-    const series = { "value expected": values, "reward got": rewards, "return so far": sums, "log-probability of the action": logs };
+    const series = { "value (discounted return expected)": values, reward: rewards, "return so far": sums, "log-probability of the action": logs };
     for (const [name, numbers] of Object.entries(series)) {
       const number = element("div", { class: "big" });
       holder.append(quiet(name), number);
@@ -320,12 +160,18 @@ class Episode {
     }
   }
 
-  timeline(name, y) {
-    const figure = element("figure", { class: "panel" }, element("figcaption", {}, name));
+  timeline(name, caption, y) {
+    const figure = element("figure", { class: "panel" }, element("figcaption", {}, caption));
     byId("timelines").append(figure);
-    const chart = { series: [{ name, x: y.map((_, i) => i + 1), y }], x: "step", label: `${name} at every step of the episode`, height: 170 };
-    const plot = new Plot(figure, chart, (step) => this.choose(step - 1));
-    this.views.push((step) => plot.leave(step + 1));
+    const series = [{ name, x: y.map((_, i) => i + 1), y }];
+    const chart = { caption, series, x: "step", label: `${caption} at every step of the episode`, height: 190 };
+    const plot = new Chart(figure, chart, {}, (step) => this.choose(step - 1));
+    this.views.push((step) => plot.show(step + 1));
+  }
+
+  // The video is of this very episode: a frame is what its step is taken from.
+  film(video) {
+    this.views.push((step) => (video.currentTime = (step + 0.5) / Number(video.dataset.rate)));
   }
 
   memory(part) {
@@ -333,30 +179,22 @@ class Episode {
     const of = part.shown < part.total ? `${part.shown} of ${part.total}` : part.total;
     const columns = Math.ceil(Math.sqrt(part.shown * 2.2));
     const strip = element("canvas", { class: "strip", role: "img", "aria-label": `${part.name} after this step` });
-    byId("remembered").append(quiet(`${part.name}: ${of} numbers`), strip, scale(part.largest));
-    const over = element("canvas", { class: "over-time", role: "img", "aria-label": `${part.name} over the episode` });
-    over.style.height = `${Math.min(360, Math.max(96, part.shown * 3))}px`;
-    const now = element("div", { class: "now" });
-    const figure = element("figure", { class: "panel" }, element("figcaption", {}, `${part.name} over the episode`));
-    figure.append(element("div", { class: "heat" }, over, now), quiet("steps from left to right, a number a row"));
+    byId("remembered").append(quiet(`${part.name}: ${of} numbers`), strip, scale(-part.largest, part.largest));
+    const caption = `${part.name} over the episode`;
+    const figure = element("figure", { class: "panel" }, element("figcaption", {}, caption));
     byId("memories").append(figure);
-    over.addEventListener("click", (event) => {
-      const box = over.getBoundingClientRect();
-      this.choose(Math.floor(((event.clientX - box.left) / box.width) * (this.last + 1)));
-    });
+    const heat = new Heat(figure, { ...part, caption, rows: "a number a row", low: -part.largest }, (step) => this.choose(step));
     const cells = () => paint(strip, columns, Math.ceil(part.shown / columns), (column, line) => {
       const unit = line * columns + column;
       return color(unit < part.shown ? all[this.at * part.shown + unit] : 0);
     });
     repainted(cells);
-    repainted(() => paint(over, this.last + 1, part.shown, (step, unit) => color(all[step * part.shown + unit])));
     this.views.push((step) => {
       cells();
-      now.style.left = `${(100 * (step + 0.5)) / (this.last + 1)}%`;
+      heat.show(step);
     });
   }
 }
 
-for (const figure of document.querySelectorAll("[data-chart]")) new Plot(figure, JSON.parse(figure.dataset.chart));
 const recorded = JSON.parse(byId("data").textContent);
 if (recorded) new Episode(recorded);

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.analysis import Recording, attention, gates, principal_components, record
+from agents.analysis import Recording, attention, gates, graph_weights, principal_components, record
 from agents.deploy.player import Player
+from agents.encoders import ENCODERS
 from agents.memory import GRU, LSTM, GTrXL, make_memory
 from tests.agents.analysis.echo import echo
 from tests.agents.probe_envs import small, small_ppo
@@ -120,7 +121,6 @@ def test_a_gated_transformers_weights_are_those_its_output_is_made_with(learned:
 
 
 def test_an_encoders_attention_is_read_by_token() -> None:
-    from agents.encoders import ENCODERS
     from envs import make
 
     env = make("CartPoleNoVel-v1", 1, wrappers=[{"history": {"length": 6}}])
@@ -139,3 +139,18 @@ def test_an_encoders_attention_is_read_by_token() -> None:
     for each in found.values():
         assert (len(each.weights), each.by_lag) == (len(recorded), False)
         assert_close(each.weights.sum(axis=1), 1)
+
+
+def test_the_weights_of_an_observed_graph_are_those_of_its_encoder_at_every_step() -> None:
+    from envs import make
+
+    env = make("GraphSearch-v0", 1)
+    model = small_ppo(env, "gru", n_steps=8, policy_kwargs=dict(features_extractor_class=ENCODERS["graph"]))
+    player = Player(model.policy)
+    recorded = record(player, env, max_steps=6)
+    (found,) = graph_weights(player, recorded)
+    assert found.edge_index.shape == recorded.observations["edge_index"].shape
+    assert_close(found.nodes.sum(axis=1), 1)
+    assert ((found.nodes > 0) == recorded.observations["node_mask"].astype(bool)).all()
+    assert not found.edges[recorded.observations["edge_mask"] == 0].any()
+    assert graph_weights(player_of("lstm"), record(player_of("lstm"), echo(1, 2, LENGTH))) == []

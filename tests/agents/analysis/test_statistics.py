@@ -79,6 +79,23 @@ def test_every_seed_weighs_the_same_however_many_episodes_it_played() -> None:
     assert over_seeds([np.full(3, 2.0), np.full(50, 2.0)], statistics.interquartile_mean) == (2, 2)
 
 
+def test_the_optimality_gap_counts_what_is_missing_and_never_what_is_beyond() -> None:
+    assert statistics.optimality_gap(array(0.5, 1.0, 3.0)) == pytest.approx(1 - 2.5 / 3)
+    assert statistics.optimality_gap(np.array([[2.0, 2.0], [0.0, 1.0]])).tolist() == [0, 0.5]
+
+
+def test_a_performance_profile_is_the_share_of_runs_above_every_threshold() -> None:
+    assert statistics.performance_profile(array(0, 0.5, 1, 1), array(0, 0.5, 1)).tolist() == [0.75, 0.5, 0]
+
+
+def test_stratified_draws_runs_of_every_task_among_its_own() -> None:
+    # A task without spread has none, whatever the other one does: drawn are (0 or 1 or 2 of 2 ones), and always two 5s.
+    low, high = statistics.stratified([array(0, 1), array(5, 5)], mean)
+    assert (low, high) == (2.5, 3)
+    edges = statistics.stratified([array(0, 1), array(5, 5)], lambda v: statistics.performance_profile(v, array(0, 2)))
+    assert edges.tolist() == [[0.5, 0.5], [1, 0.5]]
+
+
 def test_curves_are_aligned_on_the_steps_that_all_have_reached() -> None:
     one = (array(10, 20, 30, 40), array(0, 1, 2, 3))
     other = (array(15, 25), array(10, 20))

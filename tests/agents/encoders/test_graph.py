@@ -166,3 +166,33 @@ def test_a_graph_without_edges_is_encoded_and_one_without_nodes_is_refused_by_it
     given["node_mask"][2] = 0.0
     with pytest.raises(ValueError, match="observation 2 of the batch is a graph without nodes"):
         encoder()(given)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_weights_sum_to_one_and_padding_has_none(pool: str) -> None:
+    model, given = encoder(pool=pool), graphs()
+    given["node_mask"][:, 3:] = 0
+    given["edge_mask"][:, 5:] = 0
+    nodes, edges = model.weights(given)
+    close(nodes.sum(dim=1), torch.ones(4))
+    assert not nodes[:, 3:].any()
+    inside = (given["edge_index"] < 3).all(dim=2) & given["edge_mask"].bool()
+    assert torch.equal(edges > 0, inside)
+    close(edges.sum(dim=1), inside.any(dim=1).float())
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_weights_of_nodes_are_attention_or_norms_and_of_edges_the_norms_of_their_messages(pool: str) -> None:
+    """One round, one way, two edges: what runs along each is relu(sent(state of its start) + carried(edge))."""
+    model, given = encoder(nodes=3, edges=2, rounds=1, both_ways=False, pool=pool), graphs(nodes=3, edges=2, batch=1)
+    given["edge_index"] = torch.tensor([[[0, 1], [2, 1]]])
+    with torch.no_grad():
+        nodes, edges = model.weights(given)
+        entered = torch.tanh(model.enter(given["nodes"][0]))
+        along = torch.relu(model.sent[0](entered[[0, 2]]) + model.carried[0](given["edges"][0])).norm(dim=1)
+        states = model._node_states(given, torch.ones(1, 3, dtype=torch.bool))[1][0]
+        norms = states.norm(dim=1)
+        attended = None if model.score is None else model.score(states)[:, 0].softmax(0)
+    assert (attended is None) == (pool != "attention")
+    close(nodes[0], norms / norms.sum() if attended is None else attended)
+    close(edges[0], along / along.sum())

@@ -21,7 +21,7 @@ from agents.runs.construction import (
     normalize,
     own_classes,
 )
-from agents.runs.defaults import LEARNING_RATE
+from agents.runs.defaults import ENT_COEF, LEARNING_RATE
 from configs import Settings
 from configs.settings import SETTINGS, AlgorithmSettings, EnvironmentSettings, PolicySettings
 from envs import make
@@ -58,7 +58,7 @@ def test_linear_schedules_fall_to_zero_at_the_end() -> None:
     assert agent.clip_range(0.25) == pytest.approx(AlgorithmSettings().clip_range / 4)
     assert agent.clip_range(0.0) == 0.0
     agent._current_progress_remaining = 0.25
-    assert agent.entropy_coefficient() == pytest.approx(AlgorithmSettings().ent_coef / 4)
+    assert agent.entropy_coefficient() == pytest.approx(ENT_COEF / 4)
 
 
 def test_the_network_is_the_one_described() -> None:

@@ -8,7 +8,14 @@ import pytest
 from gymnasium import spaces
 
 import configs
-from agents.runs.defaults import LEARNING_RATE, N_EPOCHS, OF_IMAGES, fitted_to_family, fitted_to_observations
+from agents.runs.defaults import (
+    ENT_COEF,
+    LEARNING_RATE,
+    N_EPOCHS,
+    OF_IMAGES,
+    fitted_to_family,
+    fitted_to_observations,
+)
 from configs import Settings
 from configs.settings import AlgorithmSettings, EnvironmentSettings, as_meant, values
 
@@ -26,10 +33,22 @@ def test_images_get_fewer_epochs_and_a_smaller_step(space: Any) -> None:
 def test_what_the_user_gives_stays_and_the_usual_is_not_worth_a_line() -> None:
     fitted, lines = fitted_to_observations(Settings(), VECTOR)
     assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs, lines) == (LEARNING_RATE, N_EPOCHS, [])
-    given = Settings(algorithm=AlgorithmSettings(learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS))
+    every = AlgorithmSettings(
+        learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS, ent_coef=0.0, ent_coef_schedule="constant"
+    )
+    given = Settings(algorithm=every)
     assert fitted_to_observations(given, IMAGE) == (given, [])
     chosen = Settings(env=EnvironmentSettings(id="ALE/Breakout-v5", wrappers=("flatten",)))
     assert fitted_to_family(chosen) == (chosen, [])
+
+
+def test_entropy_is_rewarded_less_and_less_and_constantly_as_much_as_the_user_says() -> None:
+    chosen, none = fitted_to_observations(Settings(), VECTOR)[0].algorithm, AlgorithmSettings(ent_coef=0.0)
+    assert (chosen.ent_coef, chosen.ent_coef_schedule) == (ENT_COEF, "linear")
+    given = fitted_to_observations(Settings(algorithm=none), VECTOR)[0].algorithm
+    assert (given.ent_coef, given.ent_coef_schedule) == (0.0, "constant")
+    falling = fitted_to_observations(Settings(algorithm=dataclasses.replace(none, ent_coef_schedule="linear")), VECTOR)
+    assert falling[0].algorithm.ent_coef_schedule == "linear"
 
 
 def test_a2c_has_no_epochs_and_its_runs_of_before_are_read(tmp_path: Any) -> None:

@@ -7,11 +7,19 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 250.0  # seconds; a slow machine is no fault of the page
+
+
+def wait_until(condition: Callable[[], bool], name: str = "what was waited for") -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"never came: {name}"
+        time.sleep(0.05)
 
 
 class Browser:
@@ -49,10 +57,17 @@ class Browser:
         self._ask("Page.navigate", url="about:blank")
         small = width < 600
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=small)
-        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self._ask("Emulation.setEmulatedMedia", features=features)
+        self.prefer(dark=dark)
         self._ask("Page.navigate", url=f"{page.resolve().as_uri()}{step}")
         self.wait_for("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def prefer(self, *, dark: bool) -> None:
+        """What the system says of colors."""
+        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self._ask("Emulation.setEmulatedMedia", features=features)
+
+    def download_to(self, folder: Path) -> None:
+        self._ask("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page."""
@@ -61,10 +76,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, condition: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not self.evaluate(condition):
-            assert time.monotonic() < end, f"never came: {condition}"
-            time.sleep(0.05)
+        wait_until(lambda: bool(self.evaluate(condition)), condition)
 
     def press(self, key: str) -> None:
         """A key of the keyboard, as a person presses it."""
@@ -74,14 +86,20 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """The mouse on the middle of an element."""
+        self.drag(selector, 0.5, 0.5)
+
+    def drag(self, selector: str, start: float, end: float) -> None:
+        """The mouse across the middle of an element, between two shares of its width."""
         found = f"document.querySelector({json.dumps(selector)})"
         self.evaluate(f"{found}.scrollIntoView({{block: 'center'}})")
         x, y, width, height = self.evaluate(
             f"(({{x, y, width, height}}) => [x, y, width, height])({found}.getBoundingClientRect())"
         )
-        place = (x + width / 2, y + height / 2)
-        for kind in ("mousePressed", "mouseReleased"):
-            self._ask("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+        steps = (("mouseMoved", start), ("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end))
+        for kind, share in steps:
+            place = {"x": x + share * width, "y": y + height / 2}
+            button = {"button": "left", "buttons": int(kind == "mouseMoved" and share == end), "clickCount": 1}
+            self._ask("Input.dispatchMouseEvent", type=kind, **place, **button)
 
     def close(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)

@@ -19,13 +19,31 @@ PNG = bytes.fromhex(
     "400000000049454e44ae426082"
 )
 FINDING = {
-    "verdict": "It uses its memory: without it the return falls from 1.0 to 0.5.",
+    "verdict": "the agent uses its memory: without it the return falls from 1.0 to 0.5",
     "fall": 0.5,
+    "enough": None,
+    "deterministic": True,
     "conditions": [
         {"name": "intact", "mean": 1.0, "mean_interval": [1.0, 1.0], "returns": [1.0, 1.0]},
-        {"name": "wiped every step", "mean": 0.5, "mean_interval": [0.25, 0.75], "returns": [1.0, 0.0]},
+        {
+            "name": "wiped every step",
+            "mean": 0.5,
+            "mean_interval": [0.25, 0.75],
+            "difference": -0.5,
+            "difference_interval": [-0.75, -0.25],
+            "returns": [1.0, 0.0],
+        },
+        {
+            "name": "noise of 1 deviations",
+            "mean": 1.5,
+            "mean_interval": [1.25, 1.75],
+            "difference": 0.5,
+            "difference_interval": [0.25, 0.75],
+            "returns": [1.0, 2.0],
+        },
     ],
 }
+HORIZON = {"verdict": "memory horizon: 2 steps", "horizon": 2, "sensitivity": [1.0, 0.25, 0.125], "steps": [3, 2, 1]}
 
 
 def settings(memory: str = "lstm", seed: int = 0, **changes: Any) -> Settings:
@@ -50,13 +68,13 @@ def record(
         row = {"step": step * i, "episodes": 5, "success_rate": None, "mean_reward": value, "std_reward": 2.0}
         append_row(run.evaluations, row)
     if returns:
-        rows = [f"{step * i},{value},{0.1 * i}\n" for i, value in enumerate(returns, 1)]
-        run.metrics.write_text("step,rollout/ep_rew_mean,train/approx_kl\n" + "".join(rows))
+        rows = [f"{step * i},{value},{0.1 * i},{60 * i}\n" for i, value in enumerate(returns, 1)]
+        run.metrics.write_text("step,rollout/ep_rew_mean,train/approx_kl,time/time_elapsed\n" + "".join(rows))
     if findings:
         run.write_result("evaluations", "best-2-ablation", FINDING)
         (run.path / "insight").mkdir()
         (run.path / "insight" / "best-horizon.png").write_bytes(PNG)
-        (run.path / "insight" / "best-horizon.json").write_text(json.dumps({"verdict": "It reaches 7 steps back."}))
+        (run.path / "insight" / "best-horizon.json").write_text(json.dumps(HORIZON))
     return RunHistory(run.path, asdict(chosen))
 
 

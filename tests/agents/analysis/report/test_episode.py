@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from agents.analysis.inside import GraphWeights
 from agents.analysis.report import data
 from tests.agents.analysis.report.runs import recording
 
@@ -67,3 +68,11 @@ def test_long_episodes_of_pictures_stay_small() -> None:
 
 def test_numbers_that_json_cannot_say_are_left_out() -> None:
     assert data.numbers([1.23456789, float("nan"), float("-inf")]) == [1.2346, None, None]
+
+
+def test_of_a_graph_the_heaviest_links_come_first_and_what_carries_nothing_is_left_out() -> None:
+    index = np.array([[[0, 1], [1, 2], [2, 0], [50, 0]]])
+    weights = GraphWeights(index, np.array([[0.25, 0.75, 0.0]]), np.array([[0.1, 0.6, 0.0, 0.3]]))
+    spaces_of = spaces.Box(-1, 1, (0,)), spaces.Discrete(2)
+    (shown,) = data.episode(recording(1), {}, *spaces_of, [weights])["graphs"]
+    assert shown == {"nodes": [[0.25, 0.75, 0.0]], "links": [[[1, 2, 0.6], [0, 1, 0.1]]]}

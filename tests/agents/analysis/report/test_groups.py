@@ -4,10 +4,20 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from agents.analysis.report.groups import differences, grouped, improvements, score_table
+from agents.analysis.report.groups import (
+    Scored,
+    aggregates,
+    differences,
+    grouped,
+    improvements,
+    score_rows,
+    score_table,
+)
+from agents.analysis.statistics import mean
 from tests.agents.analysis.report.runs import scored, settings
 
 
@@ -49,16 +59,39 @@ def test_a_seed_that_was_run_twice_is_one_seed(tmp_path: Path) -> None:
     assert group.scores.tolist() == [1.5]
 
 
-def test_groups_are_compared_over_seeds_or_else_over_episodes(tmp_path: Path) -> None:
+def test_groups_are_compared_over_seeds_and_one_seed_is_compared_with_nothing(tmp_path: Path) -> None:
     several = [scored(tmp_path, f"l{seed}", settings("lstm", seed=seed), 1.0, 5.0) for seed in range(2)]
     others = [scored(tmp_path, f"g{seed}", settings("gru", seed=seed), 2.0, 2.0) for seed in range(2)]
     alone = scored(tmp_path, "n", settings("none"), 0.0, 3.0)
-    found = improvements(grouped([*several, *others, alone]))
-    assert [(each.ours, each.theirs, each.over, each.probability) for each in found] == [
-        ("memory lstm", "memory gru", "seeds", 1.0),
-        ("memory lstm", "memory none", "episodes", 0.75),  # of 1 and 5 against 0 and 3: three of four
-        ("memory gru", "memory none", "episodes", 0.5),
+    groups = grouped([*several, *others, alone])
+    (found,) = improvements(groups)
+    assert (found.ours, found.theirs, found.probability) == ("memory lstm", "memory gru", 1.0)
+    assert [group.to_json()["mean_interval"] is None for group in groups] == [False, False, True]
+    rows = [cells for kind, cells in score_rows(groups) if kind == "single"]
+    assert rows == [("n (memory none)", "0", "1.500", "one seed", "1.500", "one seed", "2")]
+
+
+def test_over_tasks_every_run_is_a_score_between_the_lowest_and_highest_of_its_task(tmp_path: Path) -> None:
+    def runs(task: str, memory: str, *means: float) -> list[Scored]:
+        chosen = settings(memory)
+        chosen = replace(chosen, env=replace(chosen.env, id=task))
+        return [scored(tmp_path, f"{task}{memory}{i}", replace(chosen, seed=i), m, m) for i, m in enumerate(means)]
+
+    easy = [*runs("Easy-v0", "lstm", 10.0, 20.0), *runs("Easy-v0", "none", 0.0, 5.0)]
+    hard = [*runs("Hard-v0", "lstm", -1.0, -2.0), *runs("Hard-v0", "none", -3.0)]
+    groups = grouped([*easy, *hard])
+    assert [(group.task, group.label) for group in groups] == [
+        (task, f"memory {memory}") for task in ("Easy-v0", "Hard-v0") for memory in ("lstm", "none")
     ]
+    (lstm,) = aggregates(groups)  # of the other label there is one seed on a task, which says nothing of others
+    assert lstm.label == "memory lstm"
+    assert [scores.tolist() for scores in lstm.tasks] == [[0.5, 1], [1, 0.5]]
+    assert lstm.located(mean) == (0.75, (0.5, 1))
+    assert lstm.to_json()["optimality gap"]["value"] == 0.25
+    share, low, high = lstm.profile(np.array([0.4, 0.6]))
+    assert (share.tolist(), low.tolist(), high.tolist()) == ([1, 0.5], [1, 0], [1, 1])
+    assert [each.task for each in improvements(groups)] == ["Easy-v0"]
+    assert [len(aggregates(grouped(some))) for some in (easy, hard, easy[:1])] == [2, 1, 0]
 
 
 def test_the_table_has_a_row_a_run_and_a_row_a_group_and_takes_names_as_they_are(tmp_path: Path) -> None:
