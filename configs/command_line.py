@@ -28,13 +28,13 @@ class Command:
     seeds: int = 1
     """Runs to train one after the other, with seed, seed + 1, ..., as one group."""
     resume: str | None = None
-    """The directory of a run to go on with, from its last checkpoint, under its own settings: runs/NAME."""
+    """The directory of a run to continue, from its last checkpoint, under its own settings: runs/NAME."""
     trust: tuple[str, ...] = ()
     """Modules that the run of --resume may import, where it was not made by you from this directory: NAME ..."""
     print_config: bool = False
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False
-    """Check the settings and say what would be run, and stop."""
+    """Check the settings, print what would be run, and stop."""
     list: bool = False
     """List settings files, memories, encoders, wrappers, families of environments and extras, and stop."""
     list_envs: bool = False
@@ -58,7 +58,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     _check_known(arguments)
     file, run = _argument("--config", arguments), _argument("--resume", arguments)
     if file is not None and run is not None:
-        raise SettingsError("--resume goes on under the settings of the run: leave --config out, or start a new run")
+        raise SettingsError("--resume continues under the settings of the run: leave --config out, or start a new run")
     path = settings_of_run(run) if run is not None else find_config(file) if file is not None else None
     written, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
     memory, encoder = _argument("--policy.memory", arguments), _argument("--policy.encoder", arguments)
@@ -76,12 +76,12 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     settings = changed(command.settings, mappings)
     check(settings, sources, written)
     if command.resume is not None and command.seeds > 1:
-        raise SettingsError("--resume goes on with one run; --seeds starts several: give one of the two")
+        raise SettingsError("--resume continues one run, --seeds starts several: give one of the two")
     if command.seeds < 1:
         raise SettingsError(f"--seeds must be at least 1, got {command.seeds}")
     if settings.seed + command.seeds > 2**31:
         raise SettingsError(
-            f"--seeds {command.seeds} from seed {settings.seed} on go beyond 2147483647; begin with a lower --seed"
+            f"--seeds {command.seeds} from seed {settings.seed} on exceed 2147483647; start from a lower --seed"
         )
     return replace(command, settings=settings)
 
