@@ -4,18 +4,20 @@
     python benchmarks/environments.py --task Acrobot --envs 8 128
     python benchmarks/environments.py --slow wait --milliseconds 1 --envs 16      in processes
     python benchmarks/environments.py --task Ant --envs 8                         MuJoCo's, in processes
-    python benchmarks/environments.py --table --envs 8                            the table of docs/environments.md
+    python benchmarks/environments.py --table --envs 8       the table of docs/environments.md; on an idle machine
 
 Random actions, so episodes of about 20 steps in CartPole: many ends, which cost more than steps do. A contender's
 figure is the median of its turns; turns alternate, so that what slows the machine for a while slows all.
 
 With --slow each step takes some milliseconds, of waiting (a simulator elsewhere) or of computing, and the ways to step
-environments in processes are compared: ours with several numbers of workers, Stable-Baselines3's `SubprocVecEnv` and
-gymnasium's `AsyncVectorEnv`, which have one process an environment. All step the same environments, made without a
-render mode; ratios are those of turns that follow each other.
+environments in processes are compared: ours with several numbers of workers, on Ray with one an environment where that
+is installed, and Stable-Baselines3's `SubprocVecEnv` and gymnasium's `AsyncVectorEnv`, which have one process an
+environment. All step the same environments, made without a render mode; ratios are those of turns that follow each
+other.
 """
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,10 +26,11 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+import records
 import tyro
 from cases import HideVelocities
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from measuring import seconds_in_turn
+from measuring import processor, seconds_in_turn
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
@@ -47,7 +50,7 @@ STEPS: tuple[tuple[Literal["wait", "compute"], float], ...] = (
     *(("compute", milliseconds) for milliseconds in (0.1, 1.0, 10.0)),
 )
 """Of the table: what a step spends its milliseconds on, and how many."""
-SUBPROC, ASYNC = "SubprocVecEnv + Monitor", "AsyncVectorEnv"
+SUBPROC, ASYNC, RAY = "SubprocVecEnv + Monitor", "AsyncVectorEnv", "on Ray"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Settings:
     milliseconds: float = 1.0
     """Of a slow step."""
     table: bool = False
-    """Steps of 0.1, 1 and 10 ms, waiting and computing, and MuJoCo's Ant, as a table in Markdown."""
+    """Steps of 0.1, 1 and 10 ms, waiting and computing, and MuJoCo's Ant, as a table of the documentation."""
 
 
 class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -90,7 +93,7 @@ class Slow(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def main(settings: Settings) -> None:
     if settings.table:
-        print_table(settings)
+        write_table(settings)
         return
     slow = f", {settings.milliseconds:g} ms more a step ({settings.slow})" if settings.slow else ""
     print(f"{settings.task} without velocities{slow}, environment steps a second (ratio to the first)")
@@ -102,10 +105,12 @@ def main(settings: Settings) -> None:
             print(f"  {name:34} {median(turns):12,.0f}   {ratio(rates, name, base):7.2f}x")
 
 
-def print_table(settings: Settings) -> None:
-    """A row a kind of step: ours with the number of workers that is fastest, and how many times faster than each."""
-    print("| a step | environments | serial | ours | workers | SubprocVecEnv | AsyncVectorEnv | ours over each |")
-    print("|---|---|---|---|---|---|---|---|")
+def write_table(settings: Settings) -> None:
+    """A row a kind of step: ours with the number of workers that is fastest, and how many times faster than each.
+
+    Rows are printed as they come, and written between the marks of `docs/environments.md` when all are there.
+    """
+    rows: list[list[str]] = []
     cases = [(f"{ms:g} ms {how}", replace(settings, slow=how, milliseconds=ms)) for how, ms in STEPS]
     if importlib.util.find_spec("mujoco") is not None:
         cases.append(("MuJoCo Ant", replace(settings, task="Ant", slow=None)))
@@ -114,11 +119,15 @@ def print_table(settings: Settings) -> None:
             rates = measured(case, n_envs)
             serial, *others = rates
             ours = max((name for name in others if name.startswith("envs.make")), key=lambda name: median(rates[name]))
-            speeds = " | ".join(f"{median(rates[name]):,.0f}" for name in (serial, ours))
-            theirs = " | ".join(f"{median(rates[name]):,.0f}" for name in (SUBPROC, ASYNC))
+            speeds = [f"{median(rates[name]):,.0f}" for name in (serial, ours, SUBPROC, ASYNC)]
             over = ", ".join(f"{ratio(rates, ours, name):.2f}" for name in (SUBPROC, ASYNC))
-            workers = ours.split()[1]
-            print(f"| {what} | {n_envs} | {speeds} | {workers} | {theirs} | {over} |", flush=True)
+            on_ray = f"{median(rates[RAY]):,.0f}" if RAY in rates else "-"
+            rows.append([what, str(n_envs), *speeds, on_ray, ours.split()[1], over])
+            print("  ".join(rows[-1]), flush=True)
+    columns = f"a step | environments | serial | ours | {SUBPROC} | {ASYNC} | {RAY} | our workers | ours over each"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    measured_on = f"Processors: {processor()}. Medians of {settings.turns} turns; load of the machine {load:.1f}."
+    records.write_between("environments", "stepping", [*records.table(columns, rows), "", measured_on])
 
 
 def ratio(rates: dict[str, list[float]], name: str, base: str) -> float:
@@ -157,6 +166,8 @@ def slow_contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
     made: dict[str, Any] = {"DummyVecEnv + Monitor": DummyVecEnv([monitored] * n_envs)}
     for workers in sorted({1, 2, 4, n_envs // 2, n_envs} & set(range(1, n_envs + 1))):
         made[f"envs.make, {workers} worker(s)"] = envs.make(make, n_envs, backend="subprocess", workers=workers)
+    if importlib.util.find_spec("ray") is not None:
+        made[RAY] = envs.make(make, n_envs, backend="ray", workers=n_envs)
     made[SUBPROC] = SubprocVecEnv([monitored] * n_envs)
     made[ASYNC] = AsyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     return made

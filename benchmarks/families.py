@@ -5,8 +5,8 @@
     python benchmarks/families.py --only learned/    the longer runs alone, hours
     python benchmarks/families.py --report           the table of what there is
 
-A case is two processes: ``train.py`` with an id and a number of steps and nothing else, and a script that gives the
-same environment to ``RecurrentPPO``. Kept are what was said of the observation, the environment steps a second up to
+A case is run twice: ``train.py`` with an id and a number of steps and nothing else, and what a script does, the same
+environment given to ``RecurrentPPO``. Kept are what was said of the observation, the environment steps a second up to
 the last rollout, updates included, and the mean return of the last 100 episodes of the short run. The spaces are those
 of ``signals.py``, whose best return is 1 and whose best without memory is 0.5.
 
@@ -16,14 +16,15 @@ sampled and deterministic.
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,25 +34,16 @@ import signals
 import tyro
 from gymnasium.vector import AutoresetMode
 from measuring import processor
-from records import ROOT, Result, Run
+from records import Result, Run
 from robustness import WAYS, lowest, returns_both_ways
+
+import envs
+from agents import RecurrentPPO
 
 ROLLOUT = 8192
 """Steps between two updates with the default settings."""
 OWN = re.compile(r"(episode_start|previous_action|previous_reward): ")
 SEEN = re.compile(r"^observation   (.*)$", re.MULTILINE)
-
-SCRIPT = """
-import json, time
-from gymnasium.vector import AutoresetMode
-import envs, signals
-from agents import RecurrentPPO
-
-model = RecurrentPPO("RecurrentPolicy", {env}, n_steps=128, n_epochs=2, device="cpu", seed=0, verbose=1)
-start = time.perf_counter()
-model.learn({steps})
-print(json.dumps(model.num_timesteps / (time.perf_counter() - start)))
-"""
 
 
 class Case(NamedTuple):
@@ -93,7 +85,7 @@ SPACES = [
         f"space/{kind}",
         ("--env.id", "signals:Signal", "--env.kwargs", f"kind={json.dumps(kind)}"),
         f"signals.Signal({kind!r})",
-        5 * ROLLOUT,
+        (2 if signals.is_seen_as_images(kind) else 5) * ROLLOUT,
     )
     for kind in signals.KINDS
 ]
@@ -166,7 +158,7 @@ def main(settings: Settings) -> None:
     for seed in range(settings.seeds):
         for name, task in LEARNED.items():
             if is_available(name, task.needs):
-                runs.append(Run(f"learned/{name}/{seed}", _learns(task, seed)))
+                runs.append(Run(f"learned/{name}/{seed}", learns(task, seed)))
     records.run_all(settings, "families", runs, summary, write_page)
 
 
@@ -177,11 +169,13 @@ def is_available(name: str, module: str) -> bool:
     return False
 
 
-def _learns(task: Task, seed: int) -> Callable[[int], Result]:
+def learns(task: Task, seed: int) -> Callable[[int], Result]:
+    """Trains it, for its own steps where 0 are asked for, and plays both ways."""
+
     def start(steps: int) -> Result:
         fixed = ["--seed", str(seed), "--threads", "1", "--total-timesteps", str(steps or task.steps)]
         words = [*task.words, *fixed, "--evaluation.every", "0", "--evaluation.final-episodes", "0"]
-        return {**records.trained(words, evaluate=returns_both_ways), "cpu": processor()}
+        return {**records.trained(words, evaluate=returns_both_ways), **_machine()}
 
     return start
 
@@ -189,38 +183,53 @@ def _learns(task: Task, seed: int) -> Callable[[int], Result]:
 def run(case: Case, steps: int = 0) -> Result:
     """Both ways; what failed has its last line in place of a speed."""
     steps = steps or case.steps
-    return {"steps": steps, **_from_command_line(case, steps), **_from_script(case, 256), "cpu": processor()}
+    return {"steps": steps, **_from_command_line(case, steps), **_from_script(case, 256), **_machine()}
 
 
 def _from_command_line(case: Case, steps: int) -> Result:
+    import train
+
     with tempfile.TemporaryDirectory() as folder:
         words = [*case.words, "--total-timesteps", str(steps), "--seed", "0", "--threads", "1", "--device", "cpu"]
         words += ["--evaluation.every", "0", "--evaluation.final-episodes", "0", "--checkpoint.every", "0"]
         words += ["--tracking.no-tensorboard", "--no-progress", "--runs", folder, "--name", "run"]
-        ran = _ran(str(ROOT / "train.py"), *words)
-        if ran.returncode:
-            return {"command_line": _last_line(ran.stderr)}
+        with _captured() as printed:
+            exit_code = train.main(words)
+        if exit_code:
+            return {"command_line": _last_line(printed.getvalue())}
         with open(pathlib.Path(folder) / "run" / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
     returns = [float(row["rollout/ep_rew_mean"]) for row in rows if row.get("rollout/ep_rew_mean")]
-    seen = [line for line in SEEN.findall(ran.stdout) if not OWN.match(line)]
+    seen = [line for line in SEEN.findall(printed.getvalue()) if not OWN.match(line)]
     speeds = [float(row["time/fps"]) for row in rows if row.get("time/fps")]
     return {"seen": seen, "command_line": speeds[-1], "return": returns[-1] if returns else None}
 
 
 def _from_script(case: Case, steps: int) -> Result:
-    ran = _ran("-c", SCRIPT.format(env=case.env, steps=steps))
-    return {"script": _last_line(ran.stderr) if ran.returncode else json.loads(_last_line(ran.stdout))}
+    with _captured():
+        try:
+            env = eval(case.env, {"envs": envs, "signals": signals, "AutoresetMode": AutoresetMode})
+            model = RecurrentPPO("RecurrentPolicy", env, n_steps=128, n_epochs=2, device="cpu", seed=0, verbose=1)
+            start = time.perf_counter()
+            model.learn(steps)
+        except Exception as error:  # whatever a package raises: it stands in the table
+            return {"script": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return {"script": model.num_timesteps / (time.perf_counter() - start)}
 
 
-def _ran(*words: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+@contextmanager
+def _captured() -> Iterator[io.StringIO]:
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        yield printed
 
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["nothing was printed"])[-1]
+
+
+def _machine() -> Result:
+    return {"cpu": processor(), "load": round(os.getloadavg()[0], 1)}
 
 
 def summary(result: Result) -> str:
@@ -245,16 +254,20 @@ def write_page(found: list[Result]) -> None:
     columns = "what | printed | command line, steps/s | script, steps/s | return | after steps"
     rows = [_row(by_name[case.name]) for case in CASES if case.name in by_name]
     cpus = ", ".join(sorted({result["cpu"] for result in found}))
-    _write_between("families", [*records.table(columns, rows), "", f"Processors: {cpus}."])
+    records.write_between(
+        "environments", "families", [*records.table(columns, rows), "", f"Processors: {cpus}.{_load(found)}"]
+    )
     columns = "learned | seeds | steps | sampled | deterministic | lowest seed | best | without memory | minutes"
-    learned = [_learned_row(name, task, found) for name, task in LEARNED.items()]
-    _write_between("learned", records.table(columns, [row for row in learned if row]))
+    learned = [row for name, task in LEARNED.items() if (row := _learned_row(name, task, found))]
+    records.write_between("environments", "learned", records.table(columns, learned) if learned else [])
 
 
-def _write_between(mark: str, lines: list[str]) -> None:
-    page, begin, end = records.DOCS / "environments.md", f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
-    before, _, rest = page.read_text().partition(begin)
-    page.write_text(before + begin + "\n".join([*lines, ""]) + end + rest.partition(end)[2])
+def _load(found: list[Result]) -> str:
+    """How busy the machine was, where that slows what is measured."""
+    loads = [result["load"] for result in found if "load" in result]
+    if not loads or max(loads) < 2 * (os.cpu_count() or 1):
+        return ""
+    return f" Other work shared them (load {min(loads):.0f} to {max(loads):.0f}): on an idle machine speeds are higher."
 
 
 def _learned_row(name: str, task: Task, found: list[Result]) -> list[str]:

@@ -26,7 +26,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "memory alone": ("--env.kwargs", "routes=2", "hops=2", "labels=false", *FLAT),
     "neither": ("--env.kwargs", "routes=2", "hops=2", "labels=false", *FLAT, *FORGETS),
 }
-BEGIN, END = "<!-- links -->\n", "<!-- /links -->\n"
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,7 @@ def write_page(found: list[Result]) -> None:
                 f"| {min(each):.2f}, {max(each):.2f} | {seconds:.0f} |"
             )
     cpus = ", ".join(sorted({run["cpu"] for run in found}))
-    page = records.DOCS / "environments.md"
-    before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(before + BEGIN + "\n".join([*lines, "", f"Processors: {cpus}.", ""]) + END + rest.partition(END)[2])
+    records.write_between("environments", "links", [*lines, "", f"Processors: {cpus}."])
 
 
 if __name__ == "__main__":

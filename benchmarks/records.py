@@ -240,6 +240,13 @@ def write_page(benchmark: str, text: str, *tables: list[str]) -> None:
     (DOCS / f"{benchmark}.md").write_text(text.format(*("\n".join(lines) for lines in tables)).lstrip("\n"))
 
 
+def write_between(page: str, mark: str, lines: Iterable[str]) -> None:
+    """Replaces what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` in docs/PAGE.md."""
+    path, begin, end = DOCS / f"{page}.md", f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
+    before, _, rest = path.read_text().partition(begin)
+    path.write_text(before + begin + "\n".join([*lines, ""]) + end + rest.partition(end)[2])
+
+
 def table(columns: str, rows: Iterable[Sequence[object]]) -> list[str]:
     """Markdown; ``columns`` are titles with bars between."""
     head = [f"| {columns} |", "|---" * (columns.count("|") + 1) + "|"]

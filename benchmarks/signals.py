@@ -156,6 +156,12 @@ KINDS: dict[str, Kind] = {
 }
 """By name. A Dict of image and vector needs both."""
 
+
+def is_seen_as_images(kind: str) -> bool:
+    """Whether a step costs a convolutional network."""
+    return any(word in kind for word in ("image", "frames"))
+
+
 ACTIONS: dict[str, tuple[spaces.Space[Any], Callable[[Any], int]]] = {
     "Discrete": (spaces.Discrete(2), int),
     "Box": (_box(-1, 1, (2,)), lambda action: int(action[0] + action[1] > 0)),

@@ -6,6 +6,7 @@ from configs.errors import (
     CommandError,
     EnvironmentFault,
     NotFinite,
+    ProcessFault,
     SettingsError,
     command_words,
     environment_blamed,
@@ -17,6 +18,7 @@ from configs.errors import (
 from configs.help import nearest
 from configs.plan import plan
 from configs.settings import Settings, check_resumable, wrappers
+from configs.space import Space, read_space
 from configs.trust import check_trusted, leave_import_path, sign
 from configs.yaml_file import dump, read
 
@@ -25,8 +27,10 @@ __all__ = [
     "CommandError",
     "EnvironmentFault",
     "NotFinite",
+    "ProcessFault",
     "Settings",
     "SettingsError",
+    "Space",
     "check_resumable",
     "check_trusted",
     "command_words",
@@ -39,6 +43,7 @@ __all__ = [
     "plan",
     "printable",
     "read",
+    "read_space",
     "reported_as",
     "run",
     "say",

@@ -113,16 +113,19 @@ class EnvironmentSettings:
     previous_action_reward: bool | None = None
     """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
-    backend: Literal["auto", "vector", "serial", "subprocess", "gymnasium"] = "auto"
-    """How they are stepped: as one NumPy environment, one after the other, in processes, as `gymnasium.make_vec` makes
-    them; auto takes the fastest that the id has."""
+    backend: Literal["auto", "vector", "serial", "subprocess", "ray", "gymnasium"] = "auto"
+    """How they are stepped: as one NumPy environment, one after the other, in processes, in actors of a Ray cluster, as
+    `gymnasium.make_vec` makes them; auto takes the fastest that the id has."""
     workers: Annotated[int | None, AT_LEAST_1] = None
-    """Processes that share the environments evenly (subprocess); None: one a CPU. More serve environments that wait."""
+    """Processes that share the environments evenly (subprocess, ray); None: one a CPU. More serve environments that
+    wait."""
     timeout: Annotated[float | None, POSITIVE] = None
-    """Seconds a step may take before its worker counts as lost (subprocess); None: any."""
+    """Seconds a step may take before its worker counts as lost (subprocess, ray); None: any."""
+    address: str | None = None
+    """The address of a Ray cluster (ray); None: that of RAY_ADDRESS, or one of this machine's own."""
     max_restarts: Annotated[int, AT_LEAST_0] = 3
     """How often in all an environment that raises, or a worker that dies or does not answer in time, is restarted,
-    its episode truncated, before that ends the run (serial, subprocess)."""
+    its episode truncated, before that ends the run (serial, subprocess, ray)."""
     normalize_observations: bool = True
     """Scale observations to mean 0 and variance 1 as they come in (images and discrete parts are left alone)."""
     normalize_rewards: bool = True
@@ -175,9 +178,8 @@ class AlgorithmSettings:
     """Weight of the value loss."""
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
-    use_sde: bool | None = None
-    """Generalized state-dependent exploration, for continuous actions; None: where actions are continuous, with noise
-    drawn every 8 steps unless sde_sample_freq says otherwise, written into the run's settings."""
+    use_sde: bool = False
+    """Generalized state-dependent exploration, for continuous actions: noise that lasts, where a reward is rare."""
     sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
     """Steps between two draws of its noise; -1: once a rollout."""
     target_kl: Annotated[float | None, POSITIVE] = None
@@ -386,6 +388,7 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 BEFORE: dict[str, Any] = {
     "env.previous_action_reward": False,
+    "env.address": None,
     "algorithm.ent_coef_schedule": "constant",
     "evaluation.share": None,
     **{f"imitation.{each.name}": each.default for each in dataclasses.fields(ImitationSettings)},
@@ -427,7 +430,7 @@ PPO_ONLY = (
 
 MAY_DIFFER = (
     *("total_timesteps", "device", "threads", "progress", "evaluation", "checkpoint", "tracking"),
-    *("env.workers", "env.timeout", "env.max_restarts"),
+    *("env.workers", "env.timeout", "env.address", "env.max_restarts"),
 )
 """Settings, or groups of them, that a run can be resumed with others of: they do not decide what it has learned."""
 
@@ -518,12 +521,16 @@ def _unknown_choice(
         yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
 
 
+_PROCESSES = ("subprocess", "ray")
+"""Backends whose environments are stepped in other processes."""
+
+
 def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]:
     if not env.id.strip():
         yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
-    for name in ("workers", "timeout"):
-        if getattr(env, name) is not None and env.backend != "subprocess":
-            yield f"env.{name}", f"goes with env.backend subprocess, not with {env.backend}; leave it out"
+    for name, backends in (("workers", _PROCESSES), ("timeout", _PROCESSES), ("address", ("ray",))):
+        if getattr(env, name) is not None and env.backend not in backends:
+            yield f"env.{name}", f"goes with env.backend {' or '.join(backends)}, not with {env.backend}; leave it out"
     chosen: tuple[Any, ...] = env.wrappers or ()
     for wrapper in chosen:
         is_pair = isinstance(wrapper, dict) and len(wrapper) == 1

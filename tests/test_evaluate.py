@@ -20,7 +20,7 @@ from agents import Player, RecurrentPPO
 from agents.checkpoint import CheckpointError
 from agents.checks.extras import install_command
 from agents.runs.directory import RunDirectory
-from agents.runs.launch import SeedsFailed
+from agents.runs.several import SeedsFailed
 from configs import EnvironmentFault, Settings
 
 WORDS = [

@@ -178,7 +178,7 @@ def test_training_ends_where_an_evaluation_reaches_the_requested_return(runs: Pa
         (["--policy.memory", "no.such.module:Memory"], 2, "no.such.module"),
         (["--policy.encoder", "json:Nothing"], 2, "cannot be imported"),
         (["--policy.encoder", "nature_cnn"], 2, "agent"),
-        (["--algorithm.use-sde", "True"], 2, "agent"),
+        (["--algorithm.use-sde"], 2, "agent"),
         (["--device", "cudda"], 2, "device 'cudda': expected auto, cpu, cuda"),
         (["--env.id", "CartPoleNoVl-v1", "--dry-run"], 3, "CartPoleNoVel-v1"),
         (["--device", "cudda", "--dry-run"], 2, "device 'cudda'"),
@@ -217,10 +217,11 @@ def test_weights_and_biases_without_a_key_records_settings_and_metrics_offline_a
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("getpass.getpass", asked)
     words = [*TINY, *PPO, *QUIET, "--runs", str(runs), "--tracking.wandb", "online", "--tracking.wandb-timeout", "1"]
+    words += ["--evaluation.final-episodes", "2"]
     assert train.main(words) == 0
     assert "there is no key (`wandb login` stores one); recording offline" in capsys.readouterr().err
     (record,) = runs.glob("*/wandb/offline-run-*/run-*.wandb")
-    expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda")
+    expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda", b"final_return_low")
     while not all(word in record.read_bytes() for word in expected):  # its service writes a moment after the end
         time.sleep(0.1)
     assert [path.name for path in record.parent.glob("files/media/videos/videos/*")] != []

@@ -325,6 +325,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         actor = make_actor(self.policy, self._rng, self._compiled_policy().act if self._compiles("acting") else None)
         carried = actor.begin(self._starting_state(env.num_envs))  # the state that belongs to self._last_obs
         truncated: list[Truncated] = []
+        steps_of_all = env.num_envs * group.size()
         names = dict(self=self, env=env, callback=callback, rollout_buffer=rollout_buffer)
         callback.update_locals({**names, "n_rollout_steps": n_rollout_steps})
         try:
@@ -334,7 +335,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 starts = step.dones.copy()
                 if resets:
                     starts[resets] = True
-                self.num_timesteps += env.num_envs * group.size()
+                self.num_timesteps += steps_of_all
                 goes_on = not calls_back or self._call_back(callback, rollout_buffer, step, n_steps)
                 if goes_on:
                     self._keep_outcome(rollout_buffer, actor, step, n_steps, resets, truncated)

@@ -32,7 +32,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         learning_rate, clip_range: a number, or a function of the progress remaining (from 1 to 0). ``clip_range`` is
             how far the probability ratio may leave one.
         n_steps: steps of each environment per update.
-        batch_size: steps of a minibatch; minibatches are whole sequences. None for the whole rollout.
+        batch_size: steps of a minibatch, of all processes together where ``torchrun`` starts several; minibatches are
+            whole sequences. None for the whole rollout.
         n_epochs: passes over a rollout per update.
         gamma, gae_lambda: discount factor, and bias against variance in the advantage estimate; in [0, 1].
         clip_range_vf: how far the value may move in an update, None for no limit. Depends on the scale of rewards.

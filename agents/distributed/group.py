@@ -1,6 +1,6 @@
 """The processes that train an agent together: how many there are, which one this is, and what they exchange.
 
-    torchrun --nproc-per-node 4 train.py --config cartpole
+    torchrun --nproc-per-node 4 train.py --config cartpole_novel
 
 They find each other by the variables that torchrun sets, at the first exchange; without them a process is alone, and
 nothing here costs anything or is called. Tensors on a GPU go by nccl where every process of a machine has one of its
@@ -36,11 +36,14 @@ class PeerLost(RuntimeError):
     """Another process is gone: it was killed, ran out of memory, or failed where it could tell nobody."""
 
     is_reported = False
-    """Whether another process says so."""
+    """Whether another process says so to the user."""
 
 
 class PeerFailed(RuntimeError):
-    """Another process failed, and has said why."""
+    """Another process failed, and has told why."""
+
+    is_reported = False
+    """Whether another process says so to the user."""
 
 
 def size() -> int:

@@ -17,7 +17,7 @@ from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
 from agents.encoders.kinds import kind_of
 from agents.rollout.masks import ACTION_MASKS, ActionMaskVecEnv, shows_masks
-from agents.runs.defaults import fitted_to_family, fitted_to_spaces
+from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from configs import EnvironmentFault, Settings, reported_as
 from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
 
@@ -59,6 +59,7 @@ def make_environments(
             render_mode=render_mode,
             workers=None if is_rendered else task.workers,
             timeout=None if is_rendered else task.timeout,
+            address=None if is_rendered else task.address,
             max_restarts=task.max_restarts,
             resumable=resumable,
             first=first,
@@ -69,7 +70,7 @@ def make_environments(
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
     """A new agent that learns in ``env``, normalized."""
-    settings, _ = fitted_to_spaces(settings, env.observation_space, env.action_space)
+    settings, _ = fitted_to_observations(settings, env.observation_space)
     arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")
     for scheduled in SCHEDULED:

@@ -61,6 +61,14 @@ def test_the_words_of_what_is_learned_can_be_read() -> None:
         configs.parse(list(task.words))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, task in families.LEARNED.items() if "signals" in str(task.words)])
+def test_image_with_vector_and_masked_actions_are_learned(name: str) -> None:
+    task = families.LEARNED[name]
+    found = families.learns(task, seed=0)(0)
+    assert min(np.mean(found["sampled"]), np.mean(found["deterministic"])) > 0.9
+
+
 @pytest.mark.parametrize("cases", [families.FAMILIES, families.SPACES, families.ACTIONS, families.VECTORS])
 def test_the_words_of_a_case_can_be_read(cases: list[families.Case]) -> None:
     case = cases[-1]
