@@ -29,7 +29,7 @@ class Command:
     """Runs to train with seed, seed + 1, ..., as one group, or of every trial of a sweep; None: 1, of a sweep 3. The
     same command with the group's --name trains what is missing."""
     sweep: str | None = None
-    """A sweep's file, to search what it names for the highest return; with the sweep's --name the search goes on:
+    """A sweep's file, to search what it names for the highest return; with the sweep's --name the search continues:
     configs/sweeps/memory.yaml."""
     trials: int = 20
     """Settings that a sweep tries, in all."""
@@ -38,13 +38,13 @@ class Command:
     ray: str | None = None
     """The address of a Ray cluster to train them on, or local, which starts one."""
     resume: str | None = None
-    """The directory of a run to go on with, from its last checkpoint, under its own settings: runs/NAME."""
+    """The directory of a run to continue, from its last checkpoint, under its own settings: runs/NAME."""
     trust: tuple[str, ...] = ()
     """Modules that the run of --resume may import, where it was not made by you from this directory: NAME ..."""
     print_config: bool = False
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False
-    """Check the settings and say what would be run, and stop."""
+    """Check the settings, print what would be run, and stop."""
     list: bool = False
     """List settings files, memories, encoders, wrappers, families of environments and extras, and stop."""
     list_envs: bool = False
@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     _check_known(arguments)
     file, run = _argument("--config", arguments), _argument("--resume", arguments)
     if file is not None and run is not None:
-        raise SettingsError("--resume goes on under the settings of the run: leave --config out, or start a new run")
+        raise SettingsError("--resume continues under the settings of the run: leave --config out, or start a new run")
     path = settings_of_run(run) if run is not None else find_config(file) if file is not None else None
     written, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
     memory, encoder = _argument("--policy.memory", arguments), _argument("--policy.encoder", arguments)
@@ -98,14 +98,13 @@ def _check_several(command: Command, settings: Settings) -> None:
     if command.resume is not None and (command.seeds is not None or command.sweep is not None):
         what = "--sweep" if command.sweep is not None else "--seeds"
         raise SettingsError(
-            f"--resume goes on with one run; {what} starts several, and goes on with them by their --name: give one of "
-            "the two"
+            f"--resume continues one run; {what} starts several, and continues them by their --name; give one"
         )
     if seeds == 1 and command.sweep is None and (command.parallel > 1 or command.ray is not None):
         raise SettingsError("--parallel and --ray go with several runs: --seeds N, or --sweep FILE")
     if settings.seed + seeds > 2**31:
-        beyond = f"--seeds {seeds} from seed {settings.seed} on go beyond 2147483647"
-        raise SettingsError(f"{beyond}; begin with a lower --seed")
+        beyond = f"--seeds {seeds} from seed {settings.seed} on exceed 2147483647"
+        raise SettingsError(f"{beyond}; start from a lower --seed")
 
 
 def find_config(file: str) -> Path:

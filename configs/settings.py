@@ -159,7 +159,7 @@ class AlgorithmSettings:
     gamma: Annotated[float, FRACTION] = 0.99
     """Discount of a reward one step later."""
     gae_lambda: Annotated[float, FRACTION] = 0.95
-    """Weight of longer returns in the advantage: 0 one step, 1 the whole episode."""
+    """Weight of longer returns in the advantage (GAE's lambda): 0 one step, 1 the full episode."""
     clip_range: Annotated[float, POSITIVE] = 0.2
     """Largest change of the probability ratio that is rewarded, at the start (ppo)."""
     clip_range_schedule: Schedule = "constant"
@@ -203,7 +203,7 @@ class PolicySettings:
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"
-    """The critic's memory: the actor's, the actor's without shaping it, its own, or none."""
+    """The critic's memory: shared with the actor, detached (shared, without its gradient), separate, or none."""
     encoder: str | None = None
     """What turns an observation into features: flatten, scaled, nature_cnn, impala, image, embedding, text, combined,
     sequence, attention, transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space, part by
@@ -256,7 +256,7 @@ class ImitationSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Periodic evaluation on environments of its own; the best agent is kept as best.zip."""
+    """Periodic evaluation on separate environments; the best agent is kept as best.zip."""
 
     every: Annotated[int, AT_LEAST_0] = 20_000
     """Environment steps between two evaluations; 0: never."""
@@ -269,7 +269,7 @@ class EvaluationSettings:
     deterministic: bool = True
     """Choose the best agent by its return with deterministic actions, instead of sampled ones, and act so."""
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
-    """Steps after which an episode is truncated; None: never. Without a time limit an episode need not end."""
+    """Steps after which an episode is truncated; None: never. Needed where an environment has no time limit."""
     share: Annotated[float | None, Range(lambda value: 0 < value <= 1, "greater than 0 and at most 1")] = 0.1
     """Environment steps that evaluations may take, those after training included, as a share of the steps of training:
     where episodes are long, fewer are played, and less often; None: any."""
@@ -335,7 +335,7 @@ class Settings:
     """CPU threads of torch. None: measured on the agent before training and written into the run's settings, which
     repeat the run bit for bit; a number makes this command do so too, whatever else the machine is doing."""
     runs: str = "runs"
-    """Folder in which the run gets a directory of its own."""
+    """Folder in which the run's directory is created."""
     name: str | None = None
     """Name of that directory; None: environment, memory, seed and time."""
     group: str | None = None

@@ -450,7 +450,7 @@ def share_run(
     if repository is None:
         return
     if dry:
-        configs.say(f"this would go to {repository}; nothing was sent")
+        configs.say(f"this would be sent to {repository}; nothing was sent")
         return
     with reported_as(CheckpointFault, "--push-to-hub", CheckpointError):
         configs.say(f"sent to {hub.push(folder, repository)}")

@@ -154,7 +154,7 @@ def _is_measurement(space: spaces.Space[Any]) -> bool:
 
 
 class EvaluationEnvironments:
-    """Environments of the evaluations' own: as many as play at once, made anew where that is another number."""
+    """Environments of the evaluations' own: as many as play at once, recreated where that number changes."""
 
     def __init__(self, make: Callable[[int], VecEnv], most: int) -> None:
         self._make, self._most = make, most
