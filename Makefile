@@ -54,8 +54,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Not --quiet: strict counts the warnings that are shown, and a dead link is one.
 docs: $(VENV)/.installed-dev
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --strict
 	@echo "look at it: $(BIN)/python -m http.server -d build/site"
 
 notebooks: $(VENV)/.installed-dev

@@ -3,21 +3,25 @@
     python evaluate.py runs/NAME --episodes 1000 --video pole.mp4 --report
     python evaluate.py runs/lstm-* runs/gru-* --report comparison.html
     python evaluate.py runs/NAME --insight
+    python evaluate.py model.zip --env CartPole-v1
     python evaluate.py --list
 
-Nothing but the run's directory is needed: settings, weights and normalizer lie in it.
+Nothing but the run's directory is needed: settings, weights and normalizer lie in it. A file that lies in no run says
+nothing of its environment, which must be named.
 """
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import configs
 from configs import SettingsError
 
+OUR_PAGE = '<meta name="generator" content="RecuRL">'
 IN_THE_RUN = Path("report.html")  # compared by identity: a file that a user calls so is another
 ENTIRE_EPISODE = sys.maxsize  # lags of --horizon without a number
 
@@ -28,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command(argv: Sequence[str] | None) -> None:
-    words = parser().parse_args(argv)
+    words = parsed(argv)
     if words.insight:
         words.ablate = words.inside = True
         words.horizon = ENTIRE_EPISODE if words.horizon is None else words.horizon
@@ -41,15 +45,16 @@ def command(argv: Sequence[str] | None) -> None:
     if words.list:
         analyses.list_runs(words.runs, words.json)
         return
+    analyses.check_computes_on(words.device)
     if words.inside or words.horizon is not None:
         analyses.check_plots()
     if words.push_to_hub is not None:
         analyses.check_hub()
     typed = [*configs.command_words("evaluate"), *(sys.argv[1:] if argv is None else argv)]
-    runs = analyses.open_runs(words.run, words.trust, typed)
+    runs = analyses.open_runs(words.run, words.trust, typed, task(words))
     options = analyses.Options(**{name: getattr(words, name) for name in analyses.Options._fields})
-    if len(runs) > 1:
-        analyses.compare(runs, options, words.json, words.report)
+    if len(words.run) > 1:
+        analyses.compare(runs, options, words.json, words.report, overwrite=words.overwrite)
         return
     (run,) = runs
     shares = words.card or words.push_to_hub is not None
@@ -68,7 +73,19 @@ def command(argv: Sequence[str] | None) -> None:
     if words.ablate and run.has_agent:
         analyses.ablate_run(run, options)
     if words.report is not None:
-        analyses.report_run(run, options, None if words.report is IN_THE_RUN else words.report)
+        page = None if words.report is IN_THE_RUN else words.report
+        analyses.report_run(run, options, page, overwrite=words.overwrite)
+
+
+def task(words: argparse.Namespace) -> configs.Settings | None:
+    """The environment to play agents' files in; None if none is named."""
+    if words.env is None and words.config is None:
+        return None
+    path = None if words.config is None else configs.find_config(words.config)
+    settings = configs.Settings() if path is None else configs.read(path)
+    if words.env is None:
+        return settings
+    return replace(settings, env=replace(settings.env, id=words.env))
 
 
 def faults(words: argparse.Namespace) -> Iterator[str]:
@@ -99,61 +116,142 @@ def faults(words: argparse.Namespace) -> Iterator[str]:
     if not words.list and not words.run:
         yield "expected the directory of a run, such as runs/NAME; --list shows the runs there are"
     if words.list and (words.run or report is not None or video is not None or looks_inside):
-        yield "--list stands alone: it evaluates nothing; --runs chooses the folder it looks in"
+        yield "--list evaluates nothing and takes no run; --runs chooses the folder whose runs it lists"
     if several and video is not None:
         yield "--video records one run's agent; give one run"
     if several and looks_inside:
         yield "--ablate, --horizon, --inside and --insight look at one run's agent; give one run"
     if several and report is IN_THE_RUN:
-        yield "a comparison is no run's own: give --report a file, such as --report comparison.html"
+        yield "a comparison lies in no run: give --report a file, such as --report comparison.html"
     for name, file in (("json", words.json), ("report", report)):
         if file is not None and not file.parent.is_dir():
             yield f"--{name} {file}: there is no directory {file.parent}"
     page = None if report is IN_THE_RUN else report
     if page is not None and page.is_dir():
         yield f"--report {page}: that is a directory; put the runs before --report"
-    elif page is not None and page.exists():
-        yield f"--report {page}: exists and is not overwritten; choose another name"
+    elif page is not None and page.exists() and not words.overwrite:
+        yield f"--report {page}: exists and is not overwritten; choose another name, or add --overwrite"
+    if words.overwrite and report is None:
+        yield "--overwrite goes with --report"
+    own = words.run[0] / "report.html" if report is IN_THE_RUN and len(words.run) == 1 else page
+    if words.overwrite and own is not None and own.is_file() and OUR_PAGE not in start_of(own):
+        yield f"--overwrite: {own} is no report of this program; choose another name"
+    files = [path for path in words.run if path.suffix == ".zip"]
+    if not files and (words.env is not None or words.config is not None):
+        yield "--env and --config go with an agent's file, such as model.zip; a run has its own settings"
+    for path in files:
+        if not path.is_file():
+            yield f"{path}: there is no such file"
+
+
+def start_of(page: Path) -> str:
+    """The beginning of a file, whatever is in it."""
+    with page.open(encoding="utf-8", errors="replace") as file:
+        return file.read(2000)
+
+
+EXAMPLES = """examples:
+  {program} runs/NAME                      the best checkpoint, 100 episodes
+  {program} runs/NAME --checkpoint last --stochastic
+  {program} runs/NAME --insight --report   does it use its memory? one page
+  {program} runs/NAME --video episode.mp4
+  {program} runs/lstm-* runs/gru-*         compares runs, seeds as groups
+  {program} model.zip --env CartPole-v1    also one of sb3-contrib
+  {program} --list                         the runs in runs/"""
+
+
+CALLED = {"gif": "video", "n-episodes": "episodes", "render": "video", "sampled": "stochastic", "sample": "stochastic"}
+"""Options by other names for them."""
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The words; raises :class:`SettingsError` that names what may have been meant by an option that there is not."""
+    reader = parser()
+    words, unknown = reader.parse_known_args(argv)
+    options = [name.lstrip("-") for each in reader._actions for name in each.option_strings]
+    lines = []
+    for option in (word.partition("=")[0] for word in unknown if word.startswith("-")):
+        near = configs.nearest(option, options, CALLED)
+        lines.append(f"there is no option {option}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    if unknown:
+        lines = lines or [f"unexpected: {' '.join(unknown)}"]
+        raise SettingsError("\n".join([*lines, f"{reader.prog} --help shows the options there are"]))
+    return words
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    words = argparse.ArgumentParser(prog="evaluate.py", description="Evaluates trained agents.")
-    add, switch = words.add_argument, partial(words.add_argument, action="store_true")
-    add("run", type=Path, nargs="*", help="directory of a run, such as runs/NAME; several: one table")
+    """The command line, by topic."""
+    program = shlex.join(configs.command_words("evaluate"))
+    words = argparse.ArgumentParser(
+        prog=program,
+        usage="%(prog)s RUN ... [--OPTION VALUE ...]",
+        description="Evaluates trained agents: tables, reports, videos, and what their memories do.",
+        epilog=EXAMPLES.format(program=program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    what = "directory of a run, such as runs/NAME, or an agent's .zip; several: one table"
+    words.add_argument("run", type=Path, nargs="*", metavar="RUN", help=what)
+    for add_options in (_of_playing, _of_results, _of_memory, _of_sharing, _of_files):
+        add_options(words)
+    words.add_argument("--list", action="store_true", help="list the runs there are, and evaluate none")
+    words.add_argument("--runs", type=Path, default=Path("runs"), help="folder to list (default: runs)")
+    words.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return words
+
+
+def _of_playing(words: argparse.ArgumentParser) -> None:
+    group = words.add_argument_group("which agent plays, and how")
+    add = group.add_argument
     add("--checkpoint", default="best", help="best, last, a step, or a file (default: best)")
     add("--episodes", type=int, default=100, help="episodes in all (default: 100)")
     add("--n-envs", type=int, default=20, help="environments side by side (default: 20)")
-    way = words.add_mutually_exclusive_group()
-    way.add_argument("--deterministic", action="store_true", default=None, help="take the most probable action")
+    way = group.add_mutually_exclusive_group()
+    way.add_argument("--deterministic", action="store_true", default=None, help="act deterministically")
     way.add_argument("--stochastic", dest="deterministic", action="store_false", help="sample actions")
     add("--seed", type=int, default=1_000_000, help="of environments and samples (default: 1000000)")
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    add("--json", type=Path, help="write the result to this file too")
-    add("--video", type=Path, help="record an episode to this file, .mp4 or .gif")
-    file = "write the agent to this file, .onnx, .pt or .c, to act without this package"
-    add("--export", metavar="FILE", type=Path, help=file)
-    switch("--with-value", help="of --export: the critic's value is an output too")
-    switch("--with-sampling", help="of --export: actions are drawn, by an input seed")
-    switch("--card", help="write a folder to be shared into the run: model card, agent, settings, results, report")
-    add("--push-to-hub", metavar="OWNER/NAME", help="send that folder to the Hugging Face Hub")
-    switch("--dry-run", help="of --push-to-hub: list what would go, and send nothing")
+
+
+def _of_results(words: argparse.ArgumentParser) -> None:
+    add = words.add_argument_group("results").add_argument
+    add("--json", type=Path, metavar="FILE", help="write the result to this file too")
     page = "write an HTML page too, of several runs a comparison (default: report.html in the run)"
     add("--report", metavar="FILE", type=Path, nargs="?", const=IN_THE_RUN, help=page)
-    switch("--list", help="list the runs there are, and evaluate none")
-    add("--runs", type=Path, default=Path("runs"), help="folder to list (default: runs)")
-    switch("--ablate", help="play the same episodes with the memory wiped, exchanged and noisy")
+    add("--overwrite", action="store_true", help="of --report: replace a report that is there")
+    add("--video", type=Path, metavar="FILE", help="record an episode to this file, .mp4 or .gif")
+
+
+def _of_memory(words: argparse.ArgumentParser) -> None:
+    add = words.add_argument_group("the memory").add_argument
+    add("--insight", action="store_true", help="all of --ablate, --horizon and --inside")
+    add("--ablate", action="store_true", help="play the same episodes with the memory wiped, exchanged and noisy")
     reach = "measure how far back an input still moves the action, up to so many steps (default: the entire episode)"
     add("--horizon", type=int, nargs="?", const=ENTIRE_EPISODE, metavar="LAGS", help=reach)
-    switch("--inside", help="draw the memory over an episode: state, gates, what is attended to")
-    switch("--insight", help="all of --ablate, --horizon and --inside")
+    add("--inside", action="store_true", help="draw the memory over an episode: state, gates, what is attended to")
     colors = "what colors the state's principal components: time, reward, value, action or a key of the infos"
     add("--color", default="time", metavar="KEY", help=colors)
     add("--colour", help=argparse.SUPPRESS)
+
+
+def _of_sharing(words: argparse.ArgumentParser) -> None:
+    add = words.add_argument_group("sharing").add_argument
+    file = "write the agent to this file, .onnx, .pt or .c, to act without this package"
+    add("--export", metavar="FILE", type=Path, help=file)
+    add("--with-value", action="store_true", help="of --export: the critic's value is an output too")
+    add("--with-sampling", action="store_true", help="of --export: actions are sampled, by an input seed")
+    card = "write a folder to be shared into the run: model card, agent, settings, results, report"
+    add("--card", action="store_true", help=card)
+    add("--push-to-hub", metavar="OWNER/NAME", help="send that folder to the Hugging Face Hub")
+    add("--dry-run", action="store_true", help="of --push-to-hub: list what would be sent, and send nothing")
+
+
+def _of_files(words: argparse.ArgumentParser) -> None:
+    add = words.add_argument_group("files of others").add_argument
+    add("--env", metavar="ID", help="the environment of an agent's .zip that lies in no run")
+    add("--config", metavar="NAME", help="a settings file that describes that environment")
     modules = "modules that the run may import, where it was not made by you from this directory"
     add("--trust", metavar="NAME", nargs="+", default=(), help=modules)
-    switch("--debug", help="show the traceback of an error")
-    return words
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 sibling. ``MlpLstmPolicy``, ``CnnLstmPolicy`` and ``MultiInputLstmPolicy`` are the policies of
 ``sb3_contrib.ppo_recurrent``, ``RecurrentActorCriticPolicy`` is the general one. ``MEMORIES`` and ``ENCODERS`` list
 what can be chosen by name; a memory of your own is a ``Memory``. ``evaluate`` measures an agent, ``Player`` acts with
-a saved one, ``import_contrib`` reads a model of ``sb3_contrib``.
+a saved one, ``import_contrib`` reads a model of ``sb3_contrib``, ``share`` divides environments among processes that
+train together.
 """
 
 from agents import checkpoint
@@ -14,6 +15,7 @@ from agents.algorithms.ppo import RecurrentPPO
 from agents.analysis.evaluation import evaluate
 from agents.deploy.contrib import import_contrib
 from agents.deploy.player import Player
+from agents.distributed.group import share
 from agents.encoders import ENCODERS
 from agents.memory import MEMORIES, Memory
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "import_contrib",
+    "share",
 ]
 
 __version__ = "0.1.0"

@@ -123,11 +123,10 @@ SWITCHES: dict[str, str] = {
     "plain-inputs": "--env.previous-action-reward False",
     "lambda-0.9": "--algorithm.gae-lambda 0.9",
     "lambda-0.7": "--algorithm.gae-lambda 0.7",
-    "no-gsde": "--algorithm.use-sde False",
-    "gsde-0.999": "--algorithm.use-sde True --algorithm.sde-sample-freq 8 --algorithm.gamma 0.999",
+    "gsde": "--algorithm.use-sde --algorithm.sde-sample-freq 8",
+    "gsde-0.999": "--algorithm.use-sde --algorithm.sde-sample-freq 8 --algorithm.gamma 0.999",
     "no-entropy": "--algorithm.ent-coef 0",
     "constant-entropy": "--algorithm.ent-coef 0.01",
-    "constant-no-gsde": "--algorithm.ent-coef 0.01 --algorithm.use-sde False",
     "clipped-values": "--algorithm.clip-range-vf 0.2",
     "ten-epochs": "--algorithm.n-epochs 10",
     "batch-1024": "--algorithm.batch-size 1024",
@@ -137,7 +136,7 @@ SWITCHES: dict[str, str] = {
     "gru": "--policy.memory gru",
     "mingru": "--policy.memory mingru",
     "deltanet": "--policy.memory deltanet",
-    "before": "--env.n-envs 8 --env.previous-action-reward False --algorithm.use-sde False "
+    "before": "--env.n-envs 8 --env.previous-action-reward False "
     "--algorithm.learning-rate 5e-4 --algorithm.learning-rate-schedule constant --algorithm.n-steps 128 "
     "--algorithm.batch-size 256 --algorithm.n-epochs 10 --algorithm.ent-coef 0 "
     "--algorithm.normalize-advantage batch --policy.memory-kwargs forget_bias=1.0",

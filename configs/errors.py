@@ -8,6 +8,7 @@
 | 3 | the environment could not be made, or raised |
 | 4 | a number was not finite |
 | 5 | a checkpoint could not be found, read or written |
+| 6 | another process of the run, as torchrun starts several, failed or was killed |
 | 130, 143 | stopped by Ctrl-C, by SIGTERM |
 """
 
@@ -24,6 +25,8 @@ class CommandError(Exception):
     """A fault that its message explains: the user sees that and no traceback."""
 
     exit_code = 1
+    is_reported = False
+    """Whether another process tells the user."""
 
 
 class SettingsError(CommandError, ValueError):
@@ -48,6 +51,12 @@ class CheckpointFault(CommandError):
     """A checkpoint could not be found, read or written."""
 
     exit_code = 5
+
+
+class ProcessFault(CommandError):
+    """Another process that trains the same agent failed, or is gone."""
+
+    exit_code = 6
 
 
 @contextmanager
@@ -146,10 +155,12 @@ def run(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | N
     except CommandError as error:
         if "--debug" in arguments or os.environ.get("RECURL_DEBUG"):
             traceback.print_exc()
-        say(f"error: {error}", error=True)
+        if not error.is_reported:
+            say(f"error: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
-        say(str(interrupt) or "interrupted", error=True)
+        if not getattr(interrupt, "is_reported", False):
+            say(str(interrupt) or "interrupted", error=True)
         return int(getattr(interrupt, "exit_code", 130))
     except SystemExit as request:  # argument parsers end this way
         return request.code if isinstance(request.code, int) else 0 if request.code is None else 2

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from configs.settings import SETTINGS, Settings, values
@@ -37,6 +37,7 @@ OFTEN = {
     "total-timesteps": "environment steps to train for",
     "seed": "decides every random number",
     "seeds": "train so many seeds as one group",
+    "sweep": "search settings: a file of what to try, see docs/sweeps.md",
     "device": "auto, cpu, cuda, ...",
     "name": "name of the run's directory in runs/",
     "resume": "the directory of a run to continue",
@@ -92,11 +93,12 @@ def text(words: Sequence[str], program: str, command: type[Any], options: Option
     return "\n".join(_overview(program, width))
 
 
-def nearest(word: str, options: Options) -> list[str]:
+def nearest(word: str, options: Iterable[str], called: Mapping[str, str] = CALLED) -> list[str]:
     """The options that may have been meant by a word that is none, the likeliest first."""
     typed = word.lstrip("-").partition("=")[0].replace("_", "-")
-    if typed in CALLED:
-        return [f"--{CALLED[typed]}"]
+    if typed in called:
+        return [f"--{called[typed]}"]
+    options = tuple(options)
     last = {option: option.rpartition(".")[2] for option in options}
     exact = [option for option in options if last[option] == typed.rpartition(".")[2]]
     likeness = {

@@ -22,6 +22,7 @@ ROOT = DOCS.parent
 SECTION = re.compile(r"^## `(\w+)`: (.+)\n", re.M)
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|data:)([^)\s#]*)(#[^)\s]*)?(?=\))")
 NAMED = re.compile(r"\[(?:docs/)?([\w/]+\.md)\]\(([^)\s]+)\)")
+WIDE = re.compile(r"^\|(?:[^|\n]+\|){9,}$", re.M)
 KINDS = {"memory": ("memories", "memory_kinds.md"), "encoder": ("encoders", "encoder_kinds.md")}
 """Folder on the site -> its part of results/costs.json, its text."""
 FROM_ROOT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -35,10 +36,14 @@ def generated() -> dict[str, str]:
     """Page -> its Markdown."""
     from agents.encoders import ENCODERS
     from agents.memory import MEMORIES
+    from envs.wrappers.transforms import WRAPPERS
 
     pages = {page: _moved((ROOT / name).read_text(), "") for name, page in FROM_ROOT.items()}
     for folder, registry in (("memory", MEMORIES), ("encoder", ENCODERS)):
         pages.update(of_registry(folder, registry))
+    pages["reference/tasks.md"] = of_names("Tasks", tasks())
+    wrappers = {name: f"{cls.__module__}.{cls.__qualname__}" for name, cls in WRAPPERS.items()}
+    pages["reference/wrappers.md"] = of_names("Wrappers", wrappers)
     for notebook in sorted(DOCS.glob("notebooks/*.ipynb")):
         pages[f"notebooks/{notebook.stem}.md"] = of_notebook(json.loads(notebook.read_text()))
     return pages
@@ -130,6 +135,21 @@ def _directive(cls: type, options: Mapping[str, Any]) -> str:
     return f"::: {cls.__module__}.{cls.__qualname__}\n    options:\n{listed}"
 
 
+def tasks() -> dict[str, str]:
+    """The environments of this package that have a class of their own: id -> where it is."""
+    import gymnasium
+
+    entries = {spec.id: str(spec.vector_entry_point) for spec in gymnasium.registry.values()}
+    return {id: entry.replace(":", ".") for id, entry in entries.items() if entry.startswith("envs.tasks.")}
+
+
+def of_names(title: str, classes: Mapping[str, str]) -> str:
+    """A page of docstrings under the names by which classes are chosen."""
+    options = "\n    options: {members: false, show_bases: false, show_root_heading: false, show_root_toc_entry: false}"
+    sections = [f"## `{name}`\n\n::: {where}{options}" for name, where in classes.items()]
+    return "\n\n".join([f"# {title}", *sections]) + "\n"
+
+
 def of_notebook(notebook: Mapping[str, Any]) -> str:
     """Its cells and what they printed and drew."""
     parts = []
@@ -139,8 +159,9 @@ def of_notebook(notebook: Mapping[str, Any]) -> str:
             parts.append(source)
             continue
         parts.append(f"```python\n{source}\n```")
-        parts += [shown for output in cell["outputs"] if (shown := _output(output))]
-    return "\n\n".join(parts) + "\n"
+        shown = "\n\n".join(_output(output) for output in cell["outputs"])
+        parts.append(re.sub(r"\n```\s+```text\n", "\n", shown).strip())  # what is printed in pieces is one text
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _output(output: Mapping[str, Any]) -> str:
@@ -202,10 +223,14 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """mkdocs: links of a page in docs, to README.md or a notebook too."""
+    """mkdocs: links of a page in docs, to README.md or a notebook too; a wide table gets the room of the contents."""
+    if WIDE.search(markdown):
+        page.meta["hide"] = ["toc"]
     return markdown if page.file.generated_by else _moved(markdown, "")
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """mkdocs: the page's HTML; roles of docstrings are for readers of the source."""
-    return with_mathml(re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", content))
+    """mkdocs: the page's HTML; roles of docstrings are for readers of the source, and an option is not split in two."""
+    content = re.sub(r":(?:class|func|meth|mod):(?=<code>)", "", content)
+    content = re.sub(r"<code>(?=[^<>]{1,28}</code>)", '<code class="short">', content)
+    return with_mathml(re.sub(r"(?<=[> ])(--[\w.-]+)(?=[^<>]*</code>)", r'<span class="short">\1</span>', content))

@@ -20,6 +20,7 @@ FLOORS: dict[str, dict[str, int]] = {
     "agents": {
         "kernels": 0,
         "checks": 0,
+        "distributed": 0,
         "memory": 1,
         "encoders": 1,
         "policy": 2,

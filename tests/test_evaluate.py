@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sb3_contrib
 import torch
 import yaml
+from stable_baselines3 import PPO
 
 import configs
 import evaluate
@@ -18,7 +20,7 @@ from agents import Player, RecurrentPPO
 from agents.checkpoint import CheckpointError
 from agents.checks.extras import install_command
 from agents.runs.directory import RunDirectory
-from agents.runs.launch import SeedsFailed
+from agents.runs.several import SeedsFailed
 from configs import EnvironmentFault, Settings
 
 WORDS = [
@@ -141,7 +143,7 @@ def test_the_exit_code_is_that_of_the_first_failure() -> None:
     ("words", "code", "message"),
     [
         (["--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
-        (["--seeds", "3", "--seed", str(2**31 - 2)], 2, "go beyond 2147483647"),
+        (["--seeds", "3", "--seed", str(2**31 - 2)], 2, "exceed 2147483647"),
         (["--seeds", "3", "--seed", "4", "--dry-run"], 0, "seeds         4 to 6"),
     ],
 )
@@ -179,6 +181,81 @@ def test_a_runs_report_lies_in_the_run_and_is_numbered_where_there_is_one(runs: 
     episode = episode_of(runs / "other" / "report.html")
     assert episode["steps"] == len(episode["rewards"]) > 0
     assert (runs / "other" / "report-2.html").is_file()
+
+
+def test_a_report_is_replaced_on_request(runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert evaluate.main([str(runs / "other"), "--episodes", "2", "--report", str(page)]) == 0
+    first = page.read_text()
+    assert evaluate.main([str(runs / "pair-5"), "--episodes", "2", "--report", str(page), "--overwrite"]) == 0
+    assert "pair-5" in page.read_text() != first
+    for _ in range(2):
+        assert evaluate.main([str(runs / "other"), "--episodes", "2", "--report", "--overwrite"]) == 0
+    assert [path.name for path in (runs / "other").glob("report*")] == ["report.html"]
+
+
+def test_a_directory_without_an_agent_does_not_stop_a_comparison_and_is_named(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "empty").mkdir()
+    (runs / "note.txt").touch()
+    shutil.rmtree(runs / "other" / "checkpoints")
+    (runs / "other" / "best.zip").unlink()
+    assert evaluate.main([*map(str, sorted(runs.iterdir())), "--episodes", "2"]) == 0
+    captured = capsys.readouterr()
+    for name in ("empty", "note.txt", "other"):
+        assert f"left out: {runs / name}" in captured.err
+        assert f" {name} " not in captured.out
+    assert "2 seeds" in captured.out
+
+
+def test_an_agents_file_is_evaluated_as_its_run_is(runs: Path, tmp_path: Path) -> None:
+    """In its run, and moved away from it, with its last action and reward as in training."""
+    (tmp_path / "moved.zip").write_bytes((runs / "pair-5" / "best.zip").read_bytes())
+    task = tmp_path / "task.yaml"
+    task.write_text("env: {id: TMaze-v0, kwargs: {length: 3}, wrappers: [previous_action_reward]}")
+    file, words = tmp_path / "all.json", ["--episodes", "8", "--stochastic", "--json", str(tmp_path / "all.json")]
+    found = []
+    for chosen in (
+        [str(runs / "pair-5")],
+        [str(runs / "pair-5" / "best.zip")],
+        *([[str(tmp_path / "moved.zip"), "--config", str(task)]] * 2),
+    ):
+        assert evaluate.main([*chosen, *words]) == 0
+        found.append(json.loads(file.read_text())["returns"])
+    assert found[1:] == [found[0]] * 3
+    (made,) = tmp_path.glob("moved-evaluation*")
+    assert configs.read(made / "settings.yaml").policy.memory == "gru"
+    assert len(results(made)) == 2
+
+
+def test_a_model_of_sb3_contrib_is_evaluated_in_the_environment_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = sb3_contrib.RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, batch_size=8)
+    theirs.save(tmp_path / "theirs")
+    PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save(tmp_path / "other")
+    (tmp_path / "text.zip").write_text("hello")
+    words = ["--env", "CartPole-v1", "--episodes", "3"]
+    assert evaluate.main([str(tmp_path / "theirs.zip"), *words]) == 0
+    for name, typed, code, message in (
+        ("theirs", [], 2, "its environment is not known; add --env ID"),
+        ("theirs", ["--env", "Pendulum-v1"], 5, "theirs.zip in Pendulum-v1: "),
+        ("other", words, 5, "holds no LSTM"),
+        ("text", words, 5, "is no checkpoint"),
+    ):
+        assert evaluate.main([str(tmp_path / f"{name}.zip"), *typed]) == code
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["theirs-evaluation"]
+
+
+def test_the_help_shows_commands_by_topic(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert evaluate.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown
+    assert "the memory:" in shown
+    assert max(map(len, shown.splitlines())) <= 120  # the commands are as long as the path of this Python
 
 
 def test_the_episode_of_a_report_is_one_that_an_evaluation_plays(runs: Path, tmp_path: Path) -> None:
@@ -351,13 +428,12 @@ def words_of(*words: str) -> Any:
         (with_broken_settings, 2, "settings.yaml:2: unknown setting sede"),
         (of_another_environment, 5, "does not fit PendulumNoVel-v1"),
         (lambda runs: [*of_another_environment(runs), str(runs / "other")], 5, "does not fit PendulumNoVel-v1"),
-        (lambda runs: [*without_agents(runs), str(runs / "other")], 5, "pair-5 holds no saved agent"),
+        (lambda runs: [*without_agents(runs), str(runs)], 5, "none of the directories holds a saved agent"),
         (with_a_file_in_the_way, 2, "exists and is not overwritten"),
         (with_a_file_for_a_folder, 2, "--inside"),
         (words_of(), 2, "--list shows the runs there are"),
         (words_of("runs/nothing"), 5, "is no directory"),
         (words_of("runs/pair-5", "runs/nothing"), 5, "is no directory"),
-        (words_of("runs/", "runs/other"), 5, "holds no settings.yaml"),
         (words_of("runs/other", "runs/../runs/other"), 2, "is given twice"),
         (words_of("runs/other", "--checkpoint", "33"), 5, "has no checkpoint '33'; there are best, last, 32, 64"),
         (words_of("runs/other", "--checkpoint", "settings.yaml"), 5, "settings.yaml"),
@@ -370,7 +446,14 @@ def words_of(*words: str) -> Any:
         (words_of("runs/pair-5", "runs/other", "--report"), 2, "give --report a file"),
         (words_of("runs/pair-5", "runs/other", "--video", "a.mp4"), 2, "give one run"),
         (words_of("runs/pair-5", "runs/other", "--insight"), 2, "give one run"),
-        (words_of("--list", "runs/other"), 2, "--list stands alone"),
+        (words_of("runs/other", "--overwrite"), 2, "--overwrite goes with --report"),
+        (words_of("runs/other", "--env", "CartPole-v1"), 2, "go with an agent's file"),
+        (words_of("runs/nothing.zip"), 2, "there is no such file"),
+        (lambda runs: [*with_a_file_in_the_way(runs), "--overwrite"], 2, "is no report of this program"),
+        (words_of("runs/other", "--episods", "3"), 2, "no option --episods; did you mean --episodes?"),
+        (words_of("runs/other", "--gif", "a.gif"), 2, "no option --gif; did you mean --video?"),
+        (words_of("runs/other", "--device", "cudda"), 2, "--device 'cudda': expected auto, cpu, cuda"),
+        (words_of("--list", "runs/other"), 2, "--list evaluates nothing"),
         (words_of("--list", "--runs", "runs/nothing"), 2, "is no directory"),
         (words_of("runs/other", "--inside", "--colour", "reward"), 2, "is called --color now"),
         (words_of("runs/other", "--inside", "--color", "rewards"), 2, "--color rewards: no step of the episode has"),
@@ -397,7 +480,7 @@ def test_an_agent_is_shared_as_a_folder_and_comes_back_from_it(run: Path, capsys
     files = {"README.md", "agent.zip", "report.html", "results.json", "settings.yaml"}
     assert {path.name for path in folder.iterdir()} == files
     assert all(file in shown for file in files)
-    assert "this would go to me/maze; nothing was sent" in shown
+    assert "this would be sent to me/maze; nothing was sent" in shown
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
     (model,) = yaml.safe_load(front)["model-index"]
     returns = json.loads((folder / "results.json").read_text())["return"]

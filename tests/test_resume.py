@@ -116,7 +116,7 @@ CASES = {
     ],
     "linear schedules and noise by state": [
         *("--env.id", "Pendulum-v1", "--env.kwargs", "max_episode_steps=25"),
-        *("--algorithm.use-sde", "True", "--algorithm.sde-sample-freq", "4"),
+        *("--algorithm.use-sde", "--algorithm.sde-sample-freq", "4"),
         *("--algorithm.learning-rate-schedule", "linear", "--algorithm.clip-range-schedule", "linear"),
     ],
     "a window and dropout": [

@@ -41,6 +41,13 @@ def test_a_memory_appears_by_being_registered() -> None:
     assert "| [`remembered`](remembered.md) | Remembered | " in found["memory/index.md"]
 
 
+def test_every_task_of_the_package_is_specified() -> None:
+    found = pages.tasks()
+    assert found["TMaze-v0"] == "envs.tasks.recall.TMaze"
+    assert len(found) >= 14
+    assert "## `TMaze-v0`\n\n::: envs.tasks.recall.TMaze\n" in pages.of_names("Tasks", found)
+
+
 def test_links_lead_where_a_page_has_come_to_lie() -> None:
     text = "[docs/speed.md](docs/speed.md) [x](../README.md#drop-in) [y](docs/notebooks/own_memory.ipynb) [z](#a)"
     moved = "[Speed](speed.md) [x](index.md#drop-in) [y](notebooks/own_memory.md) [z](#a)"
@@ -78,12 +85,13 @@ def test_a_notebook_shows_what_it_printed_and_drew() -> None:
             "source": ["print(1)\n", "f"],
             "outputs": [
                 {"output_type": "stream", "text": ["1\n"]},
+                {"output_type": "stream", "text": ["2\n"]},
                 {"output_type": "display_data", "data": {"image/png": "QQ==\n", "text/plain": "Figure"}},
             ],
         },
     ]
     shown = pages.of_notebook({"cells": cells})
-    expected = "# Title\n\n```python\nprint(1)\nf\n```\n\n```text\n1\n```\n\n![](data:image/png;base64,QQ==)\n"
+    expected = "# Title\n\n```python\nprint(1)\nf\n```\n\n```text\n1\n2\n```\n\n![](data:image/png;base64,QQ==)\n"
     assert shown == expected
 
 

@@ -38,7 +38,7 @@ def test_the_file_has_what_a_sweep_needs_and_maximizes_what_is_recorded() -> Non
         assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name)
         assert set(parameter) in ({"values"}, {"distribution", "min", "max"})
         assert len(set(possible(parameter))) == len(possible(parameter)) > 1
-    assert SWEEP["metric"] == {"name": "best_return", "goal": "maximize"}
+    assert SWEEP["metric"] == {"name": "final_return", "goal": "maximize"}
 
 
 @pytest.mark.parametrize("memory", SWEEP["parameters"]["policy.memory"]["values"])

@@ -77,16 +77,18 @@ def test_the_settings_of_a_run_repeat_it(trained: Path, runs: Path) -> None:
     assert rows_of(trained / "metrics.csv") == rows_of(again / "metrics.csv")
 
 
-def test_the_last_line_is_a_command_that_works_in_the_folder_that_the_user_is_in(
+def test_the_last_lines_are_commands_that_work_in_the_folder_that_the_user_is_in(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.main([*TINY, *PPO, *QUIET, "--runs", "runs"]) == 0
-    command = capsys.readouterr().out.splitlines()[-1].partition("evaluate it again with: ")[2]
-    python, script, *words = shlex.split(command)
-    assert shutil.which(python) == shutil.which(sys.executable)
-    assert Path(script).resolve() == Path(evaluate.__file__)
-    assert evaluate.main([*words, "--episodes", "1"]) == 0
+    commands = [line.partition(": ")[2] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert commands[1].startswith(f"{commands[0]} --insight --report")
+    for command in commands:
+        python, script, *words = shlex.split(command)
+        assert shutil.which(python) == shutil.which(sys.executable)
+        assert Path(script).resolve() == Path(evaluate.__file__)
+        assert evaluate.main([*words, "--episodes", "1"]) == 0
 
 
 def test_commands_are_written_as_the_user_can_type_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +178,7 @@ def test_training_ends_where_an_evaluation_reaches_the_requested_return(runs: Pa
         (["--policy.memory", "no.such.module:Memory"], 2, "no.such.module"),
         (["--policy.encoder", "json:Nothing"], 2, "cannot be imported"),
         (["--policy.encoder", "nature_cnn"], 2, "agent"),
-        (["--algorithm.use-sde", "True"], 2, "agent"),
+        (["--algorithm.use-sde"], 2, "agent"),
         (["--device", "cudda"], 2, "device 'cudda': expected auto, cpu, cuda"),
         (["--env.id", "CartPoleNoVl-v1", "--dry-run"], 3, "CartPoleNoVel-v1"),
         (["--device", "cudda", "--dry-run"], 2, "device 'cudda'"),
@@ -215,10 +217,11 @@ def test_weights_and_biases_without_a_key_records_settings_and_metrics_offline_a
     monkeypatch.setattr("builtins.input", asked)
     monkeypatch.setattr("getpass.getpass", asked)
     words = [*TINY, *PPO, *QUIET, "--runs", str(runs), "--tracking.wandb", "online", "--tracking.wandb-timeout", "1"]
+    words += ["--evaluation.final-episodes", "2"]
     assert train.main(words) == 0
     assert "there is no key (`wandb login` stores one); recording offline" in capsys.readouterr().err
     (record,) = runs.glob("*/wandb/offline-run-*/run-*.wandb")
-    expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda")
+    expected = (b"train/value_loss", b"rollout/ep_rew_mean", b"gae_lambda", b"final_return_low")
     while not all(word in record.read_bytes() for word in expected):  # its service writes a moment after the end
         time.sleep(0.1)
     assert [path.name for path in record.parent.glob("files/media/videos/videos/*")] != []

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from agents.algorithms.losses import clip_gradients, normalized, policy_gradient, value_error
+from agents.algorithms.losses import normalized, policy_gradient, value_error
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, settings_of
 from agents.checks.arguments import check_mapping, check_positive
 from agents.encoders.auxiliary import AuxiliaryTerms
@@ -70,16 +70,25 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         with self.policy.planned(), self._watching_weights():
-            for batch in self.rollout_buffer.get(None):
+            for batch in self._minibatches(None):
                 self._step(batch)
 
     def _step(self, batch: SequenceBatch) -> None:
+        batch = batch._replace(advantages=self._normalized_advantages()(batch))
+        self.policy.optimizer.zero_grad()
+        terms = self._backward(batch) if batch.n_steps else {}
+        self._learn_from_gradients(self.policy.parameters(), batch.n_steps)
+        self._n_updates += 1
+        self._record_update(terms)
+
+    def _backward(self, batch: SequenceBatch) -> dict[str, float]:
+        """Gradients of the loss, and what is logged of it."""
         values, log_probs, entropy = self.policy.evaluate_actions(
             batch.observations, batch.actions, batch.state, batch.episode_starts
         )
         log_probs = batch.steps(log_probs)
-        advantages = self._normalized_by_rollout()(batch.steps(batch.advantages))
-        if self._normalization == "batch":
+        advantages = batch.steps(batch.advantages)
+        if self._objective_normalizes:
             advantages = normalized(advantages)
         policy_loss = policy_gradient(log_probs, advantages)
         value_loss = value_error(batch.steps(values), batch.steps(batch.returns), batch.steps(batch.old_values), None)
@@ -87,19 +96,13 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         loss = policy_loss + self.entropy_coefficient() * entropy_loss + self.vf_coef * value_loss
         auxiliary = AuxiliaryTerms(self.policy)
         loss = auxiliary.add_to(loss)
-        self.policy.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
-        self._n_updates += 1
-        self._record_update(
-            {
-                "entropy_loss": entropy_loss.item(),
-                "policy_loss": policy_loss.item(),
-                "value_loss": value_loss.item(),
-                **auxiliary.means(),
-            }
-        )
+        return {
+            "entropy_loss": entropy_loss.item(),
+            "policy_loss": policy_loss.item(),
+            "value_loss": value_loss.item(),
+            **auxiliary.means(),
+        }
 
     def learn(
         self: SelfRecurrentA2C,

@@ -3,7 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    ConvertCallback,
+    EvalCallback,
+    ProgressBarCallback,
+)
 
 
 def all_callbacks(callback: Any) -> Iterator[BaseCallback]:
@@ -32,3 +39,14 @@ def skip_steps(callback: BaseCallback, n_calls: int, num_timesteps: int) -> None
     callback.num_timesteps = num_timesteps
     for child in callback.callbacks if isinstance(callback, CallbackList) else []:
         skip_steps(child, n_calls, num_timesteps)
+
+
+def without_reports(callback: Any) -> Any:
+    """A callback, list of callbacks or None, without those of Stable-Baselines3 that evaluate, save or show, which of
+    processes that train together the first one does."""
+    if isinstance(callback, list):
+        return [without_reports(each) for each in callback]
+    if isinstance(callback, CallbackList):
+        return CallbackList([without_reports(each) for each in callback.callbacks])
+    is_report = isinstance(callback, EvalCallback | CheckpointCallback | ProgressBarCallback)
+    return CallbackList([]) if is_report else callback

@@ -28,6 +28,7 @@ from agents.algorithms.losses import clip_gradients
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checks.arguments import check_count, check_positive, check_range
 from agents.checks.observations import leaves, map_observations
+from agents.distributed import group
 from agents.memory import State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 
@@ -111,6 +112,8 @@ class Imitation:
         check_count("capacity", capacity)
         check_positive("learning_rate", learning_rate)
         check_range("mixing", mixing, 0.0, 1.0)
+        if group.size() > 1:
+            raise ValueError(f"imitation learns in one process, and here are {group.size()}: start it without torchrun")
         _check_key(student, key)
         self.student, self._teacher, self._key = student, teacher, key
         self.n_steps, self.sequence_length, self.n_epochs = n_steps, sequence_length, n_epochs

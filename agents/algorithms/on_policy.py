@@ -29,7 +29,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, get_device
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 
-from agents.algorithms.callbacks import all_callbacks, needs_steps, skip_steps
+from agents.algorithms.callbacks import all_callbacks, needs_steps, skip_steps, without_reports
 from agents.algorithms.compiled import CompiledPolicy
 from agents.algorithms.experience import (
     Step,
@@ -44,6 +44,8 @@ from agents.algorithms.experience import (
     steps_in_two_calls,
     truncated_episodes,
 )
+from agents.algorithms.losses import clip_gradients
+from agents.algorithms.together import Together
 from agents.checkpoint import (
     RestoredNormalizer,
     SavableAlgorithm,
@@ -57,6 +59,8 @@ from agents.checkpoint import (
 )
 from agents.checks import arguments as checks
 from agents.checks.devices import warn_of_fallback
+from agents.distributed import group
+from agents.distributed.gradients import average_gradients
 from agents.kernels.devices import to_device
 from agents.memory import State
 from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
@@ -80,7 +84,7 @@ from agents.rollout.masks import (
     with_masks,
 )
 from agents.rollout.numpy_actor import make_actor
-from agents.rollout.returns import Moments, advantage_scale
+from agents.rollout.returns import FLOOR, Moments, advantage_scale
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="RecurrentOnPolicyAlgorithm")
 AUTOCAST: dict[str | None, torch.dtype | None] = {None: None, "bfloat16": torch.bfloat16}
@@ -128,8 +132,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         is_complete = settings.pop("_init_setup_model")
         # Environments and files take Python's numbers only, not NumPy's.
         settings = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
+        requested = settings["device"] = group.device(settings.get("device", "auto"))
         theirs = settings.keys() & inspect.signature(OnPolicyAlgorithm).parameters.keys()
-        requested = settings.get("device", "auto")
         super().__init__(
             own_policy(policy),
             None,  # type: ignore[arg-type]  # what Stable-Baselines3 refuses without need is checked in _adopt
@@ -143,6 +147,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self._warned_of_standstill = False
         self._returns_count, self._returns_mean, self._returns_squares = Moments()
         self._compiled: CompiledPolicy | None = None
+        self._together: Together | None = None
         self._check_settings()
         if env is not None:
             self._adopt(env)
@@ -240,7 +245,23 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             rng=self._rng,
             burn_in=self.burn_in,
         )
-        warn_of_uneven_minibatches(self.n_steps, self.n_envs, self.rollout_buffer.sequence_length, self.batch_size)
+        length, own_batch = self.rollout_buffer.sequence_length, self.own_batch_size
+        if own_batch is not None and own_batch < length and group.size() > 1:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is shared by {group.size()} processes, {own_batch} steps each, and a "
+                f"sequence has {length}: use batch_size {length * group.size()}, or a sequence_length of {own_batch}"
+            )
+        warn_of_uneven_minibatches(self.n_steps, self.n_envs, length, own_batch)
+
+    @property
+    def own_batch_size(self) -> int | None:
+        """This process's part of ``batch_size``; None for the whole rollout."""
+        return None if self.batch_size is None else group.share(self.batch_size, "batch_size")
+
+    @property
+    def n_envs_of_all(self) -> int:
+        """Environments of all processes that train together."""
+        return self.n_envs * group.size()
 
     def _with_masks(self, venv: VecEnv) -> VecEnv:
         """``venv`` with what ``action_masks()`` gives in its observations, where a policy is to be made that reads it.
@@ -280,12 +301,31 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()  # before anything random, so that an agent saved here goes on as if never stopped
+        together = self._together
+        if together is None:
+            goes_on = self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        else:
+            together.begin_rollout()
+            try:
+                goes_on = self._collect(env, callback, rollout_buffer, n_rollout_steps)
+            except (Exception, SystemExit) as error:
+                together.report_failure(error)
+                raise
+            goes_on = together.end_rollout(goes_on)
+        if goes_on:
+            callback.on_rollout_end()
+        return goes_on
+
+    def _collect(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: SequenceRolloutBuffer, n_rollout_steps: int
+    ) -> bool:
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         calls_back = needs_steps(callback)
         actor = make_actor(self.policy, self._rng, self._compiled_policy().act if self._compiles("acting") else None)
         carried = actor.begin(self._starting_state(env.num_envs))  # the state that belongs to self._last_obs
         truncated: list[Truncated] = []
+        steps_of_all = env.num_envs * group.size()
         names = dict(self=self, env=env, callback=callback, rollout_buffer=rollout_buffer)
         callback.update_locals({**names, "n_rollout_steps": n_rollout_steps})
         try:
@@ -295,7 +335,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 starts = step.dones.copy()
                 if resets:
                     starts[resets] = True
-                self.num_timesteps += env.num_envs
+                self.num_timesteps += steps_of_all
                 goes_on = not calls_back or self._call_back(callback, rollout_buffer, step, n_steps)
                 if goes_on:
                     self._keep_outcome(rollout_buffer, actor, step, n_steps, resets, truncated)
@@ -309,7 +349,6 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             skip_steps(callback, n_rollout_steps, self.num_timesteps)
             callback.update_locals({**step._asdict(), "n_steps": n_steps})
         self._close_rollout(rollout_buffer, truncated)
-        callback.on_rollout_end()
         return True
 
     def _step_environments(
@@ -383,7 +422,9 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         try:
             return self.policy.head.to_environment(actions)
         except FloatingPointError:
-            after = f"the rollout of {self.n_steps} steps after time step {self.num_timesteps - step * self.n_envs}"
+            after = (
+                f"the rollout of {self.n_steps} steps after time step {self.num_timesteps - step * self.n_envs_of_all}"
+            )
             buffer = self.rollout_buffer
             seen = map_observations(operator.itemgetter(slice(step + 1)), buffer.observations)
             check_experience(seen, buffer.rewards[:step], after)
@@ -398,8 +439,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self._bootstrap_time_limits(buffer, truncated)
         buffer.compute_returns_and_advantage(self._last_values(), self._last_episode_starts)
         self._check_finite(buffer, truncated)
+        if self._together is None:
+            self.count_returns(Moments.of(buffer.returns[buffer.valid]))
+
+    def count_returns(self, returns: Moments) -> None:
+        """Takes the returns of a rollout into account, where advantages are normalized by rollout."""
         if self._normalization == "rollout":
-            seen = self._returns_seen().with_more(buffer.returns[buffer.valid])
+            seen = self._returns_seen().and_also(returns)
             self._returns_count, self._returns_mean, self._returns_squares = seen
 
     @property
@@ -418,13 +464,39 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """``ent_coef`` as it is now."""
         return FloatSchedule(self.ent_coef)(self._current_progress_remaining)
 
-    def _normalized_by_rollout(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """From the rollout's advantages to those that an update learns from, (...) -> (...)."""
+    def _normalized_advantages(self) -> Callable[[SequenceBatch], torch.Tensor]:
+        """From a minibatch to the advantages (L, S) that an update learns from, but for what the objective does."""
+        together = self._together
+        if self._normalization == "batch" and together is not None:
+            return lambda batch: _scaled(batch.advantages, *together.minibatch_scale(batch.steps(batch.advantages)))
         if self._normalization != "rollout":
-            return lambda advantages: advantages
-        buffer = self.rollout_buffer
-        shift, scale = advantage_scale(buffer.advantages[buffer.valid], self._returns_seen())
-        return lambda advantages: (advantages - shift) / scale
+            return lambda batch: batch.advantages
+        if together is not None:
+            shift, scale = together.advantages.scale(FLOOR * self._returns_seen().std)
+        else:
+            buffer = self.rollout_buffer
+            shift, scale = advantage_scale(buffer.advantages[buffer.valid], self._returns_seen())
+        return lambda batch: _scaled(batch.advantages, shift, scale)
+
+    @property
+    def _objective_normalizes(self) -> bool:
+        """Whether advantages are normalized in the objective: with those of other processes that is done before."""
+        return self._normalization == "batch" and self._together is None
+
+    def _minibatches(self, batch_size: int | None) -> Iterator[SequenceBatch]:
+        """One epoch; together with others as many as they have, also if one has no transition here."""
+        return self.rollout_buffer.get(batch_size, also_empty=self._together is not None)
+
+    def _learn_from_gradients(self, parameters: Iterable[torch.Tensor], n_steps: int) -> None:
+        """The optimizer's step, by gradients that are the means over ``n_steps`` here: those of all processes."""
+        parameters = list(parameters)
+        if self._together is not None:
+            of_the_optimizer = (part for each in self.policy.optimizer.param_groups for part in each["params"])
+            n_of_all = average_gradients(list(dict.fromkeys([*parameters, *of_the_optimizer])), n_steps)
+            if not self._together.all_valid and not float(n_of_all):
+                return
+        clip_gradients(parameters, self.max_grad_norm)
+        self.policy.optimizer.step()
 
     @contextlib.contextmanager
     def _watching_weights(self) -> Iterator[None]:
@@ -471,7 +543,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
         # In training mode and with gradients, as in learning: without, layers may choose another way to compute.
         self.policy.set_training_mode(True)
-        buffer.recompute(evaluate, self.batch_size)
+        buffer.recompute(evaluate, self.own_batch_size)
         self.policy.set_training_mode(False)
 
     def _state_before(self, batch: SequenceBatch) -> State:
@@ -527,7 +599,11 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """Logs an update: its terms by name, and what every algorithm has."""
         buffer = self.rollout_buffer
         values, returns = (part[buffer.valid].cpu().numpy() for part in (buffer.values, buffer.returns))
-        terms = {**terms, "explained_variance": float(explained_variance(values, returns))}
+        if self._together is None:
+            terms = {**terms, "explained_variance": float(explained_variance(values, returns))}
+        else:
+            explained = self._together.explained_variance(values, returns)
+            terms = {**self._together.means(terms), "explained_variance": explained}
         if hasattr(self.policy, "log_std"):
             terms["std"] = self.policy.log_std.detach().exp().mean().item()
         for name, value in terms.items():
@@ -591,11 +667,16 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     def learn(self: SelfAlgorithm, *args: Any, **kwargs: Any) -> SelfAlgorithm:
         """Stable-Baselines3's; a normalizer that came with a saved agent is at work inside and rests outside."""
         wrapper = self._vec_normalize_env
-        with wrapper.learning() if isinstance(wrapper, RestoredNormalizer) else contextlib.nullcontext():
-            return super().learn(*args, **kwargs)
+        try:
+            with wrapper.learning() if isinstance(wrapper, RestoredNormalizer) else contextlib.nullcontext():
+                return super().learn(*args, **kwargs)
+        finally:
+            self._together = None
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """Stable-Baselines3's; what evaluates on plain environments sees them as the loaded agent learned to."""
+        if not group.is_first():
+            callback, progress_bar = without_reports(callback), False
         for each in all_callbacks(callback):
             if isinstance(each, EvalCallback) and unwrap_vec_normalize(each.eval_env) is None:
                 each.eval_env = as_learned(self, each.eval_env)
@@ -612,7 +693,14 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 f"load it with them: load(path, env, custom_objects={{{given}}})"
             )
         self._check_mask_is_not_normalized()
+        if group.size() > 1:
+            self._together = Together(self)
+            self._together.begin()
+            if not group.is_first():  # which alone prints and writes
+                self.verbose, self.tensorboard_log = 0, None
         result = super()._setup_learn(total_timesteps, *args, **kwargs)
+        if self._together is not None:
+            self._together.share_first_observations()
         assert self._last_episode_starts is not None
         self._last_episode_starts = np.asarray(self._last_episode_starts, dtype=bool)
         if self._last_state is not None and any(len(part) != self.n_envs for part in self._last_state):
@@ -638,7 +726,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             info if is_monitors(info.get("episode")) else {key: info[key] for key in info if key != "episode"}
             for info in infos
         ]
+        if self._together is not None:
+            self._together.keep_episodes(kept, dones)
         super()._update_info_buffer(kept, dones)
+
+    def count_episodes(self, infos: list[dict[str, Any]], dones: NDArray[np.bool_]) -> None:
+        """Adds episodes to the recent ones, whose mean return is logged."""
+        super()._update_info_buffer(infos, dones)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """From 1 to 0, and not below where the last rollout overshoots: no schedule may turn negative."""
@@ -653,8 +747,11 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     ) -> None:
         """Saves the agent as data, with its normalizer and all it needs to go on: see ``agents.checkpoint``.
 
-        ``path`` is a path, to which ``.zip`` is added where it has no suffix, or an open binary file.
+        ``path`` is a path, to which ``.zip`` is added where it has no suffix, or an open binary file. Of processes that
+        train together the first one writes, and the others do nothing.
         """
+        if not group.is_first():
+            return
         save_algorithm(self, path, exclude, include)
 
     @classmethod
@@ -713,6 +810,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             "_last_state",
             "_rng",
             "_compiled",
+            "_together",
             "_warned_of_standstill",
             "environment_seconds",
         ]
@@ -727,6 +825,10 @@ def _mixes_image_layouts(space: gymnasium.Space[Any]) -> bool:
 
 def _monitored(env: gymnasium.Env[Any, Any]) -> VecEnv:
     return DummyVecEnv([lambda: Monitor(env)])
+
+
+def _scaled(values: torch.Tensor, shift: float, scale: float) -> torch.Tensor:
+    return (values - shift) / scale
 
 
 def keep_freed_memory() -> None:

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule
 from torch import Tensor
 
-from agents.algorithms.losses import Figures, clip_gradients, ppo_objective
+from agents.algorithms.losses import Figures, ppo_objective
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm, settings_of
 from agents.checks.arguments import check_count, check_positive, check_range, check_switch
 from agents.encoders.auxiliary import AuxiliaryTerms
@@ -32,7 +32,8 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         learning_rate, clip_range: a number, or a function of the progress remaining (from 1 to 0). ``clip_range`` is
             how far the probability ratio may leave one.
         n_steps: steps of each environment per update.
-        batch_size: steps of a minibatch; minibatches are whole sequences. None for the whole rollout.
+        batch_size: steps of a minibatch, of all processes together where ``torchrun`` starts several; minibatches are
+            whole sequences. None for the whole rollout.
         n_epochs: passes over a rollout per update.
         gamma, gae_lambda: discount factor, and bias against variance in the advantage estimate; in [0, 1].
         clip_range_vf: how far the value may move in an update, None for no limit. Depends on the scale of rewards.
@@ -139,37 +140,43 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         with self.policy.planned(), self._watching_weights():
             for epoch in range(self.n_epochs):
                 if self.refresh_states and epoch > 0:
-                    self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.batch_size))
+                    self.rollout_buffer.recompute_states(partial(self.policy.states_along, at_once=self.own_batch_size))
                 first_of_epoch = len(history)
                 goes_on = self._train_epoch(history, auxiliary)
                 self._n_updates += 1
                 if not goes_on:
                     if self.verbose >= 1:
-                        kl = float(history[-1].approx_kl)
+                        kl = float(history[-1].approx_kl) if history else float("nan")
                         print(f"Early stopping at step {epoch} due to reaching max kl: {kl:.2f}")
                     break
         if history:  # else no step of the rollout was a transition
             self._record(history, first_of_epoch, auxiliary)
+        elif self._together is not None:
+            self._record_update({})
 
     def _train_epoch(self, history: list[Figures], auxiliary: AuxiliaryTerms) -> bool:
         """Steps through the rollout once. Returns False where the divergence from the old policy got too large."""
-        normalized = self._normalized_by_rollout()
+        advantages, together = self._normalized_advantages(), self._together
         parameters = list(self.policy.parameters())
         with_gradients = {
             *parameters,
             *(part for group in self.policy.optimizer.param_groups for part in group["params"]),
         }
-        for batch in self.rollout_buffer.get(self.batch_size):
-            loss, figures = self._loss(batch._replace(advantages=normalized(batch.advantages)))
-            loss = auxiliary.add_to(loss)
-            history.append(figures._replace(loss=loss.detach()))
-            if self.target_kl is not None and float(figures.approx_kl) > 1.5 * self.target_kl:
-                return False
+        for batch in self._minibatches(self.own_batch_size):
+            batch, n_steps = batch._replace(advantages=advantages(batch)), batch.n_steps
+            if n_steps:
+                loss, figures = self._loss(batch)
+                loss = auxiliary.add_to(loss)
+                history.append(figures._replace(loss=loss.detach()))
+            if self.target_kl is not None:
+                kl = float(figures.approx_kl) if n_steps else 0.0
+                if (kl if together is None else together.mean(kl, n_steps)) > 1.5 * self.target_kl:
+                    return False
             for parameter in with_gradients:
                 parameter.grad = None
-            loss.backward()  # type: ignore[no-untyped-call]
-            clip_gradients(parameters, self.max_grad_norm)
-            self.policy.optimizer.step()
+            if n_steps:
+                loss.backward()  # type: ignore[no-untyped-call]
+            self._learn_from_gradients(parameters, n_steps)
         return True
 
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:
@@ -177,7 +184,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         batch = batch._replace(state=self._state_before(batch), burn_in=None)
         clip_range, clip_range_vf = self._clip_ranges()
         settings: dict[str, Any] = dict(
-            normalize=self._normalization == "batch",
+            normalize=self._objective_normalizes,
             clip_range=clip_range,
             clip_range_vf=clip_range_vf,
             ent_coef=self.entropy_coefficient(),

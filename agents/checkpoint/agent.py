@@ -53,7 +53,7 @@ SECTIONS = {*SUMMARY, *OBJECTS, "carried", "normalizer", "previous_action_reward
 LATER = {"previous_action_reward", "encoder"}  # sections that the first files had not
 RUN = "run"  # the member that holds every tensor which is no parameter
 
-OF_A_RUN = ("environment_state", "pending_figures", "computed_with")
+OF_A_RUN = ("environment_state", "pending_figures", "computed_with", "process_parts")
 """Attributes that go into a run's checkpoints and no other file."""
 FOR_LEARNING = ("optimizer_class", "optimizer_kwargs")  # of policy_kwargs; acting does without
 OWN_ATTRIBUTES = frozenset(
@@ -254,7 +254,7 @@ class SavedAgent:
             for name, rows in self.section("statistics", STATISTICS).items():
                 setattr(model, name, None if rows is None else deque(rows, maxlen=model._stats_window_size))
             if self._agent["carried"] is not None and model.n_envs == self.n_envs:
-                vars(model).update(_checked_carried(self.section("carried", CARRIED), model))
+                vars(model).update(checked_carried(self.section("carried", CARRIED), model))
             for name, value in self.section("extras").items():
                 if name not in OF_A_RUN and not may_be_set(type(model), name):
                     raise ValueError(f"{name!r} cannot be an attribute of its own")
@@ -318,7 +318,7 @@ def check_parameters(model: SavableAlgorithm, parameters: Mapping[str, Any], fil
             raise ValueError(f"{type(optimizer).__name__} has no {', '.join(sorted(map(str, unknown)))}")
 
 
-def _checked_carried(carried: dict[str, Any], model: SavableAlgorithm) -> dict[str, Any]:
+def checked_carried(carried: dict[str, Any], model: SavableAlgorithm) -> dict[str, Any]:
     """What is carried from step to step, on the agent's device, if it is of the agent's spaces and memory."""
     expected = {
         "_last_obs": create_empty_array(model.observation_space, model.n_envs),

@@ -83,7 +83,7 @@ class NormalizerState:
         return cls(
             settings=settings,
             observation_space=wrapper.venv.observation_space,
-            observations={key: part.copy() for key, part in _statistics(wrapper).items()},
+            observations={key: part.copy() for key, part in statistics_of(wrapper).items()},
             rewards=wrapper.ret_rms.copy(),
             returns=np.array(wrapper.returns, np.float64),
             last_observations=getattr(wrapper, "old_obs", None),
@@ -155,7 +155,7 @@ class NormalizerState:
         Raises:
             CheckpointError: it normalizes other observations than the agent learned from.
         """
-        statistics = _statistics(wrapper)
+        statistics = statistics_of(wrapper)
         ours = {key: part.mean.shape for key, part in self.observations.items()}
         theirs = {key: part.mean.shape for key, part in statistics.items()}
         if ours != theirs:
@@ -192,7 +192,7 @@ class NormalizerState:
 
 def is_fresh(wrapper: VecNormalize) -> bool:
     """Whether it has seen nothing yet."""
-    statistics = [*_statistics(wrapper).values(), wrapper.ret_rms]
+    statistics = [*statistics_of(wrapper).values(), wrapper.ret_rms]
     return all(part.count == FRESH_COUNT for part in statistics)
 
 
@@ -203,7 +203,8 @@ def shapes_of(space: spaces.Space[Any]) -> Any:
     return space.shape
 
 
-def _statistics(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
+def statistics_of(wrapper: VecNormalize) -> dict[str, RunningMeanStd]:
+    """Those of each key of a Dict observation, under ``""`` those of a plain one; empty if none are normalized."""
     if not wrapper.norm_obs:
         return {}
     statistics: Any = wrapper.obs_rms

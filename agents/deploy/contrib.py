@@ -130,6 +130,10 @@ def _read(stream: IO[bytes], file: str) -> Contents:
     weights = parameters["policy"].items()
     if not weights or not all(isinstance(name, str) and isinstance(part, Tensor) for name, part in weights):
         raise CheckpointError(f"{file}: policy.pth holds no weights by name; use another copy")
+    if not any(name.startswith("lstm_actor.") for name in parameters["policy"]):
+        raise CheckpointError(
+            f"{file} holds no LSTM, so it is no model of sb3_contrib.RecurrentPPO; train one with that"
+        )
     data, pickled = {}, {}
     for name, value in stored.items():
         try:

@@ -5,7 +5,7 @@
 - ``heads``: perceptrons, probabilities of actions, PPO's objective (``heads.c``);
 - ``convolutions``: those of an image encoder, over bytes (``convolutions.c``);
 - ``reference``: the same recurrences in torch's operations, for derivatives and tools that need them;
-- ``team``: functions at the same time, on torch's threads;
+- ``team.h``: tasks on torch's threads;
 - ``aside``: what follows torch's operations, so that they must compute;
 - ``plan``: the one place that decides how a policy is computed.
 

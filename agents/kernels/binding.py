@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-VERSIONS = {"recurrent": 5, "heads": 7, "convolutions": 1}
+VERSIONS = {"recurrent": 5, "heads": 7, "convolutions": 2}
 """Of the functions' arguments, as the sources have them."""
 
 WHICH = "RECURL_KERNELS"  # the environment variable that chooses a build
@@ -180,11 +180,14 @@ DECLARATIONS: Mapping[str, Mapping[str, Declaration]] = {
     },
     "convolutions": {
         "convolutions_forward": _declared(
-            "N C Y X D P Q O", "layers: int64 D, 5", "images: uint8 N, C, Y, X", "parameters: P", "kept: Q", "out: N, O"
+            "N C Y X D P Q O", "layers: int64 D, 5", "images: uint8 N, C, Y, X", "parameters: P", "kept: Q",
+            "out: N, O",
+            numbers=(_LONG,),
         ),
         "convolutions_backward": _declared(
             "N C Y X D P Q O", "layers: int64 D, 5", "images: uint8 N, C, Y, X", "parameters: P", "kept: Q",
             "d_out: N, O", "d_parameters: P",
+            numbers=(_LONG,),
         ),
     },
 }  # fmt: skip

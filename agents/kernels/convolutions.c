@@ -1,5 +1,6 @@
 /* The convolutions of an image encoder over images of bytes, forward and backward: layers without padding, each followed by
-   a ReLU, observation by observation, so that what a layer reads was just written and lies in a near cache.
+   a ReLU, observation by observation, so that what a layer reads was just written and lies in a near cache. Threads share
+   the observations, and change no bit: gradients are summed in parts whose number depends on that of observations alone.
 
    Nothing is unfolded into columns. With channels innermost a patch is a few runs of memory, one for each of its rows, and
    the blocks of a product read them where they lie. The first layer reads the image's planes, converted to floats for one
@@ -15,15 +16,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "team.h"
 #include "vectors.h"
 
 #define ROWS 6       /* of a block, whose sums fill the registers */
 #define STRETCH 256  /* rows of a tile of weights that stay in the nearest cache */
 #define AT_ONCE 256  /* positions whose gradients do too */
+#define PART 16      /* observations whose gradients are summed together, and more beyond MOST_PARTS of them */
+#define MOST_PARTS 64
 #define LARGEST 4096 /* of what a layer may have, so that no product of sizes overflows */
 
 /* Raised whenever a function's arguments change. */
-long convolutions_version(void) { return 1; }
+long convolutions_version(void) { return 2; }
 
 static long padded(long columns) { return (columns + TILE - 1) / TILE * TILE; }
 
@@ -282,23 +286,39 @@ static void channels_last(const layer *of, const float *from, float *to) {
         for (long p = 0; p < of->positions; p++) to[p * of->width + m] = from[m * of->positions + p];
 }
 
-/* kept is empty, or (N, numbers kept of an observation). */
-int convolutions_forward(long N, long C, long Y, long X, long D, long P, long Q, long O, const int64_t *layers,
-                         const uint8_t *images, const float *parameters, float *kept, float *out) {
-    network it;
-    int failed = made(&it, N, C, Y, X, D, P, Q, O, layers, parameters);
-    float *image = NULL;
-    if (!failed && !(image = malloc((size_t)(it.image_size + it.kept_size) * sizeof(float)))) failed = 1;
-    for (long n = 0; !failed && n < N; n++) {
-        float *to = Q ? kept + n * it.kept_size : image + it.image_size;
+/* A pass over all observations; `rooms` holds `room` floats for each thread, `sums` the gradients of each of the parts. */
+typedef struct {
+    network net;
+    long N, Q, O, parts, room, sums_size;
+    const uint8_t *images;
+    float *kept, *out, *rooms, *sums;
+    const float *d_out;
+} pass;
+
+static void forward_from(void *given, long first, long stride) {
+    const pass *it = given;
+    const network *net = &it->net;
+    float *image = it->rooms + first * it->room;
+    for (long n = first; n < it->N; n += stride) {
         const float *from = image;
-        as_floats(it.image_size, images + n * it.image_size, image);
-        for (const layer *of = it.layers; of < it.layers + D; from = to, to += of->out_size, of++)
+        float *to = it->Q ? it->kept + n * net->kept_size : image + net->image_size;
+        as_floats(net->image_size, it->images + n * net->image_size, image);
+        for (const layer *of = net->layers; of < net->layers + net->n_layers; from = to, to += of->out_size, of++)
             layer_forward(of, from, to);
-        planes_first(it.layers + D - 1, from, out + n * O);
+        planes_first(net->layers + net->n_layers - 1, from, it->out + n * it->O);
     }
-    free(image);
-    freed(&it);
+}
+
+/* kept is empty, or (N, numbers kept of an observation). */
+int convolutions_forward(long N, long C, long Y, long X, long D, long P, long Q, long O, long threads,
+                         const int64_t *layers, const uint8_t *images, const float *parameters, float *kept, float *out) {
+    pass it = {.N = N, .Q = Q, .O = O, .images = images, .kept = kept, .out = out};
+    int failed = threads < 1 ? 2 : made(&it.net, N, C, Y, X, D, P, Q, O, layers, parameters);
+    it.room = it.net.image_size + (Q ? 0 : it.net.kept_size);
+    if (!failed && !(it.rooms = malloc((size_t)(threads * it.room) * sizeof(float)))) failed = 1;
+    if (!failed) on_threads(forward_from, &it, threads);
+    free(it.rooms);
+    freed(&it.net);
     return failed;
 }
 
@@ -332,30 +352,46 @@ static void observation_backward(const network *it, const float *image, const fl
     }
 }
 
+static void backward_from(void *given, long first, long stride) {
+    const pass *it = given;
+    const network *net = &it->net;
+    float *image = it->rooms + first * it->room;
+    for (long part = first; part < it->parts; part += stride)
+        for (long n = part * it->N / it->parts; n < (part + 1) * it->N / it->parts; n++) {
+            as_floats(net->image_size, it->images + n * net->image_size, image);
+            observation_backward(net, image, it->kept + n * net->kept_size, it->d_out + n * it->O,
+                                 it->sums + part * it->sums_size, image + net->image_size);
+        }
+}
+
 /* d_out (N, O) and what the way forward kept -> the gradients of the parameters. */
-int convolutions_backward(long N, long C, long Y, long X, long D, long P, long Q, long O, const int64_t *layers,
-                          const uint8_t *images, const float *parameters, const float *kept, const float *d_out,
-                          float *d_parameters) {
-    network it;
-    int failed = made(&it, N, C, Y, X, D, P, Q, O, layers, parameters);
-    if (!failed && it.kept_size * N != Q) failed = 2;
-    long size = 0;
-    for (long i = 0; !failed && i < D; i++) size += (it.layers[i].depth + 1) * it.layers[i].width;
-    float *sums = failed ? NULL : calloc((size_t)(size + it.image_size + 2 * it.largest), sizeof(float));
-    if (!failed && !sums) failed = 1;
-    for (long n = 0; !failed && n < N; n++) {
-        float *image = sums + size;
-        as_floats(it.image_size, images + n * it.image_size, image);
-        observation_backward(&it, image, kept + n * it.kept_size, d_out + n * O, sums, image + it.image_size);
+int convolutions_backward(long N, long C, long Y, long X, long D, long P, long Q, long O, long threads,
+                          const int64_t *layers, const uint8_t *images, const float *parameters, float *kept,
+                          const float *d_out, float *d_parameters) {
+    pass it = {.N = N, .Q = Q, .O = O, .images = images, .kept = kept, .d_out = d_out};
+    int failed = threads < 1 ? 2 : made(&it.net, N, C, Y, X, D, P, Q, O, layers, parameters);
+    if (!failed && it.net.kept_size * N != Q) failed = 2;
+    for (long i = 0; !failed && i < D; i++)
+        it.sums_size += (it.net.layers[i].depth + 1) * it.net.layers[i].width;
+    it.parts = N < 2 * PART ? 1 : N < MOST_PARTS * PART ? N / PART : MOST_PARTS;
+    it.room = it.net.image_size + 2 * it.net.largest;
+    if (!failed) {
+        it.sums = calloc((size_t)(it.parts * it.sums_size), sizeof(float));
+        it.rooms = malloc((size_t)(threads * it.room) * sizeof(float));
+        failed = !it.sums || !it.rooms;
     }
-    float *from = sums, *to = d_parameters + P;
+    if (!failed) on_threads(backward_from, &it, threads);
+    for (long part = 1; !failed && part < it.parts; part++)
+        for (long i = 0; i < it.sums_size; i++) it.sums[i] += it.sums[part * it.sums_size + i];
+    float *from = it.sums, *to = d_parameters + P;
     for (long i = D - 1; !failed && i >= 0; i--) { /* the last layer's come first */
-        const layer *of = it.layers + i;
+        const layer *of = it.net.layers + i;
         to -= of->channels * (of->before * of->rows * of->columns + 1);
         unpacked(of, i == 0, from, from + of->depth * of->width, to);
         from += (of->depth + 1) * of->width;
     }
-    free(sums);
-    freed(&it);
+    free(it.sums);
+    free(it.rooms);
+    freed(&it.net);
     return failed;
 }

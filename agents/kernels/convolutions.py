@@ -93,22 +93,39 @@ def _fits(layers: Layers, images: Tensor) -> bool:
         and images.dim() == 4
         and images.shape[1] == layers.channels
         and len(images) > 0
-        and (_sizes(layers.shapes, *images.shape[2:]) is not None)
+        and (_sizes(layers.shapes, *images.shape[1:]) is not None)
     )
 
 
+class _Sizes(NamedTuple):
+    """Of one observation: O, the numbers kept for the way back, and the products of the way forward."""
+
+    outputs: int
+    kept: int
+    products: int
+
+
 @functools.lru_cache(maxsize=64)
-def _sizes(shapes: tuple[Shape, ...], rows: int, columns: int) -> tuple[int, int] | None:
-    """For images of so many rows and columns: O, and how many numbers of an observation are kept for the way back.
-    None where a kernel is larger than what it would read."""
-    kept = outputs = 0
+def _sizes(shapes: tuple[Shape, ...], before: int, rows: int, columns: int) -> _Sizes | None:
+    """For images of so many channels, rows and columns; None where a kernel is larger than what it would read."""
+    outputs = kept = products = 0
     for channels, height, width, down, along in shapes:
         if height > rows or width > columns:
             return None
         rows, columns = (rows - height) // down + 1, (columns - width) // along + 1
         outputs = channels * rows * columns
         kept += -(-channels // WIDTH_OF_TILE) * WIDTH_OF_TILE * rows * columns
-    return outputs, kept
+        products += outputs * before * height * width
+        before = channels
+    return _Sizes(outputs, kept, products)
+
+
+def _threads(n_images: int, sizes: _Sizes) -> int:
+    """Each has a tenth of a millisecond of work or so."""
+    return max(1, min(torch.get_num_threads(), n_images, n_images * sizes.products // _WORTH_A_THREAD))
+
+
+_WORTH_A_THREAD = 4_000_000  # products
 
 
 @functools.lru_cache(maxsize=64)
@@ -136,11 +153,12 @@ def _flat(shapes: tuple[Shape, ...], parameters: tuple[Tensor | None, ...]) -> T
 def _forward(
     images: Tensor, shapes: tuple[Shape, ...], parameters: tuple[Tensor | None, ...], keeps: bool
 ) -> tuple[Tensor, Tensor]:
-    sizes = _sizes(shapes, *images.shape[2:])
+    sizes = _sizes(shapes, *images.shape[1:])
     assert sizes is not None
     flat = _flat(shapes, parameters)
-    kept, out = flat.new_empty(len(images) * sizes[1] if keeps else 0), flat.new_empty(len(images), sizes[0])
-    library["convolutions_forward"]((_as_tensor(shapes), images, flat, kept, out))
+    n_images = len(images)
+    kept, out = flat.new_empty(n_images * sizes.kept if keeps else 0), flat.new_empty(n_images, sizes.outputs)
+    library["convolutions_forward"]((_as_tensor(shapes), images, flat, kept, out), (_threads(n_images, sizes),))
     return out, kept
 
 
@@ -159,8 +177,10 @@ class _Convolutions(torch.autograd.Function):
             function = functools.partial(_in_torch, images, ctx.shapes)
             return None, None, *differentiated(function, parameters, ctx.needs_input_grad[2:], [d_out])
         flat = _flat(ctx.shapes, tuple(parameters))
-        d_flat = torch.empty_like(flat)
-        library["convolutions_backward"]((_as_tensor(ctx.shapes), images, flat, kept, d_out.contiguous(), d_flat))
+        d_flat, sizes = torch.empty_like(flat), _sizes(ctx.shapes, *images.shape[1:])
+        assert sizes is not None
+        arrays = (_as_tensor(ctx.shapes), images, flat, kept, d_out.contiguous(), d_flat)
+        library["convolutions_backward"](arrays, (_threads(len(images), sizes),))
         weights, biases = parameters[: len(ctx.shapes)], parameters[len(ctx.shapes) :]
         d_parts = torch.split(d_flat, [size for weight in weights for size in (weight.numel(), len(weight))])
         d_weights = [d.view_as(weight) for d, weight in zip(d_parts[::2], weights, strict=True)]

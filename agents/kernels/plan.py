@@ -62,10 +62,12 @@ class Encoders(NamedTuple):
 
 
 class Acting(NamedTuple):
-    """How a rollout acts: "NumPy", "torch" or "torch.compile"; for NumPy the steps of actor's and critic's memories."""
+    """How a rollout acts: "NumPy", "torch" or "torch.compile"; for NumPy the steps of actor's and critic's memories,
+    and what encodes images for both."""
 
     part: Part
     steps: tuple[Any, ...] = ()
+    images: Images | None = None
 
 
 class Plan(NamedTuple):
@@ -268,7 +270,9 @@ def acting_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Acting
         if isinstance(policy.action_dist, StateDependentNoiseDistribution):
             reason = "state-dependent exploration replaces its noise matrices"
         return Acting(Part("torch.compile" if reason is None else "torch", reason))
-    if reason := reason or _why_no_numpy(policy, action_heads):
+    encoders = encoders_of(policy)
+    images = encoders.actor if encoders.actor is encoders.critic else None
+    if reason := reason or _why_no_numpy(policy, action_heads, images):
         return Acting(Part("torch", reason))
     memories = [memory for memory in (policy.memory_actor, policy.memory_critic) if memory is not None]
     steps = []
@@ -279,21 +283,21 @@ def acting_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Acting
         if step is None:
             return Acting(Part("torch", reason or f"{type(memory).__name__} has no step in NumPy"))
         steps.append(step)
-    return Acting(Part("NumPy"), tuple(steps))
+    return Acting(Part("NumPy"), tuple(steps), images)
 
 
-def _why_no_numpy(policy: Any, action_heads: tuple[type, ...]) -> str | None:
-    """What of a policy, apart from its memories, has no form in NumPy."""
+def _why_no_numpy(policy: Any, action_heads: tuple[type, ...], images: Images | None) -> str | None:
+    """What of a policy, apart from its memories and what encodes images, has no form in NumPy."""
     if any(parameter.dtype != torch.float32 or parameter.device.type != "cpu" for parameter in policy.parameters()):
         return "not all parameters are float32 on a CPU"
-    for extractor in (policy.features_extractor, policy.vf_features_extractor):
-        if type(extractor) is not FlattenExtractor:
-            return f"the encoder is {type(extractor).__name__}"
     if policy.autocast is not None:
         return "it is computed under autocast"
     space = policy.observation_space
-    if not isinstance(space, spaces.Box | spaces.Discrete) or is_image_space(space):
-        return f"observations are {'images' if isinstance(space, spaces.Box) else type(space).__name__}"
+    for extractor in (policy.features_extractor, policy.vf_features_extractor) if images is None else ():
+        if type(extractor) is not FlattenExtractor:
+            return f"the encoder is {type(extractor).__name__}"
+        if not isinstance(space, spaces.Box | spaces.Discrete) or is_image_space(space):
+            return f"observations are {'images' if isinstance(space, spaces.Box) else type(space).__name__}"
     if policy.squash_output:
         return "actions are squashed"
     nets, head, distribution = policy.mlp_extractor, policy.head, policy.action_dist

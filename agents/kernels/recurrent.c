@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "team.h"
 #include "vectors.h"
 
 #define GROUP (4 * TILE) /* columns of packed weights come in groups of tiles */
@@ -215,17 +216,10 @@ static long count_of(const pass *it, long part) {
 }
 static const segment *segment_of(const pass *it, long part, long p) { return it->segments + part + p * it->parts; }
 
-/* torch's OpenMP library, if it has GCC's entry points (LLVM's and Intel's do too). Between two products its threads
-   wait by spinning, for a millisecond or more, and a thread of one's own would get half a core next to them. */
-extern void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
-extern int omp_get_thread_num(void) __attribute__((weak));
-extern int omp_get_num_threads(void) __attribute__((weak));
-
-static void tasks_from(pass *it, long first, long stride) {
+static void tasks_from(void *given, long first, long stride) {
+    pass *it = given;
     for (long task = first; task < it->M * it->parts; task += stride) it->task(it, task / it->parts, task % it->parts);
 }
-
-static void in_team(void *it) { tasks_from(it, omp_get_thread_num(), omp_get_num_threads()); }
 
 /* Packs weights (M, K, N) once for all threads, and runs all tasks. */
 static int run(pass *it, const float *weights, long K, long N, long along_k, long along_n) {
@@ -233,9 +227,7 @@ static int run(pass *it, const float *weights, long K, long N, long along_k, lon
     if (!it->packed) return 1;
     for (long m = 0; m < it->M; m++)
         pack_along(weights + m * K * N, K, N, along_k, along_n, it->packed + m * packed_size(K, N));
-    if (it->threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads)
-        GOMP_parallel(in_team, it, (unsigned)it->threads, 0);
-    else tasks_from(it, 0, 1);
+    on_threads(tasks_from, it, it->threads);
     free(it->packed);
     return it->failed;
 }

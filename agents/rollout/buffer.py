@@ -65,6 +65,11 @@ class SequenceBatch(NamedTuple):
     valid: Tensor | None
     burn_in: BurnIn | None = None
 
+    @property
+    def n_steps(self) -> int:
+        """Valid steps."""
+        return self.episode_starts.numel() if self.valid is None else int(self.valid.sum())
+
     def steps(self, field: Tensor) -> Tensor:
         """(L, S, ...) -> (N, ...): the valid steps of a field, in time order."""
         if self.valid is None:
@@ -240,19 +245,19 @@ class SequenceRolloutBuffer:
         self._all_valid = bool(self.valid.all())
         self._closed = True
 
-    def get(self, batch_size: int | None = None) -> Iterator[SequenceBatch]:
+    def get(self, batch_size: int | None = None, *, also_empty: bool = False) -> Iterator[SequenceBatch]:
         """One epoch: minibatches of whole sequences, shuffled, every collected step in exactly one.
 
         ``batch_size`` counts steps; the number of sequences in a minibatch is what fits, at least one, and evened out
         so that no minibatch is much smaller than the others. None gives everything at once. A minibatch without a
-        single transition, of reset steps alone, is left out.
+        single transition, of reset steps alone, is left out, unless those are wanted ``also_empty``.
         """
         self._check_full()
         if not self._closed:
             raise RuntimeError("the rollout has no returns yet; call compute_returns_and_advantage() before reading")
         for chosen in self._of_an_epoch(batch_size):
             batch = self._batch(chosen)
-            if batch.valid is None or batch.valid.any():
+            if also_empty or batch.valid is None or batch.valid.any():
                 yield batch
 
     def _check_full(self) -> None:
@@ -421,7 +426,7 @@ def _check_holds(dtype: Any, observations: NDArray[Any]) -> None:
         changed = observations.astype(dtype) != observations
     if changed.any():
         raise ValueError(
-            f"an observation is {observations[changed].flat[0]}, which its space of {dtype} cannot hold: mend the "
+            f"an observation is {observations[changed].flat[0]}, which its space of {dtype} cannot hold: correct the "
             "environment, or its observation_space"
         )
 

@@ -19,6 +19,7 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import Tensor, nn
 
 from agents.kernels import heads as fused
+from agents.kernels.plan import Images
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
 from agents.memory.layers import numpy_linear
@@ -36,12 +37,17 @@ class NumpyActor:
 
     Args:
         steps: of the actor's memory and, if the critic has one of its own, of the critic's, as its plan has them.
+        images: what encodes images, in torch.
     """
 
     def __init__(
-        self, policy: RecurrentActorCriticPolicy, rng: np.random.Generator, steps: Sequence[NumpyStep]
+        self,
+        policy: RecurrentActorCriticPolicy,
+        rng: np.random.Generator,
+        steps: Sequence[NumpyStep],
+        images: Images | None = None,
     ) -> None:
-        self._features = _features_of(policy.observation_space)
+        self._features = _features_of(policy.observation_space) if images is None else _encoded_by(images)
         self._actor_step, self._critic_step = steps[0], steps[1] if len(steps) > 1 else None
         self._n_actor_parts = len(policy.memory_actor.initial_state(1))
         heads = policy.mlp_extractor
@@ -88,7 +94,17 @@ def make_actor(
         forward: the policy's step as it is compiled for a GPU, if it is.
     """
     acting = policy.acting_plan()
-    return NumpyActor(policy, rng, acting.steps) if acting.part.how == "NumPy" else TorchActor(policy, forward)
+    if acting.part.how != "NumPy":
+        return TorchActor(policy, forward)
+    return NumpyActor(policy, rng, acting.steps, acting.images)
+
+
+def _encoded_by(images: Images) -> Callable[[Any], NDArray[Any]]:
+    def features(observations: Any) -> NDArray[Any]:
+        with torch.no_grad():
+            return images(torch.as_tensor(observations)).numpy()
+
+    return features
 
 
 def _features_of(space: spaces.Space[Any]) -> Callable[[Any], NDArray[Any]]:

@@ -21,20 +21,39 @@ class Moments(NamedTuple):
     mean: float = 0.0
     squares: float = 0.0
 
+    @classmethod
+    def of(cls, values: Tensor) -> "Moments":
+        """Those of values of any shape."""
+        if values.numel() == 0:
+            return cls()
+        exact = values.double()
+        mean = float(exact.mean())
+        return cls(exact.numel(), mean, float((exact - mean).square().sum()))
+
     @property
     def std(self) -> float:
         return math.sqrt(self.squares / self.seen) if self.seen else 0.0
 
-    def with_more(self, values: Tensor) -> "Moments":
-        """These and the values', of any shape (Chan et al. 1979, "Updating formulae ... for computing variances")."""
-        if values.numel() == 0:
+    def and_also(self, other: "Moments") -> "Moments":
+        """Those of both together (Chan et al. 1979, "Updating formulae ... for computing variances")."""
+        if not other.seen:
             return self
-        more = values.double()
-        mean = float(more.mean())
-        squares = float((more - mean).square().sum())
-        total, apart = self.seen + more.numel(), mean - self.mean
-        share = more.numel() / total
-        return Moments(total, self.mean + apart * share, self.squares + squares + apart**2 * self.seen * share)
+        total, apart = self.seen + other.seen, other.mean - self.mean
+        share = other.seen / total
+        return Moments(total, self.mean + apart * share, self.squares + other.squares + apart**2 * self.seen * share)
+
+    def with_more(self, values: Tensor) -> "Moments":
+        """These and the values'."""
+        return self.and_also(Moments.of(values))
+
+    def scale(self, floor: float = 0.0) -> tuple[float, float]:
+        """What to subtract from the values and what to divide them by, for mean 0 and standard deviation 1.
+
+        The deviation counts as at least ``floor``; a single value has none, and is left as it is.
+        """
+        if self.seen < 2:
+            return 0.0, 1.0
+        return self.mean, max(math.sqrt(self.squares / (self.seen - 1)), floor) + 1e-8
 
 
 def advantage_scale(advantages: Tensor, returns: Moments) -> tuple[float, float]:
@@ -60,7 +79,7 @@ def generalized_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16), cut at the end of every episode.
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16), which stops at the end of every episode.
 
         A_t = delta_t + gamma * lambda * A_{t+1},  delta_t = r_t + gamma * V(s_{t+1}) - V(s_t),
 

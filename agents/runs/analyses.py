@@ -48,12 +48,14 @@ from agents.analysis.report.page import Acting, run_page
 from agents.analysis.statistics import interquartile_mean, mean, table
 from agents.analysis.video import VideoError, frame_rate, write_video
 from agents.checkpoint import CheckpointError, hub
+from agents.checks.devices import check_device
 from agents.deploy.card import model_card
 from agents.deploy.exports import export
 from agents.deploy.player import Player
+from agents.runs.agent_files import run_of
 from agents.runs.budget import games_at_the_end
 from agents.runs.construction import ALGORITHMS, make_environments, own_classes
-from agents.runs.directory import RunDirectory, runs_in
+from agents.runs.directory import RunDirectory, runs_in, write_atomically
 from configs import CheckpointFault, NotFinite, Settings, SettingsError, reported_as
 from configs.settings import ImitationSettings
 
@@ -87,13 +89,39 @@ class Loaded(NamedTuple):
         return manner(self.player.deterministic)
 
 
-def open_runs(paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str]) -> list[RunDirectory]:
-    """The runs, once it is sure that they may import what they name, or that it is ``trusted``."""
-    with reported_as(CheckpointFault, "run", RunError):
-        runs = [RunDirectory.open(path) for path in paths]
-    for run in runs:
+def open_runs(
+    paths: Sequence[Path], trusted: Sequence[str], typed: Sequence[str], task: Settings | None = None
+) -> list[RunDirectory]:
+    """The runs, or what an agent's file makes one, once it is sure that they may import what they name, or that it is
+    ``trusted``. Among several a directory without an agent is named and left out.
+
+    Args:
+        task: settings of the environment for files that lie in no run.
+    """
+    runs = []
+    for path in paths:
+        try:
+            run = run_of(path, task) if path.suffix == ".zip" and path.is_file() else RunDirectory.open(path)
+            if len(paths) > 1 and not run.has_agent:
+                raise RunError(f"{path} holds no saved agent")
+        except RunError as error:
+            if len(paths) == 1 or not path.exists():
+                raise CheckpointFault(f"run: {error}") from error
+            configs.say(f"left out: {error}", error=True)
+            continue
         configs.check_trusted(run.path, configs.read(run.settings), trusted, typed)
+        runs.append(run)
+    if not runs:
+        raise CheckpointFault("run: none of the directories holds a saved agent")
     return runs
+
+
+def check_computes_on(device: str) -> None:
+    """Raises :class:`SettingsError` where there is no such device."""
+    try:
+        check_device(device)
+    except ValueError as error:
+        raise SettingsError(f"--{error}") from error
 
 
 @contextmanager
@@ -155,7 +183,7 @@ def evaluate_run(
 def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> None:
     """Evaluates a run's last agent and its best one, sampled and deterministic, and prints them side by side.
 
-    The best agent is the luckiest of many evaluations; what training comes to is the last.
+    The best agent was chosen as the highest of many evaluations, which overstates it; training is judged by the last.
     """
     settings = configs.read(run.settings)
     evaluation = settings.evaluation
@@ -165,7 +193,6 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
             f"evaluations may take {evaluation.share or 1:.0%} of the steps of training (--evaluation.share None: any)"
         )
         print(f"{episodes} episodes each instead of {evaluation.final_episodes}: {share}")
-    # The way that the run is set to act by comes last: it is what a comparison of seeds takes.
     ways = (not deterministic, deterministic)
     shown = table("mean return", *(f"{manner(way)} actions" for way in ways))
     notes = []
@@ -186,12 +213,19 @@ def evaluate_at_the_end(run: RunDirectory, *, deterministic: bool = True) -> Non
         print(note)
 
 
-def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | None, report: Path | None) -> None:
+def compare(
+    runs: Sequence[RunDirectory],
+    options: Options,
+    json_file: Path | None,
+    report: Path | None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Evaluates an agent of each of several runs, and prints one table of all and their groups."""
     with reported_as(CheckpointFault, "checkpoint", RunError):
         for run in runs:  # before anything is played
             run.find(options.checkpoint)
-    histories = [_history(run) for run in runs]
+    histories = [history_of(run) for run in runs]
     _check_given_once(histories)
     results = [evaluate_run(run, options) for run in runs]
     scores = (np.array(result["returns"]) for result in results)
@@ -207,10 +241,10 @@ def compare(runs: Sequence[RunDirectory], options: Options, json_file: Path | No
         )
     if report is not None:
         note = f"{options.checkpoint} agents, {options.episodes} episodes each, seed {options.seed}."
-        _write_page(report, comparison_page(groups, note, report))
+        _write_page(report, comparison_page(groups, note, report), overwrite=overwrite)
 
 
-def _history(run: RunDirectory) -> RunHistory:
+def history_of(run: RunDirectory) -> RunHistory:
     return RunHistory(run.path, asdict(configs.read(run.settings)))
 
 
@@ -222,11 +256,21 @@ def _check_given_once(histories: Sequence[RunHistory]) -> None:
             raise SettingsError(f"{history.path} is given twice; give every run once")
 
 
+def last_result(run: RunDirectory, settings: Settings) -> Evaluation | None:
+    """The evaluation after training of a run's last agent, acting as the settings say; None before all are made."""
+    saved, results = run.checkpoints(), history_of(run).results()
+    found = {name: each for name, each in reversed(results) if each.deterministic == settings.evaluation.deterministic}
+    if not saved or (run.best.is_file() and run.best.name not in found):
+        return None
+    return found.get(saved[-1][1].name)
+
+
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The last evaluations of several runs as one table, for the runs that have one."""
-    found = [(history, results[-1][1]) for history in map(_history, runs) if (results := history.results())]
+    """The evaluations of several runs' last agents as one table, for the runs that have one."""
+    found = [(run, result) for run in runs if (result := last_result(run, configs.read(run.settings))) is not None]
     if found:
-        print_groups([Scored(history, np.array(evaluation.returns)) for history, evaluation in found])
+        print(f"\nThe last policies, {found[0][1].manner} actions:")
+        print_groups([Scored(history_of(run), np.array(result.returns)) for run, result in found])
 
 
 def print_groups(runs: Sequence[Scored]) -> list[Group]:
@@ -245,7 +289,14 @@ def print_groups(runs: Sequence[Scored]) -> list[Group]:
     return groups
 
 
-def report_run(run: RunDirectory, options: Options, path: Path | None = None, settings: Settings | None = None) -> None:
+def report_run(
+    run: RunDirectory,
+    options: Options,
+    path: Path | None = None,
+    settings: Settings | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Writes a run's page, into the run unless a path is given; ``settings`` are shown in place of the run's own."""
     history, shown, acting, note = (
         RunHistory(run.path, asdict(settings or configs.read(run.settings))),
@@ -261,7 +312,8 @@ def report_run(run: RunDirectory, options: Options, path: Path | None = None, se
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
     state = run.state(configs.read(run.settings))
     page = run_page(history, state=state, episode=shown, acting=acting, note=note)
-    _write_page(path or run.free_name("report.html"), page)
+    inside = run.path / "report.html" if overwrite else run.free_name("report.html")
+    _write_page(path or inside, page, overwrite=overwrite)
 
 
 def _acted(run: RunDirectory, options: Options) -> tuple[dict[str, Any], Acting]:
@@ -315,15 +367,21 @@ def list_runs(root: Path, json_file: Path | None = None) -> None:
 
 def _listed(run: RunDirectory) -> dict[str, Any]:
     """What is listed of a run; of one whose settings cannot be read, that."""
-    best = run.best_return()
     row: dict[str, Any] = {"run": run.path.name, **dict.fromkeys(("environment", "memory", "seed", "group"))}
-    row |= {"steps": run.last_step(), "best return": None if best is None else round(best, 3)}
+    row |= {"steps": run.last_step(), "final return": None, "best checkpoint": None}
     try:
         settings = configs.read(run.settings)
     except SettingsError:
         return {**row, "state": "settings unreadable"}
+    way = settings.evaluation.deterministic
+    final, best = run.final_return(deterministic=way), run.best_checkpoint_return(deterministic=way)
     row |= {"environment": settings.env.id, "memory": settings.policy.memory, "seed": settings.seed}
+    row |= {"final return": _shortened(final), "best checkpoint": _shortened(best)}
     return {**row, "group": settings.group, "state": run.state(settings)}
+
+
+def _shortened(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
 
 
 def record_run(run: RunDirectory, options: Options, path: Path) -> None:
@@ -392,7 +450,7 @@ def share_run(
     if repository is None:
         return
     if dry:
-        configs.say(f"this would go to {repository}; nothing was sent")
+        configs.say(f"this would be sent to {repository}; nothing was sent")
         return
     with reported_as(CheckpointFault, "--push-to-hub", CheckpointError):
         configs.say(f"sent to {hub.push(folder, repository)}")
@@ -459,9 +517,13 @@ def check_plots() -> None:
         plots.check()
 
 
-def _write_page(path: Path, page: str) -> None:
-    with reported_as(SettingsError, f"--report {path}", OSError), path.open("x", encoding="utf-8") as file:
-        file.write(page)
+def _write_page(path: Path, page: str, *, overwrite: bool = False) -> None:
+    with reported_as(SettingsError, f"--report {path}", OSError):
+        if overwrite:
+            write_atomically(path, page)
+        else:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(page)
     configs.say(f"report written to {path}")
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.analysis.report.history import figures
+from agents.distributed import group
 from agents.runs.directory import RunDirectory
 from configs import Settings
 
@@ -38,7 +39,7 @@ def games(run: RunDirectory, settings: Settings, model: BaseAlgorithm, last: boo
     left = WHILE_TRAINING * share * allowed - played_steps(run, step)
     lengths = [float(episode["l"]) for episode in model.ep_info_buffer or ()]
     usual = sum(lengths) / len(lengths) if lengths else None
-    each = _steps_of_an_episode(run, step) or usual or evaluation.max_steps or 2 * step / model.n_envs
+    each = _steps_of_an_episode(run, step) or usual or evaluation.max_steps or 2 * step / (model.n_envs * group.size())
     fewest = max(FEWEST, evaluation.episodes // 8)
     count = evaluation.episodes
     while count > fewest and count * each > left:

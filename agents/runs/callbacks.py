@@ -25,8 +25,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import safe_mean
 
 from agents.analysis.evaluation import Evaluation, differ, evaluate_both_ways, manner
-from agents.analysis.report.history import rows_until
+from agents.analysis.report.history import RunError, rows_until
 from agents.checkpoint import Captured, CheckpointError
+from agents.distributed import group
 from agents.runs.construction import EvaluationEnvironments
 from agents.runs.directory import RunDirectory, append_row
 from agents.runs.resuming import capture
@@ -34,6 +35,9 @@ from configs import printable
 from configs.settings import EvaluationSettings
 
 Result = TypeVar("Result")
+
+
+AGAIN = 2.0  # seconds in which torchrun sends its processes the Ctrl-C that they have got from the terminal already
 
 
 class TrainingFinished(Exception):
@@ -77,12 +81,16 @@ class Interruption(BetweenUpdates):
         super().__init__()
         self._grace = grace
         self._received: int | None = None
+        self._received_at = 0.0
         self._listens = self._timed = False
         self._alarm_before: Any = None
         self.saved: str | None = None
         """Where the agent is that a run can go on from, for the message of the end."""
 
     def act(self) -> None:
+        if group.size() > 1:  # a signal to one process stops all, after the same update
+            received = max(int(number) for (number,) in group.numbers(float(self._received or 0)))
+            self._received = self._received or received or None
         if self._received is not None:
             raise Interrupted(self._received, between_updates=True)
 
@@ -105,7 +113,7 @@ class Interruption(BetweenUpdates):
         try:
             with _handled_by(self._receive):
                 yield
-        except (Interrupted, CheckpointError, OSError):
+        except (Interrupted, CheckpointError, OSError, group.PeerLost, group.PeerFailed):
             raise
         except Exception as error:
             # A signal reaches worker processes too; what fails once they are gone is the interruption's doing.
@@ -142,10 +150,13 @@ class Interruption(BetweenUpdates):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
-            self._received = number
+            self._received, self._received_at = number, time.monotonic()
             with suppress(Exception):  # a stream may be in the middle of a line
-                print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
+                if group.is_first():
+                    print("\nstopping after this update; once more to stop at once", file=sys.stderr, flush=True)
             self._alarm()
+        elif group.size() > 1 and time.monotonic() < self._received_at + AGAIN:
+            return
         elif not self._is_protected(frame):
             raise self._interrupted()
 
@@ -194,6 +205,9 @@ class FiniteWeights(BetweenUpdates):
     """Ends training where a weight is no longer finite, before anything is saved."""
 
     def act(self) -> None:
+        group.from_first(self._check)
+
+    def _check(self) -> None:
         parameters = dict(self.model.policy.named_parameters())
         name = self._first_not_finite(parameters)
         if name is None:
@@ -234,13 +248,27 @@ class Checkpoints(BetweenUpdates):
 
     def act(self) -> None:
         self.capture()
-        self._run.check_there()
+        if group.is_first():
+            self._run.check_there()
         if self._every and self.model.num_timesteps >= self._next:
             self._next = _after(self.model.num_timesteps, self._every)
             self.save()
 
     def save(self) -> str | None:
-        """Saves the agent as it last was between two updates and returns where; None before the first rollout."""
+        """Saves the agent as it last was between two updates and returns where; None before the first rollout, and in
+        all processes but the first."""
+        return self._write() if group.is_first() else None
+
+    def save_in_place_of_first(self, seconds: float = 1.0) -> str | None:
+        """The same in another process, where the first one has ended without saving that."""
+        for _ in range(10):
+            with suppress(RunError), self._run.locked():
+                is_there = self._captured is None or self._run.checkpoint(self._captured[0]).exists()
+                return None if is_there else self._write()
+            time.sleep(seconds / 10)
+        return None
+
+    def _write(self) -> str | None:
         if self._captured is None:
             return None
         step, agent = self._captured
@@ -265,6 +293,42 @@ class Checkpoints(BetweenUpdates):
         """Copies the agent as it is now, between two updates."""
         model: Any = self.model
         self._captured = model.num_timesteps, capture(model)
+
+
+class InFirstProcess(BetweenUpdates):
+    """A callback that acts in process 0 alone, while the others wait; what it raises ends training in all."""
+
+    def __init__(self, callback: BetweenUpdates | None) -> None:
+        """``callback``: None in the others."""
+        super().__init__()
+        self._callback = callback
+
+    def _init_callback(self) -> None:
+        if self._callback is not None:
+            self._callback.init_callback(self.model)
+
+    def _on_training_start(self) -> None:
+        if self._callback is not None:
+            self._callback.on_training_start(self.locals, self.globals)
+
+    def act(self) -> None:
+        self._together(lambda each: each.act())
+
+    def _on_training_end(self) -> None:
+        self._together(lambda each: each.on_training_end())
+
+    def _together(self, act: Callable[[BetweenUpdates], None]) -> None:
+        def run() -> str | None:
+            try:
+                if self._callback is not None:
+                    act(self._callback)
+            except TrainingFinished as reason:
+                return str(reason)
+            return None
+
+        reason = group.from_first(run)
+        if reason is not None:
+            raise TrainingFinished(reason)
 
 
 class PeriodicEvaluation(BetweenUpdates):
@@ -319,7 +383,7 @@ class PeriodicEvaluation(BetweenUpdates):
         if episodes < self._settings.episodes and not self._is_limited:
             self._is_limited = True
             self._report(
-                f"evaluations are of fewer than {self._settings.episodes} episodes, or put off: they may take "
+                f"evaluations play fewer than {self._settings.episodes} episodes, or are postponed: they may take "
                 f"{self._settings.share:.0%} of the steps of training (--evaluation.share None: any)"
             )
         if not episodes:
@@ -345,11 +409,11 @@ class PeriodicEvaluation(BetweenUpdates):
             self.model.save(self._run.best)
         means_by_way = {f"{way}_mean_reward": each.mean for way, each in sorted(both.items())}
         self._record(result, means_by_way, step, taken=sum(each.longest for each in both.values()) * env.num_envs)
-        best = ", the best" if is_best else ""
-        n_truncated = sum(each.cut for each in both.values())
+        best = ", the best so far" if is_best else ""
+        n_truncated = sum(each.truncated for each in both.values())
         truncated = f" ({n_truncated} truncated after {max_steps:,} steps)" if n_truncated else ""
         means = ", ".join(f"{each.mean:.2f} {way}" for way, each in sorted(both.items()))
-        which_differ = ", which differ" if differ(*both.values()) else ""
+        which_differ = ", whose intervals do not overlap" if differ(*both.values()) else ""
         n_episodes = sum(each.episodes for each in both.values())
         self._report(f"step {step:,}: mean return {means}{which_differ}, over {n_episodes} episodes{truncated}{best}")
         goal = self._settings.stop_at_return
@@ -409,7 +473,7 @@ class ProgressDisplay(BetweenUpdates):
         self._started = self._last_line = time.monotonic()
         self._first = self.model.num_timesteps
         # The last rollout is a full one.
-        rollout = self.model.n_envs * getattr(self.model, "n_steps", 1)
+        rollout = self.model.n_envs * group.size() * getattr(self.model, "n_steps", 1)
         self._total = self._first + math.ceil((self._total - self._first) / rollout) * rollout
 
     def act(self) -> None:

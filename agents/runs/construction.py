@@ -17,7 +17,7 @@ from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
 from agents.encoders.kinds import kind_of
 from agents.rollout.masks import ACTION_MASKS, ActionMaskVecEnv, shows_masks
-from agents.runs.defaults import fitted_to_family, fitted_to_spaces
+from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from configs import EnvironmentFault, Settings, reported_as
 from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
 
@@ -37,9 +37,15 @@ POLICIES = {"flat": "RecurrentPolicy", "nodes": "NodeActionPolicy", "links": "Li
 
 
 def make_environments(
-    settings: Settings, n_envs: int, seed: int | None = None, render_mode: str | None = None, *, resumable: bool = False
+    settings: Settings,
+    n_envs: int,
+    seed: int | None = None,
+    render_mode: str | None = None,
+    *,
+    resumable: bool = False,
+    first: int = 0,
 ) -> VecEnv:
-    """The task as the settings describe it, before normalization."""
+    """The task as the settings describe it, before normalization; ``first``: the number of the first environment."""
     settings, _ = fitted_to_family(settings)
     task, is_rendered = settings.env, render_mode is not None
     with reported_as(EnvironmentFault, f"environment {task.id}"):
@@ -53,8 +59,10 @@ def make_environments(
             render_mode=render_mode,
             workers=None if is_rendered else task.workers,
             timeout=None if is_rendered else task.timeout,
+            address=None if is_rendered else task.address,
             max_restarts=task.max_restarts,
             resumable=resumable,
+            first=first,
         )
         obeys = settings.policy.kwargs.get("action_mask") == ACTION_MASKS and not shows_masks(env.observation_space)
         return ActionMaskVecEnv(env) if obeys else env
@@ -62,7 +70,7 @@ def make_environments(
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
     """A new agent that learns in ``env``, normalized."""
-    settings, _ = fitted_to_spaces(settings, env.observation_space, env.action_space)
+    settings, _ = fitted_to_observations(settings, env.observation_space)
     arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")
     for scheduled in SCHEDULED:
@@ -146,7 +154,7 @@ def _is_measurement(space: spaces.Space[Any]) -> bool:
 
 
 class EvaluationEnvironments:
-    """Environments of the evaluations' own: as many as play at once, made anew where that is another number."""
+    """Environments of the evaluations' own: as many as play at once, recreated where that number changes."""
 
     def __init__(self, make: Callable[[int], VecEnv], most: int) -> None:
         self._make, self._most = make, most

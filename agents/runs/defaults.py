@@ -1,4 +1,4 @@
-"""What a run does where its settings leave it open: by the environment's family, its observations and its actions.
+"""What a run does where its settings leave it open: by the environment's family, and by what is observed.
 
 What is chosen stands in the run's settings from then on, so that they repeat it. A setting that has a value stays.
 """
@@ -10,15 +10,11 @@ from gymnasium import spaces
 
 from agents.encoders.kinds import parts_of
 from configs import EnvironmentFault, Settings, reported_as
-from configs.settings import AlgorithmSettings
 from envs.vector.families import family_of, fit
 
 LEARNING_RATE, N_EPOCHS = 1e-3, 5
 OF_IMAGES = 2.5e-4, 3
 """Learning rate and epochs of Schulman et al. 2017, "Proximal Policy Optimization", table 5 (Atari)."""
-SDE_SAMPLE_FREQ = 8
-"""Steps between two draws of the noise of continuous actions: noise that lasts explores where single steps cancel out
-(Raffin et al. 2022, "Smooth Exploration for Robotic Reinforcement Learning")."""
 ENT_COEF = 0.05
 """At the start; it falls to 0 at the end of training. A small one loses its way before a rare reward is found, one
 that stays keeps the last policy from being sure."""
@@ -42,41 +38,21 @@ def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
     return replace(settings, env=fitted), [f"{family.name}: {found.why} (--env.wrappers for others)"]
 
 
-def fitted_to_spaces(
-    settings: Settings, observations: spaces.Space[Any], actions: spaces.Space[Any]
-) -> tuple[Settings, list[str]]:
-    """Settings whose learning rate, epochs and exploration are chosen, and lines about what was unless usual."""
+def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tuple[Settings, list[str]]:
+    """Settings whose learning rate, epochs and entropy bonus are chosen, and a line about what was unless usual."""
     algorithm = settings.algorithm
-    step, lines = _step(algorithm, observations)
-    exploration, more = _exploration(algorithm, actions)
-    return replace(settings, algorithm=replace(algorithm, **step, **exploration)), lines + more
-
-
-def _step(algorithm: AlgorithmSettings, observations: spaces.Space[Any]) -> tuple[dict[str, Any], list[str]]:
-    sees_images = any(part.kind == "image" for part in parts_of(observations))
+    sees_images = any(part.kind == "image" for part in parts_of(space))
     rate, n_epochs = OF_IMAGES if sees_images else (LEARNING_RATE, N_EPOCHS)
     changes: dict[str, Any] = {}
     if algorithm.learning_rate is None:
         changes["learning_rate"] = rate
     if algorithm.n_epochs is None and algorithm.name != "a2c":
         changes["n_epochs"] = n_epochs
-    if not sees_images or not changes:
-        return changes, []
     said = " and ".join(f"{name} {value:g}" for name, value in changes.items())
-    return changes, [f"{said}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)"]
-
-
-def _exploration(algorithm: AlgorithmSettings, actions: spaces.Space[Any]) -> tuple[dict[str, Any], list[str]]:
-    changes: dict[str, Any] = {}
+    lines = [f"{said}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)"]
+    lines = lines if sees_images and changes else []
     if algorithm.ent_coef is None:
         changes["ent_coef"] = ENT_COEF
     if algorithm.ent_coef_schedule is None:
         changes["ent_coef_schedule"] = "linear" if algorithm.ent_coef is None else "constant"
-    if algorithm.use_sde is not None:
-        return changes, []
-    changes["use_sde"] = isinstance(actions, spaces.Box)
-    if not changes["use_sde"]:
-        return changes, []
-    if algorithm.sde_sample_freq == -1:
-        changes["sde_sample_freq"] = SDE_SAMPLE_FREQ
-    return changes, ["state-dependent exploration, for actions are continuous (--algorithm.use-sde False: without)"]
+    return replace(settings, algorithm=replace(algorithm, **changes)), lines

@@ -56,7 +56,7 @@ class MemoryDiagnostics(BetweenUpdates):
     def _on_rollout_end(self) -> None:
         agent = self._agent
         # By the count of steps, so that a run that is resumed samples what it would have sampled.
-        update = agent.num_timesteps // (agent.n_steps * agent.n_envs) - 1
+        update = agent.num_timesteps // (agent.n_steps * agent.n_envs_of_all) - 1
         if update % self._interval(agent) == 0 and agent.policy.memory_actor.initial_state(1):
             self._sample = draw(agent.rollout_buffer, STEPS, np.random.default_rng(update))
             if state := carried(agent.policy.memory_actor, agent._last_state or ()):

@@ -13,6 +13,7 @@
     evaluations/         the evaluations made after training, as JSON
     insight/             what was found about the memory, as JSON, arrays and pictures
     videos/              recorded on request
+    output.txt           what was printed, of a run of --seeds or --sweep in a process of its own
 
 A directory belongs to one run and is never overwritten.
 """
@@ -36,7 +37,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.analysis.report.history import RunError, figures, read_versions, rows_until
+from agents.analysis.evaluation import Evaluation
+from agents.analysis.report.history import RunError, RunHistory, figures, read_versions, rows_until
 from configs import Settings
 
 try:
@@ -48,10 +50,14 @@ _CHECKPOINT = re.compile(r"step_(\d+)\.zip")
 
 
 class RunDirectory:
-    """Where a run keeps its files; of a directory that exists."""
+    """Where a run keeps its files; of a directory that exists.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    Args:
+        agent: one of its files, to be found in place of the best.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], agent: Path | None = None) -> None:
+        self.path, self._agent = Path(path), agent
         self.settings = self.path / "settings.yaml"
         self.metrics = self.path / "metrics.csv"
         self.evaluations = self.path / "evaluations.csv"
@@ -63,7 +69,7 @@ class RunDirectory:
     @classmethod
     def create(cls, root: str | os.PathLike[str], name: str, *, numbered: bool = False) -> "RunDirectory":
         """A new directory ``root/name``; where there is one and it may be ``numbered``, ``root/name-2``, ..."""
-        for path in _numbered(Path(root), name):
+        for path in numbered_paths(Path(root), name):
             try:
                 path.mkdir(parents=True)  # which decides, so that two runs that start at once never share one
                 return cls(path)
@@ -104,11 +110,13 @@ class RunDirectory:
     @property
     def has_agent(self) -> bool:
         """Whether an agent has been saved yet."""
-        return self.best.is_file() or bool(self.checkpoints())
+        return self._agent is not None or self.best.is_file() or bool(self.checkpoints())
 
     def find(self, checkpoint: str) -> Path:
         """The file of ``best``, ``last``, a step, or a path (as it is, or from the run); else RunError."""
         saved = self.checkpoints()
+        if checkpoint == "best" and self._agent is not None:
+            return self._agent
         if checkpoint == "best" and self.best.is_file():
             return self.best
         # Without a periodic evaluation there is no best; then the last is what the run has to show.
@@ -127,7 +135,7 @@ class RunDirectory:
     def free_name(self, name: str) -> Path:
         """Where a new file of that name can lie: ``name``, or with -2, -3, ... where that is taken."""
         stem, suffix = os.path.splitext(name)
-        return next(path for path in _numbered(self.path, stem, suffix) if not path.exists())
+        return next(path for path in numbered_paths(self.path, stem, suffix) if not path.exists())
 
     def last_step(self) -> int:
         """The latest environment step that left a trace: a row of metrics, an evaluation, a checkpoint."""
@@ -144,8 +152,30 @@ class RunDirectory:
         with self._lock() as is_mine:
             return "stopped" if is_mine else "training"
 
+    def final_evaluation(self, *, deterministic: bool = True) -> Evaluation | None:
+        """The last policy's latest evaluation after training, acting so if there is one that did; else None."""
+        saved = self.checkpoints()
+        return self._evaluated(saved[-1][1].name, deterministic) if saved else None
+
+    def final_return(self, *, deterministic: bool = True) -> float | None:
+        """The mean return of :meth:`final_evaluation`, else of the last periodic one; None before the first."""
+        found, rows = self.final_evaluation(deterministic=deterministic), figures(self.evaluations)
+        periodic = [row["mean_reward"] for row in rows if "mean_reward" in row]
+        return found.mean if found is not None else periodic[-1] if periodic else None
+
+    def best_checkpoint_return(self, *, deterministic: bool = True) -> float | None:
+        """The best checkpoint's mean return in an evaluation after training, which did not choose it; None before."""
+        found = self._evaluated(self.best.name, deterministic)
+        return None if found is None else found.mean
+
+    def _evaluated(self, file: str, deterministic: bool) -> Evaluation | None:
+        found = [result for name, result in RunHistory(self.path, {}).results() if name == file]
+        found = [result for result in found if result.deterministic == deterministic] or found
+        return found[-1] if found else None
+
     def best_return(self) -> float | None:
-        """The highest mean return of a periodic evaluation, None before the first."""
+        """The highest mean return of a periodic evaluation, None before the first: biased upwards, since it is the
+        highest of several."""
         return max((row["mean_reward"] for row in figures(self.evaluations) if "mean_reward" in row), default=None)
 
     @contextmanager
@@ -213,7 +243,7 @@ class RunDirectory:
         """Writes ``folder/name.json``, or ``name-2.json``, ... where that exists, and returns where."""
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
         (self.path / folder).mkdir(exist_ok=True)
-        for path in _numbered(self.path / folder, name, ".json"):
+        for path in numbered_paths(self.path / folder, name, ".json"):
             with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
                 file.write(text)
                 return path
@@ -280,7 +310,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
         writer.writerow(row)
 
 
-def _numbered(folder: Path, stem: str, suffix: str = "") -> Iterator[Path]:
+def numbered_paths(folder: Path, stem: str, suffix: str = "") -> Iterator[Path]:
     """stem, stem-2, stem-3, ..."""
     yield folder / f"{stem}{suffix}"
     yield from (folder / f"{stem}-{number}{suffix}" for number in itertools.count(2))

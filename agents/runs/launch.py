@@ -1,7 +1,7 @@
 """A run from its settings to its end: directory, environments, agent, training, and what it is evaluated by."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -16,11 +16,14 @@ from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.analysis.report.history import RunError, figures
 from agents.checkpoint import CheckpointError
 from agents.checks.devices import check_device
+from agents.checks.extras import is_installed
+from agents.distributed import group
 from agents.kernels.plan import missing
-from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
+from agents.runs import processes
+from agents.runs.analyses import Options, evaluate_at_the_end, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
-from agents.runs.defaults import fitted_to_family, fitted_to_spaces
+from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.imitation import taught, teacher_of
 from agents.runs.resuming import resume_agent
@@ -36,13 +39,17 @@ def train(settings: Settings) -> RunDirectory:
     """Trains an agent in a new directory and evaluates what came of it."""
     settings.check()
     _check_device(settings)
-    return _work(_new_run(settings), settings)
+    with processes.only_first_speaks():
+        processes.check(settings)
+        return _work(group.from_first(lambda: new_run(settings)), settings)
 
 
 def resume(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
     """Goes on with a run from its last checkpoint, as if it had never stopped; see :func:`opened`."""
-    run = opened(path, settings, trusted, typed)
-    return _work(run, settings, configs.read(run.settings))
+    with processes.only_first_speaks():
+        processes.check(settings)
+        run = opened(path, settings, trusted, typed)
+        return _work(run, settings, configs.read(run.settings))
 
 
 def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
@@ -59,41 +66,18 @@ def opened(path: str, settings: Settings, trusted: Sequence[str], typed: Sequenc
 def preview(settings: Settings) -> None:
     """Builds environments and agent, and prints how it would be computed."""
     _check_device(settings)
+    if not group.is_first():
+        return
     settings, chosen = fitted_to_family(settings)
     with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
-        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
+        settings, more = fitted_to_observations(settings, env.observation_space)
         _print_plan(_new_agent(settings, env), settings, chosen + more)
 
 
-def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
-    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all."""
+def check_several(settings: Settings, seeds: int = 1) -> None:
+    """Raises :class:`SettingsError` where runs of several seeds, or of a sweep, cannot be trained here."""
     _check_device(settings)
-    group = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
-    runs: list[RunDirectory] = []
-    failed: dict[int, CommandError] = {}
-    for seed in range(settings.seed, settings.seed + seeds):
-        name = f"{settings.name}-{seed}" if settings.name else None
-        # The threads measured for the first serve all: the runs of a group differ in their seed alone.
-        threads = configs.read(runs[0].settings).threads if runs else settings.threads
-        configs.say(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {group}")
-        try:
-            runs.append(train(replace(settings, seed=seed, name=name, group=group, threads=threads)))
-        except CommandError as error:
-            failed[seed] = error
-            configs.say(f"seed {seed} failed: {error}", error=True)
-    print_seeds(runs)
-    if failed:
-        raise SeedsFailed(failed, seeds)
-    return runs
-
-
-class SeedsFailed(CommandError):
-    """Some of several seeds could not be trained; its exit code is that of the first of them."""
-
-    def __init__(self, failed: Mapping[int, CommandError], seeds: int) -> None:
-        reasons = "; ".join(f"seed {seed}: {error}" for seed, error in failed.items())
-        super().__init__(f"{len(failed)} of {seeds} seeds failed. {reasons}")
-        self.exit_code = next(iter(failed.values())).exit_code
+    processes.check(settings, seeds)
 
 
 def _check_device(settings: Settings) -> None:
@@ -103,7 +87,7 @@ def _check_device(settings: Settings) -> None:
         raise SettingsError(str(error)) from error
 
 
-def _new_run(settings: Settings) -> RunDirectory:
+def new_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
     name = run_name(settings.env.id, settings.policy.memory, settings.seed)
     with reported_as(SettingsError, "runs", RunError, OSError):
@@ -120,12 +104,16 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
     interruption, evaluation = Interruption(), settings.evaluation
     with interruption.at_once():
         _train_in(run, settings, recorded, interruption)
-        if evaluation.final_episodes:
+        if not group.is_first():
+            return run
+        if evaluation.final_episodes and settings.tracking.wandb == "off":
             evaluate_at_the_end(run, deterministic=evaluation.deterministic)
         for each in _symptoms(run, settings):
             configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
+        seen = "--insight --report" if is_installed("plots") else "--report"
         configs.say(f"\nThe run is in {run.path}; evaluate it again with: {again}")
+        configs.say(f"What it learned and remembers, as one page: {again} {seen}")
     return run
 
 
@@ -135,7 +123,13 @@ def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
     length = algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size)
     solved_at = None if spec is None else spec.reward_threshold
     metrics = figures(run.metrics)
-    found = symptoms(metrics, figures(run.evaluations), sequence_length=length, solved_at=solved_at)
+    found = symptoms(
+        metrics,
+        figures(run.evaluations),
+        sequence_length=length,
+        solved_at=solved_at,
+        use_sde=algorithm.use_sde,
+    )
     return [*found, *slow_environment(metrics, settings.env.backend)]
 
 
@@ -145,34 +139,39 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
     evaluation = settings.evaluation
     n_evaluated = min(evaluation.n_envs or settings.env.n_envs, (evaluation.episodes + 1) // 2)
     evaluated = partial(make_environments, settings)
+    is_first, n_envs = group.is_first(), group.share(settings.env.n_envs)
+    first = group.rank() * n_envs
     with (
         reported_as(SettingsError, "runs", RunError),
         reported_as(CheckpointFault, "saving", CheckpointError, OSError),
-        run.removed_if_nothing_came_of_it() if recorded is None else nullcontext(),
-        run.locked(),
+        run.removed_if_nothing_came_of_it() if recorded is None and is_first else nullcontext(),
+        run.locked() if is_first else nullcontext(),
         interruption.listening(),
-        _closing(make_environments(settings, settings.env.n_envs, settings.seed, resumable=True)) as env,
-        _closing(EvaluationEnvironments(evaluated, n_evaluated)) as environments,
+        _closing(make_environments(settings, n_envs, settings.seed, resumable=True, first=first)) as env,
+        _closing(EvaluationEnvironments(evaluated, n_evaluated)) if is_first else nullcontext() as environments,
         reported_as(NotFinite, "training", FloatingPointError),
         configs.environment_blamed(f"environment {settings.env.id}"),
     ):
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
         teacher = None if resumed else teacher_of(settings)
-        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
+        settings, more = fitted_to_observations(settings, env.observation_space)
         agent = resumed or _new_agent(settings, env)
         configs.say(f"run           {run.path}")
-        run.write_versions(computed=_print_plan(agent, settings, chosen + more))
+        computed = _print_plan(agent, settings, chosen + more)
+        if is_first:
+            run.write_versions(computed=computed, **({"processes": group.size()} if group.size() > 1 else {}))
         if settings.threads is None:  # another number can change the last bits of a sum
-            choice = choose_threads(agent)
+            choice = group.from_first(lambda: choose_threads(agent))
             torch.set_num_threads(choice.threads)
             print(f"computing on {choice}")
             settings = replace(settings, threads=choice.threads)
-        write_atomically(run.settings, configs.dump(settings))
+        if is_first:
+            write_atomically(run.settings, configs.dump(settings))
         if teacher is not None:
             taught(agent, teacher, settings)
         training = Training(agent, environments, run, settings, interruption, resumed=resumed is not None)
-        training.run(trained=lambda: _film(run, settings))
+        training.run(trained=lambda: _tracked_end(run, settings, interruption) if is_first else None)
 
 
 def _new_agent(settings: Settings, env: VecEnv) -> RecurrentOnPolicyAlgorithm:
@@ -203,9 +202,15 @@ def _print_plan(agent: RecurrentOnPolicyAlgorithm, settings: Settings, chosen: S
     return plan.as_dict()
 
 
-def _film(run: RunDirectory, settings: Settings) -> None:
-    """An episode of the best agent for Weights & Biases, where the environment can be rendered."""
-    if settings.tracking.wandb == "off" or not settings.tracking.wandb_video:
+def _tracked_end(run: RunDirectory, settings: Settings, interruption: Interruption) -> None:
+    """What Weights & Biases gets before it is closed: the final evaluation, and an episode of the best agent as a
+    video where the environment can be rendered."""
+    if settings.tracking.wandb == "off":
+        return
+    with interruption.at_once():
+        if settings.evaluation.final_episodes:
+            evaluate_at_the_end(run, deterministic=settings.evaluation.deterministic)
+    if not settings.tracking.wandb_video:
         return
     try:
         record_run(run, Options(), run.videos / "best.mp4")

@@ -5,7 +5,6 @@ that wait for the next row of metrics, and what it was computed with, on which t
 """
 
 import platform
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,21 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import Captured, CheckpointError, SavedAgent, capture_algorithm, undisturbed
 from agents.checkpoint.agent import OF_A_RUN
+from agents.distributed import group
 from agents.kernels.binding import BUILDS, VERSIONS
+from agents.runs import processes
 from agents.runs.construction import ALGORITHMS, own_classes
 from agents.runs.directory import RunDirectory
 from configs import Settings, say
 from configs.settings import SCHEDULED
 
-ENVIRONMENTS, FIGURES, COMPUTING = OF_A_RUN
+ENVIRONMENTS, FIGURES, COMPUTING, PARTS = OF_A_RUN
 DECIDING = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
-note = partial(say, error=True)
+
+def note(line: str) -> None:
+    if group.is_first():
+        say(line, error=True)
 
 
 def capture(model: RecurrentOnPolicyAlgorithm) -> Captured:
@@ -33,7 +37,11 @@ def capture(model: RecurrentOnPolicyAlgorithm) -> Captured:
     setattr(attributes, ENVIRONMENTS, None if base is None else base.snapshot())
     setattr(attributes, FIGURES, _pending(model.logger))
     setattr(attributes, COMPUTING, computing(model))
-    return capture_algorithm(model, include=[ENVIRONMENTS, FIGURES, COMPUTING])
+    if group.size() == 1:
+        return capture_algorithm(model, include=[ENVIRONMENTS, FIGURES, COMPUTING])
+    own = {name: getattr(attributes, name) for name in (ENVIRONMENTS, FIGURES)}
+    setattr(attributes, PARTS, group.gathered(processes.part_of(model, **own)))
+    return capture_algorithm(model, include=[ENVIRONMENTS, FIGURES, COMPUTING, PARTS])
 
 
 def computing(model: RecurrentOnPolicyAlgorithm) -> dict[str, str]:
@@ -67,8 +75,7 @@ def resume_agent(
             note(f"passing over a checkpoint: {error}")
             continue
         changes = _changed(saved, agent)
-        with undisturbed():
-            trouble = _restored(agent)
+        trouble = _given_part(agent, str(file)) or _restored_undisturbed(agent)
         if trouble is not None:
             agent._last_obs = None
             seed = np.random.SeedSequence([settings.seed, agent.num_timesteps, 1])  # no two resumptions share one
@@ -79,12 +86,14 @@ def resume_agent(
         note(f"resuming from {file}, of {agent.num_timesteps:,} steps")
         if schedules := change_of_schedules(recorded, settings, agent.num_timesteps):
             note(schedules)
-        run.note_resume(agent.num_timesteps)
+        if group.is_first():
+            run.note_resume(agent.num_timesteps)
         return agent
     if files:
         raise CheckpointError(f"none of the {len(files)} checkpoints of {run.path} can be read; start a new run")
     note(f"{run.path} has no checkpoint yet: training starts from its beginning")
-    run.forget_after(-1)
+    if group.is_first():
+        run.forget_after(-1)
     return None
 
 
@@ -122,6 +131,22 @@ def _pending(logger: Any) -> dict[str, Any]:
         for name, value in logger.name_to_value.items()
         if isinstance(value, bool | int | float | np.floating | np.integer)
     }
+
+
+def _given_part(agent: Any, file: str) -> str | None:
+    """Gives an agent what a checkpoint of several processes has of this one; where it has nothing, why."""
+    parts: Any = vars(agent).pop(PARTS, None)
+    part, trouble = processes.own_part(parts, 1 if parts is None else len(parts))
+    if part is not None:
+        processes.give(agent, part, file)
+        processes.draw_on(agent, part, file)
+        vars(agent).update({name: part[name] for name in (ENVIRONMENTS, FIGURES)})
+    return trouble
+
+
+def _restored_undisturbed(agent: Any) -> str | None:
+    with undisturbed():
+        return _restored(agent)
 
 
 def _restored(agent: Any) -> str | None:

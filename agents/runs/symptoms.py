@@ -14,7 +14,7 @@ Row = Mapping[str, float]
 """What in a line of metrics.csv or evaluations.csv is a number, by column."""
 
 FEWEST = 6
-"""Evaluations below which nothing is said of their course."""
+"""Evaluations below which no symptom is reported."""
 COLLAPSED = 0.1
 """Share of the first entropy below which a policy of discrete actions has stopped exploring."""
 VANISHED = 1e-4
@@ -25,13 +25,19 @@ LAG = "memory/gradient_lag_"
 
 
 def symptoms(
-    metrics: Sequence[Row], evaluations: Sequence[Row], *, sequence_length: int, solved_at: float | None = None
+    metrics: Sequence[Row],
+    evaluations: Sequence[Row],
+    *,
+    sequence_length: int,
+    solved_at: float | None = None,
+    use_sde: bool = False,
 ) -> list[str]:
     """Sentences for the user; none if the return rose and stayed, or no reason is known.
 
     Args:
         sequence_length: steps that gradients pass back through, at most.
         solved_at: the return from which the environment counts as solved (Gymnasium's ``reward_threshold``).
+        use_sde: the noise of continuous actions lasts already.
     """
     returns = _column(evaluations, "mean_reward")
     if len(returns) < FEWEST:
@@ -47,7 +53,7 @@ def symptoms(
         return []
     course = f"the return did not rise ({first:.4g} at first, {last:.4g} at the end)"
     length = float(_column(evaluations, "mean_ep_length")[-third:].mean())
-    found = [*_entropy(metrics), *_reach(metrics, length, sequence_length)]
+    found = [*_entropy(metrics), *_noise(metrics, use_sde), *_reach(metrics, length, sequence_length)]
     return [f"{course}, and {each}" for each in found]
 
 
@@ -69,7 +75,14 @@ def _entropy(metrics: Sequence[Row]) -> list[str]:
     if len(entropy) < 2 or entropy[0] <= 0 or entropy[-1] >= COLLAPSED * entropy[0]:
         return []
     fell = f"the policy's entropy fell from {entropy[0]:.3g} to {max(entropy[-1], 0.0):.3g}"
-    return [f"{fell}: it stopped exploring, try --algorithm.ent-coef 0.05"]
+    return [f"{fell}: it stopped exploring, try --algorithm.ent-coef 0.1"]
+
+
+def _noise(metrics: Sequence[Row], use_sde: bool) -> list[str]:
+    if use_sde or not len(_column(metrics, "train/std")):
+        return []
+    tried = "try --algorithm.use-sde --algorithm.sde-sample-freq 8, noise that lasts"
+    return [f"the noise of continuous actions is drawn anew at every step, which finds no rare reward: {tried}"]
 
 
 def _reach(metrics: Sequence[Row], length: float, sequence_length: int) -> list[str]:

@@ -26,6 +26,7 @@ from gymnasium import spaces
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import undisturbed
+from agents.distributed import group
 from agents.rollout.buffer import number_of_minibatches
 from envs.vector.cpus import available_cpus
 
@@ -84,9 +85,10 @@ def choose_threads(
 
 
 def _most_threads() -> int:
-    """The CPUs there are; fewer where OMP_NUM_THREADS says so (of a list, the first number counts)."""
+    """The CPUs there are for this process; fewer where OMP_NUM_THREADS says so (of a list, the first number counts)."""
     requested = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(available_cpus(), int(requested) if requested.isdigit() and int(requested) else available_cpus())
+    own = max(1, available_cpus() // group.on_this_machine())
+    return min(own, int(requested) if requested.isdigit() and int(requested) else own)
 
 
 def _climb(numbers: list[int], times: Callable[[int, float], list[float]]) -> ThreadChoice:
@@ -141,7 +143,7 @@ def minibatch_shape(agent: RecurrentOnPolicyAlgorithm) -> tuple[int, int]:
     """(L, S) of the minibatches the agent trains on."""
     length = agent.rollout_buffer.sequence_length
     n_sequences = agent.n_envs * (agent.n_steps // length)
-    return length, -(-n_sequences // number_of_minibatches(n_sequences, length, agent.batch_size))
+    return length, -(-n_sequences // number_of_minibatches(n_sequences, length, agent.own_batch_size))
 
 
 def _pass_through(agent: RecurrentOnPolicyAlgorithm, length: int, n_sequences: int) -> Callable[[], None]:

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import secrets
+import shlex
 import struct
 import sys
 import threading
@@ -29,7 +30,8 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.analysis.report.groups import INCIDENTAL
-from agents.analysis.report.history import rows_until
+from agents.analysis.report.history import RunHistory, rows_until
+from agents.analysis.statistics import mean
 from agents.runs.directory import RunDirectory, write_table
 from configs import say
 from configs.settings import TrackingSettings
@@ -122,12 +124,14 @@ class WandbWriter(KVWriter):
     models, as one artifact whose versions ``best`` and ``latest`` are laid out as a run's directory (``evaluate.py``
     takes them), ``videos/`` and the pictures of ``insight/``; and figures to compare runs by: ``best_return``,
     ``mean_return`` and ``last_return`` of the evaluations (of the training episodes where there was none), ``steps``
-    and ``steps_per_second``. Online becomes offline where there is no key or no network.
+    and ``steps_per_second``, and of the final evaluation ``final_return`` and ``final/POLICY_MANNER_return``, each with
+    its interval's edges ``_low`` and ``_high``. Online becomes offline where there is no key or no network.
     """
 
     def __init__(self, directory: Path, tracking: TrackingSettings, config: Mapping[str, Any]) -> None:
         self.mode: Literal["offline", "online"] = "online" if tracking.wandb == "online" else "offline"
         self._directory, self._timeout = directory, tracking.wandb_timeout
+        self._deterministic = bool(config.get("evaluation", {}).get("deterministic", True))
         self._unsent: list[str] = []  # why, where something could not be sent
         # What there is to compare runs by: of evaluations, and where there is none of the episodes of training.
         self._seen: dict[str, list[float]] = {"eval/mean_reward": [], "rollout/ep_rew_mean": []}
@@ -163,7 +167,7 @@ class WandbWriter(KVWriter):
         """Sends what is left and waits, at most as long as the timeout; on an exception's way up the run has failed."""
         if self._run is None:
             return
-        exit_code = 0 if sys.exc_info()[0] is None else 1
+        exit_code, address = 0 if sys.exc_info()[0] is None else 1, self._run.url
         with redirect_stderr(io.StringIO()) as warned:  # what it has to say there, we say in one line
             with self._noted():
                 self._publish()
@@ -176,6 +180,11 @@ class WandbWriter(KVWriter):
             _say(f"not everything was sent ({reasons}); {upload}")
         elif reasons:
             _say(f"not everything was recorded ({reasons})")
+        if self.mode == "offline":
+            files = shlex.quote(str(self._directory / "wandb" / self._files.name))
+            say(f"Weights & Biases: recorded offline; upload it with `wandb sync {files}`")
+        elif not reasons:
+            say(f"Weights & Biases: the run is at {address}")
 
     def _log(self, row: dict[str, Any]) -> None:
         """Sends a row, unless it is there already."""
@@ -236,7 +245,8 @@ class WandbWriter(KVWriter):
 
         summary = self._run.summary
         named = {"steps": summary.get("global_step"), "steps_per_second": summary.get("time/fps")}
-        summary.update({**self._returns(), **{name: each for name, each in named.items() if each is not None}})
+        named = {name: each for name, each in named.items() if each is not None}
+        summary.update({**self._returns(), **named, **self._final()})
         for path in sorted(self._directory.glob("videos/*")):
             if path.suffix in (".mp4", ".gif"):
                 self._show(f"videos/{path.stem}", path, wandb.Video, format=path.suffix[1:])
@@ -251,6 +261,22 @@ class WandbWriter(KVWriter):
             self._send_model(run.best, "best")
         for _, model in run.checkpoints()[-1:]:  # the server takes the last that comes for the latest
             self._send_model(model, "latest")
+
+    def _final(self) -> dict[str, float]:
+        """The last policy's evaluation after training, as it is set to act, and those of both policies both ways."""
+        last = [path.name for _, path in RunDirectory(self._directory).checkpoints()[-1:]]
+        found: dict[str, float] = {}
+        for file, evaluation in RunHistory(self._directory, {}).results():
+            if file not in ("best.zip", *last):
+                continue
+            policy = "best" if file == "best.zip" else "last"
+            names = [f"final/{policy}_{evaluation.manner}_return"]
+            if policy == "last" and evaluation.deterministic == self._deterministic:
+                names.append("final_return")
+            low, high = evaluation.interval(mean)
+            for name in names:
+                found |= {name: evaluation.mean, f"{name}_low": low, f"{name}_high": high}
+        return found
 
     def _show(self, name: str, path: Path, kind: Callable[..., Any], **options: Any) -> None:
         with self._noted():

@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import Logger
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.checkpoint import CheckpointError
+from agents.distributed import group
 from agents.runs import callbacks
 from agents.runs.budget import games
 from agents.runs.construction import EvaluationEnvironments
@@ -32,7 +33,7 @@ class Training:
     def __init__(
         self,
         agent: RecurrentOnPolicyAlgorithm,
-        environments: EvaluationEnvironments,
+        environments: EvaluationEnvironments | None,
         run: RunDirectory,
         settings: Settings,
         interruption: callbacks.Interruption,
@@ -42,15 +43,21 @@ class Training:
         self._agent, self._run, self._settings, self._resumed = agent, run, settings, resumed
         self._interruption = interruption
         self._checkpoints = callbacks.Checkpoints(run, settings.checkpoint.every, settings.checkpoint.keep)
-        self._progress = callbacks.ProgressDisplay(settings.total_timesteps, shown=settings.progress)
-        evaluation = callbacks.PeriodicEvaluation(
-            run,
-            environments,
-            settings.evaluation,
-            seed=settings.seed,
-            games=partial(games, run, settings),
-            report=self._progress.report,
+        self._progress = callbacks.ProgressDisplay(
+            settings.total_timesteps, shown=settings.progress and group.is_first()
         )
+        evaluation: callbacks.BetweenUpdates | None = None
+        if environments is not None:
+            evaluation = callbacks.PeriodicEvaluation(
+                run,
+                environments,
+                settings.evaluation,
+                seed=settings.seed,
+                games=partial(games, run, settings),
+                report=self._progress.report,
+            )
+        if evaluation is None or group.size() > 1:
+            evaluation = callbacks.InFirstProcess(evaluation)
         update_ends = UpdateEnds()
         diagnostics = [MemoryDiagnostics()] if settings.tracking.memory_diagnostics else []
         self._callbacks: list[BaseCallback] = [update_ends, *diagnostics, callbacks.FiniteWeights()]
@@ -79,6 +86,9 @@ class Training:
         breakable(logger.close)
 
     def _start(self) -> Logger:
+        if not group.is_first():
+            self._agent.set_logger(Logger(None, []))
+            return self._agent.logger
         step = self._agent.num_timesteps if self._resumed else None
         if step is not None:
             self._run.forget_after(step)
@@ -98,13 +108,15 @@ class Training:
             self._checkpoints.on_training_end()
         except callbacks.Interrupted as interrupted:
             if interrupted.between_updates:
-                self._checkpoints.capture()
+                with suppress(group.PeerLost):
+                    self._checkpoints.capture()
             interruption.saved = self._checkpoints.save()
             interruption.check()
         except CheckpointError:
             raise
         except BaseException as error:  # sys.exit() too
             interruption.saved = self._save_what_was_before(error)
+            group.leave()  # the others need not wait for what follows here
             if isinstance(error, KeyboardInterrupt):
                 # Ctrl-C comes as callbacks.Interrupted: something that was called has raised this of itself.
                 raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from error
@@ -128,11 +140,14 @@ class Training:
     def _save_what_was_before(self, error: BaseException) -> str | None:
         """Where training has failed; a fault in saving is reported, and does not take that one's place."""
         try:
-            saved = self._checkpoints.save()
+            in_place = isinstance(error, group.PeerLost) and not group.is_first()
+            saved = self._checkpoints.save_in_place_of_first() if in_place else self._checkpoints.save()
         except (CheckpointError, OSError) as trouble:
             if not isinstance(error, OSError):  # where nothing can be written, that has been reported
-                say(f"the agent as it was before could not be saved: {trouble}", error=True)
+                say(f"the agent from before the fault could not be saved: {trouble}", error=True)
             return None
+        if isinstance(error, group.PeerLost):
+            error.is_reported = not group.is_first() and saved is None
         if saved:
-            say(f"saved the agent as it was before: {saved}", error=True)
+            say(f"saved the agent from before the fault: {saved}", error=True)
         return saved

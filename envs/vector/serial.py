@@ -61,6 +61,12 @@ class GroupedVecEnv(VecEnv):
         self._episodes.start(range(self.num_envs))
         return self._last  # type: ignore[no-any-return]
 
+    def number_from(self, first: int) -> None:
+        """The first environment is number `first` of those that several processes have: their episodes have seeds by
+        that number."""
+        if self._journal is not None:
+            self._journal.first = first
+
     @abstractmethod
     def _begin(self, seeds: Sequence[Any], options: Sequence[dict[str, Any]]) -> tuple[Tree, list[Info]]:
         """Episodes begin everywhere: observations (N, ...) and infos."""

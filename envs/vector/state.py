@@ -67,6 +67,7 @@ class Journal:
     """The episodes under way in N environments: the seed of each, and the actions it has taken."""
 
     def __init__(self, num_envs: int) -> None:
+        self.first = 0  # the number of the first of them, where other processes have those before it
         self.seeds: list[EpisodeSeed] = []
         self._actions: deque[NDArray[Any]] = deque(maxlen=LONGEST_REPLAY)  # of the last steps, (N, ...) each
         self._steps = 0
@@ -75,10 +76,11 @@ class Journal:
     def start_all(self, first: Sequence[int | None]) -> list[EpisodeSeed]:
         """Episodes begin everywhere: the first ones after these seeds, (N,), or the next ones where there is none."""
         following = [seed.next() for seed in self.seeds] or [
-            EpisodeSeed(secrets.randbelow(2**31), row, 0) for row in range(len(first))
+            EpisodeSeed(secrets.randbelow(2**31), self.first + row, 0) for row in range(len(first))
         ]
         self.seeds = [
-            following[row] if seed is None else EpisodeSeed(int(seed), row, 0) for row, seed in enumerate(first)
+            following[row] if seed is None else EpisodeSeed(int(seed), self.first + row, 0)
+            for row, seed in enumerate(first)
         ]
         self._started_at = [self._steps] * len(first)
         self._actions.clear()

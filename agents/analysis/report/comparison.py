@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -31,14 +32,23 @@ from agents.analysis.statistics import between, number
 POINTS = 101  # of a performance profile
 
 
-def comparison_page(groups: Sequence[Group], note: str = "", place: Path | None = None) -> str:
+def comparison_page(
+    groups: Sequence[Group],
+    note: str = "",
+    place: Path | None = None,
+    *,
+    title: str = "Comparison of runs",
+    before: Mapping[str, Sequence[Block]] = MappingProxyType({}),
+) -> str:
     """The comparison of groups of runs, on one task or several.
 
     Args:
         place: the page's file, from which it links to the runs' own reports.
+        before: sections that come first.
     """
     tasks, n_runs = tasks_of(groups), sum(len(group.runs) for group in groups)
     sections = {
+        **before,
         "Results": [*_scores(groups, place), ("quiet", note)],
         "Aggregates over runs" if len(tasks) == 1 else f"Aggregates over {len(tasks)} tasks": _aggregates(groups),
         "Learning": _curves(tasks),
@@ -46,7 +56,7 @@ def comparison_page(groups: Sequence[Group], note: str = "", place: Path | None 
         "In what the groups differ": [block for of_task in tasks.items() for block in _differences(*of_task)],
     }
     about = f"{', '.join(tasks)}: {n_runs} runs in {len(groups)} groups of the same settings"
-    return page("Comparison of runs", about, sections)
+    return page(title, about, sections)
 
 
 def _scores(groups: Sequence[Group], place: Path | None) -> list[Block]:
@@ -93,7 +103,8 @@ def _aggregates(groups: Sequence[Group]) -> list[Block]:
     note = (
         "As rliable aggregates (Agarwal et al. 2021): every run of every task is one score, its mean return, where 0 "
         f"is the lowest and 1 the highest of any run here on its task ({scale}). The optimality gap is how far scores "
-        "stay below 1 on average. Intervals draw runs within each task (stratified bootstrap)."
+        "stay below 1 on average. Intervals draw runs within each task (stratified bootstrap). Groups without several "
+        "seeds on every task are left out."
     )
     located = [[each.located(statistic) for statistic in AGGREGATED.values()] for each in found]
     rows = [
@@ -129,9 +140,12 @@ def _curves(tasks: Mapping[str, Sequence[Group]]) -> list[Block]:
         "Return in training": lambda history: history.metrics().get(RETURN),
     }
     charts = []
+    labels = list(dict.fromkeys(group.label for groups in tasks.values() for group in groups))
     for task, groups in tasks.items():
         for caption, curve_of in captions.items():
-            if series := [drawn for group in groups for drawn in _group_curves(group, curve_of)]:
+            drawn = [(group.label, curve) for group in groups for curve in _group_curves(group, curve_of)]
+            # A label has the same color on every task.
+            if series := [{**curve, "hue": labels.index(label)} for label, curve in drawn]:
                 charts.append(chart(caption if len(tasks) == 1 else f"{caption}: {task}", series, "mean return"))
     if not charts:
         return [("quiet", "None of the runs has measured anything while training.")]

@@ -86,6 +86,8 @@ def _horizon(name: str, content: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _inside(name: str, content: Mapping[str, Any]) -> Iterator[Block]:
+    if not {"explained", "gates"} & set(content):  # it carries nothing
+        return
     yield "heading", f"Inside the memory: {name.partition('-')[0]} policy, an episode of {content['steps']} steps"
     if "explained" in content:
         shares = ", ".join(f"{share:.0%}".replace("%", " %") for share in content["explained"])

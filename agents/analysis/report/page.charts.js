@@ -2,12 +2,13 @@
 // Draws every figure of the page, from its data-chart by uPlot or from its data-heat as a picture of cells.
 
 const DASHES = [[], [7, 3], [2, 3], [9, 3, 2, 3], [5, 5], [1, 4], [12, 4], [3, 2]];
+const SVG = ["svg", "line", "text", "circle"];
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
 const UNITS = [["hours", 3600], ["minutes", 60], ["seconds", 1]];
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const made = SVG.includes(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
@@ -143,7 +144,7 @@ class Chart extends Figure {
 
   // Which of the colors and dashes a series has.
   place(i) {
-    return this.owners.indexOf(this.owner(i)) % 8;
+    return (this.series[i].hue ?? this.owners.indexOf(this.owner(i))) % 8;
   }
 
   color(i) {

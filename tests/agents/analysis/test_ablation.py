@@ -83,6 +83,15 @@ def test_the_verdict_says_how_long_a_memory_is_enough() -> None:
     assert found.verdict.endswith("; wiped every 4 steps it shows no loss")
 
 
+def test_where_the_return_rises_without_the_memory_the_memory_hurts() -> None:
+    low, high, lengths = np.zeros(8), np.full(8, 3.0), np.full(8, 5)
+    intact = Condition("intact", 0, low, lengths, low)
+    wiped = Condition("wiped", 1, high, lengths, low)
+    assert (wiped.rises, wiped.falls, intact.rises) == (True, False, False)
+    verdict = Ablation((intact, wiped), True, 0).verdict
+    assert verdict == "memory hurts here: without it the return rises from 0.00 to 3.00"
+
+
 def test_a_few_episodes_give_no_verdict() -> None:
     few, enough = (ablate(delaying(LAG), echo(4, LAG, LENGTH), n, seed=SEED, wipes=[1], noises=[]) for n in (4, 5))
     assert few.fall > 0

@@ -1,13 +1,18 @@
 """A recorded episode is the one that was played, step for step, and recording it moves nothing."""
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import envs
 from agents import RecurrentPPO
 from agents.analysis.evaluation import evaluate
 from agents.analysis.recording import record, units
+from agents.checkpoint import NormalizerState
 from agents.deploy.player import Player
 from agents.memory import MEMORIES
 from tests.agents.analysis.echo import bits, delaying, echo
@@ -34,6 +39,27 @@ def test_a_recording_holds_what_was_shown_done_and_earned() -> None:
     assert (len(cut), cut.ended) == (4, False)
     assert recorded.probabilities is not None
     assert np.array_equal(recorded.probabilities.argmax(axis=1), recorded.actions)
+
+
+def test_values_are_in_the_units_of_the_rewards_though_training_divided_them() -> None:
+    player, env = player_of("gru"), echo(1, 2, LENGTH)
+    wrapper = VecNormalize(env, norm_obs=False, epsilon=0.0)
+    wrapper.ret_rms.var = np.float64(4.0)
+    scaled = Player(player.policy, NormalizerState.of(wrapper))
+    assert_close(record(scaled, env, seed=3).values, 2 * record(player, env, seed=3).values)
+    wrapper.norm_reward = False
+    plain = Player(player.policy, NormalizerState.of(wrapper))
+    assert_close(record(plain, env, seed=3).values, record(player, env, seed=3).values)
+
+
+def test_an_end_by_a_time_limit_is_told_from_one_of_the_task() -> None:
+    def made() -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("CartPole-v1", max_episode_steps=3)
+
+    env = DummyVecEnv([made])
+    limited = record(Player(small_ppo(env, "gru").policy), env)
+    assert (len(limited), limited.ended, limited.truncated) == (3, True, True)
+    assert not record(delaying(2), echo(1, 2, LENGTH), seed=5).truncated
 
 
 @pytest.mark.parametrize("critic_memory", ["shared", "separate", "none"])

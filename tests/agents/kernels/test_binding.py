@@ -112,9 +112,10 @@ CALLS: dict[str, Callable[[int], Call]] = {
     "gaussian_forward": lambda n: Call(floats((n, A), (A,), (n, A), (n,))),
     "gaussian_backward": lambda n: Call(floats((n, A), (A,), (n, A), (n,), (n, A), (A,))),
     "clipped_objective": lambda n: Call([*floats(*[(n,)] * 10), *floats((6,))], (1, 0.2, 0.1, 0.01, 0.5)),
-    "convolutions_forward": lambda n: Call([*images_and_layers(n), *floats(kept_of(n), (n, 120))]),
+    "convolutions_forward": lambda n: Call([*images_and_layers(n), *floats(kept_of(n), (n, 120))], (2,)),
     "convolutions_backward": lambda n: Call(
-        [*images_and_layers(n), *floats(kept_of(n), (n, 120)), torch.empty_like(images_and_layers(n)[2])]  # type: ignore[arg-type]
+        [*images_and_layers(n), *floats(kept_of(n), (n, 120)), torch.empty_like(images_and_layers(n)[2])],  # type: ignore[arg-type]
+        (2,),
     ),
 }
 FUNCTIONS: dict[str, Function] = {
@@ -244,6 +245,8 @@ def test_layers_that_do_not_fit_images_and_parameters_are_refused(name: str) -> 
             wrong = torch.tensor([[*first[:at], other, *first[at + 1 :]], second])
             with pytest.raises(MismatchError, match="what is in its arrays"):
                 FUNCTIONS[name](*changed(call, 0, wrong))
+    with pytest.raises(MismatchError, match="what is in its arrays"):
+        FUNCTIONS[name](*call._replace(numbers=(0,)))
     for wrong in (torch.tensor([first]), torch.tensor([second, first]), torch.tensor([first, second, second])):
         with pytest.raises(MismatchError, match="what is in its arrays"):
             FUNCTIONS[name](*changed(call, 0, wrong))

@@ -142,6 +142,32 @@ def test_observations_do_not_depend_on_those_beside_them() -> None:
 
 
 @compiled_only
+def test_threads_change_no_bit() -> None:
+    net, images = network(4, NATURE), bytes_of(67, 4, 84, 84)
+    layers, found = known(net), []
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        output = convolved(layers, images)
+        found.append([output, *torch.autograd.grad(weighted(output), list(net.parameters()))])
+    torch.set_num_threads(threads)
+    for one, two, three in zip(*found, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+@compiled_only
+def test_gradients_of_many_observations_are_the_sums_of_those_of_few() -> None:
+    net, images = network(2, [(16, 5, 3)]), bytes_of(75, 2)
+    settle(net)
+    layers, parameters = known(net), list(net.parameters())
+    together = torch.autograd.grad(convolved(layers, images).sum(), parameters)
+    apart = [torch.autograd.grad(convolved(layers, part).sum(), parameters) for part in images.split(15)]
+    for found, parts in zip(together, zip(*apart, strict=True), strict=True):
+        assert_close(found, torch.stack(parts).sum(0), terms=75 * 64)
+
+
+@compiled_only
 def test_images_may_be_strided_and_gradients_too() -> None:
     net = network(3, [(16, 5, 3)])
     settle(net)
@@ -290,6 +316,8 @@ POLICIES: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
 def test_the_first_ratio_of_an_image_policy_is_one(policy: str, shape: tuple[int, ...], kwargs: dict[str, Any]) -> None:
     model = agent(policy, Corridor(shape), **kwargs)
     assert model.policy.plan().encoder.how == ("compiled" if convolutions.available else "torch")
+    acts_in_numpy = convolutions.available and model.policy.share_features_extractor
+    assert model.policy.plan().acting.how == ("NumPy" if acts_in_numpy else "torch")
     model.learn(12)
     model.collect_rollouts(model.get_env(), _started(model), model.rollout_buffer, 12)  # type: ignore[arg-type]
     for batch in model.rollout_buffer.get(6):

@@ -13,61 +13,47 @@ from agents.runs.defaults import (
     LEARNING_RATE,
     N_EPOCHS,
     OF_IMAGES,
-    SDE_SAMPLE_FREQ,
     fitted_to_family,
-    fitted_to_spaces,
+    fitted_to_observations,
 )
 from configs import Settings
 from configs.settings import AlgorithmSettings, EnvironmentSettings, as_meant, values
 
 IMAGE = spaces.Box(0, 255, (84, 84), np.uint8)
 VECTOR = spaces.Box(-1.0, 1.0, (3,))
-MOVES = spaces.Discrete(4)
 
 
 @pytest.mark.parametrize("space", [IMAGE, spaces.Dict(camera=IMAGE, speed=VECTOR)])
 def test_images_get_fewer_epochs_and_a_smaller_step(space: Any) -> None:
-    fitted, (line,) = fitted_to_spaces(Settings(), space, MOVES)
+    fitted, (line,) = fitted_to_observations(Settings(), space)
     assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs) == OF_IMAGES
     assert line.startswith("learning_rate 0.00025 and n_epochs 3, for images")
 
 
 def test_what_the_user_gives_stays_and_the_usual_is_not_worth_a_line() -> None:
-    fitted, lines = fitted_to_spaces(Settings(), VECTOR, MOVES)
+    fitted, lines = fitted_to_observations(Settings(), VECTOR)
     assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs, lines) == (LEARNING_RATE, N_EPOCHS, [])
     every = AlgorithmSettings(
-        learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS, use_sde=False, ent_coef=0.0, ent_coef_schedule="constant"
+        learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS, ent_coef=0.0, ent_coef_schedule="constant"
     )
     given = Settings(algorithm=every)
-    assert fitted_to_spaces(given, IMAGE, MOVES) == (given, [])
+    assert fitted_to_observations(given, IMAGE) == (given, [])
     chosen = Settings(env=EnvironmentSettings(id="ALE/Breakout-v5", wrappers=("flatten",)))
     assert fitted_to_family(chosen) == (chosen, [])
 
 
-def test_continuous_actions_are_explored_by_noise_that_lasts_unless_the_user_says_otherwise() -> None:
-    fitted, (line,) = fitted_to_spaces(Settings(), VECTOR, VECTOR)
-    assert (fitted.algorithm.use_sde, fitted.algorithm.sde_sample_freq) == (True, SDE_SAMPLE_FREQ)
-    assert "--algorithm.use-sde False" in line
-    assert fitted_to_spaces(fitted, VECTOR, VECTOR) == (fitted, [])
-    rarer = Settings(algorithm=AlgorithmSettings(sde_sample_freq=64))
-    assert fitted_to_spaces(rarer, VECTOR, VECTOR)[0].algorithm.sde_sample_freq == 64
-    without = Settings(algorithm=AlgorithmSettings(use_sde=False))
-    assert fitted_to_spaces(without, VECTOR, VECTOR)[0].algorithm.use_sde is False
-    assert fitted_to_spaces(Settings(), VECTOR, MOVES)[0].algorithm.use_sde is False
-
-
 def test_entropy_is_rewarded_less_and_less_and_constantly_as_much_as_the_user_says() -> None:
-    chosen, none = fitted_to_spaces(Settings(), VECTOR, MOVES)[0].algorithm, AlgorithmSettings(ent_coef=0.0)
+    chosen, none = fitted_to_observations(Settings(), VECTOR)[0].algorithm, AlgorithmSettings(ent_coef=0.0)
     assert (chosen.ent_coef, chosen.ent_coef_schedule) == (ENT_COEF, "linear")
-    given = fitted_to_spaces(Settings(algorithm=none), VECTOR, MOVES)[0].algorithm
+    given = fitted_to_observations(Settings(algorithm=none), VECTOR)[0].algorithm
     assert (given.ent_coef, given.ent_coef_schedule) == (0.0, "constant")
-    falling = fitted_to_spaces(Settings(algorithm=dataclasses.replace(none, ent_coef_schedule="linear")), VECTOR, MOVES)
+    falling = fitted_to_observations(Settings(algorithm=dataclasses.replace(none, ent_coef_schedule="linear")), VECTOR)
     assert falling[0].algorithm.ent_coef_schedule == "linear"
 
 
 def test_a2c_has_no_epochs_and_its_runs_of_before_are_read(tmp_path: Any) -> None:
     settings = Settings(algorithm=AlgorithmSettings(name="a2c"))
-    fitted, _ = fitted_to_spaces(settings, IMAGE, MOVES)
+    fitted, _ = fitted_to_observations(settings, IMAGE)
     fitted.check()
     assert fitted.algorithm.n_epochs is None
     before = {key: value for key, value in values(settings).items() if not key.startswith("evaluation.s")}

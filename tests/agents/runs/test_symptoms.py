@@ -32,7 +32,14 @@ def test_an_entropy_that_collapsed_names_the_coefficient() -> None:
     (sentence,) = symptoms(metrics((1.4, 0.05)), evaluations(FLAT), sequence_length=64)
     assert "did not rise (0.45 at first, 0.5 at the end)" in sentence
     assert "fell from 1.4 to 0.05" in sentence
-    assert "--algorithm.ent-coef 0.05" in sentence
+    assert "--algorithm.ent-coef 0.1" in sentence
+
+
+def test_noise_of_single_steps_names_noise_that_lasts() -> None:
+    rows = [{"train/std": 1.0}, {"train/std": 0.9}]
+    (sentence,) = symptoms(rows, evaluations(FLAT), sequence_length=64)
+    assert "--algorithm.use-sde --algorithm.sde-sample-freq 8" in sentence
+    assert symptoms(rows, evaluations(FLAT), sequence_length=64, use_sde=True) == []
 
 
 def test_gradients_that_vanish_within_an_episode_name_the_horizon() -> None:

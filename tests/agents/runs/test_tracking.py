@@ -23,6 +23,7 @@ from stable_baselines3.common.logger import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
+from agents.analysis.evaluation import Evaluation
 from agents.runs.directory import RunDirectory
 from agents.runs.tracking import CsvWriter, WandbWriter, complete_records, make_logger, run_id, seed_group
 from configs.settings import TrackingSettings
@@ -221,6 +222,30 @@ def test_an_offline_run_reads_back_whole(tmp_path: Path) -> None:
             path.relative_to(tmp_path).as_posix(): base64.b64encode(hashlib.md5(contents[path]).digest()).decode()
             for path in (model, run.settings)
         }
+
+
+@pytest.mark.usefixtures("no_account")
+def test_the_final_evaluation_is_in_the_summary_with_its_interval(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.checkpoint(20).parent.mkdir()
+    for path in (run.best, run.checkpoint(10), run.checkpoint(20)):
+        path.touch()
+    returns = {"step_000000000010": 0.0, "step_000000000020": 2.0, "best": 5.0}
+    for checkpoint, value in returns.items():
+        for deterministic in (True, False):
+            result = Evaluation((value, value + 1 + deterministic), (1, 1), deterministic=deterministic).to_json()
+            run.write_result(
+                "evaluations", f"{checkpoint}-{deterministic}", {"checkpoint": f"{checkpoint}.zip", **result}
+            )
+    WandbWriter(tmp_path, TrackingSettings(wandb="offline"), {"evaluation": {"deterministic": False}}).close()
+    summary = Recorded(tmp_path).summary
+    assert [summary[f"final_return{edge}"] for edge in ("", "_low", "_high")] == [2.5, 2.0, 3.0]
+    assert summary["final/last_deterministic_return"] == 3
+    assert [summary[f"final/best_sampled_return{edge}"] for edge in ("", "_low", "_high")] == [5.5, 5, 6]
+    (files,) = tmp_path.glob("wandb/offline-run-*")
+    assert f"upload it with `wandb sync {files}`" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_account")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.analysis.evaluation import Evaluation
 from agents.analysis.report.history import RunError, read_versions
 from agents.runs.directory import RunDirectory, runs_in
 from configs import Settings
@@ -42,6 +43,22 @@ def test_what_is_no_number_is_not_there(tmp_path: Path) -> None:
     strange = record(tmp_path, "strange", settings(), [1.0, float("nan"), 3.0, float("inf")])
     assert strange.evaluation_curve().values.tolist() == [1, 3]  # type: ignore[union-attr]
     assert RunDirectory(strange.path).best_return() == 3
+
+
+def test_the_final_return_is_the_last_policys_and_not_the_best_of_many_evaluations(tmp_path: Path) -> None:
+    run = RunDirectory(record(tmp_path, "one", settings(), [1.0, 9.0, 4.0]).path)
+    assert (run.final_return(), run.best_checkpoint_return()) == (4.0, None)  # before it was evaluated after training
+    (run.path / "checkpoints").mkdir(exist_ok=True)
+    run.checkpoint(30).touch()
+    for file, deterministic, value in (
+        *((run.checkpoint(30).name, True, 3.0), (run.checkpoint(30).name, False, 2.0)),
+        *(("best.zip", True, 5.0), ("best.zip", False, 6.0), (run.checkpoint(20).name, True, 8.0)),
+    ):
+        result = Evaluation((value, value), (1, 1), deterministic=deterministic).to_json()
+        run.write_result("evaluations", "any", {"checkpoint": file, **result})
+    assert (run.final_return(), run.final_return(deterministic=False)) == (3.0, 2.0)
+    assert (run.best_checkpoint_return(), run.best_checkpoint_return(deterministic=False)) == (5.0, 6.0)
+    assert run.best_return() == 9.0
 
 
 def test_of_two_rows_at_a_step_the_later_counts(tmp_path: Path) -> None:

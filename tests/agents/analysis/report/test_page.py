@@ -59,7 +59,12 @@ def recorded() -> Acting:
 def episode() -> dict[str, Any]:
     t = np.arange(STEPS)
     memory = {"hidden state": np.sin(np.arange(8) + t[:, None])}
-    return {**data.episode(played(), memory, spaces.Box(-99, 99, (2,)), spaces.Discrete(3)), "note": "best.zip."}
+    graphs = [{"nodes": [[0.25, 0.75]] * STEPS, "links": [[[0, 1, 0.5]]] * STEPS}]
+    return {
+        **data.episode(played(), memory, spaces.Box(-99, 99, (2,)), spaces.Discrete(3)),
+        "graphs": graphs,
+        "note": "best.zip.",
+    }
 
 
 def report(root: Path, name: str = "run", **changes: Any) -> str:
@@ -320,6 +325,8 @@ def test_a_page_draws_its_plots_without_an_error_a_request_or_a_sideways_scroll(
     browser.wait_for(f"{DRAWN}.every((painted) => painted > 100)")
     assert browser.evaluate(f"{DRAWN}.length") >= 2
     assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    graph = "[...document.querySelectorAll('#seen svg circle')].map((e) => e.getBoundingClientRect().width > 5)"
+    assert browser.evaluate(graph) == [True, True] * (name == "run")
     beyond = "[...document.querySelectorAll('body *')].map((e) => [e, e.getBoundingClientRect()])"
     beyond += ".filter(([e, r]) => r.width && (r.right > innerWidth + 1 || r.left < 0)).map(([e]) => e.outerHTML)"
     assert browser.evaluate(beyond) == []
