@@ -116,7 +116,7 @@ def faults(words: argparse.Namespace) -> Iterator[str]:
     if not words.list and not words.run:
         yield "expected the directory of a run, such as runs/NAME; --list shows the runs there are"
     if words.list and (words.run or report is not None or video is not None or looks_inside):
-        yield "--list stands alone: it evaluates nothing; --runs chooses the folder it looks in"
+        yield "--list evaluates nothing and takes no run; --runs chooses the folder whose runs it lists"
     if several and video is not None:
         yield "--video records one run's agent; give one run"
     if several and looks_inside:

@@ -1,6 +1,8 @@
 """Trains an agent with memory: configuration -> environments -> agent -> learn -> run directory.
 
     python train.py --config tmaze --env.kwargs length=50 --policy.memory gru
+    python train.py --config tmaze --seeds 10 --parallel 2
+    python train.py --config tmaze --sweep configs/sweeps/memory.yaml --trials 40 --parallel 2
     python train.py --resume runs/NAME
     python train.py --list
 
@@ -36,18 +38,25 @@ def command(argv: Sequence[str] | None) -> None:
 
         listing.print_asked(version=words.version, choices=words.list, environments=words.list_envs)
         return
-    from agents.runs import launch
+    space = configs.read_space(words.sweep) if words.sweep is not None else None
+    if space is not None:
+        space.check(settings)
+    from agents.runs import launch, several, sweep
 
     typed = [*configs.command_words("train"), *(sys.argv[1:] if argv is None else argv)]
+    seeds = words.seeds or (1 if space is None else sweep.SEEDS)
     if words.dry_run:
         if words.resume is not None:
             launch.opened(words.resume, settings, words.trust, typed)
-        configs.say(configs.plan(settings, words.seeds))
+        configs.say(configs.plan(settings, seeds, () if space is None else [each.key for each in space.parameters]))
         launch.preview(settings)
     elif words.resume is not None:
         launch.resume(words.resume, settings, words.trust, typed)
-    elif words.seeds > 1:
-        launch.train_seeds(settings, words.seeds)
+    elif space is not None:
+        search = sweep.Search(settings, space, words.trials, seeds)
+        sweep.run(search, parallel=words.parallel, ray=words.ray, typed=typed)
+    elif seeds > 1:
+        several.train_seeds(settings, seeds, parallel=words.parallel, ray=words.ray, typed=typed)
     else:
         train(settings)
 

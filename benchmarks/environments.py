@@ -10,9 +10,10 @@ Random actions, so episodes of about 20 steps in CartPole: many ends, which cost
 figure is the median of its turns; turns alternate, so that what slows the machine for a while slows all.
 
 With --slow each step takes some milliseconds, of waiting (a simulator elsewhere) or of computing, and the ways to step
-environments in processes are compared: ours with several numbers of workers, Stable-Baselines3's `SubprocVecEnv` and
-gymnasium's `AsyncVectorEnv`, which have one process an environment. All step the same environments, made without a
-render mode; ratios are those of turns that follow each other.
+environments in processes are compared: ours with several numbers of workers, on Ray with one an environment where that
+is installed, and Stable-Baselines3's `SubprocVecEnv` and gymnasium's `AsyncVectorEnv`, which have one process an
+environment. All step the same environments, made without a render mode; ratios are those of turns that follow each
+other.
 """
 
 import importlib.util
@@ -49,7 +50,7 @@ STEPS: tuple[tuple[Literal["wait", "compute"], float], ...] = (
     *(("compute", milliseconds) for milliseconds in (0.1, 1.0, 10.0)),
 )
 """Of the table: what a step spends its milliseconds on, and how many."""
-SUBPROC, ASYNC = "SubprocVecEnv + Monitor", "AsyncVectorEnv"
+SUBPROC, ASYNC, RAY = "SubprocVecEnv + Monitor", "AsyncVectorEnv", "on Ray"
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,10 @@ def write_table(settings: Settings) -> None:
             ours = max((name for name in others if name.startswith("envs.make")), key=lambda name: median(rates[name]))
             speeds = [f"{median(rates[name]):,.0f}" for name in (serial, ours, SUBPROC, ASYNC)]
             over = ", ".join(f"{ratio(rates, ours, name):.2f}" for name in (SUBPROC, ASYNC))
-            rows.append([what, str(n_envs), *speeds, ours.split()[1], over])
+            on_ray = f"{median(rates[RAY]):,.0f}" if RAY in rates else "-"
+            rows.append([what, str(n_envs), *speeds, on_ray, ours.split()[1], over])
             print("  ".join(rows[-1]), flush=True)
-    columns = f"a step | environments | serial | ours | {SUBPROC} | {ASYNC} | our workers | ours over each"
+    columns = f"a step | environments | serial | ours | {SUBPROC} | {ASYNC} | {RAY} | our workers | ours over each"
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     measured_on = f"Processors: {processor()}. Medians of {settings.turns} turns; load of the machine {load:.1f}."
     records.write_between("environments", "stepping", [*records.table(columns, rows), "", measured_on])
@@ -164,6 +166,8 @@ def slow_contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
     made: dict[str, Any] = {"DummyVecEnv + Monitor": DummyVecEnv([monitored] * n_envs)}
     for workers in sorted({1, 2, 4, n_envs // 2, n_envs} & set(range(1, n_envs + 1))):
         made[f"envs.make, {workers} worker(s)"] = envs.make(make, n_envs, backend="subprocess", workers=workers)
+    if importlib.util.find_spec("ray") is not None:
+        made[RAY] = envs.make(make, n_envs, backend="ray", workers=n_envs)
     made[SUBPROC] = SubprocVecEnv([monitored] * n_envs)
     made[ASYNC] = AsyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     return made

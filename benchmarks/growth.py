@@ -317,7 +317,7 @@ PAGE = """# Growth
 What an iteration of `RecurrentPPO` takes (`MlpLstmPolicy` with its defaults: an LSTM for the actor and one
 for the critic) as one size is turned up and the others stay. The environment is CartPole without velocities,
 in NumPy, whose pole cannot fall: episodes have exactly the length given and end one environment after the
-other. Every point has a process of its own; memory is the peak of the process less that of a tiny run,
+other. Every point is measured in a separate process; memory is the peak of the process less that of a tiny run,
 time the median over iterations. Collecting is per environment step, training per step and epoch.
 
 *Slope* is that between a point and the one before it on logarithmic axes: 0 is flat, 1 proportional, 2

@@ -1,7 +1,7 @@
 """What the benchmarks of learning share: runs whose results are lines of a file, statistics, and pages of them.
 
 A result is appended to docs/results/NAME.jsonl when its run ends, so that a benchmark that was killed continues with
-the next run; deleting a line repeats its run.
+the next run; deleting a line repeats its run. ``--fresh`` repeats all of them elsewhere, and compares.
 
 Axes: S seeds, E episodes, P points of a curve.
 """
@@ -52,6 +52,10 @@ class Settings:
     """Run nothing, write the page."""
     list: bool = False
     """Run nothing, list the runs and which have a result."""
+    fresh: bool = False
+    """Repeat runs that have a result, keep the new ones elsewhere, and compare the two; the pages stay as they are."""
+    into: str = ""
+    """The folder of --fresh; one that holds results is continued. Empty: a temporary one, whose name is printed."""
 
 
 def run_all(
@@ -69,43 +73,64 @@ def run_all(
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"  # read as torch is imported
     chosen = [run for run in runs if settings.only in run.name]
+    fresh = _fresh_folder(settings, benchmark)
     if settings.list:
-        done = names(benchmark)
+        done = names(benchmark, fresh)
         print("\n".join(f"{'done' if run.name in done else '    '}  {run.name}" for run in chosen))
         return
 
     def do(run: Run) -> None:
         # The file is read again for each, so that several processes can share the work by --only.
-        if settings.steps or run.name not in names(benchmark):
+        if (settings.steps and fresh is None) or run.name not in names(benchmark, fresh):
             result = {"name": run.name, **run.start(settings.steps)}
             print(f"{run.name}: {summary(result)}", flush=True)
-            if not settings.steps:
-                keep(benchmark, result)
+            if fresh is not None or not settings.steps:
+                keep(benchmark, result, fresh)
 
     with ThreadPoolExecutor(processes) as pool:
         list(pool.map(do, [] if settings.report else chosen))
-    if not settings.steps and (found := read(benchmark)):
+    if fresh is not None:
+        print("\n".join(["", *comparison(read(benchmark), read(benchmark, fresh), summary)]))
+    elif not settings.steps and (found := read(benchmark)):
         report(found)
 
 
-def results_file(benchmark: str) -> pathlib.Path:
-    return DOCS / "results" / f"{benchmark}.jsonl"
+def _fresh_folder(settings: Settings, benchmark: str) -> pathlib.Path | None:
+    if settings.into and not settings.fresh:
+        raise SystemExit("error: --into is the folder of --fresh: add that")
+    if not settings.fresh or (settings.list and not settings.into):
+        return None
+    folder = pathlib.Path(settings.into or tempfile.mkdtemp(prefix=f"{benchmark}-"))
+    print(f"results go to {results_file(benchmark, folder)}; --fresh --into {folder} continues", flush=True)
+    return folder
 
 
-def read(benchmark: str) -> list[Result]:
+def comparison(before: Sequence[Result], now: Sequence[Result], summary: Callable[[Result], str]) -> list[str]:
+    """Lines: every run that is new, with what was kept of it before."""
+    kept = {result["name"]: summary(result) for result in before}
+    rows = [("run", "before", "now"), *((each["name"], kept.get(each["name"], "-"), summary(each)) for each in now)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def results_file(benchmark: str, folder: pathlib.Path | None = None) -> pathlib.Path:
+    return (DOCS / "results" if folder is None else folder) / f"{benchmark}.jsonl"
+
+
+def read(benchmark: str, folder: pathlib.Path | None = None) -> list[Result]:
     """All results there are, in the order they were kept."""
-    path = results_file(benchmark)
+    path = results_file(benchmark, folder)
     return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
 
 
-def names(benchmark: str) -> set[str]:
+def names(benchmark: str, folder: pathlib.Path | None = None) -> set[str]:
     """The runs that have a result."""
-    return {result["name"] for result in read(benchmark)}
+    return {result["name"] for result in read(benchmark, folder)}
 
 
-def keep(benchmark: str, result: Result) -> None:
+def keep(benchmark: str, result: Result, folder: pathlib.Path | None = None) -> None:
     """Appends one line at once, so that a kill leaves the lines before it complete."""
-    path = results_file(benchmark)
+    path = results_file(benchmark, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(result) + "\n")
@@ -120,13 +145,14 @@ def by_seed(found: Iterable[Result], prefix: str) -> list[Result]:
 # Training
 
 
-def best_returns(run: Any) -> Result:
-    """Of the best checkpoint by periodic evaluation, deterministic."""
-    (final,) = (run.path / "evaluations").glob("best-*-deterministic.json")
-    return {"returns": json.loads(final.read_text())["returns"]}
+def final_returns(run: Any) -> Result:
+    """Of the best checkpoint by periodic evaluation and of the last policy, deterministic."""
+    found = {"returns": "best", "last": "step"}
+    files = {name: next((run.path / "evaluations").glob(f"{file}*-deterministic.json")) for name, file in found.items()}
+    return {name: json.loads(file.read_text())["returns"] for name, file in files.items()}
 
 
-def trained(words: Sequence[str], steps: int = 0, evaluate: Callable[[Any], Result] = best_returns) -> Result:
+def trained(words: Sequence[str], steps: int = 0, evaluate: Callable[[Any], Result] = final_returns) -> Result:
     """Runs ``train.py`` with these words: its steps, seconds, curve, and what ``evaluate`` finds of the run."""
     import configs
     import train
@@ -171,8 +197,8 @@ def mean(values: Values) -> Values:
 
 def interquartile_mean(values: Values) -> Values:
     """(..., N) -> (...): the mean without a quarter (rounded down) of the values on each side."""
-    cut = values.shape[-1] // 4
-    return mean(np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut])
+    quarter = values.shape[-1] // 4
+    return mean(np.sort(values, axis=-1)[..., quarter : values.shape[-1] - quarter])
 
 
 def interval(returns: Values, statistic: Callable[[Values], Values] = mean) -> tuple[float, float]:
@@ -194,6 +220,15 @@ def curve_interval(curves: Values) -> tuple[Values, Values]:
     resampled = curves[rng.integers(len(curves), size=(RESAMPLES, len(curves)))].mean(axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
     return low, high
+
+
+def figure(returns: Values) -> str:
+    """(S, E) -> the mean of all episodes and its interval, with the same decimals: 499.8 (499.6 to 500.0)."""
+    shown = [float(returns.mean()), *interval(returns)]
+    largest = max(map(abs, shown))
+    digits = 3 if largest < 10 else 2 if largest < 100 else 1
+    value, low, high = (f"{each:.{digits}f}" for each in shown)
+    return f"{value} ({low} to {high})"
 
 
 # Pages and plots

@@ -41,6 +41,8 @@ class Settings:
     """Of each measurement, roughly; default 10, with --quick 1."""
     curves: int = 0
     """Only compare so many seeds on 1 and 2 processes."""
+    steps: int = 65536
+    """Environment steps of each of these."""
     docs: pathlib.Path | None = None
     """Folder to write results/scale.json into, and the tables of scale.md."""
     point: str = ""
@@ -202,6 +204,10 @@ def study(settings: Settings) -> dict[str, Any]:
     return {"measured": environment_of_measurement(1), "jobs": found}
 
 
+def header(*names: str) -> list[str]:
+    return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+
+
 def rate(points: Sequence[dict[str, Any]], clock: str = "seconds") -> float:
     return statistics.median(point["steps"] / point[clock] for point in points)
 
@@ -286,33 +292,30 @@ def _projection(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def learned_here(seed: int, steps: int) -> list[float]:
-    """Mean returns of recent episodes, at every eighth of training."""
+def learned_here(seeds: int, steps: int) -> list[list[float]]:
+    """Mean returns of recent episodes of each seed, at every eighth of training."""
     import envs
     from agents import RecurrentPPO, share
 
-    env = envs.make("CartPoleNoVel-v1", share(8))
-    model: Any = RecurrentPPO(
-        "RecurrentPolicy", env, n_steps=128, batch_size=256, sequence_length=64, n_epochs=4, seed=seed
-    )
-    curve = []
-    for part in range(8):
-        model.learn(steps // 8, reset_num_timesteps=part == 0)
-        curve.append(statistics.fmean(episode["r"] for episode in model.ep_info_buffer))
-    return curve
+    curves: list[list[float]] = []
+    for seed in range(seeds):
+        env = envs.make("CartPoleNoVel-v1", share(8))
+        settings: Any = dict(n_steps=128, batch_size=256, sequence_length=64, n_epochs=4, learning_rate=1e-3)
+        model: Any = RecurrentPPO("RecurrentPolicy", env, seed=seed, **settings)
+        curves.append([])
+        for part in range(8):
+            model.learn(steps // 8, reset_num_timesteps=part == 0)
+            curves[-1].append(statistics.fmean(episode["r"] for episode in model.ep_info_buffer))
+    return curves
 
 
-def compare_curves(seeds: int, steps: int = 65536) -> str:
-    lines = [
-        "| processes | seed | " + " | ".join(f"{steps * (i + 1) // 8:,}" for i in range(8)) + " |",
-        "|---" * 10 + "|",
-    ]
+def compare_curves(seeds: int, steps: int) -> str:
+    lines = header("processes", "seed", *(f"{steps * (i + 1) // 8:,}" for i in range(8)))
     for n in (1, 2):
-        curves = []
-        for seed in range(seeds):
-            point = json.dumps({"seed": seed, "steps": steps})
-            curves.append(json.loads(started(n, [__file__, "--point", point])))
-            lines.append(f"| {n} | {seed} | " + " | ".join(f"{each:.0f}" for each in curves[-1]) + " |")
+        point = json.dumps({"seeds": seeds, "steps": steps})
+        curves: list[list[float]] = json.loads(started(n, [__file__, "--point", point]))
+        for seed, curve in enumerate(curves):
+            lines.append(f"| {n} | {seed} | " + " | ".join(f"{each:.0f}" for each in curve) + " |")
         means = [statistics.fmean(column) for column in zip(*curves, strict=True)]
         lines.append(f"| {n} | mean | " + " | ".join(f"**{each:.0f}**" for each in means) + " |")
     return "\n".join(lines)
@@ -326,7 +329,7 @@ def main(settings: Settings) -> None:
         print(json.dumps(measured_here(Job(**point["job"]), point["seconds"]) if is_job else learned_here(**point)))
         return
     if settings.curves:
-        what, text = "curves", compare_curves(settings.curves)
+        what, text = "curves", compare_curves(settings.curves, settings.steps)
     else:
         result = study(settings)
         what, text = "measured", tables(result)

@@ -18,6 +18,7 @@ from configs.errors import (
 from configs.help import nearest
 from configs.plan import plan
 from configs.settings import Settings, check_resumable, wrappers
+from configs.space import Space, read_space
 from configs.trust import check_trusted, leave_import_path, sign
 from configs.yaml_file import dump, read
 
@@ -29,6 +30,7 @@ __all__ = [
     "ProcessFault",
     "Settings",
     "SettingsError",
+    "Space",
     "check_resumable",
     "check_trusted",
     "command_words",
@@ -41,6 +43,7 @@ __all__ = [
     "plan",
     "printable",
     "read",
+    "read_space",
     "reported_as",
     "run",
     "say",

@@ -25,16 +25,26 @@ class Command:
     settings: Annotated[Settings, tyro.conf.arg(name="")]
     config: str | None = None
     """A settings file, or the name of one in configs/: tmaze."""
-    seeds: int = 1
-    """Runs to train one after the other, with seed, seed + 1, ..., as one group."""
+    seeds: int | None = None
+    """Runs to train with seed, seed + 1, ..., as one group, or of every trial of a sweep; None: 1, of a sweep 3. The
+    same command with the group's --name trains what is missing."""
+    sweep: str | None = None
+    """A sweep's file, to search what it names for the highest return; with the sweep's --name the search continues:
+    configs/sweeps/memory.yaml."""
+    trials: int = 20
+    """Settings that a sweep tries, in all."""
+    parallel: int = 1
+    """Runs of --seeds, or trials of --sweep, trained at once, a process of one thread each."""
+    ray: str | None = None
+    """The address of a Ray cluster to train them on, or local, which starts one."""
     resume: str | None = None
-    """The directory of a run to go on with, from its last checkpoint, under its own settings: runs/NAME."""
+    """The directory of a run to continue, from its last checkpoint, under its own settings: runs/NAME."""
     trust: tuple[str, ...] = ()
     """Modules that the run of --resume may import, where it was not made by you from this directory: NAME ..."""
     print_config: bool = False
     """Print the resolved settings as a settings file, and stop."""
     dry_run: bool = False
-    """Check the settings and say what would be run, and stop."""
+    """Check the settings, print what would be run, and stop."""
     list: bool = False
     """List settings files, memories, encoders, wrappers, families of environments and extras, and stop."""
     list_envs: bool = False
@@ -58,11 +68,11 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     _check_known(arguments)
     file, run = _argument("--config", arguments), _argument("--resume", arguments)
     if file is not None and run is not None:
-        raise SettingsError("--resume goes on under the settings of the run: leave --config out, or start a new run")
+        raise SettingsError("--resume continues under the settings of the run: leave --config out, or start a new run")
     path = settings_of_run(run) if run is not None else find_config(file) if file is not None else None
     written, sources = (Settings(), Sources()) if path is None else read_unchecked(path)
     memory, encoder = _argument("--policy.memory", arguments), _argument("--policy.encoder", arguments)
-    baseline = _with_what_fits(written, memory, encoder)
+    baseline = with_what_fits(written, memory, encoder)
     explained = help.text(arguments, _program(), Command, _options(baseline))
     if explained is not None:
         say(explained)
@@ -75,15 +85,26 @@ def parse(argv: Sequence[str] | None = None) -> Command:
     mappings = {key: {**below[key], **words} if words else {} for key, words in added.items()}
     settings = changed(command.settings, mappings)
     check(settings, sources, written)
-    if command.resume is not None and command.seeds > 1:
-        raise SettingsError("--resume goes on with one run; --seeds starts several: give one of the two")
-    if command.seeds < 1:
-        raise SettingsError(f"--seeds must be at least 1, got {command.seeds}")
-    if settings.seed + command.seeds > 2**31:
-        raise SettingsError(
-            f"--seeds {command.seeds} from seed {settings.seed} on go beyond 2147483647; begin with a lower --seed"
-        )
+    _check_several(command, settings)
     return replace(command, settings=settings)
+
+
+def _check_several(command: Command, settings: Settings) -> None:
+    """Raises :class:`SettingsError` where words about several runs contradict each other."""
+    seeds = 1 if command.seeds is None else command.seeds
+    for name, number in (("seeds", seeds), ("trials", command.trials), ("parallel", command.parallel)):
+        if number < 1:
+            raise SettingsError(f"--{name} must be at least 1, got {number}")
+    if command.resume is not None and (command.seeds is not None or command.sweep is not None):
+        what = "--sweep" if command.sweep is not None else "--seeds"
+        raise SettingsError(
+            f"--resume continues one run; {what} starts several, and continues them by their --name; give one"
+        )
+    if seeds == 1 and command.sweep is None and (command.parallel > 1 or command.ray is not None):
+        raise SettingsError("--parallel and --ray go with several runs: --seeds N, or --sweep FILE")
+    if settings.seed + seeds > 2**31:
+        beyond = f"--seeds {seeds} from seed {settings.seed} on exceed 2147483647"
+        raise SettingsError(f"{beyond}; start from a lower --seed")
 
 
 def find_config(file: str) -> Path:
@@ -182,7 +203,7 @@ def _with_entries_gathered(arguments: Sequence[str]) -> list[str]:
     return others
 
 
-def _with_what_fits(written: Settings, memory: str | None, encoder: str | None) -> Settings:
+def with_what_fits(written: Settings, memory: str | None, encoder: str | None) -> Settings:
     """Where another memory or encoder is typed than the file's, what of the file goes on that the new one takes.
 
     Of an encoder's arguments these are the sizes and switches: a word, such as a pool, is one of its own choices.

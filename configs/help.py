@@ -37,6 +37,7 @@ OFTEN = {
     "total-timesteps": "environment steps to train for",
     "seed": "decides every random number",
     "seeds": "train so many seeds as one group",
+    "sweep": "search settings: a file of what to try, see docs/sweeps.md",
     "device": "auto, cpu, cuda, ...",
     "name": "name of the run's directory in runs/",
     "resume": "the directory of a run to continue",

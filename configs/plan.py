@@ -1,11 +1,13 @@
 """What a run would do, in words, before anything heavy is imported."""
 
+from collections.abc import Sequence
+
 from configs.help import shown
 from configs.settings import Settings, values
 
 
-def plan(settings: Settings, seeds: int = 1) -> str:
-    """What would be run, and which settings differ from their defaults."""
+def plan(settings: Settings, seeds: int = 1, searched: Sequence[str] = ()) -> str:
+    """What would be run, and which settings differ from their defaults; ``searched``: names that a sweep decides."""
     algorithm, env = settings.algorithm, settings.env
     rollout = env.n_envs * algorithm.n_steps
     updates = -(-settings.total_timesteps // rollout)
@@ -20,6 +22,8 @@ def plan(settings: Settings, seeds: int = 1) -> str:
     ]
     if seeds > 1:
         lines.append(f"seeds         {settings.seed} to {settings.seed + seeds - 1}, one run each")
+    if searched:
+        lines.append(f"searched      {', '.join(searched)}")
     usual = values(Settings())
     chosen = {key: value for key, value in values(settings).items() if value != usual[key]}
     lines += [f"setting       {key} = {shown(value)}" for key, value in chosen.items()]

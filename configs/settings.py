@@ -113,16 +113,19 @@ class EnvironmentSettings:
     previous_action_reward: bool | None = None
     """Whether the agent sees its last action, the last reward and whether an episode starts with the observation,
     around all wrappers; None: where it has a memory and its encoder is chosen by the observation space."""
-    backend: Literal["auto", "vector", "serial", "subprocess", "gymnasium"] = "auto"
-    """How they are stepped: as one NumPy environment, one after the other, in processes, as `gymnasium.make_vec` makes
-    them; auto takes the fastest that the id has."""
+    backend: Literal["auto", "vector", "serial", "subprocess", "ray", "gymnasium"] = "auto"
+    """How they are stepped: as one NumPy environment, one after the other, in processes, in actors of a Ray cluster, as
+    `gymnasium.make_vec` makes them; auto takes the fastest that the id has."""
     workers: Annotated[int | None, AT_LEAST_1] = None
-    """Processes that share the environments evenly (subprocess); None: one a CPU. More serve environments that wait."""
+    """Processes that share the environments evenly (subprocess, ray); None: one a CPU. More serve environments that
+    wait."""
     timeout: Annotated[float | None, POSITIVE] = None
-    """Seconds a step may take before its worker counts as lost (subprocess); None: any."""
+    """Seconds a step may take before its worker counts as lost (subprocess, ray); None: any."""
+    address: str | None = None
+    """The address of a Ray cluster (ray); None: that of RAY_ADDRESS, or one of this machine's own."""
     max_restarts: Annotated[int, AT_LEAST_0] = 3
     """How often in all an environment that raises, or a worker that dies or does not answer in time, is restarted,
-    its episode truncated, before that ends the run (serial, subprocess)."""
+    its episode truncated, before that ends the run (serial, subprocess, ray)."""
     normalize_observations: bool = True
     """Scale observations to mean 0 and variance 1 as they come in (images and discrete parts are left alone)."""
     normalize_rewards: bool = True
@@ -156,7 +159,7 @@ class AlgorithmSettings:
     gamma: Annotated[float, FRACTION] = 0.99
     """Discount of a reward one step later."""
     gae_lambda: Annotated[float, FRACTION] = 0.95
-    """Weight of longer returns in the advantage: 0 one step, 1 the whole episode."""
+    """Weight of longer returns in the advantage (GAE's lambda): 0 one step, 1 the full episode."""
     clip_range: Annotated[float, POSITIVE] = 0.2
     """Largest change of the probability ratio that is rewarded, at the start (ppo)."""
     clip_range_schedule: Schedule = "constant"
@@ -200,7 +203,7 @@ class PolicySettings:
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"
-    """The critic's memory: the actor's, the actor's without shaping it, its own, or none."""
+    """The critic's memory: shared with the actor, detached (shared, without its gradient), separate, or none."""
     encoder: str | None = None
     """What turns an observation into features: flatten, scaled, nature_cnn, impala, image, embedding, text, combined,
     sequence, attention, transformer, seq2seq, graph, or `module:Class`; None: chosen by the observation space, part by
@@ -253,7 +256,7 @@ class ImitationSettings:
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Periodic evaluation on environments of its own; the best agent is kept as best.zip."""
+    """Periodic evaluation on separate environments; the best agent is kept as best.zip."""
 
     every: Annotated[int, AT_LEAST_0] = 20_000
     """Environment steps between two evaluations; 0: never."""
@@ -266,7 +269,7 @@ class EvaluationSettings:
     deterministic: bool = True
     """Choose the best agent by its return with deterministic actions, instead of sampled ones, and act so."""
     max_steps: Annotated[int | None, AT_LEAST_1] = 10_000
-    """Steps after which an episode is truncated; None: never. Without a time limit an episode need not end."""
+    """Steps after which an episode is truncated; None: never. Needed where an environment has no time limit."""
     share: Annotated[float | None, Range(lambda value: 0 < value <= 1, "greater than 0 and at most 1")] = 0.1
     """Environment steps that evaluations may take, those after training included, as a share of the steps of training:
     where episodes are long, fewer are played, and less often; None: any."""
@@ -332,7 +335,7 @@ class Settings:
     """CPU threads of torch. None: measured on the agent before training and written into the run's settings, which
     repeat the run bit for bit; a number makes this command do so too, whatever else the machine is doing."""
     runs: str = "runs"
-    """Folder in which the run gets a directory of its own."""
+    """Folder in which the run's directory is created."""
     name: str | None = None
     """Name of that directory; None: environment, memory, seed and time."""
     group: str | None = None
@@ -385,6 +388,7 @@ def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
 
 BEFORE: dict[str, Any] = {
     "env.previous_action_reward": False,
+    "env.address": None,
     "algorithm.ent_coef_schedule": "constant",
     "evaluation.share": None,
     **{f"imitation.{each.name}": each.default for each in dataclasses.fields(ImitationSettings)},
@@ -426,7 +430,7 @@ PPO_ONLY = (
 
 MAY_DIFFER = (
     *("total_timesteps", "device", "threads", "progress", "evaluation", "checkpoint", "tracking"),
-    *("env.workers", "env.timeout", "env.max_restarts"),
+    *("env.workers", "env.timeout", "env.address", "env.max_restarts"),
 )
 """Settings, or groups of them, that a run can be resumed with others of: they do not decide what it has learned."""
 
@@ -517,12 +521,16 @@ def _unknown_choice(
         yield f"policy.{kind}_kwargs", f"holds {argument!r}, which {name} does not take{hint}"
 
 
+_PROCESSES = ("subprocess", "ray")
+"""Backends whose environments are stepped in other processes."""
+
+
 def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]:
     if not env.id.strip():
         yield "env.id", "is empty; give a Gymnasium id, such as CartPoleNoVel-v1"
-    for name in ("workers", "timeout"):
-        if getattr(env, name) is not None and env.backend != "subprocess":
-            yield f"env.{name}", f"goes with env.backend subprocess, not with {env.backend}; leave it out"
+    for name, backends in (("workers", _PROCESSES), ("timeout", _PROCESSES), ("address", ("ray",))):
+        if getattr(env, name) is not None and env.backend not in backends:
+            yield f"env.{name}", f"goes with env.backend {' or '.join(backends)}, not with {env.backend}; leave it out"
     chosen: tuple[Any, ...] = env.wrappers or ()
     for wrapper in chosen:
         is_pair = isinstance(wrapper, dict) and len(wrapper) == 1

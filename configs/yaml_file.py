@@ -7,10 +7,10 @@ file, line and key. Scalars follow YAML 1.2's core schema, so that ``1e-3`` is a
 import os
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
@@ -19,6 +19,8 @@ from configs.settings import SETTINGS, Settings, as_meant, changed, did_you_mean
 
 LARGEST = 2**20  # characters of a settings file
 MOST_VALUES = 10_000  # in it, with every alias written out
+
+Parsed = TypeVar("Parsed")
 
 Sources = dict[str, str]
 """Dotted key -> "file:line" where it was set."""
@@ -33,18 +35,24 @@ def read(path: str | os.PathLike[str]) -> Settings:
 
 def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
     """The settings of a file before their ranges are checked, since the command line may still change them."""
+    found, lines = parsed_file(path, _parsed)
+    return changed(Settings(), as_meant(found)), {key: f"{os.fspath(path)}:{line}" for key, line in lines.items()}
+
+
+def parsed_file(path: str | os.PathLike[str], parse: Callable[[str], Parsed], kind: str = "settings file") -> Parsed:
+    """What ``parse`` makes of a file's text; a yaml.MarkedYAMLError becomes :class:`SettingsError` with its line."""
     file = os.fspath(path)
     try:
         with Path(path).open(encoding="utf-8") as stream:
             text = stream.read(LARGEST + 1)
     except FileNotFoundError:
-        raise SettingsError(f"no settings file {file}") from None
+        raise SettingsError(f"no {kind} {file}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read settings file {file}: {error}") from error
+        raise SettingsError(f"cannot read {kind} {file}: {error}") from error
     if len(text) > LARGEST:
-        raise SettingsError(f"{file} has more than {LARGEST} characters, so it is no settings file")
+        raise SettingsError(f"{file} has more than {LARGEST} characters, so it is no {kind}")
     try:
-        found, lines = _parsed(text)
+        return parse(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -53,7 +61,6 @@ def read_unchecked(path: str | os.PathLike[str]) -> tuple[Settings, Sources]:
         raise SettingsError(f"{file}: {error}") from None
     except RecursionError:
         raise SettingsError(f"{file}: nested too deeply") from None
-    return changed(Settings(), as_meant(found)), {key: f"{file}:{line}" for key, line in lines.items()}
 
 
 def check(settings: Settings, sources: Mapping[str, str], baseline: Settings | None = None) -> None:
@@ -76,7 +83,7 @@ def dump(settings: Settings) -> str:
 def parse_scalar(text: str) -> Any:
     """What a word on the command line is as YAML: a number, true, null, a string, a {mapping: ...}."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{text!r} is not YAML: {getattr(error, 'problem', error)}") from None
 
@@ -92,31 +99,31 @@ def convert(value: Any, declared: Any) -> Any:
     if origin is Literal:
         if value not in arguments or isinstance(value, bool):
             hint = did_you_mean(value, arguments) if isinstance(value, str) else ""
-            raise ValueError(f"must be one of {', '.join(arguments)}; got {_shown(value)}{hint}")
+            raise ValueError(f"must be one of {', '.join(arguments)}; got {shown(value)}{hint}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"must be a list, got {_shown(value)}")
+            raise ValueError(f"must be a list, got {shown(value)}")
         return tuple(convert(each, arguments[0]) for each in value)
     if origin is dict:
         value = {} if value is None else value  # "kwargs:" with nothing after it
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise ValueError(f"must map names to values, got {_shown(value)}")
+            raise ValueError(f"must map names to values, got {shown(value)}")
         return value
     if declared is object:
         return value
     is_number = type(value) in (int, float) and declared in (int, float)
     if not (type(value) is declared or (is_number and (declared is float or value == value // 1))):  # 1e5 is whole
         hint = "; put it in quotes if it is meant as one" if declared is str else ""
-        raise ValueError(f"must be {_SCALARS[declared]}, got {_shown(value)}{hint}")
+        raise ValueError(f"must be {_SCALARS[declared]}, got {shown(value)}{hint}")
     return declared(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     return "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """Safe types, the scalars of YAML 1.2, no repeated keys, and no more values than settings have."""
 
     def __init__(self, text: str) -> None:
@@ -129,14 +136,14 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         assert node is not None
         if is_alias and node not in self._sizes:  # an alias of what it stands in
-            raise _error("a recursive alias", node)
+            raise located("a recursive alias", node)
         children: list[yaml.Node] = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             _check_names(node)
             children = [child for entry in node.value for child in entry]
         self._sizes[node] = 1 + sum(self._sizes[child] for child in children)
         if self._sizes[node] > MOST_VALUES:
-            raise _error(f"more than {MOST_VALUES} values with every alias written out", node)
+            raise located(f"more than {MOST_VALUES} values with every alias written out", node)
         return node
 
 
@@ -144,18 +151,19 @@ def _check_names(node: yaml.MappingNode) -> None:
     seen = set()
     for name, _ in node.value:
         if not isinstance(name, yaml.ScalarNode):
-            raise _error("a name was expected here", name)
+            raise located("a name was expected here", name)
         if name.value in seen:
-            raise _error(f"{name.value!r} is set twice", name)
+            raise located(f"{name.value!r} is set twice", name)
         seen.add(name.value)
 
 
-def _error(message: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+def located(message: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    """An error that knows its line."""
     return yaml.MarkedYAMLError(problem=message, problem_mark=node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what :class:`_Loader` would not read as a string; short sequences and empty mappings on one line."""
+    """Quotes what :class:`Loader` would not read as a string; short sequences and empty mappings on one line."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -171,15 +179,15 @@ _SCALAR_PATTERNS = {
         list("-+.0123456789"),
     ),
 }
-for _kind in (_Loader, _Dumper):
+for _kind in (Loader, _Dumper):
     _kind.yaml_implicit_resolvers = {}
     for _tag, (_pattern, _first) in _SCALAR_PATTERNS.items():
         _kind.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.add_constructor(
+Loader.add_constructor(
     "tag:yaml.org,2002:int",
     lambda loader, node: int(node.value, base=0 if node.value[:2] in ("0x", "0o") else 10),
 )
-_Loader.add_constructor(
+Loader.add_constructor(
     "tag:yaml.org,2002:float",
     lambda loader, node: float(node.value.lower().replace(".inf", "inf").replace(".nan", "nan")),
 )
@@ -191,7 +199,7 @@ for _sequence in (list, tuple):
 
 def _parsed(text: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Values and lines of a file's settings by dotted key. Raises MarkedYAMLError."""
-    loader = _Loader(text)
+    loader = Loader(text)
     root = loader.get_single_node()
     found: dict[str, Any] = {}
     lines: dict[str, int] = {}
@@ -199,7 +207,7 @@ def _parsed(text: str) -> tuple[dict[str, Any], dict[str, int]]:
         try:
             found[key] = convert(loader.construct_object(node, deep=True), SETTINGS[key].type)
         except ValueError as error:
-            raise _error(f"{key} {error}", node) from None
+            raise located(f"{key} {error}", node) from None
         lines[key] = node.start_mark.line + 1
     return found, lines
 
@@ -207,13 +215,13 @@ def _parsed(text: str) -> tuple[dict[str, Any], dict[str, int]]:
 def _entries(node: yaml.Node, prefix: str) -> Iterator[tuple[str, yaml.Node]]:
     """(dotted key, value) of every setting below a group; a group with nothing after it keeps its defaults."""
     if not isinstance(node, yaml.MappingNode):
-        raise _error(f"{prefix.rstrip('.') or 'the file'} must hold settings, one `name: value` a line", node)
+        raise located(f"{prefix.rstrip('.') or 'the file'} must hold settings, one `name: value` a line", node)
     names = tuple(dict.fromkeys(k.removeprefix(prefix).partition(".")[0] for k in SETTINGS if k.startswith(prefix)))
     for name, value in node.value:
         key = f"{prefix}{name.value}"
         if name.value not in names:
             hint = did_you_mean(name.value, names) or f"; known are {', '.join(names)}"
-            raise _error(f"unknown setting {key}{hint}", name)
+            raise located(f"unknown setting {key}{hint}", name)
         if key in SETTINGS:
             yield key, value
         elif not value.tag.endswith(":null"):

@@ -20,7 +20,7 @@ from agents import Player, RecurrentPPO
 from agents.checkpoint import CheckpointError
 from agents.checks.extras import install_command
 from agents.runs.directory import RunDirectory
-from agents.runs.launch import SeedsFailed
+from agents.runs.several import SeedsFailed
 from configs import EnvironmentFault, Settings
 
 WORDS = [
@@ -143,7 +143,7 @@ def test_the_exit_code_is_that_of_the_first_failure() -> None:
     ("words", "code", "message"),
     [
         (["--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
-        (["--seeds", "3", "--seed", str(2**31 - 2)], 2, "go beyond 2147483647"),
+        (["--seeds", "3", "--seed", str(2**31 - 2)], 2, "exceed 2147483647"),
         (["--seeds", "3", "--seed", "4", "--dry-run"], 0, "seeds         4 to 6"),
     ],
 )
@@ -453,7 +453,7 @@ def words_of(*words: str) -> Any:
         (words_of("runs/other", "--episods", "3"), 2, "no option --episods; did you mean --episodes?"),
         (words_of("runs/other", "--gif", "a.gif"), 2, "no option --gif; did you mean --video?"),
         (words_of("runs/other", "--device", "cudda"), 2, "--device 'cudda': expected auto, cpu, cuda"),
-        (words_of("--list", "runs/other"), 2, "--list stands alone"),
+        (words_of("--list", "runs/other"), 2, "--list evaluates nothing"),
         (words_of("--list", "--runs", "runs/nothing"), 2, "is no directory"),
         (words_of("runs/other", "--inside", "--colour", "reward"), 2, "is called --color now"),
         (words_of("runs/other", "--inside", "--color", "rewards"), 2, "--color rewards: no step of the episode has"),
@@ -480,7 +480,7 @@ def test_an_agent_is_shared_as_a_folder_and_comes_back_from_it(run: Path, capsys
     files = {"README.md", "agent.zip", "report.html", "results.json", "settings.yaml"}
     assert {path.name for path in folder.iterdir()} == files
     assert all(file in shown for file in files)
-    assert "this would go to me/maze; nothing was sent" in shown
+    assert "this would be sent to me/maze; nothing was sent" in shown
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
     (model,) = yaml.safe_load(front)["model-index"]
     returns = json.loads((folder / "results.json").read_text())["return"]

@@ -95,7 +95,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_the_agent_before_them_is_s
     assert f"the {fault} of environment 0 at step {6 + (fault == 'observation')} of the rollout" in errors
     assert "ended at time step 96" in errors
     assert saved_steps(run) == [64]
-    assert f"saved the agent as it was before: {run.checkpoint(64)}" in errors
+    assert f"saved the agent from before the fault: {run.checkpoint(64)}" in errors
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_the_weights_before_it_are_saved(
@@ -218,7 +218,7 @@ def test_an_environment_that_keeps_failing_or_would_end_the_process_is_a_fault_a
     assert message in errors
     assert f"environment {FRAIL}: " in errors
     assert ("the wheel came off" in errors) == (fault == "raise")
-    assert f"saved the agent as it was before: {run.checkpoint(32)}" in errors
+    assert f"saved the agent from before the fault: {run.checkpoint(32)}" in errors
     assert backend == "subprocess" or "Traceback" not in errors
 
 

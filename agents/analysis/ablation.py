@@ -101,7 +101,7 @@ class Ablation:
     """All conditions, the intact one first."""
 
     conditions: tuple[Condition, ...]
-    deterministic: bool  # the most probable action was taken, instead of a sample
+    deterministic: bool  # actions were deterministic, instead of sampled
     seed: int  # of environments and samples
 
     @property
@@ -210,7 +210,7 @@ def ablate(
         env: environments of the ablation's own, before normalization. One alone has no other episode.
         episodes: E of each condition.
         seed: of the first environment of the first episodes; others count up from it.
-        max_steps: an episode is cut there.
+        max_steps: an episode is truncated there.
         wipes: the k; None for the powers of two up to the longest intact episode.
         noises: scales in standard deviations.
 

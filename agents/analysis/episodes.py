@@ -47,7 +47,7 @@ def playing(agent: Agent, env: VecEnv, *, seed: int | None = None, deterministic
     Args:
         env: environments as they are before normalization; a ``VecNormalize`` around them is taken off.
         seed: of environments and samples; None goes on with their random numbers as they are.
-        deterministic: the most probable action in place of a sample; None: as the player is set.
+        deterministic: deterministic actions in place of sampled ones; None: as the player is set.
 
     Raises:
         ValueError: the agent does not fit the environments.

@@ -30,9 +30,9 @@ class Evaluation:
     returns: tuple[float, ...]  # (E,) undiscounted sums of the true rewards
     lengths: tuple[int, ...]  # (E,) steps
     successes: tuple[bool, ...] = ()  # (E,) info["is_success"]; empty where the environment says nothing
-    deterministic: bool = True  # the most probable action was taken, instead of a sample
+    deterministic: bool = True  # actions were deterministic, instead of sampled
     seed: int | None = None  # of environments and samples
-    cut: int = 0  # how many of the episodes did not end but were cut
+    truncated: int = 0  # how many of the episodes were truncated by max_steps
     environments: tuple[int, ...] = ()  # (E,) which of the N each was played in, those of one in the order of time
 
     @classmethod
@@ -42,7 +42,8 @@ class Evaluation:
         returns, lengths = tuple(map(float, content["returns"])), tuple(map(int, content.get("lengths", ())))
         if not returns:
             raise ValueError("an evaluation has at least one episode")
-        return cls(returns, lengths, successes, bool(content.get("deterministic")), content.get("seed"))
+        truncated = int(content.get("truncated", content.get("cut", 0)))  # "cut": as older versions wrote it
+        return cls(returns, lengths, successes, bool(content.get("deterministic")), content.get("seed"), truncated)
 
     @property
     def episodes(self) -> int:
@@ -97,7 +98,7 @@ class Evaluation:
             returns |= {name: self.statistic(statistic), f"{name}_interval": list(self.interval(statistic))}
         return {
             "episodes": self.episodes,
-            "cut": self.cut,
+            "truncated": self.truncated,
             "deterministic": self.deterministic,
             "seed": self.seed,
             "return": returns,
@@ -123,8 +124,8 @@ class Evaluation:
             low, high = statistics.wilson(self.successes)
             shown.add_row("success rate", f"{self.success_rate:.1%}", f"{low:.1%} to {high:.1%}")
         shown.add_row("episodes", str(self.episodes))
-        if self.cut:
-            shown.add_row("of them cut, without an end", str(self.cut))
+        if self.truncated:
+            shown.add_row("of them truncated", str(self.truncated))
         return shown
 
 
@@ -143,10 +144,10 @@ def evaluate(
         agent: a player, or an algorithm while it trains.
         env: environments of the evaluation's own, as they are before normalization. They are reset first.
         episodes: in all, shared out evenly among the environments beforehand.
-        deterministic: the most probable action in place of a sample; None: as the player is set.
+        deterministic: deterministic actions in place of sampled ones; None: as the player is set.
         seed: of environments and samples; None goes on with their random numbers as they are.
-        max_steps: an episode that is longer is cut there and counts as it is, and its environment plays no further; for
-            environments in which an episode need not end. None for no limit.
+        max_steps: an episode that is longer is truncated there and counts with its return so far, and its environment
+            plays no further; for environments without a time limit. None for no limit.
 
     Raises:
         FloatingPointError: an episode's return is not finite.
@@ -163,7 +164,7 @@ def evaluate(
         successes=tuple(successes) if len(successes) == len(finished) else (),
         deterministic=game.player.deterministic,
         seed=seed,
-        cut=sum(each.cut for each in finished),
+        truncated=sum(each.truncated for each in finished),
         environments=tuple(each.environment for each in finished),
     )
 
@@ -184,7 +185,7 @@ def evaluate_both_ways(
 ) -> dict[str, Evaluation]:
     """:func:`evaluate` with half of the episodes as the agent is set to act, and half the other way, by manner.
 
-    Sampling and the most probable action are two policies, and with the last action among its inputs a memory that has
+    Sampled and deterministic actions are two policies, and with the last action among its inputs a memory that has
     learned under one reads under the other what it never saw. At least one episode each; of an odd number the way
     chosen has one more.
     """
@@ -196,13 +197,13 @@ def evaluate_both_ways(
 
 
 class Episode(NamedTuple):
-    """One that ended, or was cut."""
+    """One that ended, or was truncated by ``max_steps``."""
 
     environment: int
     total: float
     length: int
     success: bool | None = None
-    cut: bool = False
+    truncated: bool = False
 
 
 def _finished(game: Game, episodes: int, max_steps: int | None) -> Iterator[Episode]:
@@ -218,7 +219,7 @@ def _finished(game: Game, episodes: int, max_steps: int | None) -> Iterator[Epis
         lengths += ~step.only_reset
         for i in map(int, np.flatnonzero(step.dones)):
             info = step.infos[i]
-            # One that was cut since the environment failed, and restarted, says nothing of the agent.
+            # An episode that ended because the environment failed and restarted does not measure the agent.
             if left[i] and FAILED not in info:
                 left[i] -= 1
                 # A monitor counts below wrappers that change rewards or repeat actions: what it says is the task's own.
@@ -230,6 +231,6 @@ def _finished(game: Game, episodes: int, max_steps: int | None) -> Iterator[Epis
             returns[i], lengths[i] = 0.0, 0
         for i in map(int, np.flatnonzero((lengths >= longest) & (left > 0))):
             left[i] = 0
-            yield Episode(i, float(returns[i]), int(lengths[i]), cut=True)
+            yield Episode(i, float(returns[i]), int(lengths[i]), truncated=True)
         if not left.any():
             return

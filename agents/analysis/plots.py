@@ -6,7 +6,7 @@ window is opened and nothing of pyplot's is touched.
 Axes: T steps, U units, D layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from agents.analysis.ablation import Ablation
 from agents.analysis.horizon import Horizon
 from agents.analysis.inside import Attention, Components, Gates
+from agents.analysis.report.groups import plain
 from agents.analysis.statistics import number
 from agents.checks.extras import install_command
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from agents.analysis.report.search import Tried
 
 BLUE, RED, ORANGE, GRAY = "#2f6db3", "#c44e52", "#dd8452", "#8c96a3"
 _LAYER_STYLES = ("-", "--", ":", "-.")
@@ -160,6 +163,81 @@ def attention(data: Mapping[str, Attention]) -> "Figure":
         _integer_ticks(axis.yaxis)
     figure.colorbar(image, ax=axes, pad=0.02, fraction=0.03, label="weight")
     return figure
+
+
+def parallel_coordinates(tried: Sequence["Tried"], names: Sequence[str]) -> "Figure":
+    """What every complete trial chose, an axis a parameter and the return as the last, colored by the return."""
+    figure, axes = _panels(1, 1, 1.5 + 1.05 * (len(names) + 1), 3.8)
+    axis = axes[0, 0]
+    chosen = {each.number: [_number_or_name(each.chosen.get(name)) for name in names] for each in tried}
+    scales = [_scale(list(column)) for column in zip(*chosen.values(), strict=True)]
+    scales.append(_scale([each.value for each in tried], logarithmic=False))
+    best = max(tried, key=lambda each: each.value or -np.inf)
+    returns = _scale([each.value for each in tried], logarithmic=False)[0]
+    colors = _color_map("viridis")
+    for each in sorted(tried, key=lambda each: each.value or 0.0):
+        values = [*chosen[each.number], each.value]
+        heights = [place.get(value) for (place, _), value in zip(scales, values, strict=True)]
+        points = [(x, height) for x, height in enumerate(heights) if height is not None]
+        width = 2.6 if each is best else 1.2
+        axis.plot(*zip(*points, strict=True), color=colors(0.95 * returns[each.value]), linewidth=width, alpha=0.85)
+    for x, (_, ticks) in enumerate(scales):
+        axis.axvline(x, color=GRAY, linewidth=0.8, zorder=0)
+        for height, text in ticks.items():
+            box = dict(boxstyle="square,pad=0.1", facecolor="white", edgecolor="none", alpha=0.75)
+            _note(axis, text, (x, height), (4, 0), fontsize=8, va="center", bbox=box)
+    labels = [name.rpartition(".")[2].replace("_", "\n") for name in names]
+    axis.set_xticks(range(len(scales)), [*labels, "return"])
+    axis.set(xlim=(-0.1, len(names) + 0.6), ylim=(-0.05, 1.05), yticks=[])
+    axis.spines[["left", "bottom"]].set_visible(False)
+    return figure
+
+
+def importances(shares: Mapping[str, float]) -> "Figure":
+    """Which parameter decides how much of the differences between trials, the most important one above."""
+    ordered = sorted(shares.items(), key=lambda each: each[1])
+    figure, axes = _panels(1, 1, 6.5, 0.9 + 0.36 * len(ordered))
+    axis = axes[0, 0]
+    axis.barh(range(len(ordered)), [share for _, share in ordered], color=BLUE, height=0.6)
+    for row, (_, share) in enumerate(ordered):
+        _note(axis, f"{share:.0%}", (share, row), (4, 0), fontsize=8, va="center")
+    axis.set_yticks(range(len(ordered)), [name.rpartition(".")[2] for name, _ in ordered])
+    axis.set_xlabel("share of the differences between trials (PED-ANOVA)")
+    axis.margins(x=0.12)
+    return figure
+
+
+def _scale(values: Sequence[Any], logarithmic: bool | None = None) -> tuple[dict[Any, float], dict[float, str]]:
+    """Where values stand on an axis from 0 to 1, and its ticks: numbers by their size, names in the order they come."""
+    there = [value for value in values if value is not None]
+    if not there or any(isinstance(value, str) for value in there):
+        different = list(dict.fromkeys(there))
+        at = {name: i / max(1, len(different) - 1) for i, name in enumerate(different)}
+        return at, {height: str(name) for name, height in at.items()}
+    low, high = min(there), max(there)
+    if logarithmic is None:
+        logarithmic = low > 0 and high / low >= 8
+    if low == high:
+        return dict.fromkeys(there, 0.5), {0.5: f"{low:.3g}"}
+    numbers = np.log(there) if logarithmic else np.array(there, float)
+    placed = (numbers - numbers.min()) / (numbers.max() - numbers.min())
+    at = dict(sorted(zip(there, placed.tolist(), strict=True)))
+    ticks = {0.0: f"{low:.3g}", 1.0: f"{high:.3g}"}
+    for value, height in at.items():
+        if len(at) <= 8 and all(abs(height - other) > 0.06 for other in ticks):
+            ticks[height] = f"{value:.3g}"
+    return at, ticks
+
+
+def _number_or_name(value: Any) -> float | str | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if value is None or is_number else plain(value)
+
+
+def _color_map(name: str) -> Any:
+    import matplotlib
+
+    return matplotlib.colormaps[name]
 
 
 def _panels(

@@ -42,7 +42,7 @@ class Recording:
     outputs: Array  # (T, H) what came out of it
     states: tuple[Array, ...]  # what it carried, (T + 1, ...) each: before the first step, and after every step
     critic_states: tuple[Array, ...]  # the same of a critic's memory of its own
-    ended: bool  # and was not cut
+    ended: bool  # and was not left off at max_steps
     seed: int  # of environment and samples
     truncated: bool = False  # ended by a time limit
 
@@ -79,7 +79,7 @@ class Recording:
 
 
 def record(player: Player, env: VecEnv, *, seed: int = 0, max_steps: int | None = None) -> Recording:
-    """Lets a player act for one episode, cut after ``max_steps`` or 10,000; nothing of player or process moves.
+    """Lets a player act for one episode, truncated after ``max_steps`` or 10,000; nothing of player or process moves.
 
     Args:
         env: before normalization; of several environments the first is recorded.

@@ -55,9 +55,9 @@ def table(first: str, *columns: str) -> Table:
 
 
 def interquartile_mean(values: Values) -> Values:
-    """The mean of the middle half, a quarter (rounded down) left out on each side."""
-    cut = values.shape[-1] // 4
-    middle: Values = mean(np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut])
+    """The mean without the lowest and the highest quarter (rounded down) of the values."""
+    quarter = values.shape[-1] // 4
+    middle: Values = mean(np.sort(values, axis=-1)[..., quarter : values.shape[-1] - quarter])
     return middle
 
 

@@ -223,7 +223,7 @@ def _checked_members(file: IO[bytes], name: str) -> dict[str, bytes]:
         raise
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, struct.error) as error:
         raise CheckpointError(
-            f"{name} is no checkpoint, or was cut short or damaged ({error}); expected a zip written by save(). "
+            f"{name} is no checkpoint, or incomplete or damaged ({error}); expected a zip written by save(). "
             "Use another copy"
         ) from error
     except (NotImplementedError, RuntimeError, ValueError, OverflowError, OSError) as error:

@@ -1,5 +1,6 @@
 """Packages that only some of what there is needs: the extras of pyproject.toml, and the command that installs one."""
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -8,8 +9,16 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
-EXTRAS = {"plots": "matplotlib", "video": "moviepy", "onnx": "onnxruntime", "hub": "huggingface_hub"}
+EXTRAS = {
+    "plots": "matplotlib",
+    "video": "moviepy",
+    "onnx": "onnxruntime",
+    "hub": "huggingface_hub",
+    "sweep": "optuna",
+    "ray": "ray",
+}
 """Extra -> a module that comes with it."""
 
 _ROOT = Path(__file__).parents[2]
@@ -17,6 +26,14 @@ _ROOT = Path(__file__).parents[2]
 
 def is_installed(extra: str) -> bool:
     return importlib.util.find_spec(EXTRAS[extra]) is not None
+
+
+def require(extra: str) -> ModuleType:
+    """The extra's module. Raises ImportError that says how it is installed, where it cannot be imported."""
+    try:
+        return importlib.import_module(EXTRAS[extra])
+    except ImportError as error:
+        raise ImportError(f"{EXTRAS[extra]} is needed ({error}); install it with: {install_command(extra)}") from error
 
 
 def install_command(extra: str) -> str:

@@ -256,7 +256,7 @@ def _with_comment(content: bytes, metadata: dict[str, Any]) -> bytes:
 
 
 def _with_extra(content: bytes, metadata: dict[str, Any]) -> bytes:
-    """A TorchScript file with its metadata beside it, ``recurl.json``, as torch.jit.load's ``_extra_files`` reads."""
+    """A TorchScript file with its metadata, ``recurl.json``, as torch.jit.load's ``_extra_files`` reads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module = torch.jit.load(io.BytesIO(content))  # type: ignore[no-untyped-call]

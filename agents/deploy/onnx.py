@@ -2,7 +2,7 @@
 
 The model is made by tracing (torch's ``dynamo=False``): it takes a second or two where the other exporter takes ten to
 forty, and what tracing could get wrong, a size or a branch that was fixed at one example, is what :func:`differences`
-would show: every model is played beside its agent, at two numbers of agents, before it is written.
+would show: every model is compared with its agent, at two batch sizes, before it is written.
 """
 
 import importlib

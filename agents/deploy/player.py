@@ -45,7 +45,7 @@ class Player:
     Args:
         normalizer: the statistics that the policy learned with; they stand still. None for observations as they are.
         previous: the last action and reward that the policy sees; None if it does not, or its environment shows them.
-        deterministic: the most probable action in place of a sample.
+        deterministic: deterministic actions in place of sampled ones.
 
     Raises:
         CheckpointError: policy and normalizer see different observations.

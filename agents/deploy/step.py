@@ -40,7 +40,7 @@ class AgentStep(nn.Module):
     the standard deviation; ``state_out_0``, ...; ``value`` (B,) with ``value``.
 
     Args:
-        sample: actions are drawn, from numbers made of ``seed``, in place of the most probable.
+        sample: actions are sampled, from numbers made of ``seed``, in place of deterministic ones.
         value: the critic's estimate too, in the units that the agent learned in.
 
     Raises:

@@ -12,7 +12,7 @@
 
 Every encoder is a Stable-Baselines3 ``BaseFeaturesExtractor`` and carries nothing from step to step, so it serves
 Stable-Baselines3's own algorithms too. ``ENCODERS`` maps names to classes; to add one, write a class and a line in
-``agents.encoders.choice``. What a part of an observation is, ``agents.encoders.kinds`` says; what observations the
+``agents.encoders.selection``. What a part of an observation is, ``agents.encoders.kinds`` says; what observations the
 encoders of windows and sets take, ``agents.encoders.tokens``.
 """
 
@@ -22,9 +22,9 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from agents.encoders.choice import OF_PARTS, SCALES, encoder_of
 from agents.encoders.combined import CombinedEncoder, FlattenedParts
 from agents.encoders.kinds import TEXT, Part, described, parts_of
+from agents.encoders.selection import OF_PARTS, SCALES, encoder_of
 from agents.encoders.vision import cnn_for
 
 ENCODERS: dict[str, type[BaseFeaturesExtractor]] = {**OF_PARTS, "combined": CombinedEncoder}

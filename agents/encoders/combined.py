@@ -13,12 +13,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_choice, check_count, check_mapping, check_switch
-from agents.encoders.choice import CNNS, OF_PARTS, SCALES, encoder_of
 from agents.encoders.kinds import Part, parts_of
+from agents.encoders.selection import CNNS, OF_PARTS, SCALES, encoder_of
 
 
 class CombinedEncoder(BaseFeaturesExtractor):
-    """Each part of a Dict by the encoder that fits it, as ``agents.encoders.choice`` says.
+    """Each part of a Dict by the encoder that fits it, as ``agents.encoders.selection`` says.
 
     For measurements, images and categories these are the weights and names of Stable-Baselines3's
     ``CombinedExtractor``, but for images that its CNN is too large for.

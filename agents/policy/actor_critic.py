@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from agents.checks.arguments import check_mapping, check_observation_space
 from agents.checks.observations import leaves, map_observations
 from agents.encoders import Choice, default_encoder, observation_lines
-from agents.encoders.choices import as_arrays, flat_choices, flatten_choices, preprocessed, with_flat_choices
 from agents.encoders.combined import CombinedOfAnyKeys, FlattenedParts, can_name_a_layer
 from agents.encoders.kinds import parts_of
+from agents.encoders.preprocessing import as_arrays, flat_choices, flatten_choices, preprocessed, with_flat_choices
 from agents.kernels import heads as fused
 from agents.kernels.aside import Part
 from agents.kernels.devices import to_device

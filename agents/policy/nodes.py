@@ -179,7 +179,7 @@ class NodeActionPolicy(RecurrentActorCriticPolicy):
 class LinkActionPolicy(NodeActionPolicy):
     """``"LinkActionPolicy"``: action i of Discrete(n) is about edge i of a graph observation: follow it, say.
 
-    With MultiBinary(n) each edge gets a yes or a no: which to add, which to cut. All else is as for actions about
+    With MultiBinary(n) each edge gets a yes or a no: which to add, which to remove. All else is as for actions about
     nodes; a link's features are made of both its ends and of its own.
     """
 

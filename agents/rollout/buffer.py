@@ -426,7 +426,7 @@ def _check_holds(dtype: Any, observations: NDArray[Any]) -> None:
         changed = observations.astype(dtype) != observations
     if changed.any():
         raise ValueError(
-            f"an observation is {observations[changed].flat[0]}, which its space of {dtype} cannot hold: mend the "
+            f"an observation is {observations[changed].flat[0]}, which its space of {dtype} cannot hold: correct the "
             "environment, or its observation_space"
         )
 

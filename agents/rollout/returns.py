@@ -79,7 +79,7 @@ def generalized_advantages(
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16), cut at the end of every episode.
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16), which stops at the end of every episode.
 
         A_t = delta_t + gamma * lambda * A_{t+1},  delta_t = r_t + gamma * V(s_{t+1}) - V(s_t),
 

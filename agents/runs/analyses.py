@@ -225,7 +225,7 @@ def compare(
     with reported_as(CheckpointFault, "checkpoint", RunError):
         for run in runs:  # before anything is played
             run.find(options.checkpoint)
-    histories = [_history(run) for run in runs]
+    histories = [history_of(run) for run in runs]
     _check_given_once(histories)
     results = [evaluate_run(run, options) for run in runs]
     scores = (np.array(result["returns"]) for result in results)
@@ -244,7 +244,7 @@ def compare(
         _write_page(report, comparison_page(groups, note, report), overwrite=overwrite)
 
 
-def _history(run: RunDirectory) -> RunHistory:
+def history_of(run: RunDirectory) -> RunHistory:
     return RunHistory(run.path, asdict(configs.read(run.settings)))
 
 
@@ -256,16 +256,21 @@ def _check_given_once(histories: Sequence[RunHistory]) -> None:
             raise SettingsError(f"{history.path} is given twice; give every run once")
 
 
+def last_result(run: RunDirectory, settings: Settings) -> Evaluation | None:
+    """The evaluation after training of a run's last agent, acting as the settings say; None before all are made."""
+    saved, results = run.checkpoints(), history_of(run).results()
+    found = {name: each for name, each in reversed(results) if each.deterministic == settings.evaluation.deterministic}
+    if not saved or (run.best.is_file() and run.best.name not in found):
+        return None
+    return found.get(saved[-1][1].name)
+
+
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
-    """The last policies' evaluations after training as one table, for the runs that have one."""
-    found = []
-    for run in runs:
-        way = configs.read(run.settings).evaluation.deterministic
-        if (evaluation := run.final_evaluation(deterministic=way)) is not None:
-            found.append(Scored(_history(run), np.array(evaluation.returns)))
+    """The evaluations of several runs' last agents as one table, for the runs that have one."""
+    found = [(run, result) for run in runs if (result := last_result(run, configs.read(run.settings))) is not None]
     if found:
-        print("\nthe last policy of every seed")
-        print_groups(found)
+        print(f"\nThe last policies, {found[0][1].manner} actions:")
+        print_groups([Scored(history_of(run), np.array(result.returns)) for run, result in found])
 
 
 def print_groups(runs: Sequence[Scored]) -> list[Group]:
@@ -445,7 +450,7 @@ def share_run(
     if repository is None:
         return
     if dry:
-        configs.say(f"this would go to {repository}; nothing was sent")
+        configs.say(f"this would be sent to {repository}; nothing was sent")
         return
     with reported_as(CheckpointFault, "--push-to-hub", CheckpointError):
         configs.say(f"sent to {hub.push(folder, repository)}")

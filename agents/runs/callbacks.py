@@ -383,7 +383,7 @@ class PeriodicEvaluation(BetweenUpdates):
         if episodes < self._settings.episodes and not self._is_limited:
             self._is_limited = True
             self._report(
-                f"evaluations are of fewer than {self._settings.episodes} episodes, or put off: they may take "
+                f"evaluations play fewer than {self._settings.episodes} episodes, or are postponed: they may take "
                 f"{self._settings.share:.0%} of the steps of training (--evaluation.share None: any)"
             )
         if not episodes:
@@ -409,11 +409,11 @@ class PeriodicEvaluation(BetweenUpdates):
             self.model.save(self._run.best)
         means_by_way = {f"{way}_mean_reward": each.mean for way, each in sorted(both.items())}
         self._record(result, means_by_way, step, taken=sum(each.longest for each in both.values()) * env.num_envs)
-        best = ", the best" if is_best else ""
-        n_truncated = sum(each.cut for each in both.values())
+        best = ", the best so far" if is_best else ""
+        n_truncated = sum(each.truncated for each in both.values())
         truncated = f" ({n_truncated} truncated after {max_steps:,} steps)" if n_truncated else ""
         means = ", ".join(f"{each.mean:.2f} {way}" for way, each in sorted(both.items()))
-        which_differ = ", which differ" if differ(*both.values()) else ""
+        which_differ = ", whose intervals do not overlap" if differ(*both.values()) else ""
         n_episodes = sum(each.episodes for each in both.values())
         self._report(f"step {step:,}: mean return {means}{which_differ}, over {n_episodes} episodes{truncated}{best}")
         goal = self._settings.stop_at_return

@@ -59,6 +59,7 @@ def make_environments(
             render_mode=render_mode,
             workers=None if is_rendered else task.workers,
             timeout=None if is_rendered else task.timeout,
+            address=None if is_rendered else task.address,
             max_restarts=task.max_restarts,
             resumable=resumable,
             first=first,
@@ -153,7 +154,7 @@ def _is_measurement(space: spaces.Space[Any]) -> bool:
 
 
 class EvaluationEnvironments:
-    """Environments of the evaluations' own: as many as play at once, made anew where that is another number."""
+    """Environments of the evaluations' own: as many as play at once, recreated where that number changes."""
 
     def __init__(self, make: Callable[[int], VecEnv], most: int) -> None:
         self._make, self._most = make, most

@@ -13,6 +13,7 @@
     evaluations/         the evaluations made after training, as JSON
     insight/             what was found about the memory, as JSON, arrays and pictures
     videos/              recorded on request
+    output.txt           what was printed, of a run of --seeds or --sweep in a process of its own
 
 A directory belongs to one run and is never overwritten.
 """

@@ -1,7 +1,7 @@
 """A run from its settings to its end: directory, environments, agent, training, and what it is evaluated by."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from agents.checks.extras import is_installed
 from agents.distributed import group
 from agents.kernels.plan import missing
 from agents.runs import processes
-from agents.runs.analyses import Options, evaluate_at_the_end, print_seeds, record_run
+from agents.runs.analyses import Options, evaluate_at_the_end, record_run
 from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
 from agents.runs.defaults import fitted_to_family, fitted_to_observations
@@ -41,7 +41,7 @@ def train(settings: Settings) -> RunDirectory:
     _check_device(settings)
     with processes.only_first_speaks():
         processes.check(settings)
-        return _work(group.from_first(lambda: _new_run(settings)), settings)
+        return _work(group.from_first(lambda: new_run(settings)), settings)
 
 
 def resume(path: str, settings: Settings, trusted: Sequence[str], typed: Sequence[str]) -> RunDirectory:
@@ -74,36 +74,10 @@ def preview(settings: Settings) -> None:
         _print_plan(_new_agent(settings, env), settings, chosen + more)
 
 
-def train_seeds(settings: Settings, seeds: int) -> list[RunDirectory]:
-    """Trains a run for each of ``seeds`` seeds, from the settings' own on, and prints one table of all."""
+def check_several(settings: Settings, seeds: int = 1) -> None:
+    """Raises :class:`SettingsError` where runs of several seeds, or of a sweep, cannot be trained here."""
     _check_device(settings)
     processes.check(settings, seeds)
-    together = settings.group or settings.name or run_name(settings.env.id, settings.policy.memory, "seeds")
-    runs: list[RunDirectory] = []
-    failed: dict[int, CommandError] = {}
-    for seed in range(settings.seed, settings.seed + seeds):
-        name = f"{settings.name}-{seed}" if settings.name else None
-        # The threads measured for the first serve all: the runs of a group differ in their seed alone.
-        threads = configs.read(runs[0].settings).threads if runs else settings.threads
-        configs.say(f"\nseed {seed}, run {seed - settings.seed + 1} of {seeds} of the group {together}")
-        try:
-            runs.append(train(replace(settings, seed=seed, name=name, group=together, threads=threads)))
-        except CommandError as error:
-            failed[seed] = error
-            configs.say(f"seed {seed} failed: {error}", error=True)
-    print_seeds(runs)
-    if failed:
-        raise SeedsFailed(failed, seeds)
-    return runs
-
-
-class SeedsFailed(CommandError):
-    """Some of several seeds could not be trained; its exit code is that of the first of them."""
-
-    def __init__(self, failed: Mapping[int, CommandError], seeds: int) -> None:
-        reasons = "; ".join(f"seed {seed}: {error}" for seed, error in failed.items())
-        super().__init__(f"{len(failed)} of {seeds} seeds failed. {reasons}")
-        self.exit_code = next(iter(failed.values())).exit_code
 
 
 def _check_device(settings: Settings) -> None:
@@ -113,7 +87,7 @@ def _check_device(settings: Settings) -> None:
         raise SettingsError(str(error)) from error
 
 
-def _new_run(settings: Settings) -> RunDirectory:
+def new_run(settings: Settings) -> RunDirectory:
     """A new directory with settings and versions in it."""
     name = run_name(settings.env.id, settings.policy.memory, settings.seed)
     with reported_as(SettingsError, "runs", RunError, OSError):

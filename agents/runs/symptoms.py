@@ -14,7 +14,7 @@ Row = Mapping[str, float]
 """What in a line of metrics.csv or evaluations.csv is a number, by column."""
 
 FEWEST = 6
-"""Evaluations below which nothing is said of their course."""
+"""Evaluations below which no symptom is reported."""
 COLLAPSED = 0.1
 """Share of the first entropy below which a policy of discrete actions has stopped exploring."""
 VANISHED = 1e-4

@@ -144,10 +144,10 @@ class Training:
             saved = self._checkpoints.save_in_place_of_first() if in_place else self._checkpoints.save()
         except (CheckpointError, OSError) as trouble:
             if not isinstance(error, OSError):  # where nothing can be written, that has been reported
-                say(f"the agent as it was before could not be saved: {trouble}", error=True)
+                say(f"the agent from before the fault could not be saved: {trouble}", error=True)
             return None
         if isinstance(error, group.PeerLost):
             error.is_reported = not group.is_first() and saved is None
         if saved:
-            say(f"saved the agent as it was before: {saved}", error=True)
+            say(f"saved the agent from before the fault: {saved}", error=True)
         return saved

@@ -135,7 +135,7 @@ def fit(id: str, kwargs: Mapping[str, Any], *, has_memory: bool) -> Fit | None:
         wrappers = (*wrappers, {"history": {"length": FRAMES}})
         frames = f"the last {FRAMES} at once, for there is no memory"
     sticky = told.get("repeat_action_probability", 0.25)
-    each = "the emulator skips frames as told" if skipped_inside else f"an action for {FRAMES} frames"
+    each = "the emulator skips frames as it is set to" if skipped_inside else f"an action for {FRAMES} frames"
     why = f"gray frames of 84 x 84, {each}, sticky with probability {sticky:g}; {frames}"
     return Fit(wrappers, dict(kwargs) if skipped_inside else {**kwargs, "frameskip": 1}, why)
 

@@ -46,8 +46,8 @@ Losses = dict[int, str]
 """Workers that died, raised or did not answer, and how."""
 
 
-class _Lost(Exception):
-    """Of one of them."""
+class Lost(Exception):
+    """A worker died, raised or did not answer."""
 
 
 class SubprocessVecEnv(GroupedVecEnv):
@@ -101,10 +101,7 @@ class SubprocessVecEnv(GroupedVecEnv):
         self._arrays: worker.SharedArrays | None = None
         _LIVING.add(self)
         try:
-            for w in range(workers):
-                connection, process = self._started(w)
-                self._connections.append(connection)
-                self._processes.append(process)
+            self._start(range(workers))
             replies, lost = self._gather(range(workers), "starting")
             if not lost:
                 spaces = replies[0][2]
@@ -127,8 +124,8 @@ class SubprocessVecEnv(GroupedVecEnv):
         if self._journal is not None:
             self._journal.add(self._shared.actions)
         self._request += 1
-        for w in range(len(self._connections)):
-            self._send(w, self._request)
+        for w in range(len(self._parts)):
+            self._send(w, self._step_request(w))
         self._waiting = True
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -137,7 +134,7 @@ class SubprocessVecEnv(GroupedVecEnv):
         if not self._waiting:
             raise EnvError("no step was begun, or it was interrupted: call step_async() first")
         self._waiting = False
-        replies, lost = self._gather(range(len(self._connections)), f"step {self._steps}", stepping=True)
+        replies, lost = self._gather(range(len(self._parts)), f"step {self._steps}", stepping=True)
         if lost:
             replies |= self._replace(lost)
         infos: list[Info] = [{} for _ in range(self.num_envs)]
@@ -177,7 +174,7 @@ class SubprocessVecEnv(GroupedVecEnv):
     def _begin(self, seeds: Sequence[Any], options: Sequence[dict[str, Any]]) -> tuple[Tree, list[Info]]:
         self._check_open()
         self._waiting = False
-        every = range(len(self._connections))
+        every = range(len(self._parts))
         replies, lost = self._begin_in(every, seeds, options)
         if lost:
             replies |= self._restart(lost, seeds, options)
@@ -207,13 +204,33 @@ class SubprocessVecEnv(GroupedVecEnv):
         answers = {w: iter(content) for w, (_, _, content) in replies.items()}
         return [next(answers[self._homes[number]]) for number in numbers]
 
+    def _start(self, workers: Iterable[int]) -> None:
+        """A process for each of these workers, and the pipe to it."""
+        for w in workers:
+            self._keep(w, *self._started(w))
+
+    def _keep(self, w: int, connection: Connection, process: Any) -> None:
+        """In place of those that worker `w` had before, if any."""
+        self._connections[w : w + 1], self._processes[w : w + 1] = [connection], [process]
+
+    def _step_request(self, w: int) -> Any:
+        """What requests a step of worker `w`, which has the actions."""
+        return self._request
+
+    def _unpacked(self, w: int, reply: Any) -> Any:
+        """A reply of worker `w`, without the arrays that came with it: here they are shared, and none do."""
+        return reply
+
+    def _memory_of(self, w: int, path: str) -> str | None:
+        """The file of the arrays, for a worker that can open it."""
+        return path
+
     def _started(self, w: int) -> tuple[Connection, Any]:
-        """A process for worker `w`, and the pipe to it."""
         methods = multiprocessing.get_all_start_methods()
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         if hasattr(context, "set_forkserver_preload"):
             context.set_forkserver_preload([worker.__name__])
-        with _as_a_worker_starts():
+        with as_a_worker_starts():
             connection, far_end = context.Pipe()
             arguments = (far_end, self._pickled[w], self._parts[w].start, self._max_restarts, self._request)
             process = context.Process(target=worker.work, args=arguments, daemon=True)
@@ -232,7 +249,8 @@ class SubprocessVecEnv(GroupedVecEnv):
         path = _shared_file(size)
         try:
             arrays, _ = worker.lay_out(spaces, num_envs, np.asarray(np.memmap(path, dtype=np.uint8, mode="r+")))
-            _, lost = self._ask(dict.fromkeys(range(len(self._connections)), ("share", path, num_envs)), "starting")
+            shares = {w: ("share", self._memory_of(w, path), num_envs) for w in range(len(self._parts))}
+            _, lost = self._ask(shares, "starting")
         finally:
             # Those who have it open keep it. Where an open file cannot be removed, it is left to the system's cleaning.
             with contextlib.suppress(OSError):
@@ -283,7 +301,7 @@ class SubprocessVecEnv(GroupedVecEnv):
             for w in failed:
                 self._processes[w].join(timeout=1.0)
                 self._connections[w].close()
-                self._connections[w], self._processes[w] = self._started(w)
+            self._start(list(failed))
             _, failed = self._gather(list(failed), "restarting")
             if not failed:
                 spaces = {"observation_space": self.observation_space, "action_space": self.action_space}
@@ -323,7 +341,7 @@ class SubprocessVecEnv(GroupedVecEnv):
                         self._check_alive(w, moment, since, deadlines[w])
                         continue
                     reply = self._receive(w, moment)
-                except _Lost as loss:
+                except Lost as loss:
                     if not self._max_restarts:
                         self._fail(str(loss))
                     lost[w] = str(loss)
@@ -333,7 +351,7 @@ class SubprocessVecEnv(GroupedVecEnv):
                         deadlines[w] = max(deadlines[w], time.monotonic() + self._timeout + 1.0)
                     if number != self._request:
                         continue  # it answers a request whose sender was interrupted, or replays an episode
-                    replies[w] = reply
+                    replies[w] = self._unpacked(w, reply)
                 del waiting[connection]
         return replies, lost
 
@@ -350,23 +368,23 @@ class SubprocessVecEnv(GroupedVecEnv):
         except (EOFError, ConnectionResetError):
             raise self._death(w, moment) from None
         if type(message) is not int and message[1] == "error":
-            raise _Lost(f"{message[2]}\n\nIn the worker:\n{message[3]}")
+            raise Lost(f"{message[2]}\n\nIn the worker:\n{message[3]}")
         return message
 
     def _check_alive(self, w: int, moment: str, since: float, deadline: float) -> None:
         if self._processes[w].exitcode is not None and not self._connections[w].poll():
             raise self._death(w, moment)
         if time.monotonic() > deadline:
-            raise _Lost(f"{self._who(w)} did not answer within {deadline - since:g} seconds in {moment}")
+            raise Lost(f"{self._who(w)} did not answer within {deadline - since:g} seconds in {moment}")
 
-    def _death(self, w: int, moment: str) -> _Lost:
+    def _death(self, w: int, moment: str) -> Lost:
         process = self._processes[w]
         process.join(timeout=1.0)
         code = process.exitcode
         cause = f"exit code {code}"
         if code is not None and code < 0:
             cause = f"signal {-code}; signal 9 is often the system, out of memory"
-        return _Lost(f"{self._who(w)} died in {moment} ({cause})")
+        return Lost(f"{self._who(w)} died in {moment} ({cause})")
 
     def _who(self, w: int) -> str:
         first, last = self._parts[w].start, self._parts[w].stop - 1
@@ -423,7 +441,7 @@ def _shared_file(size: int) -> str:
 
 
 @contextlib.contextmanager
-def _as_a_worker_starts() -> Iterator[None]:
+def as_a_worker_starts() -> Iterator[None]:
     """Processes started meanwhile do not import the main script: what they need of it is pickled by value.
 
     And they compute on one thread: libraries read these variables when they are loaded.

@@ -42,7 +42,7 @@ __all__ = [
     "make",
 ]
 
-Backend = Literal["auto", "vector", "serial", "subprocess", "gymnasium"]
+Backend = Literal["auto", "vector", "serial", "subprocess", "ray", "gymnasium"]
 
 
 def make(
@@ -56,6 +56,7 @@ def make(
     render_mode: str | None = None,
     workers: int | None = None,
     timeout: float | None = None,
+    address: str | None = None,
     max_restarts: int = 0,
     resumable: bool = False,
     first: int = 0,
@@ -71,11 +72,13 @@ def make(
     {name: settings}, or in place of a name "module:Class" or a class for a `gymnasium.Wrapper`.
     `backend`: "vector" steps all environments in one NumPy program, where the id has one; "serial" one after the other;
     "subprocess" in worker processes, for environments slower than a message to a worker and back (some 0.2 ms).
+    "ray" is the same in actors of a Ray cluster, on this machine or on others.
     "gymnasium" is what `gymnasium.make_vec` makes, with `gymnasium.vector.VectorWrapper`s among the wrappers around it.
     "auto" is "vector" where that is possible and starts the next episode in the step that ended one, else "serial".
     `first`: the number of the first of them, where other processes have those before it: environment i gets the seed
     seed + first + i.
-    `workers`, `timeout`: see `SubprocessVecEnv`. `max_restarts`, `resumable`: see `GroupedVecEnv`; "vector" of this
+    `workers`, `timeout`: see `SubprocessVecEnv`. `address`: of a Ray cluster, see `envs.vector.cluster`.
+    `max_restarts`, `resumable`: see `GroupedVecEnv`; "vector" of this
     package can always be resumed.
 
     The last info of an episode has "terminal_observation", "TimeLimit.truncated" and "episode": {"r", "l", "t"}, so
@@ -89,14 +92,21 @@ def make(
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, not {backend!r}")
     for what, value in (("a number of workers", workers), ("a timeout", timeout)):
-        if value is not None and backend != "subprocess":
-            raise ValueError(f"{what} goes with the backend 'subprocess', not with {backend!r}: leave it out")
+        if value is not None and backend not in ("subprocess", "ray"):
+            raise ValueError(f"{what} goes with the backend 'subprocess' or 'ray', not with {backend!r}: leave it out")
+    if address is not None and backend != "ray":
+        raise ValueError(f"an address goes with the backend 'ray', not with {backend!r}: leave it out")
     inside, around = _split(named(wrappers))
     with package_blamed(id):
         task = _task(id, dict(env_kwargs or {}), inside, render_mode)
         restarts: dict[str, Any] = dict(resumable=resumable, max_restarts=max_restarts)
         if backend == "subprocess":
             venv: VecEnv = SubprocessVecEnv(task.makers(n_envs), workers=workers, timeout=timeout, **restarts)
+        elif backend == "ray":
+            from envs.vector.cluster import RayVecEnv
+
+            shared: dict[str, Any] = dict(workers=workers, timeout=timeout, address=address)
+            venv = RayVecEnv(task.makers(n_envs), **shared, **restarts)
         elif backend == "gymnasium":
             venv = VectorEnvAdapter(_made_by_gymnasium(task, n_envs))
         elif backend == "vector" or (backend == "auto" and task.resets_in_the_same_step()):

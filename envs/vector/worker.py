@@ -68,12 +68,17 @@ def lay_out(
 
 
 def work(connection: Connection, pickled_makers: bytes, first: int, max_restarts: int, request: int) -> None:
-    """What a worker does from start to end.
-
-    `first`: the number of its first environment among all. `request`: that of being started.
-    """
+    """What a worker process does from start to end; see :func:`serve`."""
     _end_with_parent()
     _leave_signals_to_parent()
+    serve(connection, pickled_makers, first, max_restarts, request)
+
+
+def serve(connection: Connection, pickled_makers: bytes, first: int, max_restarts: int, request: int) -> None:
+    """Makes environments and does what is requested of them, to the end of the connection.
+
+    `first`: the number of the first of them among all. `request`: that of being started.
+    """
     for name in THREAD_VARIABLES:
         os.environ[name] = "1"
     if "torch" in sys.modules:
@@ -151,8 +156,12 @@ def _heartbeat(connection: Connection, seconds: float = 0.05) -> Callable[[], No
 
 
 def _serve(connection: Connection, group: Group) -> None:
-    """A number requests a step, (number, what, ...) something else, None the end."""
+    """A number requests a step, (number, what, ...) something else, None the end.
+
+    Who shares no memory sends the actions with the request, and is sent the arrays with the answer.
+    """
     arrays: Any = None  # they come before the first reset
+    shared = True
     while (request := connection.recv()) is not None:
         if type(request) is int:
             # The action is copied: an environment may keep it, and the shared memory moves on.
@@ -165,18 +174,28 @@ def _serve(connection: Connection, group: Group) -> None:
             continue
         number, kind, *content = request
         if kind == "share":
-            arrays = _share(group, *content)
+            arrays, shared = _share(group, *content), content[0] is not None
             answer: tuple[Any, ...] = ("shared",)
+        elif kind == "step":
+            (actions,) = content
+            infos, resets = group.step(actions, arrays.observations, arrays.rewards, arrays.dones)
+            some = {i: info for i, info in enumerate(infos) if info}
+            answer = ("stepped", some, resets, arrays.observations, arrays.rewards, arrays.dones)
         elif kind == "reset":
             seeds, options = content
             answer = ("reset", group.reset(seeds, options, arrays.observations))
+            answer = answer if shared else (*answer, arrays.observations)
         else:
             answer = _called(group, *content)
         _send(connection, (number, *answer))
 
 
-def _share(group: Group, path: str, num_envs: int) -> SharedArrays:
-    memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
+def _share(group: Group, path: str | None, num_envs: int) -> SharedArrays:
+    """The worker's part of the arrays in a file; without one, in memory of its own."""
+    if path is None:
+        memory = np.zeros(lay_out(group.spaces, num_envs)[1], np.uint8)
+    else:
+        memory = np.asarray(np.memmap(path, dtype=np.uint8, mode="r+"))
     arrays, _ = lay_out(group.spaces, num_envs, memory)
     own = slice(group.first, group.first + len(group.envs))
     return SharedArrays(*tree_map(lambda array: array[own], arrays))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -31,14 +32,23 @@ from agents.analysis.statistics import between, number
 POINTS = 101  # of a performance profile
 
 
-def comparison_page(groups: Sequence[Group], note: str = "", place: Path | None = None) -> str:
+def comparison_page(
+    groups: Sequence[Group],
+    note: str = "",
+    place: Path | None = None,
+    *,
+    title: str = "Comparison of runs",
+    before: Mapping[str, Sequence[Block]] = MappingProxyType({}),
+) -> str:
     """The comparison of groups of runs, on one task or several.
 
     Args:
         place: the page's file, from which it links to the runs' own reports.
+        before: sections that come first.
     """
     tasks, n_runs = tasks_of(groups), sum(len(group.runs) for group in groups)
     sections = {
+        **before,
         "Results": [*_scores(groups, place), ("quiet", note)],
         "Aggregates over runs" if len(tasks) == 1 else f"Aggregates over {len(tasks)} tasks": _aggregates(groups),
         "Learning": _curves(tasks),
@@ -46,7 +56,7 @@ def comparison_page(groups: Sequence[Group], note: str = "", place: Path | None 
         "In what the groups differ": [block for of_task in tasks.items() for block in _differences(*of_task)],
     }
     about = f"{', '.join(tasks)}: {n_runs} runs in {len(groups)} groups of the same settings"
-    return page("Comparison of runs", about, sections)
+    return page(title, about, sections)
 
 
 def _scores(groups: Sequence[Group], place: Path | None) -> list[Block]:

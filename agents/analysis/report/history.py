@@ -19,7 +19,7 @@ from agents.analysis.evaluation import Evaluation
 from agents.analysis.statistics import Values
 
 LARGEST_FINDING = 2**25  # bytes of a file that a page shows
-ELAPSED = "time/time_elapsed"  # seconds, counted anew after a resume
+ELAPSED = "time/time_elapsed"  # seconds, counted from 0 after a resume
 
 
 class RunError(Exception):
@@ -129,11 +129,11 @@ def rows_until(path: Path, step: float = math.inf) -> tuple[list[str], list[dict
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise RunError(
-            f"line {line} of {path} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}): mend it, or "
+            f"line {line} of {path} is not UTF-8 (byte {error.start} is {content[error.start]:#04x}): repair it, or "
             "move the file away"
         ) from error
     except csv.Error as error:
-        raise RunError(f"{path} cannot be read ({error}): mend it, or move the file away") from error
+        raise RunError(f"{path} cannot be read ({error}): repair it, or move the file away") from error
     complete = [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
     if "step" not in columns:
         return [], []

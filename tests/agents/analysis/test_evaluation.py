@@ -155,10 +155,13 @@ def test_success_is_what_the_environment_says(agent: RecurrentPPO, said: bool | 
     assert evaluate(agent, lines(2, successful=said), 3).success_rate == rate
 
 
-def test_an_episode_without_an_end_is_cut_and_said_so(agent: RecurrentPPO) -> None:
+def test_an_episode_without_an_end_is_truncated_and_counted(agent: RecurrentPPO) -> None:
     result = evaluate(agent, lines(3, 10**9, reward=2.0), 6, max_steps=20)
     assert sorted(zip(result.lengths, result.returns, strict=True)) == [(3, 6.0)] * 3 + [(20, 40.0)]
-    assert result.cut == 1
+    assert result.truncated == 1
+    written = result.to_json()
+    older = {**{name: value for name, value in written.items() if name != "truncated"}, "cut": 1}
+    assert [Evaluation.from_json(each).truncated for each in (written, older)] == [1, 1]
 
 
 @pytest.mark.parametrize(

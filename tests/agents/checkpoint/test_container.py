@@ -163,7 +163,7 @@ def test_a_flipped_bit_is_noticed_or_harmless(file: io.BytesIO) -> None:
 def test_a_file_cut_short_is_noticed(file: io.BytesIO) -> None:
     data = file.getvalue()
     for length in (0, 1, 21, 22, 100, *range(1000, len(data), 4001), len(data) - 22, len(data) - 1):
-        with pytest.raises(CheckpointError, match=r"cut short or damaged|is damaged"):
+        with pytest.raises(CheckpointError, match=r"incomplete or damaged|is damaged"):
             SavedAgent(io.BytesIO(data[:length]))
 
 

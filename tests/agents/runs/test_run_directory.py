@@ -105,7 +105,7 @@ def test_what_a_killed_writer_left_is_removed_on_going_on(run: RunDirectory) -> 
 def test_a_table_that_is_no_text_is_refused_with_its_line_and_left_as_it_is(run: RunDirectory, file: str) -> None:
     content = b"step,a\n10,1\n20,\xff\n"
     (run.path / file).write_bytes(content)
-    with pytest.raises(RunError, match=rf"line 3 of .*{file} is not UTF-8 \(byte 15 is 0xff\): mend it, or move"):
+    with pytest.raises(RunError, match=rf"line 3 of .*{file} is not UTF-8 \(byte 15 is 0xff\): repair it, or move"):
         run.forget_after(100)
     assert (run.path / file).read_bytes() == content
 
