@@ -74,7 +74,7 @@ def test_a_number_that_is_not_finite_in_one_process_ends_all_with_a_checkpoint(r
     (code, _, errors), (other_code, _, other_errors) = said(runs, "failed")
     assert (code, other_code) == (6, 4)
     assert "error: training: process 1 of 2: FloatingPointError: the reward of environment" in errors
-    assert "saved the agent as it was before" in errors
+    assert "saved the agent from before the fault" in errors
     assert other_errors == ""
     assert (runs / "failed" / "checkpoints" / f"step_{64:012d}.zip").exists()
 
