@@ -405,7 +405,7 @@ def test_an_unknown_id_is_answered_with_the_nearest_or_what_to_install(id: str, 
         ({"backend": "subprocess", "workers": 0}, "workers must be at least 1, or None for one a CPU, not 0"),
         (
             {"backend": "serial", "workers": 2},
-            "a number of workers goes with the backend 'subprocess', not with 'serial'",
+            "a number of workers goes with the backend 'subprocess' or 'ray', not with 'serial'",
         ),
         ({"id": Counting, "backend": "vector"}, "a function makes one environment"),
         ({"id": "MountainCar-v0", "backend": "vector"}, "MountainCar-v0 has no vector_entry_point"),
