@@ -16,7 +16,7 @@ from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
 from agents.encoders import ENCODERS
 from agents.encoders.kinds import kind_of
-from agents.rollout.masks import ACTION_MASKS, ActionMaskVecEnv, shows_masks
+from agents.rollout.masks import ACTION_MASKS, ActionMaskVecEnv, has_action_masks, shows_masks
 from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from configs import EnvironmentFault, Settings, reported_as
 from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
@@ -64,8 +64,14 @@ def make_environments(
             resumable=resumable,
             first=first,
         )
-        obeys = settings.policy.kwargs.get("action_mask") == ACTION_MASKS and not shows_masks(env.observation_space)
-        return ActionMaskVecEnv(env) if obeys else env
+        return ActionMaskVecEnv(env) if _shows_no_masks_yet(settings.policy, env) else env
+
+
+def _shows_no_masks_yet(policy: PolicySettings, env: VecEnv) -> bool:
+    """Whether the environments' ``action_masks()`` are to be obeyed, and their observations do not show them."""
+    key = policy.kwargs.get("action_mask")
+    is_meant = key == ACTION_MASKS or (key is None and policy.actions == "flat" and has_action_masks(env))
+    return is_meant and not shows_masks(env.observation_space)
 
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 from agents import ActionMaskVecEnv, Player, RecurrentPPO, evaluate
 from agents.policy.heads import number_of_choices
 from agents.rollout.masks import ACTION_MASKS
+from agents.runs.construction import make_agent, make_environments
+from configs import Settings
+from configs.settings import AlgorithmSettings, EnvironmentSettings
 
 SMALL: dict[str, Any] = dict(n_steps=8, batch_size=16, seed=0, device="cpu")
 
@@ -48,6 +52,20 @@ def masking() -> Any:
 def learned(env: Any = None, **settings: Any) -> RecurrentPPO:
     model = RecurrentPPO("RecurrentPolicy", env or make_vec_env(masking, 2), **{**SMALL, **settings})
     return model.learn(32)
+
+
+gymnasium.register("OnlyOne-v0", masking)
+
+
+@pytest.mark.parametrize("backend", ["serial", "subprocess"])
+def test_a_run_obeys_action_masks_without_a_setting_on_every_backend(backend: Any) -> None:
+    task = EnvironmentSettings(id=f"{__name__}:OnlyOne-v0", n_envs=2, backend=backend)
+    sizes = AlgorithmSettings(n_steps=8, batch_size=16, n_epochs=1)
+    settings = Settings(env=task, algorithm=sizes, device="cpu")
+    with closing(make_environments(settings, 2, seed=0)) as env:
+        agent = make_agent(settings, env)
+        agent.learn(32)
+        assert agent.policy.action_mask == ACTION_MASKS
 
 
 def test_an_agent_obeys_what_an_action_masker_says_without_a_setting() -> None:
