@@ -174,7 +174,7 @@ def learns(task: Task, seed: int) -> Callable[[int], Result]:
 
     def start(steps: int) -> Result:
         fixed = ["--seed", str(seed), "--threads", "1", "--total-timesteps", str(steps or task.steps)]
-        words = [*task.words, *fixed, "--evaluation.every", "0", "--evaluation.final-episodes", "0"]
+        words = [*task.words, *fixed, "--evaluation.final-episodes", "0"]
         return {**records.trained(words, evaluate=returns_both_ways), **_machine()}
 
     return start

@@ -174,12 +174,12 @@ def rows(results: list[dict[str, Any]]) -> list[list[str]]:
             found.append([result["name"].replace("_", " "), measure, *figures, f"{ratio(result, measure):.1f}x"])
         memory = [result[name]["memory"] for name in (THEIRS, OURS)]
         figures = [f"{mebibytes:,.0f} MiB" for mebibytes in memory]
-        found.append([result["name"].replace("_", " "), "peak memory", *figures, f"{memory[1] / memory[0]:.2f} of it"])
+        found.append([result["name"].replace("_", " "), "peak memory", *figures, f"{memory[1] / memory[0]:.2f}x"])
     return found
 
 
 def as_table(results: list[dict[str, Any]]) -> str:
-    return "\n".join(table(f"task | one iteration | {THEIRS} | {OURS} | ours", rows(results)))
+    return "\n".join(table(f"task | one iteration | {THEIRS} | {OURS} | ratio", rows(results)))
 
 
 def main(settings: Settings) -> None:

@@ -35,6 +35,7 @@ PPO = ["--algorithm.batch-size", "16", "--algorithm.n-epochs", "2"]
 WALK = ["--env.id", f"{OWN}Walk-v0"]
 FRAIL = ["--env.id", f"{OWN}Frail-v0"]
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+CONSTANT = ["--algorithm.learning-rate-schedule", "constant", "--algorithm.ent-coef-schedule", "constant"]
 EVERY_TRANSFORM = [
     "--env.wrappers",
     *("{flicker: {probability: 0.3}}", "{noise: {std: 0.1}}", "{delay: {steps: 2}}"),
@@ -149,7 +150,7 @@ def test_it_does_so_from_any_checkpoint_or_its_beginning_with_an_environment_of_
 
 
 def test_a_finished_run_goes_on_to_more_steps_as_a_longer_one_would(tmp_path: Path) -> None:
-    words = [*WALK, *PPO, "--evaluation.every", "0", "--algorithm.learning-rate-schedule", "constant"]
+    words = [*WALK, *PPO, "--evaluation.every", "0", *CONSTANT]
     longer = trained(tmp_path, [*words, "--total-timesteps", "192"], "longer")
     run = trained(tmp_path, words)
     assert train.main(["--resume", str(run.path), "--total-timesteps", "192"]) == 0
@@ -163,7 +164,7 @@ def test_going_on_to_more_steps_says_in_one_line_what_becomes_of_linear_schedule
 ) -> None:
     run = stopped(finished, 128, "longer")
     assert train.main(["--resume", str(run.path), "--total-timesteps", "256"]) == 0
-    changes = "learning_rate goes on at 0.0005 instead of 0"
+    changes = "learning_rate goes on at 0.0005 instead of 0, ent_coef goes on at 0.025 instead of 0"
     line = f"total_timesteps is 256 and was 128, where linear schedules end: {changes}"
     assert capsys.readouterr().err.splitlines().count(line) == 1
     before = Settings(total_timesteps=100)
@@ -310,7 +311,7 @@ def killed(root: Path, words: list[str], kills: int, wait: Callable[[Any, RunDir
 def test_kills_at_any_moment_change_nothing(tmp_path: Path, kills: int, longest: float) -> None:
     """Each after a random while: as it starts, learns or writes. None comes too late, for the run never ends."""
     moments, words = random.Random(0), [*TINY, *PPO, "--env.id", "CartPole-v1", "--checkpoint.keep", "2"]
-    words += ["--algorithm.learning-rate-schedule", "constant"]  # a falling one would know how long the run is
+    words += CONSTANT  # falling ones would know how long the run is
     endless = [*words, "--total-timesteps", "1e9"]
     earlier: list[Any] = []
 

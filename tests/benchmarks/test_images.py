@@ -26,7 +26,7 @@ def test_a_ratio_is_the_median_of_those_within_a_turn() -> None:
 def test_rows_name_figures_and_units() -> None:
     found = images.rows([result("car_racing")])
     assert found[0] == ["car racing", "iteration", "9.0 s", "4.0 s", "3.0x"]
-    assert found[-1] == ["car racing", "peak memory", "1,000 MiB", "400 MiB", "0.40 of it"]
+    assert found[-1] == ["car racing", "peak memory", "1,000 MiB", "400 MiB", "0.40x"]
 
 
 def test_a_page_is_changed_between_its_marks_alone(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

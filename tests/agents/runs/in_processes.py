@@ -22,7 +22,7 @@ WORDS = [
     *("--algorithm.batch-size", "32", "--algorithm.n-epochs", "1", "--no-progress", "--threads", "1"),
     *("--evaluation.every", "128", "--evaluation.episodes", "2", "--evaluation.final-episodes", "0"),
     *("--tracking.no-tensorboard", "--checkpoint.every", "64", "--algorithm.learning-rate-schedule", "constant"),
-    *("--algorithm.ent-coef", "0.01", "--algorithm.ent-coef-schedule", "constant"),
+    *("--algorithm.ent-coef-schedule", "constant"),
 ]
 
 
