@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 TIMEOUT = timedelta(days=7)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SHORTEST, _LONGEST = 2e-5, 2e-2  # seconds between two looks at an exchange that waits for others
+_LETTING_GO = 0.2  # seconds
 
 _ended = False
 
@@ -154,6 +155,9 @@ def leave() -> None:
         _ended = True
         with suppress(Exception):
             dist.destroy_process_group()
+        # A thread of gloo may wait for the interpreter's lock to let go of the last exchange's tensors. Where it gets it
+        # only while the interpreter ends, that aborts the process; here it gets it.
+        time.sleep(_LETTING_GO)
 
 
 def _has_gpus() -> bool:
