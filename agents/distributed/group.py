@@ -155,8 +155,8 @@ def leave() -> None:
         _ended = True
         with suppress(Exception):
             dist.destroy_process_group()
-        # A thread of gloo may wait for the interpreter's lock to let go of the last exchange's tensors. Where it gets it
-        # only while the interpreter ends, that aborts the process; here it gets it.
+        # A thread of gloo may wait for the interpreter's lock to let go of the last exchange's tensors. Where it gets
+        # it only while the interpreter ends, that aborts the process; here it gets it.
         time.sleep(_LETTING_GO)
 
 
