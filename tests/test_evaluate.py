@@ -183,6 +183,19 @@ def test_a_runs_report_lies_in_the_run_and_is_numbered_where_there_is_one(runs: 
     assert (runs / "other" / "report-2.html").is_file()
 
 
+def test_how_far_an_export_differs_from_the_agent_is_in_its_runs_report(runs: Path, tmp_path: Path) -> None:
+    words, page = [str(runs / "other"), "--episodes", "2"], tmp_path / "page.html"
+    assert evaluate.main([*words, "--export", str(tmp_path / "policy.c")]) == 0
+    assert evaluate.main([*words, "--report", str(page)]) == 0
+    (left,) = (runs / "other" / "insight").glob("*-export-c.json")
+    compared = json.loads(left.read_text())
+    assert compared["file"] == "policy.c"
+    assert compared["steps_compared"] >= 1000
+    assert compared["largest_difference"] < 1e-5
+    shown = page.read_text()
+    assert all(text in shown for text in ("Exports", "largest difference", "policy.c"))
+
+
 def test_a_report_is_replaced_on_request(runs: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert evaluate.main([str(runs / "other"), "--episodes", "2", "--report", str(page)]) == 0

@@ -409,7 +409,10 @@ def ablate_run(run: RunDirectory, options: Options) -> None:
 
 
 def export_run(run: RunDirectory, options: Options, path: Path, *, value: bool, sample: bool) -> None:
-    """Writes one of a run's agents as a file that acts without this package, compared with it on the run's task."""
+    """Writes one of a run's agents as a file that acts without this package, compared with it on the run's task.
+
+    How far they differ is written into the run, for its report.
+    """
     with loaded(run, options, 1) as agent:  # one: its episodes then end among the steps that are compared
         agent.player.deterministic = True
         written = export(agent.player, path, value=value, sample=sample, env=agent.env)
@@ -417,6 +420,9 @@ def export_run(run: RunDirectory, options: Options, path: Path, *, value: bool, 
         f"\n{agent.file.name} exported to {written.path}; over {written.steps:,} steps it differs from the agent by "
         f"{written.difference:.1g} at most"
     )
+    compared = {"file": path.name, "steps_compared": written.steps, "largest_difference": written.difference}
+    with reported_as(SettingsError, "--export", OSError):
+        run.write_result("insight", f"{agent.file.stem}-export-{path.suffix[1:]}", compared)
 
 
 def share_run(

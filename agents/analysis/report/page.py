@@ -73,7 +73,8 @@ def run_page(
     settings, insights, metrics, elapsed = history.settings, history.insights(), history.metrics(), history.elapsed()
     about = f"{settings['env']['id']}, memory {settings['policy']['memory']}, seed {settings['seed']}"
     of_json = [each for each in insights if isinstance(each.content, dict)]
-    others = [each for each in of_json if "ablation" not in each.name]
+    exports = [each for each in of_json if "-export-" in each.name]
+    others = [each for each in of_json if "ablation" not in each.name and each not in exports]
     if acting.memory:  # the same over an episode of the agent as it is now
         others = [each for each in others if "inside" not in each.name]
     sections = {
@@ -83,6 +84,7 @@ def run_page(
         "Does it use its memory?": findings.found(each for each in of_json if "ablation" in each.name),
         "What it remembers": [*acting.memory, *findings.found(others), *_pictures(insights, bool(acting.memory))],
         "An episode, step by step": _episode(episode) if episode else [("quiet", "There is no episode to show.")],
+        **({"Exports": findings.found(exports)} if exports else {}),
         "Losses and diagnostics": _metrics(metrics, elapsed),
         "Settings and versions": [_settings(settings), _versions(read_versions(history.path))],
     }
