@@ -294,12 +294,14 @@ def _projection(result: dict[str, Any]) -> list[str]:
 
 def learned_here(seeds: int, steps: int) -> list[list[float]]:
     """Mean returns of recent episodes of each seed, at every eighth of training."""
+    from stable_baselines3.common.vec_env import VecNormalize
+
     import envs
     from agents import RecurrentPPO, share
 
     curves: list[list[float]] = []
     for seed in range(seeds):
-        env = envs.make("CartPoleNoVel-v1", share(8))
+        env = VecNormalize(envs.make("CartPoleNoVel-v1", share(8)))
         settings: Any = dict(n_steps=128, batch_size=256, sequence_length=64, n_epochs=4, learning_rate=1e-3)
         model: Any = RecurrentPPO("RecurrentPolicy", env, seed=seed, **settings)
         curves.append([])

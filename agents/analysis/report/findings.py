@@ -106,7 +106,16 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-_FORMS = {"ablation": _ablation, "horizon": _horizon, "inside": _inside}
+def _export(name: str, content: Mapping[str, Any]) -> Iterator[Block]:
+    yield "heading", str(content["file"])
+    compared = f"{content['steps_compared']:,} steps"
+    yield (
+        "facts",
+        {"compared over": compared, "largest difference from the agent": f"{content['largest_difference']:.1g}"},
+    )
+
+
+_FORMS = {"ablation": _ablation, "horizon": _horizon, "inside": _inside, "-export-": _export}
 
 
 def _as_it_is(name: str, content: Mapping[str, Any]) -> Iterator[Block]:
