@@ -99,6 +99,8 @@ def fitted(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
     constant, divisible = np.linalg.lstsq(rows, seconds, rcond=None)[0]
     if constant < 0:
         return 0.0, float(np.mean(seconds * np.array([n for n, _ in points])))
+    if divisible < 0:  # more processes take longer: nothing of it is divided
+        return float(np.mean(seconds)), 0.0
     return float(constant), float(divisible)
 
 

@@ -41,7 +41,7 @@ class PeerLost(RuntimeError):
 
 
 class PeerFailed(RuntimeError):
-    """Another process failed, and has told why."""
+    """Another process failed, and has reported why."""
 
     is_reported = False
     """Whether another process says so to the user."""

@@ -7,7 +7,7 @@
     token         a text's or a sequence's elements, as ``envs.make`` lays them out: "text", or "window" and "mask"
     graph         "nodes", "edge_index", "node_mask", "edge_mask" and perhaps "edges"
 
-Parts are told by their spaces alone. Which encoder reads which is chosen in ``agents.encoders.selection``.
+The kind of a part is decided by its space alone. Which encoder reads which is chosen in ``agents.encoders.selection``.
 
 Axes: C channels, K frames, H rows, W columns.
 """

@@ -82,7 +82,7 @@ def _noise(metrics: Sequence[Row], use_sde: bool) -> list[str]:
     if use_sde or not len(_column(metrics, "train/std")):
         return []
     tried = "try --algorithm.use-sde --algorithm.sde-sample-freq 8, noise that lasts"
-    return [f"the noise of continuous actions is drawn anew at every step, which finds no rare reward: {tried}"]
+    return [f"the noise of continuous actions is independent at every step, which finds no rare reward: {tried}"]
 
 
 def _reach(metrics: Sequence[Row], length: float, sequence_length: int) -> list[str]:

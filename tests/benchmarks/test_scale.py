@@ -15,6 +15,7 @@ def test_a_ring_sends_every_part_around_twice() -> None:
 def test_the_fit_finds_what_divides_and_what_does_not() -> None:
     assert fitted([(1, 5.0), (2, 3.0), (4, 2.0)]) == pytest.approx((1.0, 4.0))
     assert fitted([(1, 4.0), (2, 1.0)])[0] == 0.0
+    assert fitted([(1, 2.0), (2, 4.0)]) == (3.0, 0.0)
 
 
 def test_a_measurement_becomes_a_row_of_each_table() -> None:
