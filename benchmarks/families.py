@@ -253,10 +253,8 @@ def write_page(found: list[Result]) -> None:
     by_name = {result["name"]: result for result in found}
     columns = "what | printed | command line, steps/s | script, steps/s | return | after steps"
     rows = [_row(by_name[case.name]) for case in CASES if case.name in by_name]
-    cpus = ", ".join(sorted({result["cpu"] for result in found}))
-    records.write_between(
-        "environments", "families", [*records.table(columns, rows), "", f"Processors: {cpus}.{_load(found)}"]
-    )
+    processors = f"{records.processors(found)}{_load(found)}"
+    records.write_between("environments", "families", [*records.table(columns, rows), "", processors])
     columns = "learned | seeds | steps | sampled | deterministic | lowest seed | best | without memory | minutes"
     learned = [row for name, task in LEARNED.items() if (row := _learned_row(name, task, found))]
     records.write_between("environments", "learned", records.table(columns, learned) if learned else [])

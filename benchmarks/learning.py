@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import records
 import tyro
+from measuring import processor
 from records import Result, Run, Values, by_seed
 
 
@@ -31,6 +32,8 @@ from records import Result, Run, Values, by_seed
 class Settings(records.Settings):
     """Learning of RecuRL against published results and sb3-contrib."""
 
+    seeds: int = 10
+    """Seeds of every task and memory."""
     equal_seeds: int = 5
     """Seeds of every curve against sb3-contrib."""
 
@@ -100,7 +103,7 @@ def summary(result: Result) -> str:
 
 def _task_run(task: Task, memory: str, seed: int) -> Callable[[int], Result]:
     words = ["--config", task.config, "--policy.memory", memory, "--seed", str(seed)]
-    return lambda steps: records.trained(words, steps)
+    return lambda steps: {**records.trained(words, steps), "cpu": processor()}
 
 
 EQUAL: dict[str, dict[str, Any]] = {
@@ -171,7 +174,7 @@ def _equal_run(name: str, learner: str, seed: int) -> Callable[[int], Result]:
                 steps_of, returns = written["timesteps"].tolist(), written["results"].mean(axis=1).tolist()
                 last = written["results"][-1].tolist()
         curve = [list(point) for point in zip(steps_of, returns, strict=True)]
-        return dict(steps=total, seconds=seconds, curve=curve, returns=last)
+        return dict(steps=total, seconds=seconds, curve=curve, returns=last, cpu=processor())
 
     return start
 
@@ -190,11 +193,7 @@ with{}. *Best checkpoint*: the best of the periodic evaluations, evaluated again
 *reached* where the interval lies above the goal, *not reached* where it lies below, and *undecided* where it holds the
 goal.
 
-The rows were measured before the defaults changed on which those files build. With today's, CartPole
-without velocities returned 500 (500 to 500) with the last policy of each of the seeds 0 to 9, sampled and
-deterministic: 200,000 steps, 100 episodes each way, 38 to 58 seconds on one thread of an AMD EPYC. With
-an entropy bonus that falls to 0 (`--algorithm.ent-coef-schedule linear`) two of the ten seeds ended below
-that: 288 and 490 sampled, 297 and 425 deterministic.
+One thread each; seconds include the evaluations. {}
 
 {}
 
@@ -222,6 +221,7 @@ def write_docs(found: list[Result]) -> None:
         "learning",
         PAGE,
         [measured],
+        [records.processors(kept)],
         records.table(columns, [row for row in tasks if row]),
         records.table(equal_columns, [row for row in equal if row]),
     )

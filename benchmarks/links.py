@@ -72,8 +72,7 @@ def write_page(found: list[Result]) -> None:
                 f"| {name} | {len(runs)} | {np.mean(each):.2f} ({low:.2f} to {high:.2f}) "
                 f"| {min(each):.2f}, {max(each):.2f} | {seconds:.0f} |"
             )
-    cpus = ", ".join(sorted({run["cpu"] for run in found}))
-    records.write_between("environments", "links", [*lines, "", f"Processors: {cpus}."])
+    records.write_between("environments", "links", [*lines, "", records.processors(found)])
 
 
 if __name__ == "__main__":

@@ -247,6 +247,11 @@ def write_between(page: str, mark: str, lines: Iterable[str]) -> None:
     path.write_text(before + begin + "\n".join([*lines, ""]) + end + rest.partition(end)[2])
 
 
+def processors(found: Iterable[Result]) -> str:
+    """A sentence: the processors that results came from."""
+    return f"Processors: {', '.join(sorted({result['cpu'] for result in found if 'cpu' in result})) or 'not recorded'}."
+
+
 def table(columns: str, rows: Iterable[Sequence[object]]) -> list[str]:
     """Markdown; ``columns`` are titles with bars between."""
     head = [f"| {columns} |", "|---" * (columns.count("|") + 1) + "|"]

@@ -276,8 +276,7 @@ the return without memory and 1 at the best or published one (~: between bounds 
 
 def write_page(found: Sequence[Result]) -> None:
     """A table for every switch, and its totals over all tasks, in docs/robustness.md."""
-    processors = sorted({result["cpu"] for result in found if "cpu" in result})
-    lines = [f"Processors: {', '.join(processors)}."]
+    lines = [records.processors(found)]
     switches = dict.fromkeys(result["name"].split("/")[1] for result in found)
     for switch in sorted(switches, key=lambda switch: switch != DEFAULT):
         lines += ["", *_section(switch, found)]
