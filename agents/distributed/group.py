@@ -4,7 +4,7 @@
 
 They find each other by the variables that torchrun sets, at the first exchange; without them a process is alone, and
 nothing here costs anything or is called. Tensors on a GPU go by nccl where every process of a machine has one of its
-own, all else by gloo.
+own; gradients on the CPUs of one machine through memory that its processes share; all else by gloo.
 
 A process that ends closes its connections, and whoever exchanges with it gets :class:`PeerLost` at once. So the
 timeout of an exchange only guards against a peer that hangs for ever, and it is long: processes wait here for as long
@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from agents.distributed.memory import SharedMemory, is_available
+
 Result = TypeVar("Result")
 
 TIMEOUT = timedelta(days=7)
@@ -31,6 +33,7 @@ _SHORTEST, _LONGEST = 2e-5, 2e-2  # seconds between two looks at an exchange tha
 _LETTING_GO = 0.2  # seconds
 
 _ended = False
+_memory: SharedMemory | None = None
 
 
 class PeerLost(RuntimeError):
@@ -94,7 +97,10 @@ def share(n: int, what: str = "n_envs") -> int:
 def summed(tensor: Tensor) -> Tensor:
     """``tensor``, which becomes the sum of all processes'. To the last bit the same everywhere."""
     with _among_peers():
-        dist.all_reduce(tensor)
+        if is_available and on_this_machine() == size() and tensor.device.type == "cpu" and tensor.is_contiguous():
+            _shared_memory().sum(tensor)
+        else:
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -153,6 +159,8 @@ def leave() -> None:
     global _ended
     if dist.is_available() and dist.is_initialized():
         _ended = True
+        if _memory is not None:
+            _memory.close()
         with suppress(Exception):
             dist.destroy_process_group()
         # A thread of gloo may wait for the interpreter's lock to let go of the last exchange's tensors. Where it gets
@@ -164,6 +172,13 @@ def _has_gpus() -> bool:
     return torch.cuda.is_available() and torch.cuda.device_count() >= on_this_machine()
 
 
+def _shared_memory() -> SharedMemory:
+    global _memory
+    if _memory is None:
+        _memory = SharedMemory(rank(), size(), from_first)
+    return _memory
+
+
 @contextmanager
 def _among_peers() -> Iterator[None]:
     if _ended:
@@ -173,7 +188,7 @@ def _among_peers() -> Iterator[None]:
             dist.init_process_group("cpu:gloo,cuda:nccl" if _has_gpus() else "gloo", timeout=TIMEOUT)
             atexit.register(leave)
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, TimeoutError) as error:
         raise PeerLost(
             f"another of the {size()} processes that train together is gone: it was killed, ran out of memory, or "
             "failed and says so itself"
