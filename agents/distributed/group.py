@@ -12,8 +12,10 @@ as process 0 evaluates. A machine that vanishes without closing anything is miss
 """
 
 import atexit
+import importlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -30,10 +32,10 @@ Result = TypeVar("Result")
 TIMEOUT = timedelta(days=7)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SHORTEST, _LONGEST = 2e-5, 2e-2  # seconds between two looks at an exchange that waits for others
-_LETTING_GO = 0.2  # seconds
 
 _ended = False
 _memory: SharedMemory | None = None
+_awaited: Any = None
 
 
 class PeerLost(RuntimeError):
@@ -114,13 +116,14 @@ def numbers(*values: float) -> list[list[float]]:
 
 def gathered(value: Any) -> list[Any]:
     """Any value of every process, by rank. A signal is handled while this waits for the others."""
+    global _awaited
     with _among_peers():
-        work: Any = dist.all_reduce(torch.zeros(1), async_op=True)
+        _awaited = dist.all_reduce(torch.zeros(1), async_op=True)
         pause = _SHORTEST
-        while not work.is_completed():
+        while not _awaited.is_completed():
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST)
-        work.wait()
+        _awaited.wait()
         values: list[Any] = [None] * size()
         dist.all_gather_object(values, value)
     return values
@@ -161,11 +164,11 @@ def leave() -> None:
         _ended = True
         if _memory is not None:
             _memory.close()
-        with suppress(Exception):
-            dist.destroy_process_group()
-        # A thread of gloo may wait for the interpreter's lock to let go of the last exchange's tensors. Where it gets
-        # it only while the interpreter ends, that aborts the process; here it gets it.
-        time.sleep(_LETTING_GO)
+        # This ends gloo's threads, which would abort a process that ends while one waits for the interpreter's lock;
+        # but it waits for an exchange that Ctrl-C has left.
+        if _awaited is None or _awaited.is_completed():
+            with suppress(Exception):
+                dist.destroy_process_group()
 
 
 def _has_gpus() -> bool:
@@ -185,10 +188,12 @@ def _among_peers() -> Iterator[None]:
         raise PeerLost("this process has left the others")
     try:
         if not dist.is_initialized():
+            importlib.import_module("torch.distributed.nn.functional")  # later, its defaults would keep the group
             dist.init_process_group("cpu:gloo,cuda:nccl" if _has_gpus() else "gloo", timeout=TIMEOUT)
             atexit.register(leave)
         yield
     except (RuntimeError, ConnectionError, TimeoutError) as error:
+        traceback.clear_frames(error.__traceback__)  # they would keep the group
         raise PeerLost(
             f"another of the {size()} processes that train together is gone: it was killed, ran out of memory, or "
             "failed and says so itself"

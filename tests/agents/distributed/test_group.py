@@ -1,4 +1,4 @@
-"""Three processes that sum in memory which they share, for real."""
+"""Three processes that sum in memory which they share, and how processes part, for real."""
 
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,18 @@ def test_a_signal_is_handled_while_a_process_waits_for_the_others(found: list[di
 
 
 def test_ctrl_c_and_the_death_of_another_process_end_a_wait(found: list[dict[str, Any]]) -> None:
-    assert found[0]["ending"] == "interrupted"
-    assert found[1]["ending"].startswith("another of the 3 processes that train together is gone")
-    assert "ending" not in found[2]
+    assert found[0]["interrupted"]
+    for reason in found[1]["lost"]:
+        assert reason.startswith("another of the 3 processes that train together is gone")
+    assert "interrupted" not in found[2]
+
+
+def test_who_has_left_has_no_thread_of_gloo(found: list[dict[str, Any]]) -> None:
+    # One that waits for the interpreter's lock while the process ends aborts it.
+    assert "pt_gloo_runloop" not in found[1]["threads"]
+
+
+def test_who_leaves_an_exchange_does_not_wait_for_it(tmp_path: Path) -> None:
+    results = ended(started([str(Path(in_processes.__file__)), str(tmp_path)]))
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert torch.load(tmp_path / "0.pt") == {"interrupted": True}
