@@ -39,6 +39,8 @@ class Settings:
     """Measurements of each; default 5, with --quick 1."""
     seconds: float = 0.0
     """Of each measurement, roughly; default 10, with --quick 1."""
+    only: str = ""
+    """Only jobs with this in their name; in the tables the others stay as they were."""
     curves: int = 0
     """Only compare so many seeds on 1 and 2 processes."""
     steps: int = 65536
@@ -79,6 +81,7 @@ JOBS = (
     Job("main job, grown", 8, 64, grown=True),
     Job("8 environments, 256 units, fixed", 8, 256),
     Job("32 environments, 256 units, fixed", 32, 256),
+    Job("64 environments, 256 units, fixed", 64, 256),
     Job("32 environments, 256 units, fixed, by gloo", 32, 256, by_gloo=True),
     Job("8 environments, 256 units, grown", 8, 256, grown=True),
 )
@@ -201,9 +204,10 @@ def study(settings: Settings) -> dict[str, Any]:
     numbers = settings.processes or ((1, 2) if settings.quick else (1, 2, 4))
     turns = settings.turns or (1 if settings.quick else 5)
     seconds = settings.seconds or (1.0 if settings.quick else 10.0)
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {job.name: {n: [] for n in numbers} for job in JOBS}
+    jobs = [job for job in JOBS if settings.only in job.name]
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {job.name: {n: [] for n in numbers} for job in jobs}
     for _ in range(turns):
-        for job in JOBS:
+        for job in jobs:
             for n in numbers:
                 point = json.dumps({"job": asdict(job), "seconds": seconds})
                 found[job.name][n].append(json.loads(started(n, [__file__, "--point", point], job.by_gloo)))
@@ -342,9 +346,13 @@ def main(settings: Settings) -> None:
         what, text = "curves", compare_curves(settings.curves, settings.steps)
     else:
         result = study(settings)
-        what, text = "measured", tables(result)
         if settings.docs is not None:
-            (settings.docs / "results" / "scale.json").write_text(json.dumps(result, indent=1) + "\n")
+            file = settings.docs / "results" / "scale.json"
+            if settings.only:
+                before = json.loads(file.read_text())
+                result = {**before, "jobs": before["jobs"] | result["jobs"]}
+            file.write_text(json.dumps(result, indent=1) + "\n")
+        what, text = "measured", tables(result)
     print(text)
     if settings.docs is not None:
         page = settings.docs / "scale.md"
