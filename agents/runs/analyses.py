@@ -256,18 +256,14 @@ def _check_given_once(histories: Sequence[RunHistory]) -> None:
             raise SettingsError(f"{history.path} is given twice; give every run once")
 
 
-def last_result(run: RunDirectory, settings: Settings) -> Evaluation | None:
-    """The evaluation after training of a run's last agent, acting as the settings say; None before all are made."""
-    saved, results = run.checkpoints(), history_of(run).results()
-    found = {name: each for name, each in reversed(results) if each.deterministic == settings.evaluation.deterministic}
-    if not saved or (run.best.is_file() and run.best.name not in found):
-        return None
-    return found.get(saved[-1][1].name)
+def last_result(run: RunDirectory) -> Evaluation | None:
+    """:meth:`RunDirectory.final_evaluation`, acting as the run's settings say."""
+    return run.final_evaluation(deterministic=configs.read(run.settings).evaluation.deterministic)
 
 
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
     """The evaluations of several runs' last agents as one table, for the runs that have one."""
-    found = [(run, result) for run in runs if (result := last_result(run, configs.read(run.settings))) is not None]
+    found = [(run, result) for run in runs if (result := last_result(run)) is not None]
     if found:
         print(f"\nThe last policies, {found[0][1].manner} actions:")
         print_groups([Scored(history_of(run), np.array(result.returns)) for run, result in found])
