@@ -194,7 +194,7 @@ class Imitation:
         for _ in range(getattr(student, "n_epochs", 5)):
             for batch in student.rollout_buffer.get(student.batch_size):
                 values, _, _ = policy.evaluate_actions(
-                    batch.observations, batch.actions, student._state_before(batch), batch.episode_starts
+                    batch.observations, batch.actions, student.state_before(batch), batch.episode_starts
                 )
                 loss = (batch.steps(values) - batch.steps(batch.returns)).square().mean()
                 self._step(loss, self._critic, self._critics_optimizer)
@@ -216,7 +216,7 @@ class Imitation:
         for _ in range(n_epochs):
             losses = [
                 self._pass(tensors, torch.as_tensor(chosen, device=policy.device))
-                for chosen in np.array_split(self.student._rng.permutation(rows), n_groups)
+                for chosen in np.array_split(self.student.random_generator.permutation(rows), n_groups)
                 if len(chosen)
             ]
             weights = sum(count for _, count in losses)
@@ -257,7 +257,7 @@ class _Collecting:
     """The student in its environments, with the teacher at its side; both carry their own memory."""
 
     def __init__(self, student: RecurrentOnPolicyAlgorithm, teacher: Any, key: str | None) -> None:
-        self._student, self._policy, self._rng = student, student.policy, student._rng
+        self._student, self._policy, self._rng = student, student.policy, student.random_generator
         env = student.get_env()
         assert env is not None
         self._env = env

@@ -211,7 +211,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """Seeds Python, NumPy, torch, the environments, and this algorithm's own source of samples and shuffles."""
         super().set_random_seed(None if seed is None else int(seed))
         if seed is not None:
-            self._rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+            self.random_generator.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
     def _setup_model(self) -> None:
         """Networks, buffer, random source."""
@@ -219,7 +219,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self._check_settings()
         self._setup_lr_schedule()
         # Without a seed of its own it follows torch's, which a script may have set.
-        self._rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        self.random_generator = np.random.default_rng(int(torch.randint(2**62, ())))
         self.set_random_seed(self.seed)
         policy: Any = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
@@ -242,7 +242,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
             sequence_length=resolve_sequence_length(self.n_steps, self.batch_size, self.sequence_length),
-            rng=self._rng,
+            rng=self.random_generator,
             burn_in=self.burn_in,
         )
         length, own_batch = self.rollout_buffer.sequence_length, self.own_batch_size
@@ -322,7 +322,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         calls_back = needs_steps(callback)
-        actor = make_actor(self.policy, self._rng, self._compiled_policy().act if self._compiles("acting") else None)
+        compiled = self._compiled_policy().act if self._compiles("acting") else None
+        actor = make_actor(self.policy, self.random_generator, compiled)
         carried = actor.begin(self._starting_state(env.num_envs))  # the state that belongs to self._last_obs
         truncated: list[Truncated] = []
         steps_of_all = env.num_envs * group.size()
@@ -537,7 +538,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
         def evaluate(batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
             values, log_probs, _ = self.policy.evaluate_actions(
-                batch.observations, batch.actions, self._state_before(batch), batch.episode_starts
+                batch.observations, batch.actions, self.state_before(batch), batch.episode_starts
             )
             return values, log_probs
 
@@ -546,7 +547,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         buffer.recompute(evaluate, self.own_batch_size)
         self.policy.set_training_mode(False)
 
-    def _state_before(self, batch: SequenceBatch) -> State:
+    def state_before(self, batch: SequenceBatch) -> State:
         """The state before each sequence's first step, (S, ...), after its burn-in with the weights as they are."""
         if batch.burn_in is None:
             return batch.state
@@ -808,7 +809,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         return [
             *super()._excluded_save_params(),
             "_last_state",
-            "_rng",
+            "random_generator",
             "_compiled",
             "_together",
             "_warned_of_standstill",

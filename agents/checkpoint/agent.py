@@ -35,8 +35,14 @@ class SavableAlgorithm(OnPolicyAlgorithm):
     policy: RecurrentActorCriticPolicy
     not_restored: tuple[str, ...] = ()
     """Settings that its file only names, so that it was loaded to act; empty: it can learn on."""
+    random_generator: np.random.Generator
+    """Of samples and shuffles."""
     _last_state: State | None
-    _rng: np.random.Generator
+
+    @property
+    def carried_state(self) -> State:
+        """The memory's state that belongs to the last observation; () if there is none yet."""
+        return self._last_state or ()
 
 
 PLAIN = (bool, int, float, str, tuple, list, dict)
@@ -316,6 +322,13 @@ def check_parameters(model: SavableAlgorithm, parameters: Mapping[str, Any], fil
         unknown = set().union(*(group.keys() for group in state["param_groups"])) - known
         if unknown:
             raise ValueError(f"{type(optimizer).__name__} has no {', '.join(sorted(map(str, unknown)))}")
+
+
+def carried_by(model: SavableAlgorithm) -> dict[str, Any]:
+    """What is carried from step to step, the memory's state on the CPU."""
+    state = model._last_state
+    on_cpu = None if state is None else tuple(part.cpu() for part in state)
+    return {**{name: getattr(model, name) for name in CARRIED}, "_last_state": on_cpu}
 
 
 def checked_carried(carried: dict[str, Any], model: SavableAlgorithm) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class MemoryDiagnostics(BetweenUpdates):
         update = agent.num_timesteps // (agent.n_steps * agent.n_envs_of_all) - 1
         if update % self._interval(agent) == 0 and agent.policy.memory_actor.initial_state(1):
             self._sample = draw(agent.rollout_buffer, STEPS, np.random.default_rng(update))
-            if state := carried(agent.policy.memory_actor, agent._last_state or ()):
+            if state := carried(agent.policy.memory_actor, agent.carried_state):
                 self.logger.record("memory/state_norm", _root_mean_square(torch.cat([x.flatten() for x in state])))
 
     def act(self) -> None:
