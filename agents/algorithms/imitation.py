@@ -26,7 +26,7 @@ from torch import Tensor
 
 from agents.algorithms.losses import clip_gradients
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checks.arguments import check_count, check_positive, check_range
+from agents.checks.arguments import check_count, check_counts, check_positive, check_range
 from agents.checks.observations import leaves, map_observations
 from agents.distributed import group
 from agents.memory import State
@@ -106,10 +106,8 @@ class Imitation:
         mixing: float = 0.0,
         capacity: int = 500_000,
     ) -> None:
-        for name, count in dict(n_steps=n_steps, sequence_length=sequence_length, n_epochs=n_epochs).items():
-            check_count(name, count)
-        check_count("batch_size", batch_size)
-        check_count("capacity", capacity)
+        check_counts(n_steps=n_steps, sequence_length=sequence_length, n_epochs=n_epochs)
+        check_counts(batch_size=batch_size, capacity=capacity)
         check_positive("learning_rate", learning_rate)
         check_range("mixing", mixing, 0.0, 1.0)
         if group.size() > 1:

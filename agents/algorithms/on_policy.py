@@ -59,6 +59,7 @@ from agents.checkpoint import (
 )
 from agents.checks import arguments as checks
 from agents.checks.devices import warn_of_fallback
+from agents.checks.spaces import check_observation_space
 from agents.distributed import group
 from agents.distributed.gradients import average_gradients
 from agents.kernels.devices import to_device
@@ -160,7 +161,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """The environments to train in, and their spaces."""
         env = type(self).find(env) if isinstance(env, str) else env
         wrapped = self._with_masks(self._wrap_env(maybe_make_env(env, self.verbose), self.verbose))
-        checks.check_observation_space(wrapped.observation_space)
+        check_observation_space(wrapped.observation_space)
         check_action_space(wrapped.action_space, self.use_sde, self.policy_kwargs.get("squash_output", False))
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
         self.n_envs, self.env = wrapped.num_envs, wrapped
@@ -171,7 +172,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """Stable-Baselines3's, of gymnasium's vector environments and observations of any space too."""
         env = RecurrentOnPolicyAlgorithm.adapted(env)
         if isinstance(env, gymnasium.Env | VecEnv):
-            checks.check_observation_space(env.observation_space)
+            check_observation_space(env.observation_space)
             if _mixes_image_layouts(env.observation_space):
                 env = VecTransposeImage(env if isinstance(env, VecEnv) else _monitored(env), skip=True)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)

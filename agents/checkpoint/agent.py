@@ -131,10 +131,10 @@ class SavedAgent:
         stored = self._agent["settings"]
         return self._decoder.decode(stored[name], name) if name in stored else default
 
-    def policy_kwargs(self, *, to_learn: bool = False) -> Any:
-        """``policy_kwargs``, decoded; for acting alone without what only learning needs."""
+    def policy_kwargs(self) -> Any:
+        """``policy_kwargs``, decoded, without what only learning needs."""
         stored = self._agent["settings"].get("policy_kwargs", {})
-        if not to_learn and isinstance(stored, dict):
+        if isinstance(stored, dict):
             stored = {name: value for name, value in stored.items() if name not in FOR_LEARNING}
         return self._decoder.decode(stored, "policy_kwargs")
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from torch import nn
 
 
@@ -39,6 +38,20 @@ def check_positive(name: str, value: Any) -> None:
 def check_count(name: str, value: Any, low: int = 1) -> None:
     """A whole number of at least ``low``."""
     require(is_whole(value) and value >= low, name, f"a whole number of at least {low}", value)
+
+
+def check_counts(**values: Any) -> None:
+    """Whole numbers of at least 1."""
+    for name, value in values.items():
+        check_count(name, value)
+
+
+def check_heads(width_name: str, width: Any, heads: Any) -> None:
+    """Counts of which the second divides the first; the error names those that do."""
+    check_counts(**{width_name: width, "heads": heads})
+    if width % heads:
+        divisors = ", ".join(str(each) for each in range(1, width + 1) if width % each == 0)
+        raise ValueError(f"heads ({heads}) must divide {width_name} ({width}); use one of {divisors}")
 
 
 def check_schedule(name: str, value: Any, low: float) -> None:
@@ -87,35 +100,6 @@ def check_policy_class(policy: Any, expected: type[Any], names: Iterable[str]) -
         raise ValueError(
             f"policy must be a subclass of agents.{expected.__name__} or one of {', '.join(names)}; got {got}{hint}"
         )
-
-
-def check_observation_space(space: spaces.Space[Any]) -> None:
-    """Raises NotImplementedError, with the part and the cure, unless buffer and encoders take every part of the space,
-    and it holds something."""
-    _check_part(space)
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            _check_part(part, f"the part {key!r} of ", inside=True)
-    if spaces.utils.flatdim(space) == 0:
-        raise NotImplementedError(f"observations of {space} hold no number; give them a constant one in a wrapper")
-
-
-_CURE = "make the environment with envs.make, or wrap it: envs.as_arrays(env)"
-
-
-def _check_part(space: spaces.Space[Any], where: str = "", inside: bool = False) -> None:
-    """``inside``: of a Dict, which may hold no other."""
-    if isinstance(space, spaces.Dict) and not inside:
-        return
-    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        raise NotImplementedError(
-            f"{where}observation space {space} is not supported: Box, Discrete, MultiDiscrete, MultiBinary and a Dict "
-            f"of these are; {_CURE}"
-        )
-    if space.shape == () and isinstance(space, spaces.Box):
-        raise NotImplementedError(f"{where}observations of {space} have no axis; {_CURE}")
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
-        raise NotImplementedError(f"{where}observations of {space} do not start at 0; {_CURE}")
 
 
 def check_acts_as_it_learns(policy: nn.Module) -> None:
