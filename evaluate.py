@@ -33,9 +33,9 @@ def command(argv: Sequence[str] | None) -> None:
         return
     analyses.check_computes_on(words.device)
     if words.inside or words.horizon is not None:
-        analyses.check_plots()
+        analyses.check_installed("plots", "plots")
     if words.push_to_hub is not None:
-        analyses.check_hub()
+        analyses.check_installed("hub", "--push-to-hub")
     typed = [*configs.command_words("evaluate"), *(sys.argv[1:] if argv is None else argv)]
     runs = analyses.open_runs(words.run, words.trust, typed, task(words))
     options = analyses.Options(**{name: getattr(words, name) for name in analyses.Options._fields})

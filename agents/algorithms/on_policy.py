@@ -59,6 +59,7 @@ from agents.checkpoint import (
 )
 from agents.checks import arguments as checks
 from agents.checks.devices import warn_of_fallback
+from agents.checks.observations import map_observations
 from agents.checks.spaces import check_observation_space
 from agents.distributed import group
 from agents.distributed.gradients import average_gradients
@@ -73,7 +74,6 @@ from agents.rollout.buffer import (
     SequenceBatch,
     SequenceRolloutBuffer,
     check_sequence_length,
-    map_observations,
     number_of_minibatches,
 )
 from agents.rollout.masks import (

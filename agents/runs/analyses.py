@@ -49,6 +49,7 @@ from agents.analysis.statistics import interquartile_mean, mean, table
 from agents.analysis.video import VideoError, frame_rate, write_video
 from agents.checkpoint import CheckpointError, hub
 from agents.checks.devices import check_device
+from agents.checks.extras import require
 from agents.deploy.card import model_card
 from agents.deploy.exports import export
 from agents.deploy.player import Player
@@ -122,6 +123,12 @@ def check_computes_on(device: str) -> None:
         check_device(device)
     except ValueError as error:
         raise SettingsError(f"--{error}") from error
+
+
+def check_installed(extra: str, what: str) -> None:
+    """Raises :class:`SettingsError`, with the command that installs it, where what an option takes is missing."""
+    with reported_as(SettingsError, what, ImportError):
+        require(extra)
 
 
 @contextmanager
@@ -463,12 +470,6 @@ def _without_folder(imitation: ImitationSettings) -> ImitationSettings:
     return imitation if imitation.teacher is None else replace(imitation, teacher=Path(imitation.teacher).name)
 
 
-def check_hub() -> None:
-    """Raises :class:`SettingsError` where the Hub's client is missing."""
-    with reported_as(SettingsError, "--push-to-hub", ImportError):
-        hub.client()
-
-
 def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None) -> None:
     """Prints how far back an input moves the action, and writes curve and plot into the run."""
     with loaded(run, options, 1) as (player, env, settings, file):
@@ -511,12 +512,6 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
     if not pictures:
         print("the agent carries no memory and attends to nothing: there is nothing to draw")
     configs.say(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
-
-
-def check_plots() -> None:
-    """Raises :class:`SettingsError` where matplotlib is missing."""
-    with reported_as(SettingsError, "plots", ImportError):
-        plots.check()
 
 
 def _write_page(path: Path, page: str, *, overwrite: bool = False) -> None:

@@ -29,10 +29,11 @@ from torch import Tensor
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.analysis.recording import without_passing
+from agents.checks.observations import map_observations
 from agents.memory import RNN, AttentionMemory, GTrXL, Memory, State
 from agents.memory.recurrent import Recurrent
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
-from agents.rollout.buffer import Observations, SequenceRolloutBuffer, map_observations
+from agents.rollout.buffer import Observations, SequenceRolloutBuffer
 from agents.runs.callbacks import BetweenUpdates
 
 STEPS = 256

@@ -24,8 +24,8 @@ from agents.analysis.report.history import RunError
 from agents.checks.extras import require
 from agents.runs import launch
 from agents.runs.analyses import last_result, print_seeds
-from agents.runs.callbacks import Interrupted, Interruption
 from agents.runs.directory import RunDirectory, run_name, write_atomically
+from agents.runs.interruption import Interrupted, Interruption
 from configs import CommandError, Settings, SettingsError, reported_as
 from configs.settings import changed, values
 from envs.vector.processes import as_a_worker_starts
