@@ -116,7 +116,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     }
     adapted: ClassVar[Callable[[Any], Any]] = staticmethod(lambda env: env)
     """From an environment to one that Stable-Baselines3 takes: ``envs.vector.vectorize.adapted``, handed in by
-    ``agents.runs.previous``, since the environments are none of the agents' business."""
+    ``agents.runs.environments``, since the environments are none of the agents' business."""
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
     batch_size: int | None = None
@@ -837,7 +837,7 @@ def keep_freed_memory() -> None:
     """Has the C library keep what is freed for the next update, where it would give blocks of megabytes back at once.
 
     glibc raises its limits to the largest block that was ever freed, 32 MiB at most; without that an update with 256
-    units and 32 environments faults in some ten thousand pages. The block here is never touched and takes no memory.
+    units and 32 environments takes some ten thousand page faults. The block here is never written and takes no memory.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 

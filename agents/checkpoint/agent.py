@@ -31,7 +31,7 @@ class SavableAlgorithm(OnPolicyAlgorithm):
 
     find: ClassVar[Callable[[str], str]] = staticmethod(lambda id: id)
     """From an id to one that gymnasium knows, or an error that says what to install; the environments' own, handed in
-    by ``agents.runs.previous``."""
+    by ``agents.runs.environments``."""
     policy: RecurrentActorCriticPolicy
     not_restored: tuple[str, ...] = ()
     """Settings that its file only names, so that it was loaded to act; empty: it can learn on."""

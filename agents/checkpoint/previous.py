@@ -2,7 +2,7 @@
 
 Who learned with the wrapper ``previous_action_reward`` outermost cannot act without it, so its settings are saved and
 loaded with the agent, as the normalizer's are. The wrapper is the environments', which agents do not import: it is
-handed in by ``agents.runs.previous``. Axes: B environments.
+handed in by ``agents.runs.environments``. Axes: B environments.
 """
 
 from collections.abc import Callable

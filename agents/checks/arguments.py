@@ -1,6 +1,7 @@
 """What is refused before anything runs, with what to do instead."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -77,6 +78,18 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def check_mapping(name: str, value: Any) -> None:
     """A dict or None."""
     require(value is None or isinstance(value, Mapping), name, "a dict of arguments", value)
+
+
+def imported(what: str, path: str) -> Any:
+    """What ``"module:Class"`` names; imports, and so runs, the module. Raises ValueError, which says ``what`` it is."""
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{what} {path!r}: the module {module_name!r} cannot be imported ({error})") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{what} {path!r}: the module {module_name!r} has no {name!r}")
+    return getattr(module, name)
 
 
 def check_policy_name(name: str, known: Iterable[str]) -> None:

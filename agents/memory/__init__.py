@@ -4,13 +4,13 @@
 """
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from agents.checks.arguments import imported
 from agents.memory.attention import AttentionMemory
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
 from agents.memory.delta import GatedDeltaNet
@@ -92,7 +92,7 @@ def memory_class(memory: str | type[Memory]) -> type[Memory]:
     cls: Any = memory
     if isinstance(memory, str):
         imports = ":" in memory and memory not in MEMORIES and not _REGISTERED_ONLY.get()
-        cls = _imported(memory) if imports else _registered(memory)
+        cls = imported("memory", memory) if imports else _registered(memory)
     if not (inspect.isclass(cls) and issubclass(cls, Memory)):
         raise TypeError(f"memory must be a name, 'module:Class' or a subclass of agents.memory.Memory; got {memory!r}")
     found: type[Memory] = cls
@@ -105,17 +105,6 @@ def _registered(name: str) -> type[Memory]:
     near = difflib.get_close_matches(name.lower(), MEMORIES, n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(f"no memory is called {name!r}; {hint}there are {', '.join(MEMORIES)}, or give 'module:Class'")
-
-
-def _imported(path: str) -> Any:
-    module_name, _, class_name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"memory {path!r}: the module {module_name!r} cannot be imported ({error})") from error
-    if not hasattr(module, class_name):
-        raise ValueError(f"memory {path!r}: the module {module_name!r} has no {class_name!r}")
-    return getattr(module, class_name)
 
 
 def _check_arguments(cls: type[Memory], kwargs: Mapping[str, Any]) -> None:
