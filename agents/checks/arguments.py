@@ -70,9 +70,14 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """One of the choices; the error names the nearest."""
     known = list(choices)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in known):
-        near = difflib.get_close_matches(str(value), [each for each in known if isinstance(each, str)], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(value), [each for each in known if isinstance(each, str)])
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}{hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'dot'?`` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_mapping(name: str, value: Any) -> None:

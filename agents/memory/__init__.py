@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from agents.checks.arguments import imported
+from agents.checks.arguments import did_you_mean, imported
 from agents.memory.attention import AttentionMemory
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
 from agents.memory.delta import GatedDeltaNet
@@ -114,6 +114,5 @@ def _check_arguments(cls: type[Memory], kwargs: Mapping[str, Any]) -> None:
     known = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
     for name in kwargs:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             raise TypeError(f"{cls.__name__} takes no {name!r}{hint} (it takes {', '.join(known) or 'nothing more'})")
