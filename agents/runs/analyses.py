@@ -309,7 +309,7 @@ def report_run(
     )
     if run.has_agent:
         shown, acting = _acted(run, options)
-        shown |= _film(run, options, shown["steps"])
+        shown |= _video(run, options, shown["steps"])
     else:
         note = "No agent has been saved yet, so there are no results and no episode."
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
@@ -339,18 +339,18 @@ def _acted(run: RunDirectory, options: Options) -> tuple[dict[str, Any], Acting]
     )
 
 
-def _film(run: RunDirectory, options: Options, steps: int) -> dict[str, Any]:
+def _video(run: RunDirectory, options: Options, steps: int) -> dict[str, Any]:
     """The same episode as a small video, "video" and "rate", where packages and environment can make one."""
     try:
         with loaded(run, options, 1, render_mode="rgb_array") as (player, env, *_), TemporaryDirectory() as folder:
             path = Path(folder) / "episode.mp4"
             frames = write_video(player, env, path, seed=options.seed, width=VIDEO_WIDTH)
-            film, rate = path.read_bytes(), frame_rate(env)
+            video, rate = path.read_bytes(), frame_rate(env)
     except Exception:  # whatever an environment that cannot be seen raises: a report without a video is one
         return {}
-    if frames != steps or len(film) > LARGEST_VIDEO:
+    if frames != steps or len(video) > LARGEST_VIDEO:
         return {}
-    return {"video": base64.b64encode(film).decode("ascii"), "rate": rate}
+    return {"video": base64.b64encode(video).decode("ascii"), "rate": rate}
 
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:
