@@ -2,6 +2,7 @@
 
     python benchmarks/robustness.py                             all runs without a result yet, then the page
     python benchmarks/robustness.py --only tmaze --seeds 2      those whose name contains this, two seeds of each
+    python benchmarks/robustness.py --published                 the further tasks that others have published results of
     python benchmarks/robustness.py --switch lambda-0.9         with one setting changed; see SWITCHES
     python benchmarks/robustness.py --switch "wide: --policy.memory-kwargs hidden_size=128"
     python benchmarks/robustness.py --report                    the page of what there is
@@ -73,6 +74,15 @@ def popgym(name: str, steps: int, memoryless: float, best: float, seeds: int = 3
     return Task(id, f"{id}-v0", steps, memoryless, best, solved, seeds=seeds, needs="popgym", source=source)
 
 
+def bullet(robot: str, seen: str, hidden: Sequence[int], best: float) -> Task:
+    """A robot of PyBullet by its positions ("p") or velocities ("v") alone, split as twni2016/pomdp-baselines does."""
+    id, words, source = f"{robot}BulletEnv-v0", _mask(*hidden), "estimated, but for RESeL's PPO-GRU at 1.5M"
+    name = f"bullet-{robot}-{seen}".lower()
+    return Task(
+        name, id, 1_500_000, 0.0, best, best, words=words, seeds=3, needs="pybullet_envs_gymnasium", source=source
+    )
+
+
 def _mask(*indices: int) -> tuple[str, ...]:
     return ("--env.wrappers", f"{{mask: {{indices: {list(indices)}, remove: true}}}}")
 
@@ -117,6 +127,23 @@ TASKS = [
          source="estimated, but for MarcoMeter's LSTM at 2M"),
 ]  # fmt: skip
 
+# Of an observation of PyBullet's robots; the rest is positions.
+HOPPER_VELOCITIES, WALKER_VELOCITIES = (3, 4, 5, 9, 11, 13), (3, 4, 5, 9, 11, 13, 15, 17, 19)
+
+PUBLISHED = [
+    Task("tmaze-50", "TMaze-v0", 1_000_000, 0.5, 1.0, 0.95, {"length": 50}, source=EXACT),
+    Task("tmaze-250", "TMaze-v0", 1_000_000, 0.5, 1.0, 0.95, {"length": 250}, seeds=3, source=EXACT),
+    Task("tmaze-500", "TMaze-v0", 1_000_000, 0.5, 1.0, 0.95, {"length": 500}, seeds=3, source=EXACT),
+    Task("minigrid-memory-11", "MiniGrid-MemoryS11-v0", 3_000_000, 0.47, 0.96, 0.93, needs="minigrid",
+         words=("--env.wrappers", "minigrid.wrappers:ImgObsWrapper"), seeds=3,
+         source="estimated, but for BenchNetRL's Mamba-2 at 15M"),
+    bullet("Hopper", "p", HOPPER_VELOCITIES, 1592.0),
+    bullet("Hopper", "v", sorted(set(range(15)) - set(HOPPER_VELOCITIES)), 438.0),
+    bullet("Walker2D", "p", WALKER_VELOCITIES, 651.0),
+    bullet("Walker2D", "v", sorted(set(range(22)) - set(WALKER_VELOCITIES)), 423.0),
+]  # fmt: skip
+"""Tasks that are no part of the suite: docs/learning.md compares them with what others have published."""
+
 SWITCHES: dict[str, str] = {
     DEFAULT: "",
     "batch-advantages": "--algorithm.normalize-advantage batch",
@@ -153,6 +180,8 @@ class Settings(records.Settings):
     """Seeds of every task; 0: each task's own number of them."""
     switch: str = DEFAULT
     """A name in SWITCHES, or `name: words` for one of your own."""
+    published: bool = False
+    """The tasks in PUBLISHED in place of the suite's."""
     processes: int = 2
     """Runs at a time."""
 
@@ -165,7 +194,7 @@ def main(settings: Settings) -> None:
 def all_runs(settings: Settings) -> list[Run]:
     """Seed by seed, so that a first seed of everything is there early."""
     switch, words = chosen_switch(settings.switch)
-    tasks = [task for task in TASKS if is_available(task)]
+    tasks = [task for task in (PUBLISHED if settings.published else TASKS) if is_available(task)]
     return [
         Run(f"{task.name}/{switch}/{seed}", _run(task, seed, words))
         for seed in range(settings.seeds or max(task.seeds for task in tasks))
@@ -277,6 +306,8 @@ the return without memory and 1 at the best or published one (~: between bounds 
 def write_page(found: Sequence[Result]) -> None:
     """A table for every switch, and its totals over all tasks, in docs/robustness.md."""
     lines = [records.processors(found)]
+    suite = {task.name for task in TASKS}
+    found = [result for result in found if result["name"].split("/")[0] in suite]
     switches = dict.fromkeys(result["name"].split("/")[1] for result in found)
     for switch in sorted(switches, key=lambda switch: switch != DEFAULT):
         lines += ["", *_section(switch, found)]
