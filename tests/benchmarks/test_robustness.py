@@ -53,6 +53,19 @@ def test_a_run_is_scored_by_the_worse_of_sampled_and_deterministic_actions() -> 
     assert not robustness.is_solved(task, {"error": "it failed"})
 
 
+def test_discounted_returns_count_a_reward_after_t_steps_by_the_discount_to_the_t(tmp_path: pathlib.Path) -> None:
+    import train
+    from agents.runs.analyses import Options
+
+    few = ["--env.n-envs", "2", "--algorithm.n-steps", "16", "--algorithm.batch-size", "32", "--total-timesteps", "32"]
+    words = ["--env.id", "CartPoleNoVel-v1", *few, "--device", "cpu", "--runs", str(tmp_path), "--no-progress"]
+    run = train.train(configs.parse([*words, "--evaluation.final-episodes", "0", "--tracking.no-tensorboard"]).settings)
+    options = Options("last", 6, 3)
+    lengths, found = (robustness.discounted_returns(run, options, discount) for discount in (1.0, 0.9))
+    assert found == pytest.approx([(1 - 0.9**length) / 0.1 for length in lengths])
+    assert len(found) == 6
+
+
 def test_the_interval_resamples_within_every_task() -> None:
     """Tasks with seeds all alike leave nothing to resample."""
     assert robustness.stratified_interval([np.zeros(3), np.ones(3)]) == (0.5, 0.5)
