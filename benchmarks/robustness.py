@@ -47,7 +47,7 @@ class Task:
 
     ``memoryless`` is what comes without memory, ``best`` the best possible or, where ``source`` says so, a published
     return; a run has solved the task whose last policy returns ``solved`` both ways. ``needs`` is a module that
-    registers it. Returns are discounted by ``discount`` a step where they were so published. Where the environment knows
+    registers it. Returns are discounted by ``discount`` a step where they were so published. Where an environment knows
     both bounds itself, they are its own (a test compares them); the others that ``source`` does not name are estimates,
     and the table marks their scores with ``~``.
     """
