@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from configs.settings import SETTINGS, Settings, values
+from configs.settings import SETTINGS, Settings, shown, values
 
 Options = Mapping[str, tuple[Any, Any]]
 """Options without their dashes -> type and default."""
@@ -153,13 +153,6 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"{_metavar(get_args(kind)[0])} ..."
     return {int: "INT", float: "FLOAT", str: "TEXT", bool: "True|False"}.get(kind, "NAME|{NAME: {ARGUMENT: VALUE}}")
-
-
-def shown(value: Any) -> str:
-    """A setting's value as a person writes it."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={each}" for key, each in value.items()) or "empty"
-    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "empty"
 
 
 def _key(option: str) -> str:

@@ -181,7 +181,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:
         """The loss of one minibatch, and what is logged of it; no value leaves the device."""
-        batch = batch._replace(state=self._state_before(batch), burn_in=None)
+        batch = batch._replace(state=self.state_before(batch), burn_in=None)
         clip_range, clip_range_vf = self._clip_ranges()
         settings: dict[str, Any] = dict(
             normalize=self._objective_normalizes,

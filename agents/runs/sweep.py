@@ -30,7 +30,7 @@ import configs
 from agents.analysis import statistics
 from agents.analysis.report.comparison import comparison_page
 from agents.analysis.report.groups import Scored, grouped, print_uncut
-from agents.analysis.report.history import RunError, figures
+from agents.analysis.report.history import RunError
 from agents.analysis.report.search import Tried, columns, ranked, row, sections, short
 from agents.checks.extras import require
 from agents.checks.text import printable
@@ -250,10 +250,10 @@ class _Searching:
         """The periodic evaluations of the first seed; a trial that is behind the others is stopped."""
         if trial.scores or trial.is_pruned:
             return
-        rows = [each for each in figures(run.evaluations) if "mean_reward" in each]
-        for each in rows[trial.reported :]:
-            step = max(1, round(each["step"] / self._search.settings.evaluation.every))
-            self._tell(trial, each["mean_reward"], min(step, self._search.evaluations))
+        rows = run.periodic_returns()
+        for at, value in rows[trial.reported :]:
+            step = max(1, round(at / self._search.settings.evaluation.every))
+            self._tell(trial, value, min(step, self._search.evaluations))
         is_new, trial.reported = len(rows) > trial.reported, len(rows)
         if is_new and trial.asked.should_prune():
             trial.is_pruned = True
@@ -275,7 +275,7 @@ class _Searching:
 
     def _scored(self, trial: Trial, run: RunDirectory) -> bool:
         """Takes a seed's score; whether the trial goes on."""
-        result = last_result(run, configs.read(run.settings))
+        result = last_result(run)
         if result is None or not math.isfinite(result.mean):
             self._fail(trial, f"{run.path} has ended without a final evaluation that is a number")
             return False
@@ -389,6 +389,6 @@ def _scored_runs(path: Path, number: int) -> Iterator[Scored]:
     for each in sorted(path.glob(f"trial-{number:03}-seed-*")):
         run = RunDirectory(each)
         with suppress(CommandError):
-            result = last_result(run, configs.read(run.settings))
+            result = last_result(run)
             if result is not None:
                 yield Scored(history_of(run), np.array(result.returns))

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from agents import RecurrentA2C, RecurrentPPO
-from agents.checks.arguments import check_observation_space
+from agents.checks.spaces import check_observation_space
 from tests.agents.probe_envs import MaskedClock, policy_arguments, small_ppo, vectorized
 from tests.pairs import each
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from agents import RecurrentA2C, RecurrentPPO
+from agents.checks.observations import map_observations
 from agents.memory import State
-from agents.rollout.buffer import SequenceBatch, map_observations
+from agents.rollout.buffer import SequenceBatch
 from tests.agents.probe_envs import (
     ACTION_SPACES,
     ALL_CRITIC_MEMORIES,
