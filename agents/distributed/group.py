@@ -4,7 +4,7 @@
 
 They find each other by the variables that torchrun sets, at the first exchange; without them a process is alone, and
 nothing here costs anything or is called. Tensors on a GPU go by nccl where every process of a machine has one of its
-own, all else by gloo.
+own; gradients on the CPUs of one machine through memory that its processes share; all else by gloo.
 
 A process that ends closes its connections, and whoever exchanges with it gets :class:`PeerLost` at once. So the
 timeout of an exchange only guards against a peer that hangs for ever, and it is long: processes wait here for as long
@@ -12,8 +12,10 @@ as process 0 evaluates. A machine that vanishes without closing anything is miss
 """
 
 import atexit
+import importlib
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -23,14 +25,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from agents.distributed.memory import SharedMemory, is_available
+
 Result = TypeVar("Result")
 
 TIMEOUT = timedelta(days=7)
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SHORTEST, _LONGEST = 2e-5, 2e-2  # seconds between two looks at an exchange that waits for others
-_LETTING_GO = 0.2  # seconds
 
 _ended = False
+_memory: SharedMemory | None = None
+_awaited: Any = None
 
 
 class PeerLost(RuntimeError):
@@ -94,7 +99,10 @@ def share(n: int, what: str = "n_envs") -> int:
 def summed(tensor: Tensor) -> Tensor:
     """``tensor``, which becomes the sum of all processes'. To the last bit the same everywhere."""
     with _among_peers():
-        dist.all_reduce(tensor)
+        if is_available and on_this_machine() == size() and tensor.device.type == "cpu" and tensor.is_contiguous():
+            _shared_memory().sum(tensor)
+        else:
+            dist.all_reduce(tensor)
     return tensor
 
 
@@ -108,13 +116,14 @@ def numbers(*values: float) -> list[list[float]]:
 
 def gathered(value: Any) -> list[Any]:
     """Any value of every process, by rank. A signal is handled while this waits for the others."""
+    global _awaited
     with _among_peers():
-        work: Any = dist.all_reduce(torch.zeros(1), async_op=True)
+        _awaited = dist.all_reduce(torch.zeros(1), async_op=True)
         pause = _SHORTEST
-        while not work.is_completed():
+        while not _awaited.is_completed():
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST)
-        work.wait()
+        _awaited.wait()
         values: list[Any] = [None] * size()
         dist.all_gather_object(values, value)
     return values
@@ -153,15 +162,24 @@ def leave() -> None:
     global _ended
     if dist.is_available() and dist.is_initialized():
         _ended = True
-        with suppress(Exception):
-            dist.destroy_process_group()
-        # A thread of gloo may wait for the interpreter's lock to let go of the last exchange's tensors. Where it gets
-        # it only while the interpreter ends, that aborts the process; here it gets it.
-        time.sleep(_LETTING_GO)
+        if _memory is not None:
+            _memory.close()
+        # This ends gloo's threads, which would abort a process that ends while one waits for the interpreter's lock;
+        # but it waits for an exchange that Ctrl-C has left.
+        if _awaited is None or _awaited.is_completed():
+            with suppress(Exception):
+                dist.destroy_process_group()
 
 
 def _has_gpus() -> bool:
     return torch.cuda.is_available() and torch.cuda.device_count() >= on_this_machine()
+
+
+def _shared_memory() -> SharedMemory:
+    global _memory
+    if _memory is None:
+        _memory = SharedMemory(rank(), size(), from_first)
+    return _memory
 
 
 @contextmanager
@@ -170,10 +188,12 @@ def _among_peers() -> Iterator[None]:
         raise PeerLost("this process has left the others")
     try:
         if not dist.is_initialized():
+            importlib.import_module("torch.distributed.nn.functional")  # later, its defaults would keep the group
             dist.init_process_group("cpu:gloo,cuda:nccl" if _has_gpus() else "gloo", timeout=TIMEOUT)
             atexit.register(leave)
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, TimeoutError) as error:
+        traceback.clear_frames(error.__traceback__)  # they would keep the group
         raise PeerLost(
             f"another of the {size()} processes that train together is gone: it was killed, ran out of memory, or "
             "failed and says so itself"
