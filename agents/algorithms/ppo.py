@@ -133,6 +133,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def train(self) -> None:
         """One update: epochs of minibatches of whole sequences."""
+        self._watch_scale()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         history: list[Figures] = []

@@ -539,6 +539,24 @@ def test_updates_that_change_no_weight_give_one_warning(cls: Any) -> None:
         train(cls=cls, learning_rate=0.0)  # asked for
 
 
+def test_large_returns_give_one_warning_where_the_critic_shapes_the_actors_memory() -> None:
+    def warned(reward: float = 100.0, normalized: bool = False, **policy_kwargs: Any) -> list[str]:
+        env: Any = vectorized(lambda _: Stub(reward=lambda t: reward), 2)
+        policy = dict(memory_kwargs=dict(hidden_size=4)) | policy_kwargs
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(VecNormalize(env) if normalized else env, learn=48, policy_kwargs=policy)
+        return [str(each.message) for each in caught if "returns are large" in str(each.message)]
+
+    (message,) = warned()
+    assert "VecNormalize(env)" in message
+    assert 'policy_kwargs={"critic_memory": "separate"}' in message
+    assert not warned(reward=1.0)
+    assert not warned(normalized=True)
+    assert not any(warned(critic_memory=each) for each in ("separate", "detached", "none"))
+    assert not warned(memory="none", memory_kwargs={})
+
+
 @pytest.mark.parametrize("within", ["alone", "in a dict"])
 def test_one_observation_and_several_of_choices_along_two_axes_are_distinguished(within: str) -> None:
     space: spaces.Space[Any] = spaces.MultiDiscrete([[2, 3], [4, 2]])
