@@ -21,7 +21,7 @@ from agents.memory import MEMORIES, Memory
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.contrib import CnnLstmPolicy, MlpLstmPolicy, MultiInputLstmPolicy
 from agents.rollout.masks import ActionMaskVecEnv
-from agents.runs.previous import hand_in_environments
+from agents.runs.environments import hand_in_environments
 
 __all__ = [
     "ENCODERS",

@@ -2,6 +2,7 @@
 
     python benchmarks/robustness.py                             all runs without a result yet, then the page
     python benchmarks/robustness.py --only tmaze --seeds 2      those whose name contains this, two seeds of each
+    python benchmarks/robustness.py --published                 the further tasks that others have published results of
     python benchmarks/robustness.py --switch lambda-0.9         with one setting changed; see SWITCHES
     python benchmarks/robustness.py --switch "wide: --policy.memory-kwargs hidden_size=128"
     python benchmarks/robustness.py --report                    the page of what there is
@@ -25,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,8 +47,9 @@ class Task:
 
     ``memoryless`` is what comes without memory, ``best`` the best possible or, where ``source`` says so, a published
     return; a run has solved the task whose last policy returns ``solved`` both ways. ``needs`` is a module that
-    registers it. Where the environment knows both bounds itself, they are its own (a test compares them); the others
-    that ``source`` does not name are estimates, and the table marks their scores with ``~``.
+    registers it. Returns are discounted by ``discount`` a step where they were so published. Where an environment knows
+    both bounds itself, they are its own (a test compares them); the others that ``source`` does not name are estimates,
+    and the table marks their scores with ``~``.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Task:
     seeds: int = 5
     needs: str | None = None
     source: str = ESTIMATED
+    discount: float = 1.0
 
     def arguments(self) -> list[str]:
         """Words for ``train.py``."""
@@ -71,6 +75,15 @@ def popgym(name: str, steps: int, memoryless: float, best: float, seeds: int = 3
     source = "estimated, but for popgym's GRU at 15M"
     solved, id = best - 0.05 * (best - memoryless), f"popgym-{name}"
     return Task(id, f"{id}-v0", steps, memoryless, best, solved, seeds=seeds, needs="popgym", source=source)
+
+
+def bullet(robot: str, seen: str, hidden: Sequence[int], best: float) -> Task:
+    """A robot of PyBullet by its positions ("p") or velocities ("v") alone, split as twni2016/pomdp-baselines does."""
+    id, words, source = f"{robot}BulletEnv-v0", _mask(*hidden), "estimated, but for RESeL's PPO-GRU at 1.5M"
+    name = f"bullet-{robot}-{seen}".lower()
+    return Task(
+        name, id, 1_500_000, 0.0, best, best, words=words, seeds=3, needs="pybullet_envs_gymnasium", source=source
+    )
 
 
 def _mask(*indices: int) -> tuple[str, ...]:
@@ -117,6 +130,28 @@ TASKS = [
          source="estimated, but for MarcoMeter's LSTM at 2M"),
 ]  # fmt: skip
 
+# Of an observation of PyBullet's robots; the rest is positions.
+HOPPER_VELOCITIES, WALKER_VELOCITIES = (3, 4, 5, 9, 11, 13), (3, 4, 5, 9, 11, 13, 15, 17, 19)
+
+PUBLISHED = [
+    Task("tmaze-50", "TMaze-v0", 1_000_000, 0.5, 1.0, 0.95, {"length": 50}, source=EXACT),
+    Task("tmaze-250", "TMaze-v0", 1_000_000, 0.5, 1.0, 0.95, {"length": 250}, seeds=3, source=EXACT),
+    Task("tmaze-500", "TMaze-v0", 1_000_000, 0.5, 1.0, 0.95, {"length": 500}, seeds=3, source=EXACT),
+    Task("minigrid-memory-11", "MiniGrid-MemoryS11-v0", 3_000_000, 0.47, 0.96, 0.93, needs="minigrid",
+         words=("--env.wrappers", "minigrid.wrappers:ImgObsWrapper"), seeds=3,
+         source="estimated, but for BenchNetRL's Mamba-2 at 15M"),
+    Task("rocksample-11-11", "RockSample-v0", 3_000_000, 9.5, 12.7, 12.7, {"size": 11, "rocks": 11}, seeds=3,
+         source="estimated, but for POBAX's RNN at 5M", discount=0.99),
+    Task("battleship-10", "Battleship-v0", 3_000_000, 6.7, 12.0, 12.0, seeds=3,
+         words=("--policy.kwargs", "action_mask=action_mask", "--algorithm.gamma", "1"),
+         source="estimated, but for POBAX's RNN at 10M"),
+    bullet("Hopper", "p", HOPPER_VELOCITIES, 1592.0),
+    bullet("Hopper", "v", sorted(set(range(15)) - set(HOPPER_VELOCITIES)), 438.0),
+    bullet("Walker2D", "p", WALKER_VELOCITIES, 651.0),
+    bullet("Walker2D", "v", sorted(set(range(22)) - set(WALKER_VELOCITIES)), 423.0),
+]  # fmt: skip
+"""Tasks that are no part of the suite: docs/learning.md compares them with what others have published."""
+
 SWITCHES: dict[str, str] = {
     DEFAULT: "",
     "batch-advantages": "--algorithm.normalize-advantage batch",
@@ -153,6 +188,8 @@ class Settings(records.Settings):
     """Seeds of every task; 0: each task's own number of them."""
     switch: str = DEFAULT
     """A name in SWITCHES, or `name: words` for one of your own."""
+    published: bool = False
+    """The tasks in PUBLISHED in place of the suite's."""
     processes: int = 2
     """Runs at a time."""
 
@@ -165,7 +202,7 @@ def main(settings: Settings) -> None:
 def all_runs(settings: Settings) -> list[Run]:
     """Seed by seed, so that a first seed of everything is there early."""
     switch, words = chosen_switch(settings.switch)
-    tasks = [task for task in TASKS if is_available(task)]
+    tasks = [task for task in (PUBLISHED if settings.published else TASKS) if is_available(task)]
     return [
         Run(f"{task.name}/{switch}/{seed}", _run(task, seed, words))
         for seed in range(settings.seeds or max(task.seeds for task in tasks))
@@ -198,7 +235,7 @@ def _run(task: Task, seed: int, words: Sequence[str]) -> Callable[[int], Result]
         arguments = [*task.arguments(), "--seed", str(seed), "--total-timesteps", str(total)]
         arguments += ["--threads", "1", "--evaluation.every", str(max(total // POINTS, 1)), *words]
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--work", folder, *arguments]
+            command = [sys.executable, __file__, "--work", folder, str(task.discount), *arguments]
             done = subprocess.run(command, env=os.environ, cwd=folder, capture_output=True, text=True, check=False)
             file = pathlib.Path(folder) / "result.json"
             outcome = json.loads(file.read_text()) if file.exists() else {"error": done.stderr.strip()[-2000:]}
@@ -207,24 +244,42 @@ def _run(task: Task, seed: int, words: Sequence[str]) -> Callable[[int], Result]
     return start
 
 
-def work(folder: str, words: list[str]) -> None:
+def work(folder: str, discount: str, *words: str) -> None:
     """One run in this process: its result as a file in the folder."""
     from measuring import processor
 
-    result = records.trained(
-        ["--evaluation.final-episodes", "0", "--evaluation.share", "None", *words], evaluate=returns_both_ways
-    )
+    fixed = ["--evaluation.final-episodes", "0", "--evaluation.share", "None"]
+    result = records.trained([*fixed, *words], evaluate=partial(returns_both_ways, discount=float(discount)))
     (pathlib.Path(folder) / "result.json").write_text(json.dumps({**result, "cpu": processor()}))
 
 
-def returns_both_ways(run: Any) -> Result:
+def returns_both_ways(run: Any, discount: float = 1.0) -> Result:
     """Of the last policy."""
     from agents.runs.analyses import Options, evaluate_run
 
-    return {
-        way: evaluate_run(run, Options("last", EPISODES, deterministic=way == "deterministic"))["returns"]
-        for way in WAYS
-    }
+    chosen = {way: Options("last", EPISODES, deterministic=way == "deterministic") for way in WAYS}
+    if discount == 1.0:
+        return {way: evaluate_run(run, options)["returns"] for way, options in chosen.items()}
+    return {way: discounted_returns(run, options, discount) for way, options in chosen.items()}
+
+
+def discounted_returns(run: Any, options: Any, discount: float) -> list[float]:
+    """Of as many episodes of each environment; rewards after t steps of an episode count discount ** t times."""
+    from agents.analysis.episodes import playing
+    from agents.runs.analyses import loaded
+
+    returns: list[list[float]] = [[] for _ in range(options.n_envs)]
+    total, weight = np.zeros(options.n_envs), np.ones(options.n_envs)
+    with loaded(run, options, options.n_envs) as agent, playing(agent.player, agent.env, seed=options.seed) as game:
+        for step in game.steps:
+            total += weight * step.rewards
+            weight *= discount
+            for row in np.flatnonzero(step.dones).tolist():
+                returns[row].append(float(total[row]))
+                total[row], weight[row] = 0.0, 1.0
+            if min(map(len, returns)) >= options.episodes // options.n_envs:
+                break
+    return [each for of_one in returns for each in of_one[: options.episodes // options.n_envs]]
 
 
 def summary(result: Result) -> str:
@@ -277,6 +332,8 @@ the return without memory and 1 at the best or published one (~: between bounds 
 def write_page(found: Sequence[Result]) -> None:
     """A table for every switch, and its totals over all tasks, in docs/robustness.md."""
     lines = [records.processors(found)]
+    suite = {task.name for task in TASKS}
+    found = [result for result in found if result["name"].split("/")[0] in suite]
     switches = dict.fromkeys(result["name"].split("/")[1] for result in found)
     for switch in sorted(switches, key=lambda switch: switch != DEFAULT):
         lines += ["", *_section(switch, found)]
@@ -312,6 +369,6 @@ def _row(task: Task, results: Sequence[Result]) -> list[object]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], sys.argv[3:])
+        work(*sys.argv[2:])
     else:
         main(tyro.cli(Settings, description=__doc__))

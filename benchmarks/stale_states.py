@@ -150,7 +150,7 @@ def staleness(agent: Any) -> tuple[float, float, float]:
     first_steps = range(0, buffer.buffer_size, buffer.sequence_length)
     with torch.no_grad():
         (batch,) = buffer.get(None)  # (L, S), the sequences of all environments by time
-        used = agent._state_before(batch)
+        used = agent.state_before(batch)
         before = tuple(part[0] for part in buffer.states)
         exact = policy.states_along(buffer.observations, before, buffer.episode_starts, first_steps)
         exact = tuple(part.flatten(0, 1) for part in exact)

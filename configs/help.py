@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from configs.settings import SETTINGS, Settings, values
+from configs.settings import SETTINGS, Settings, shown, values
 
 Options = Mapping[str, tuple[Any, Any]]
 """Options without their dashes -> type and default."""
@@ -135,9 +135,9 @@ def _topic(topic: str, options: Options, documented: Mapping[str, str], width: i
             continue
         switch = kind is bool
         yield f"  --{option}" + (f", --{group}{dot}no-{name}" if switch else f" {_metavar(kind)}")
-        said = documented[_key(option)]
+        meaning = documented[_key(option)]
         usual = f" [{'on' if default else 'off'}]" if switch else f" [{shown(default)}]"
-        yield from textwrap.wrap(said + usual, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        yield from textwrap.wrap(meaning + usual, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     yield ""
 
 
@@ -155,13 +155,6 @@ def _metavar(kind: Any) -> str:
     return {int: "INT", float: "FLOAT", str: "TEXT", bool: "True|False"}.get(kind, "NAME|{NAME: {ARGUMENT: VALUE}}")
 
 
-def shown(value: Any) -> str:
-    """A setting's value as a person writes it."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={each}" for key, each in value.items()) or "empty"
-    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "empty"
-
-
 def _key(option: str) -> str:
     return option.replace("-", "_")
 
@@ -176,10 +169,10 @@ def _documented_settings() -> dict[str, str]:
     """What every setting means, by its dotted key."""
     groups = {name: hint for name, hint in inspect.get_annotations(Settings).items() if isinstance(hint, type)}
     nested = {
-        f"{name}.{key}": said
+        f"{name}.{key}": meaning
         for name, group in groups.items()
         if hasattr(group, "__dataclass_fields__")
-        for key, said in _documented(group).items()
+        for key, meaning in _documented(group).items()
     }
     return {**_documented(Settings), **nested}
 
@@ -189,8 +182,8 @@ def _documented(group: type[Any]) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0]
     assert isinstance(body, ast.ClassDef)
     return {
-        field.target.id: " ".join(str(said.value.value).replace("`", "").split())
-        for field, said in zip(body.body, body.body[1:], strict=False)
+        field.target.id: " ".join(str(meaning.value.value).replace("`", "").split())
+        for field, meaning in zip(body.body, body.body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
+        if isinstance(meaning, ast.Expr) and isinstance(meaning.value, ast.Constant)
     }

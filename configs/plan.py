@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from configs.help import shown
-from configs.settings import Settings, values
+from configs.settings import Settings, shown, values
 
 
 def plan(settings: Settings, seeds: int = 1, searched: Sequence[str] = ()) -> str:

@@ -439,7 +439,7 @@ def check_resumable(recorded: Settings, requested: Settings) -> None:
     """Raises :class:`SettingsError` that names every setting a run cannot be resumed with, and both its values."""
     before, now = values(recorded), values(requested)
     found = [
-        f"{key} is {_shown(now[key])}, but the run was made with {_shown(before[key])}"
+        f"{key} is {shown(now[key])}, but the run was made with {shown(before[key])}"
         for key in SETTINGS
         if now[key] != before[key] and key not in MAY_DIFFER and key.partition(".")[0] not in MAY_DIFFER
     ]
@@ -462,7 +462,7 @@ def _out_of_range(settings: Settings) -> Iterator[tuple[str, str]]:
     for key, value in values(settings).items():
         kind, limit = SETTINGS[key]
         if limit is not None and value is not None and not limit.holds(value):
-            yield key, f"must be {limit.words}, got {_shown(value)}"
+            yield key, f"must be {limit.words}, got {shown(value)}"
         choices = _choices(kind)
         if choices and value not in choices:
             yield key, f"must be one of {', '.join(map(str, choices))}; got {value!r}"
@@ -561,5 +561,8 @@ def _choices(declared: Any) -> tuple[Any, ...]:
     return (*named, *(choice for kind in kinds for choice in further.get(kind, ()))) if named else ()
 
 
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def shown(value: Any) -> str:
+    """A setting's value as a person writes it."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={each}" for key, each in value.items()) or "empty"
+    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "empty"

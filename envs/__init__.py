@@ -6,6 +6,7 @@
     tasks.recall           tasks whose best return is known
     tasks.sequences        sequences to be remembered
     tasks.graphs           a graph seen in part
+    tasks.search           what lies where, found out bit by bit
     tasks.routing          a network whose loads are seen one node at a time
     tasks.batch            dynamics written once, for a batch and for one
     wrappers.transforms    what hides, garbles or adds to observations
@@ -71,6 +72,8 @@ _register("CountRecall-v0", "sequences", "CountRecall", reward_threshold=0.9)
 _register("PhaseForecast-v0", "sequences", "PhaseForecast", reward_threshold=0.9)
 _register("Recall-v0", "sequences", "Recall", reward_threshold=0.95)
 _register("GraphSearch-v0", "graphs", "GraphSearch", reward_threshold=0.95)
+_register("RockSample-v0", "search", "RockSample", max_episode_steps=1000)
+_register("Battleship-v0", "search", "Battleship", max_episode_steps=1000)
 _register("PacketRouting-v0", "routing", "PacketRouting", reward_threshold=0.95)
 
 # Robots of other packages without a part of what they observe: "NoVel" where and how they are, "VelOnly" how they move.

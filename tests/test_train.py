@@ -176,7 +176,7 @@ def test_training_ends_where_an_evaluation_reaches_the_requested_return(runs: Pa
         (["--env.wrappers", "{flicker: {chance: 1}}"], 3, "chance"),
         (["--runs", "/dev/null/runs"], 2, "cannot make the run's directory"),
         (["--policy.memory", "no.such.module:Memory"], 2, "no.such.module"),
-        (["--policy.encoder", "json:Nothing"], 2, "cannot be imported"),
+        (["--policy.encoder", "json:Nothing"], 2, "the module 'json' has no 'Nothing'"),
         (["--policy.encoder", "nature_cnn"], 2, "agent"),
         (["--algorithm.use-sde"], 2, "agent"),
         (["--device", "cudda"], 2, "device 'cudda': expected auto, cpu, cuda"),

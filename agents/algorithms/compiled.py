@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from agents.algorithms.losses import Figures, ppo_objective
+from agents.checks.observations import map_observations
 from agents.memory import State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
-from agents.rollout.buffer import SequenceBatch, map_observations
+from agents.rollout.buffer import SequenceBatch
 
 Compile = Callable[..., Callable[..., Any]]  # (function, mode=...) -> the same function, compiled
 

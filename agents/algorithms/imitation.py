@@ -26,7 +26,7 @@ from torch import Tensor
 
 from agents.algorithms.losses import clip_gradients
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
-from agents.checks.arguments import check_count, check_positive, check_range
+from agents.checks.arguments import check_count, check_counts, check_positive, check_range
 from agents.checks.observations import leaves, map_observations
 from agents.distributed import group
 from agents.memory import State
@@ -106,10 +106,8 @@ class Imitation:
         mixing: float = 0.0,
         capacity: int = 500_000,
     ) -> None:
-        for name, count in dict(n_steps=n_steps, sequence_length=sequence_length, n_epochs=n_epochs).items():
-            check_count(name, count)
-        check_count("batch_size", batch_size)
-        check_count("capacity", capacity)
+        check_counts(n_steps=n_steps, sequence_length=sequence_length, n_epochs=n_epochs)
+        check_counts(batch_size=batch_size, capacity=capacity)
         check_positive("learning_rate", learning_rate)
         check_range("mixing", mixing, 0.0, 1.0)
         if group.size() > 1:
@@ -194,7 +192,7 @@ class Imitation:
         for _ in range(getattr(student, "n_epochs", 5)):
             for batch in student.rollout_buffer.get(student.batch_size):
                 values, _, _ = policy.evaluate_actions(
-                    batch.observations, batch.actions, student._state_before(batch), batch.episode_starts
+                    batch.observations, batch.actions, student.state_before(batch), batch.episode_starts
                 )
                 loss = (batch.steps(values) - batch.steps(batch.returns)).square().mean()
                 self._step(loss, self._critic, self._critics_optimizer)
@@ -216,7 +214,7 @@ class Imitation:
         for _ in range(n_epochs):
             losses = [
                 self._pass(tensors, torch.as_tensor(chosen, device=policy.device))
-                for chosen in np.array_split(self.student._rng.permutation(rows), n_groups)
+                for chosen in np.array_split(self.student.random_generator.permutation(rows), n_groups)
                 if len(chosen)
             ]
             weights = sum(count for _, count in losses)
@@ -257,7 +255,7 @@ class _Collecting:
     """The student in its environments, with the teacher at its side; both carry their own memory."""
 
     def __init__(self, student: RecurrentOnPolicyAlgorithm, teacher: Any, key: str | None) -> None:
-        self._student, self._policy, self._rng = student, student.policy, student._rng
+        self._student, self._policy, self._rng = student, student.policy, student.random_generator
         env = student.get_env()
         assert env is not None
         self._env = env

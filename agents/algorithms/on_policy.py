@@ -59,6 +59,8 @@ from agents.checkpoint import (
 )
 from agents.checks import arguments as checks
 from agents.checks.devices import warn_of_fallback
+from agents.checks.observations import map_observations
+from agents.checks.spaces import check_observation_space
 from agents.distributed import group
 from agents.distributed.gradients import average_gradients
 from agents.kernels.devices import to_device
@@ -72,7 +74,6 @@ from agents.rollout.buffer import (
     SequenceBatch,
     SequenceRolloutBuffer,
     check_sequence_length,
-    map_observations,
     number_of_minibatches,
 )
 from agents.rollout.masks import (
@@ -87,6 +88,9 @@ from agents.rollout.numpy_actor import make_actor
 from agents.rollout.returns import FLOOR, Moments, advantage_scale
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="RecurrentOnPolicyAlgorithm")
+LARGE_RETURNS = 10.0
+"""Root mean square above which returns are too large for a memory that actor and critic share: of CartPole without
+velocities it is 10 after 2,000 steps, and nothing is learned; with rewards normalized it is 1 to 3."""
 AUTOCAST: dict[str | None, torch.dtype | None] = {None: None, "bfloat16": torch.bfloat16}
 
 
@@ -115,7 +119,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     }
     adapted: ClassVar[Callable[[Any], Any]] = staticmethod(lambda env: env)
     """From an environment to one that Stable-Baselines3 takes: ``envs.vector.vectorize.adapted``, handed in by
-    ``agents.runs.previous``, since the environments are none of the agents' business."""
+    ``agents.runs.environments``, since the environments are none of the agents' business."""
     policy: RecurrentActorCriticPolicy
     rollout_buffer: SequenceRolloutBuffer  # type: ignore[assignment]
     batch_size: int | None = None
@@ -144,7 +148,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         vars(self).update(settings)
         self._last_state: State | None = None
         self.environment_seconds = 0.0  # waited for environments while collecting, since this object was made
-        self._warned_of_standstill = False
+        self._warned_of_standstill = self._warned_of_scale = False
         self._returns_count, self._returns_mean, self._returns_squares = Moments()
         self._compiled: CompiledPolicy | None = None
         self._together: Together | None = None
@@ -160,7 +164,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """The environments to train in, and their spaces."""
         env = type(self).find(env) if isinstance(env, str) else env
         wrapped = self._with_masks(self._wrap_env(maybe_make_env(env, self.verbose), self.verbose))
-        checks.check_observation_space(wrapped.observation_space)
+        check_observation_space(wrapped.observation_space)
         check_action_space(wrapped.action_space, self.use_sde, self.policy_kwargs.get("squash_output", False))
         self.observation_space, self.action_space = wrapped.observation_space, wrapped.action_space
         self.n_envs, self.env = wrapped.num_envs, wrapped
@@ -171,7 +175,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """Stable-Baselines3's, of gymnasium's vector environments and observations of any space too."""
         env = RecurrentOnPolicyAlgorithm.adapted(env)
         if isinstance(env, gymnasium.Env | VecEnv):
-            checks.check_observation_space(env.observation_space)
+            check_observation_space(env.observation_space)
             if _mixes_image_layouts(env.observation_space):
                 env = VecTransposeImage(env if isinstance(env, VecEnv) else _monitored(env), skip=True)
         return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
@@ -211,7 +215,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         """Seeds Python, NumPy, torch, the environments, and this algorithm's own source of samples and shuffles."""
         super().set_random_seed(None if seed is None else int(seed))
         if seed is not None:
-            self._rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+            self.random_generator.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
     def _setup_model(self) -> None:
         """Networks, buffer, random source."""
@@ -219,7 +223,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self._check_settings()
         self._setup_lr_schedule()
         # Without a seed of its own it follows torch's, which a script may have set.
-        self._rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        self.random_generator = np.random.default_rng(int(torch.randint(2**62, ())))
         self.set_random_seed(self.seed)
         policy: Any = self.policy_class(
             self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
@@ -242,7 +246,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
             sequence_length=resolve_sequence_length(self.n_steps, self.batch_size, self.sequence_length),
-            rng=self._rng,
+            rng=self.random_generator,
             burn_in=self.burn_in,
         )
         length, own_batch = self.rollout_buffer.sequence_length, self.own_batch_size
@@ -322,7 +326,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         calls_back = needs_steps(callback)
-        actor = make_actor(self.policy, self._rng, self._compiled_policy().act if self._compiles("acting") else None)
+        compiled = self._compiled_policy().act if self._compiles("acting") else None
+        actor = make_actor(self.policy, self.random_generator, compiled)
         carried = actor.begin(self._starting_state(env.num_envs))  # the state that belongs to self._last_obs
         truncated: list[Truncated] = []
         steps_of_all = env.num_envs * group.size()
@@ -518,6 +523,23 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 stacklevel=2,
             )
 
+    def _watch_scale(self) -> None:
+        """Warns, once, where values are large and shape a memory that the actor needs."""
+        buffer, normalizer = self.rollout_buffer, self._vec_normalize_env
+        shares = self.policy.critic_memory == "shared" and self.vf_coef > 0 and buffer.states
+        if self._warned_of_scale or not shares or (normalizer is not None and normalizer.norm_reward):
+            return
+        scale = float(buffer.returns[buffer.valid].square().mean().sqrt())
+        if scale > LARGE_RETURNS:
+            self._warned_of_scale = True
+            warnings.warn(
+                f"returns are large ({scale:.3g}, the root of their mean square), and actor and critic share a memory: "
+                "the value's gradient leaves little for the policy. Normalize rewards, VecNormalize(env), or give the "
+                'critic a memory of its own, policy_kwargs={"critic_memory": "separate"}',
+                UserWarning,
+                stacklevel=2,
+            )
+
     def _starting_state(self, n_envs: int) -> State:
         """The carried state, with what is random for a rollout drawn again."""
         if self._last_state is None:
@@ -537,7 +559,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
         def evaluate(batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
             values, log_probs, _ = self.policy.evaluate_actions(
-                batch.observations, batch.actions, self._state_before(batch), batch.episode_starts
+                batch.observations, batch.actions, self.state_before(batch), batch.episode_starts
             )
             return values, log_probs
 
@@ -546,7 +568,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         buffer.recompute(evaluate, self.own_batch_size)
         self.policy.set_training_mode(False)
 
-    def _state_before(self, batch: SequenceBatch) -> State:
+    def state_before(self, batch: SequenceBatch) -> State:
         """The state before each sequence's first step, (S, ...), after its burn-in with the weights as they are."""
         if batch.burn_in is None:
             return batch.state
@@ -808,10 +830,11 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         return [
             *super()._excluded_save_params(),
             "_last_state",
-            "_rng",
+            "random_generator",
             "_compiled",
             "_together",
             "_warned_of_standstill",
+            "_warned_of_scale",
             "environment_seconds",
         ]
 
@@ -835,7 +858,7 @@ def keep_freed_memory() -> None:
     """Has the C library keep what is freed for the next update, where it would give blocks of megabytes back at once.
 
     glibc raises its limits to the largest block that was ever freed, 32 MiB at most; without that an update with 256
-    units and 32 environments faults in some ten thousand pages. The block here is never touched and takes no memory.
+    units and 32 environments takes some ten thousand page faults. The block here is never written and takes no memory.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 

@@ -133,6 +133,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def train(self) -> None:
         """One update: epochs of minibatches of whole sequences."""
+        self._watch_scale()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         history: list[Figures] = []
@@ -181,7 +182,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
 
     def _loss(self, batch: SequenceBatch) -> tuple[Tensor, Figures]:
         """The loss of one minibatch, and what is logged of it; no value leaves the device."""
-        batch = batch._replace(state=self._state_before(batch), burn_in=None)
+        batch = batch._replace(state=self.state_before(batch), burn_in=None)
         clip_range, clip_range_vf = self._clip_ranges()
         settings: dict[str, Any] = dict(
             normalize=self._objective_normalizes,

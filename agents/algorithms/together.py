@@ -190,11 +190,11 @@ class Together:
     def _draw_apart(self) -> None:
         """Random numbers of a process's own where they would be another's: of one seed, or of one file."""
         model = self._model
-        states = group.gathered(repr(model._rng.bit_generator.state))
+        states = group.gathered(repr(model.random_generator.bit_generator.state))
         if states.index(states[group.rank()]) == group.rank():
             return
         words = [zlib.crc32(states[group.rank()].encode()), group.rank()]
-        model._rng.bit_generator.state = np.random.default_rng(words).bit_generator.state
+        model.random_generator.bit_generator.state = np.random.default_rng(words).bit_generator.state
         seed = int(np.random.SeedSequence(words).generate_state(1)[0])
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002  (what Stable-Baselines3 seeds)

@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.analysis.recording import Recording, first_step_of
+from agents.checks.observations import map_observations
 from agents.deploy.player import Player
 from agents.kernels.devices import to_device
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
-from agents.rollout.buffer import map_observations
 
 SHARE = 0.95
 STEPS = 256

@@ -17,7 +17,7 @@ from agents.analysis.horizon import Horizon
 from agents.analysis.inside import Attention, Components, Gates
 from agents.analysis.report.groups import plain
 from agents.analysis.statistics import number
-from agents.checks.extras import install_command
+from agents.checks.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
 BLUE, RED, ORANGE, GRAY = "#2f6db3", "#c44e52", "#dd8452", "#8c96a3"
 _LAYER_STYLES = ("-", "--", ":", "-.")
 _MOST_PANELS = 16
-
-
-def check() -> None:
-    """Raises ImportError, with the command that installs it, where matplotlib is missing."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"plots need matplotlib; install it with: {install_command('plots')}") from error
 
 
 def ablation(data: Ablation) -> "Figure":
@@ -244,10 +236,7 @@ def _panels(
     n_rows: int, n_columns: int, width: float, height: float, heights: list[float] | None = None
 ) -> tuple["Figure", Any]:
     """A figure of so many inches and its axes (n_rows, n_columns)."""
-    check()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure: Figure = require("plots", "matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     axes: Any = figure.subplots(n_rows, n_columns, squeeze=False, height_ratios=heights)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)

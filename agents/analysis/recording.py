@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.analysis.episodes import playing, with_policy_attributes
+from agents.checks.observations import map_observations
 from agents.deploy.player import Player
 from agents.memory import AttentionMemory, GTrXL, Memory
 from agents.memory.recurrent import LSTM, Recurrent
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.nodes import Passing
-from agents.rollout.buffer import map_observations
 
 Array = NDArray[Any]
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.analysis.episodes import playing
-from agents.checks.extras import install_command
+from agents.checks.extras import require
 from agents.deploy.player import Player
 
 LONGEST = 3000  # frames; an episode need not end
 
 
 class VideoError(Exception):
-    """A package is missing, or the environment gives no pictures."""
+    """The environment gives no pictures."""
 
 
 def frame_rate(env: VecEnv) -> float:
@@ -37,13 +37,12 @@ def write_video(player: Player, env: VecEnv, path: Path, *, seed: int | None = N
 
     Returns:
         The number of frames.
+
+    Raises:
+        ImportError: a package of the extra ``video`` is missing.
+        VideoError: the environment gives no pictures.
     """
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError as error:
-        missing = f"a video needs {error.name}, which is not installed: {install_command('video')}"
-        raise VideoError(missing) from error
+    imageio, _ = require("video", "imageio.v2"), require("video", "imageio_ffmpeg")
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws into memory; no display is needed
     fps, skip = frame_rate(env), 1
     # H.264 needs even sizes; the default of 16 would stretch the picture.

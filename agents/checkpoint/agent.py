@@ -31,12 +31,18 @@ class SavableAlgorithm(OnPolicyAlgorithm):
 
     find: ClassVar[Callable[[str], str]] = staticmethod(lambda id: id)
     """From an id to one that gymnasium knows, or an error that says what to install; the environments' own, handed in
-    by ``agents.runs.previous``."""
+    by ``agents.runs.environments``."""
     policy: RecurrentActorCriticPolicy
     not_restored: tuple[str, ...] = ()
     """Settings that its file only names, so that it was loaded to act; empty: it can learn on."""
+    random_generator: np.random.Generator
+    """Of samples and shuffles."""
     _last_state: State | None
-    _rng: np.random.Generator
+
+    @property
+    def carried_state(self) -> State:
+        """The memory's state that belongs to the last observation; () if there is none yet."""
+        return self._last_state or ()
 
 
 PLAIN = (bool, int, float, str, tuple, list, dict)
@@ -125,10 +131,10 @@ class SavedAgent:
         stored = self._agent["settings"]
         return self._decoder.decode(stored[name], name) if name in stored else default
 
-    def policy_kwargs(self, *, to_learn: bool = False) -> Any:
-        """``policy_kwargs``, decoded; for acting alone without what only learning needs."""
+    def policy_kwargs(self) -> Any:
+        """``policy_kwargs``, decoded, without what only learning needs."""
         stored = self._agent["settings"].get("policy_kwargs", {})
-        if not to_learn and isinstance(stored, dict):
+        if isinstance(stored, dict):
             stored = {name: value for name, value in stored.items() if name not in FOR_LEARNING}
         return self._decoder.decode(stored, "policy_kwargs")
 
@@ -316,6 +322,13 @@ def check_parameters(model: SavableAlgorithm, parameters: Mapping[str, Any], fil
         unknown = set().union(*(group.keys() for group in state["param_groups"])) - known
         if unknown:
             raise ValueError(f"{type(optimizer).__name__} has no {', '.join(sorted(map(str, unknown)))}")
+
+
+def carried_by(model: SavableAlgorithm) -> dict[str, Any]:
+    """What is carried from step to step, the memory's state on the CPU."""
+    state = model._last_state
+    on_cpu = None if state is None else tuple(part.cpu() for part in state)
+    return {**{name: getattr(model, name) for name in CARRIED}, "_last_state": on_cpu}
 
 
 def checked_carried(carried: dict[str, Any], model: SavableAlgorithm) -> dict[str, Any]:

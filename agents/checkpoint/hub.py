@@ -1,28 +1,26 @@
 """Agents from and to the Hugging Face Hub, through its own client. What comes is data: nothing of it is executed."""
 
-import importlib
 import pathlib
 import re
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from agents.checkpoint.container import CheckpointError
-from agents.checks.extras import install_command
+from agents.checks.extras import require
 
 AGENT = "agent.zip"
 """The agent's file in a shared folder."""
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def client() -> Any:
-    """The package ``huggingface_hub``.
-
-    Raises:
-        ImportError: it is not installed; the message says what to type.
-    """
+@contextmanager
+def _explained(what: str, advice: str) -> Iterator[None]:
+    """Turns what is raised inside (the client's own, those of its HTTP library, OSError) into CheckpointError."""
     try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ImportError(f"sharing agents needs huggingface_hub: {install_command('hub')}") from error
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{what} ({reason}): {advice}") from error
 
 
 def shared_file(source: str | pathlib.Path, filename: str = AGENT, revision: str | None = None) -> pathlib.Path:
@@ -39,14 +37,9 @@ def shared_file(source: str | pathlib.Path, filename: str = AGENT, revision: str
         return folder / filename
     if not REPOSITORY.fullmatch(str(source)):
         raise CheckpointError(f"{source} is no folder, and no repository of the Hub, such as owner/name")
-    hub = client()
-    try:
+    hub = require("hub")
+    with _explained(f"{filename} of {source} could not be fetched", "see that it is there"):
         return pathlib.Path(hub.hf_hub_download(str(source), filename, revision=revision))
-    except Exception as error:  # the client's own, those of its HTTP library, and OSError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{filename} of {source} could not be fetched ({reason}): see that it is there"
-        ) from error
 
 
 def push(folder: pathlib.Path, repository: str) -> str:
@@ -56,14 +49,9 @@ def push(folder: pathlib.Path, repository: str) -> str:
         CheckpointError: it could not be uploaded.
         ImportError: ``huggingface_hub`` is not installed.
     """
-    hub = client()
-    try:
+    hub = require("hub")
+    with _explained(f"{repository} could not be written to", "log in with `hf auth login`"):
         api = hub.HfApi()
         url = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder)
-    except Exception as error:  # the client's own, those of its HTTP library, and OSError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{repository} could not be written to ({reason}): log in with `hf auth login`"
-        ) from error
     return str(url)

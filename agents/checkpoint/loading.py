@@ -177,7 +177,7 @@ def _continue_in(
 def _restore_random_states(model: SavableAlgorithm, saved: SavedAgent, *, everywhere: bool) -> None:
     states = saved.section("random")
     with refused(f"{saved.file}: the random states cannot be understood"):
-        model._rng.bit_generator.state = states["model"]
+        model.random_generator.bit_generator.state = states["model"]
         if everywhere:
             set_process_states(states)
 

@@ -2,7 +2,7 @@
 
 Who learned with the wrapper ``previous_action_reward`` outermost cannot act without it, so its settings are saved and
 loaded with the agent, as the normalizer's are. The wrapper is the environments', which agents do not import: it is
-handed in by ``agents.runs.previous``. Axes: B environments.
+handed in by ``agents.runs.environments``. Axes: B environments.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from agents.checkpoint.container import refused
 from agents.checkpoint.normalizer import shapes_of
 from agents.checkpoint.values import Decoder
-from agents.rollout.buffer import map_observations
+from agents.checks.observations import map_observations
 
 Added = Callable[[Any, Any, NDArray[np.float32], NDArray[np.bool_]], Any]
 # Wrappers that leave an observation's entries in place.

@@ -117,7 +117,7 @@ def capture_algorithm(
         "statistics": encoder.encode_all({name: _plain_rows(rows) for name, rows in values(STATISTICS).items()}),
         "carried": None if collecting else encoder.encode_all(values(CARRIED)),
         "extras": own | encoder.encode_all(asked_for),
-        "random": encoder.encode({**process_states(), "model": model._rng.bit_generator.state}, "random"),
+        "random": encoder.encode({**process_states(), "model": model.random_generator.bit_generator.state}, "random"),
         "normalizer": encoder.encode(normalizer and normalizer.to_data(), "normalizer"),
         "previous_action_reward": encoder.encode(previous and previous.to_data(), "previous_action_reward"),
         "encoder": encoder.encode(_chosen_encoder(model.policy), "encoder"),

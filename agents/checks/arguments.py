@@ -1,12 +1,12 @@
 """What is refused before anything runs, with what to do instead."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 from torch import nn
 
 
@@ -41,6 +41,20 @@ def check_count(name: str, value: Any, low: int = 1) -> None:
     require(is_whole(value) and value >= low, name, f"a whole number of at least {low}", value)
 
 
+def check_counts(**values: Any) -> None:
+    """Whole numbers of at least 1."""
+    for name, value in values.items():
+        check_count(name, value)
+
+
+def check_heads(width_name: str, width: Any, heads: Any) -> None:
+    """Counts of which the second divides the first; the error names those that do."""
+    check_counts(**{width_name: width, "heads": heads})
+    if width % heads:
+        divisors = ", ".join(str(each) for each in range(1, width + 1) if width % each == 0)
+        raise ValueError(f"heads ({heads}) must divide {width_name} ({width}); use one of {divisors}")
+
+
 def check_schedule(name: str, value: Any, low: float) -> None:
     """A number of at least ``low`` or a function of the progress remaining."""
     if not callable(value):
@@ -56,14 +70,31 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """One of the choices; the error names the nearest."""
     known = list(choices)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in known):
-        near = difflib.get_close_matches(str(value), [each for each in known if isinstance(each, str)], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(value), [each for each in known if isinstance(each, str)])
         raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}{hint}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'dot'?`` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def check_mapping(name: str, value: Any) -> None:
     """A dict or None."""
     require(value is None or isinstance(value, Mapping), name, "a dict of arguments", value)
+
+
+def imported(what: str, path: str) -> Any:
+    """What ``"module:Class"`` names; imports, and so runs, the module. Raises ValueError, which says ``what`` it is."""
+    module_name, _, name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{what} {path!r}: the module {module_name!r} cannot be imported ({error})") from error
+    if not hasattr(module, name):
+        raise ValueError(f"{what} {path!r}: the module {module_name!r} has no {name!r}")
+    return getattr(module, name)
 
 
 def check_policy_name(name: str, known: Iterable[str]) -> None:
@@ -87,35 +118,6 @@ def check_policy_class(policy: Any, expected: type[Any], names: Iterable[str]) -
         raise ValueError(
             f"policy must be a subclass of agents.{expected.__name__} or one of {', '.join(names)}; got {got}{hint}"
         )
-
-
-def check_observation_space(space: spaces.Space[Any]) -> None:
-    """Raises NotImplementedError, with the part and the cure, unless buffer and encoders take every part of the space,
-    and it holds something."""
-    _check_part(space)
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            _check_part(part, f"the part {key!r} of ", inside=True)
-    if spaces.utils.flatdim(space) == 0:
-        raise NotImplementedError(f"observations of {space} hold no number; give them a constant one in a wrapper")
-
-
-_CURE = "make the environment with envs.make, or wrap it: envs.as_arrays(env)"
-
-
-def _check_part(space: spaces.Space[Any], where: str = "", inside: bool = False) -> None:
-    """``inside``: of a Dict, which may hold no other."""
-    if isinstance(space, spaces.Dict) and not inside:
-        return
-    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        raise NotImplementedError(
-            f"{where}observation space {space} is not supported: Box, Discrete, MultiDiscrete, MultiBinary and a Dict "
-            f"of these are; {_CURE}"
-        )
-    if space.shape == () and isinstance(space, spaces.Box):
-        raise NotImplementedError(f"{where}observations of {space} have no axis; {_CURE}")
-    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(space.start):
-        raise NotImplementedError(f"{where}observations of {space} do not start at 0; {_CURE}")
 
 
 def check_acts_as_it_learns(policy: nn.Module) -> None:

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 EXTRAS = {
     "plots": "matplotlib",
@@ -28,12 +28,14 @@ def is_installed(extra: str) -> bool:
     return importlib.util.find_spec(EXTRAS[extra]) is not None
 
 
-def require(extra: str) -> ModuleType:
-    """The extra's module. Raises ImportError that says how it is installed, where it cannot be imported."""
+def require(extra: str, module: str | None = None) -> Any:
+    """The extra's module, or another that comes with it. Raises ImportError that says how it is installed, where it
+    cannot be imported."""
+    name = module or EXTRAS[extra]
     try:
-        return importlib.import_module(EXTRAS[extra])
+        return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{EXTRAS[extra]} is needed ({error}); install it with: {install_command(extra)}") from error
+        raise ImportError(f"{name} is needed ({error}); install it with: {install_command(extra)}") from error
 
 
 def install_command(extra: str) -> str:

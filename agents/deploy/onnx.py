@@ -5,7 +5,6 @@ forty, and what tracing could get wrong, a size or a branch that was fixed at on
 would show: every model is compared with its agent, at two batch sizes, before it is written.
 """
 
-import importlib
 import io
 import json
 import pathlib
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from agents.checks.extras import install_command
+from agents.checks.extras import require
 from agents.deploy.step import AgentStep, ExportError
 
 OPSET = 18
@@ -25,25 +24,13 @@ TOLERANCE = 1e-4
 Arrays = list[NDArray[Any]]
 
 
-def needs(module: str) -> Any:
-    """A module of the extra ``onnx``.
-
-    Raises:
-        ImportError: it is not installed; the message says what to type.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"ONNX models need {module}: {install_command('onnx')}") from error
-
-
 def model_of(step: AgentStep) -> bytes:
     """The step as an ONNX model with a dynamic number of agents.
 
     Raises:
         ExportError: a memory, an encoder or a layer has an operation that ONNX does not.
     """
-    needs("onnx")
+    require("onnx", "onnx")
     axes = {name: {0: "agents"} for name in (*step.input_names, *step.output_names) if name != "seed"}
     file = io.BytesIO()
     try:
@@ -70,7 +57,7 @@ def model_of(step: AgentStep) -> bytes:
 
 def with_metadata(model: bytes, metadata: dict[str, Any]) -> bytes:
     """The model with properties under ``recurl.NAME``, each as JSON."""
-    onnx = needs("onnx")
+    onnx = require("onnx", "onnx")
     loaded = onnx.load_from_string(model)
     for name, value in metadata.items():
         entry = loaded.metadata_props.add()
@@ -82,7 +69,7 @@ class OnnxStep:
     """Runs a model on arrays, inputs and outputs as those of :class:`agents.deploy.step.AgentStep`."""
 
     def __init__(self, model: bytes | str | pathlib.Path) -> None:
-        runtime = needs("onnxruntime")
+        runtime = require("onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         source = str(model) if isinstance(model, pathlib.Path) else model

@@ -30,8 +30,8 @@ from agents.checkpoint import CheckpointError, NormalizerState, PreviousInputs, 
 from agents.checkpoint.budget import building
 from agents.checkpoint.container import PathOrFile
 from agents.checkpoint.previous import Added
+from agents.checks.observations import map_observations
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
-from agents.rollout.buffer import map_observations
 from agents.rollout.masks import as_shown
 
 

@@ -11,9 +11,9 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_choice, check_count
+from agents.checks.arguments import check_choice, check_count, check_heads
 from agents.encoders.recurrence import Recurrence
-from agents.encoders.tokens import TokenReader, Tokens, at_slots, check_heads
+from agents.encoders.tokens import TokenReader, Tokens, at_slots
 
 SCORES = ("additive", "dot")
 

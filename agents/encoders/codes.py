@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_count, check_switch
+from agents.checks.arguments import check_count, check_counts, check_switch
 from agents.encoders.kinds import codes_of, is_scaled_before, layout_of
 from agents.encoders.recurrence import Recurrence
 
@@ -45,8 +45,7 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
         convolutions: int = 1,
         normalized_image: bool = False,
     ) -> None:
-        for name, count in (("features_dim", features_dim), ("embedding_size", embedding_size)):
-            check_count(name, count)
+        check_counts(features_dim=features_dim, embedding_size=embedding_size)
         check_count("convolutions", convolutions, low=0)
         check_switch("normalized_image", normalized_image)
         if not _has_codes(observation_space):
@@ -135,8 +134,7 @@ class TextEncoder(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: spaces.Space[Any], features_dim: int = 64, embedding_size: int = 32) -> None:
-        check_count("features_dim", features_dim)
-        check_count("embedding_size", embedding_size)
+        check_counts(features_dim=features_dim, embedding_size=embedding_size)
         keys = list(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else []
         self._key = keys[0] if len(keys) == 1 else ""
         text = observation_space[self._key] if self._key else observation_space  # type: ignore[index]

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_choice, check_count, check_range, check_switch
+from agents.checks.arguments import check_choice, check_counts, check_range, check_switch
 from agents.encoders.attention import masked_softmax
 
 POOLS = ("attention", "mean", "sum")
@@ -84,9 +84,7 @@ class GraphEncoder(BaseFeaturesExtractor):
         node_features: int = 16,
         auxiliary_weight: float = 0.0,
     ) -> None:
-        counts = dict(features_dim=features_dim, hidden_size=hidden_size, rounds=rounds, node_features=node_features)
-        for name, count in counts.items():
-            check_count(name, count)
+        check_counts(features_dim=features_dim, hidden_size=hidden_size, rounds=rounds, node_features=node_features)
         check_choice("pool", pool, POOLS)
         check_choice("output", output, OUTPUTS)
         check_switch("both_ways", both_ways)

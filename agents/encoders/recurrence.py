@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_choice, check_count, check_switch
+from agents.checks.arguments import check_choice, check_counts, check_switch
 from agents.encoders.tokens import last, mirrored
 from agents.memory import GRU, LSTM, RNN
 
@@ -32,8 +32,7 @@ class Recurrence(nn.Module):
     def __init__(self, input_size: int, cell: str, hidden_size: int, num_layers: int, bidirectional: bool) -> None:
         super().__init__()
         check_choice("cell", cell, CELLS)
-        check_count("hidden_size", hidden_size)
-        check_count("num_layers", num_layers)
+        check_counts(hidden_size=hidden_size, num_layers=num_layers)
         check_switch("bidirectional", bidirectional)
         self.hidden_size = hidden_size
         self.output_size = (1 + bidirectional) * hidden_size

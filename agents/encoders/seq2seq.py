@@ -20,7 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_choice, check_count, check_range
+from agents.checks.arguments import check_choice, check_counts, check_range
 from agents.encoders.attention import SCORES, masked_softmax
 from agents.encoders.tokens import TokenReader, first_places, last, mirrored, take
 
@@ -74,9 +74,7 @@ class SequenceToSequenceEncoder(BaseFeaturesExtractor):
         auxiliary_weight: float = 0.0,
         mask_key: str | None = "mask",
     ) -> None:
-        counts = dict(features_dim=features_dim, hidden_size=hidden_size, output_length=output_length)
-        for name, count in counts.items():
-            check_count(name, count)
+        check_counts(features_dim=features_dim, hidden_size=hidden_size, output_length=output_length)
         choices = {"cell": (cell, CELLS), "attention": (attention, SCORES), "pool": (pool, POOLS)}
         for name, (choice, known) in {**choices, "predict": (predict, PREDICTIONS)}.items():
             check_choice(name, choice, known)

@@ -19,8 +19,6 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
 from torch import Tensor
 
-from agents.checks.arguments import check_count
-
 ADVICE = {
     "window": "add the history wrapper: --env.wrappers '{history: {length: 8, mask: true}}' "
     "(wrappers= of envs.make in a script); for a Sequence, 'pad_sequence'",
@@ -163,15 +161,6 @@ def at_slots(values: Tensor, tokens: Tokens, length: int) -> Tensor:
     """Numbers of each token back at its place in the observation: (N, ..., K) -> (N, ..., length), else zero."""
     slots = tokens.slots.view(len(tokens.slots), *[1] * (values.dim() - 2), -1).expand_as(values)
     return values.new_zeros(*values.shape[:-1], length).scatter(-1, slots, values)
-
-
-def check_heads(width_name: str, width: int, heads: int) -> None:
-    """Raises ValueError unless ``heads`` divide a width."""
-    check_count(width_name, width)
-    check_count("heads", heads)
-    if width % heads:
-        divisors = ", ".join(str(each) for each in range(1, width + 1) if width % each == 0)
-        raise ValueError(f"heads ({heads}) must divide {width_name} ({width}); use one of {divisors}")
 
 
 def _has_equal_choices(space: spaces.Space[Any]) -> bool:

@@ -12,9 +12,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agents.checks.arguments import check_choice, check_count, check_switch
+from agents.checks.arguments import check_choice, check_counts, check_heads, check_switch
 from agents.encoders.attention import by_head
-from agents.encoders.tokens import TokenReader, Tokens, check_heads, mean, take
+from agents.encoders.tokens import TokenReader, Tokens, mean, take
 
 POSITIONS = ("rotary", "learned", "none")
 POOLS = ("last", "mean", "cls")
@@ -54,8 +54,7 @@ class TransformerEncoder(BaseFeaturesExtractor):
         pool: str = "last",
         mask_key: str | None = "mask",
     ) -> None:
-        for name, count in dict(features_dim=features_dim, num_layers=num_layers, expansion=expansion).items():
-            check_count(name, count)
+        check_counts(features_dim=features_dim, num_layers=num_layers, expansion=expansion)
         check_heads("width", width, heads)
         check_switch("causal", causal)
         check_choice("positions", positions, POSITIONS)

@@ -13,7 +13,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_count, check_switch
+from agents.checks.arguments import check_count, check_counts, check_switch
 from agents.encoders.kinds import layout_of
 
 CHANNELS = (16, 32, 32)
@@ -40,8 +40,7 @@ class ImpalaCNN(BaseFeaturesExtractor):
         width: int = 1,
         normalized_image: bool = False,
     ) -> None:
-        check_count("features_dim", features_dim)
-        check_count("width", width)
+        check_counts(features_dim=features_dim, width=width)
         check_switch("normalized_image", normalized_image)
         n_channels, height, columns = _image_shape(observation_space, normalized_image)
         super().__init__(observation_space, features_dim)

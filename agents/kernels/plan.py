@@ -27,7 +27,6 @@ from agents.kernels import convolutions
 from agents.kernels import heads as fused
 from agents.kernels.aside import MISSING, Part, all_modules_hooked, overridden, touched, touched_within, why_torch
 
-TORCH = Part("torch")
 _EXPERIMENTAL = "compiling for a GPU is experimental and to be asked for: policy.compiles_on_gpu = True"
 
 

@@ -4,13 +4,13 @@
 """
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from agents.checks.arguments import did_you_mean, imported
 from agents.memory.attention import AttentionMemory
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
 from agents.memory.delta import GatedDeltaNet
@@ -92,7 +92,7 @@ def memory_class(memory: str | type[Memory]) -> type[Memory]:
     cls: Any = memory
     if isinstance(memory, str):
         imports = ":" in memory and memory not in MEMORIES and not _REGISTERED_ONLY.get()
-        cls = _imported(memory) if imports else _registered(memory)
+        cls = imported("memory", memory) if imports else _registered(memory)
     if not (inspect.isclass(cls) and issubclass(cls, Memory)):
         raise TypeError(f"memory must be a name, 'module:Class' or a subclass of agents.memory.Memory; got {memory!r}")
     found: type[Memory] = cls
@@ -107,17 +107,6 @@ def _registered(name: str) -> type[Memory]:
     raise ValueError(f"no memory is called {name!r}; {hint}there are {', '.join(MEMORIES)}, or give 'module:Class'")
 
 
-def _imported(path: str) -> Any:
-    module_name, _, class_name = path.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"memory {path!r}: the module {module_name!r} cannot be imported ({error})") from error
-    if not hasattr(module, class_name):
-        raise ValueError(f"memory {path!r}: the module {module_name!r} has no {class_name!r}")
-    return getattr(module, class_name)
-
-
 def _check_arguments(cls: type[Memory], kwargs: Mapping[str, Any]) -> None:
     parameters = list(inspect.signature(cls).parameters.values())[1:]
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
@@ -125,6 +114,5 @@ def _check_arguments(cls: type[Memory], kwargs: Mapping[str, Any]) -> None:
     known = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_POSITIONAL]
     for name in kwargs:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             raise TypeError(f"{cls.__name__} takes no {name!r}{hint} (it takes {', '.join(known) or 'nothing more'})")

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.checks.arguments import check_counts
 from agents.kernels.devices import to_device
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
-from agents.memory.layers import check_sizes, numpy_linear, xavier_linear
+from agents.memory.layers import numpy_linear, xavier_linear
 from agents.memory.recurrent import GRU, LSTM
 from agents.memory.window import Chunk, SlidingWindow, by_slot, chunks, finite, numpy_softmax, push, visible
 
@@ -56,7 +57,7 @@ class AttentionMemory(Memory):
         score: Literal["dot", "additive"] = "dot",
         learned_initial_state: bool = False,
     ) -> None:
-        check_sizes(window=window)
+        check_counts(window=window)
         if cell not in CELLS:
             raise ValueError(f"cell must be 'lstm' or 'gru'; got {cell!r}")
         if score not in ("dot", "additive"):

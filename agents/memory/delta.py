@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import glu, logsigmoid, normalize, pad, silu
 
+from agents.checks.arguments import check_counts, check_heads
 from agents.memory.core import Array, State, in_own_precision
 from agents.memory.layers import (
-    check_heads,
-    check_sizes,
     normalized,
     numpy_glu,
     numpy_linear,
@@ -68,8 +67,8 @@ class GatedDeltaNet(Stack):
         chrono_horizon: float | None = HORIZON,
         learned_initial_state: bool = False,
     ) -> None:
-        check_sizes(input_size=input_size, num_layers=num_layers)
-        check_heads(hidden_size, heads)
+        check_counts(input_size=input_size, num_layers=num_layers)
+        check_heads("hidden_size", hidden_size, heads)
         check_horizon(chrono_horizon)
         layers = [_Layer(hidden_size, heads, chrono_horizon) for _ in range(num_layers)]
         size = hidden_size // heads

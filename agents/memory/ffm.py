@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.checks.arguments import check_counts
 from agents.memory.core import Array
 from agents.memory.layers import (
-    check_sizes,
     normalized,
     numpy_glu,
     numpy_linear,
@@ -53,7 +53,7 @@ class FastForgetful(Stack):
         chrono_horizon: float = HORIZON,
         learned_initial_state: bool = False,
     ) -> None:
-        check_sizes(hidden_size=hidden_size, num_layers=num_layers, trace_size=trace_size, context_size=context_size)
+        check_counts(hidden_size=hidden_size, num_layers=num_layers, trace_size=trace_size, context_size=context_size)
         check_horizon(chrono_horizon)
         layers = [_Layer(hidden_size, trace_size, context_size, chrono_horizon) for _ in range(num_layers)]
         super().__init__(input_size, hidden_size, layers, (trace_size * context_size, 2), learned_initial_state)

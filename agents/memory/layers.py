@@ -1,4 +1,4 @@
-"""Blocks that memories share: gates, positions, a normalization, and checks of their sizes.
+"""Blocks that memories share: gates, positions, a normalization.
 
 Axes: N positions, H units; ``...`` stands for any axes before.
 """
@@ -14,21 +14,6 @@ from torch import Tensor, nn
 Array = NDArray[np.float32]
 
 NORM_EPSILON = 1e-5
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raises a ValueError that names the first size that is not a whole number of at least 1."""
-    for name, size in sizes.items():
-        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {size!r}")
-
-
-def check_heads(hidden_size: int, heads: int) -> None:
-    """Raises a ValueError where the units cannot be shared out evenly, and says how many heads can."""
-    check_sizes(hidden_size=hidden_size, heads=heads)
-    if hidden_size % heads:
-        fitting = ", ".join(str(n) for n in range(1, hidden_size + 1) if hidden_size % n == 0)
-        raise ValueError(f"heads ({heads}) must divide hidden_size ({hidden_size}); use one of {fitting}")
 
 
 def xavier_linear(n_inputs: int, n_outputs: int, *, parts: int = 1, bias: bool = True) -> nn.Linear:

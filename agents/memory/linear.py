@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.checks.arguments import check_counts
 from agents.kernels.aside import once_differentiable, why_torch
 from agents.memory.core import Array
 from agents.memory.layers import (
-    check_sizes,
     normalized,
     numpy_glu,
     numpy_linear,
@@ -56,7 +56,7 @@ class MinGRU(Stack):
         chrono_horizon: float | None = HORIZON,
         learned_initial_state: bool = False,
     ) -> None:
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_counts(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         check_horizon(chrono_horizon)
         layers = [_MinGRULayer(hidden_size, chrono_horizon) for _ in range(num_layers)]
         super().__init__(input_size, hidden_size, layers, (hidden_size,), learned_initial_state)
@@ -91,7 +91,7 @@ class LRU(Stack):
         learned_initial_state: bool = False,
     ) -> None:
         state_size = hidden_size if state_size is None else state_size
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers, state_size=state_size)
+        check_counts(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers, state_size=state_size)
         if not 0 <= r_min < r_max < 1:
             raise ValueError(f"r_min and r_max must be in 0 <= r_min < r_max < 1; got {r_min!r} and {r_max!r}")
         if not 0 < max_phase <= 2 * math.pi:

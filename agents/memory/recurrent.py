@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.checks.arguments import check_counts
 from agents.kernels import recurrent as compiled
 from agents.kernels import reference
 from agents.kernels.aside import MISSING, Part, why_torch
@@ -23,7 +24,6 @@ from agents.kernels.contract import Array, Kind, NumpyState, NumpyStep, Paramete
 from agents.kernels.devices import to_device
 from agents.memory import numpy_step, packed
 from agents.memory.core import Memory, State, in_own_precision
-from agents.memory.layers import check_sizes
 
 Initialization = Literal["orthogonal", "torch"]
 
@@ -72,7 +72,7 @@ class Recurrent(Memory):
         initialization: Initialization,
         learned_initial_state: bool,
     ) -> None:
-        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_counts(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         _check_dropout(dropout, num_layers)
         super().__init__(input_size, output_size=hidden_size)
         self.hidden_size, self.num_layers, self.bias, self.dropout = hidden_size, num_layers, bias, dropout

@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.checks.arguments import check_counts, check_heads
 from agents.kernels.aside import all_modules_hooked, touched
 from agents.memory.core import Array, Memory, NumpyState, NumpyStep, State, in_own_precision
 from agents.memory.layers import (
     GRUGate,
-    check_heads,
-    check_sizes,
     normalized,
     numpy_linear,
     numpy_normalized,
@@ -80,8 +79,8 @@ class GTrXL(Memory):
         learned_initial_state: bool = False,
     ) -> None:
         feedforward_size = 2 * hidden_size if feedforward_size is None else feedforward_size
-        check_sizes(input_size=input_size, num_layers=num_layers, window=window, feedforward_size=feedforward_size)
-        check_heads(hidden_size, heads)
+        check_counts(input_size=input_size, num_layers=num_layers, window=window, feedforward_size=feedforward_size)
+        check_heads("hidden_size", hidden_size, heads)
         if not math.isfinite(gate_bias):
             raise ValueError(f"gate_bias must be a finite number; got {gate_bias!r}")
         super().__init__(input_size, output_size=hidden_size)

@@ -31,8 +31,9 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from agents.checks.arguments import check_mapping, check_observation_space
+from agents.checks.arguments import check_mapping
 from agents.checks.observations import leaves, map_observations
+from agents.checks.spaces import check_observation_space
 from agents.encoders import Choice, default_encoder, observation_lines
 from agents.encoders.combined import CombinedOfAnyKeys, FlattenedParts, can_name_a_layer
 from agents.encoders.kinds import parts_of

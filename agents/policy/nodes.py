@@ -86,8 +86,8 @@ class Pointer(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         nodes = latents[:, self.latent_size :].view(len(latents), -1, self.node_features)[:, self.nodes]
-        asked = self.ask(latents[:, : self.latent_size])[:, None]
-        logits: Tensor = self.score(torch.tanh(asked + self.key(nodes))).squeeze(2)
+        query = self.ask(latents[:, : self.latent_size])[:, None]
+        logits: Tensor = self.score(torch.tanh(query + self.key(nodes))).squeeze(2)
         return logits
 
 

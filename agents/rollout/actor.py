@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.checks.observations import map_observations
 from agents.memory import State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
-from agents.rollout.buffer import map_observations
 
 Finish = Callable[[], tuple[Any, Any, Any]]  # -> values (B,), log-probabilities (B,), state after the step
 

@@ -22,8 +22,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.checks.arguments import check_observation_space
-from agents.checks.observations import map_observations as map_observations  # so that what reads a batch finds it here
+from agents.checks.observations import map_observations
+from agents.checks.spaces import check_observation_space
 from agents.kernels.devices import to_device
 from agents.memory.core import State
 from agents.policy.heads import ActionHead

@@ -42,10 +42,6 @@ class Moments(NamedTuple):
         share = other.seen / total
         return Moments(total, self.mean + apart * share, self.squares + other.squares + apart**2 * self.seen * share)
 
-    def with_more(self, values: Tensor) -> "Moments":
-        """These and the values'."""
-        return self.and_also(Moments.of(values))
-
     def scale(self, floor: float = 0.0) -> tuple[float, float]:
         """What to subtract from the values and what to divide them by, for mean 0 and standard deviation 1.
 

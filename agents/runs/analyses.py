@@ -49,6 +49,7 @@ from agents.analysis.statistics import interquartile_mean, mean, table
 from agents.analysis.video import VideoError, frame_rate, write_video
 from agents.checkpoint import CheckpointError, hub
 from agents.checks.devices import check_device
+from agents.checks.extras import require
 from agents.deploy.card import model_card
 from agents.deploy.exports import export
 from agents.deploy.player import Player
@@ -122,6 +123,12 @@ def check_computes_on(device: str) -> None:
         check_device(device)
     except ValueError as error:
         raise SettingsError(f"--{error}") from error
+
+
+def check_installed(extra: str, what: str) -> None:
+    """Raises :class:`SettingsError`, with the command that installs it, where what an option takes is missing."""
+    with reported_as(SettingsError, what, ImportError):
+        require(extra)
 
 
 @contextmanager
@@ -256,18 +263,14 @@ def _check_given_once(histories: Sequence[RunHistory]) -> None:
             raise SettingsError(f"{history.path} is given twice; give every run once")
 
 
-def last_result(run: RunDirectory, settings: Settings) -> Evaluation | None:
-    """The evaluation after training of a run's last agent, acting as the settings say; None before all are made."""
-    saved, results = run.checkpoints(), history_of(run).results()
-    found = {name: each for name, each in reversed(results) if each.deterministic == settings.evaluation.deterministic}
-    if not saved or (run.best.is_file() and run.best.name not in found):
-        return None
-    return found.get(saved[-1][1].name)
+def last_result(run: RunDirectory) -> Evaluation | None:
+    """:meth:`RunDirectory.final_evaluation`, acting as the run's settings say."""
+    return run.final_evaluation(deterministic=configs.read(run.settings).evaluation.deterministic)
 
 
 def print_seeds(runs: Sequence[RunDirectory]) -> None:
     """The evaluations of several runs' last agents as one table, for the runs that have one."""
-    found = [(run, result) for run in runs if (result := last_result(run, configs.read(run.settings))) is not None]
+    found = [(run, result) for run in runs if (result := last_result(run)) is not None]
     if found:
         print(f"\nThe last policies, {found[0][1].manner} actions:")
         print_groups([Scored(history_of(run), np.array(result.returns)) for run, result in found])
@@ -306,7 +309,7 @@ def report_run(
     )
     if run.has_agent:
         shown, acting = _acted(run, options)
-        shown |= _film(run, options, shown["steps"])
+        shown |= _video(run, options, shown["steps"])
     else:
         note = "No agent has been saved yet, so there are no results and no episode."
         configs.say(f"{run.path} holds no saved agent yet: there is nothing to evaluate", error=True)
@@ -336,18 +339,18 @@ def _acted(run: RunDirectory, options: Options) -> tuple[dict[str, Any], Acting]
     )
 
 
-def _film(run: RunDirectory, options: Options, steps: int) -> dict[str, Any]:
+def _video(run: RunDirectory, options: Options, steps: int) -> dict[str, Any]:
     """The same episode as a small video, "video" and "rate", where packages and environment can make one."""
     try:
         with loaded(run, options, 1, render_mode="rgb_array") as (player, env, *_), TemporaryDirectory() as folder:
             path = Path(folder) / "episode.mp4"
             frames = write_video(player, env, path, seed=options.seed, width=VIDEO_WIDTH)
-            film, rate = path.read_bytes(), frame_rate(env)
+            video, rate = path.read_bytes(), frame_rate(env)
     except Exception:  # whatever an environment that cannot be seen raises: a report without a video is one
         return {}
-    if frames != steps or len(film) > LARGEST_VIDEO:
+    if frames != steps or len(video) > LARGEST_VIDEO:
         return {}
-    return {"video": base64.b64encode(film).decode("ascii"), "rate": rate}
+    return {"video": base64.b64encode(video).decode("ascii"), "rate": rate}
 
 
 def list_runs(root: Path, json_file: Path | None = None) -> None:
@@ -467,12 +470,6 @@ def _without_folder(imitation: ImitationSettings) -> ImitationSettings:
     return imitation if imitation.teacher is None else replace(imitation, teacher=Path(imitation.teacher).name)
 
 
-def check_hub() -> None:
-    """Raises :class:`SettingsError` where the Hub's client is missing."""
-    with reported_as(SettingsError, "--push-to-hub", ImportError):
-        hub.client()
-
-
 def measure_horizon(run: RunDirectory, options: Options, lags: int | None = None) -> None:
     """Prints how far back an input moves the action, and writes curve and plot into the run."""
     with loaded(run, options, 1) as (player, env, settings, file):
@@ -515,12 +512,6 @@ def draw_inside(run: RunDirectory, options: Options, color: str = "time") -> Non
     if not pictures:
         print("the agent carries no memory and attends to nothing: there is nothing to draw")
     configs.say(f"\nwritten to {path}, .npz{''.join(f', -{name}.png' for name in pictures)}")
-
-
-def check_plots() -> None:
-    """Raises :class:`SettingsError` where matplotlib is missing."""
-    with reported_as(SettingsError, "plots", ImportError):
-        plots.check()
 
 
 def _write_page(path: Path, page: str, *, overwrite: bool = False) -> None:

@@ -1,6 +1,5 @@
 """From settings to environments, and to an agent that learns in them."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ import configs
 import envs
 from agents.algorithms.a2c import RecurrentA2C
 from agents.algorithms.ppo import RecurrentPPO
+from agents.checks.arguments import imported
 from agents.encoders import ENCODERS
 from agents.encoders.kinds import kind_of
 from agents.rollout.masks import ACTION_MASKS, ActionMaskVecEnv, has_action_masks, shows_masks
@@ -124,13 +124,9 @@ def encoder_class(name: str) -> type[Any]:
     """The class a name of ``ENCODERS`` or ``"module:Class"`` stands for; the latter imports the module."""
     if name in ENCODERS:
         return ENCODERS[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ValueError(f"no encoder is called {name!r}; there are {', '.join(ENCODERS)}, or give 'module:Class'")
-    try:
-        found: type[Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"encoder {name!r} cannot be imported ({error})") from error
+    found: type[Any] = imported("encoder", name)
     return found
 
 

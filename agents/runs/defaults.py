@@ -48,8 +48,8 @@ def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tupl
         changes["learning_rate"] = rate
     if algorithm.n_epochs is None and algorithm.name != "a2c":
         changes["n_epochs"] = n_epochs
-    said = " and ".join(f"{name} {value:g}" for name, value in changes.items())
-    lines = [f"{said}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)"]
+    changed = " and ".join(f"{name} {value:g}" for name, value in changes.items())
+    lines = [f"{changed}, for images are seen (--algorithm.learning-rate, --algorithm.n-epochs for others)"]
     lines = lines if sees_images and changes else []
     if algorithm.ent_coef is None:
         changes["ent_coef"] = ENT_COEF

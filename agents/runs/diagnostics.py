@@ -29,10 +29,11 @@ from torch import Tensor
 
 from agents.algorithms.on_policy import RecurrentOnPolicyAlgorithm
 from agents.analysis.recording import without_passing
+from agents.checks.observations import map_observations
 from agents.memory import RNN, AttentionMemory, GTrXL, Memory, State
 from agents.memory.recurrent import Recurrent
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
-from agents.rollout.buffer import Observations, SequenceRolloutBuffer, map_observations
+from agents.rollout.buffer import Observations, SequenceRolloutBuffer
 from agents.runs.callbacks import BetweenUpdates
 
 STEPS = 256
@@ -59,7 +60,7 @@ class MemoryDiagnostics(BetweenUpdates):
         update = agent.num_timesteps // (agent.n_steps * agent.n_envs_of_all) - 1
         if update % self._interval(agent) == 0 and agent.policy.memory_actor.initial_state(1):
             self._sample = draw(agent.rollout_buffer, STEPS, np.random.default_rng(update))
-            if state := carried(agent.policy.memory_actor, agent._last_state or ()):
+            if state := carried(agent.policy.memory_actor, agent.carried_state):
                 self.logger.record("memory/state_norm", _root_mean_square(torch.cat([x.flatten() for x in state])))
 
     def act(self) -> None:

@@ -153,30 +153,35 @@ class RunDirectory:
             return "stopped" if is_mine else "training"
 
     def final_evaluation(self, *, deterministic: bool = True) -> Evaluation | None:
-        """The last policy's latest evaluation after training, acting so if there is one that did; else None."""
-        saved = self.checkpoints()
-        return self._evaluated(saved[-1][1].name, deterministic) if saved else None
+        """The last policy's evaluation after training, the first that acts so; None before all of them are made."""
+        saved, best = self.checkpoints(), self._evaluated(self.best.name, deterministic)
+        is_made = saved and (best or not self.best.is_file())
+        found = self._evaluated(saved[-1][1].name, deterministic) if is_made else []
+        return found[0] if found else None
 
     def final_return(self, *, deterministic: bool = True) -> float | None:
         """The mean return of :meth:`final_evaluation`, else of the last periodic one; None before the first."""
-        found, rows = self.final_evaluation(deterministic=deterministic), figures(self.evaluations)
-        periodic = [row["mean_reward"] for row in rows if "mean_reward" in row]
-        return found.mean if found is not None else periodic[-1] if periodic else None
+        found, periodic = self.final_evaluation(deterministic=deterministic), self.periodic_returns()
+        return found.mean if found is not None else periodic[-1][1] if periodic else None
 
     def best_checkpoint_return(self, *, deterministic: bool = True) -> float | None:
         """The best checkpoint's mean return in an evaluation after training, which did not choose it; None before."""
         found = self._evaluated(self.best.name, deterministic)
-        return None if found is None else found.mean
+        return found[-1].mean if found else None
 
-    def _evaluated(self, file: str, deterministic: bool) -> Evaluation | None:
-        found = [result for name, result in RunHistory(self.path, {}).results() if name == file]
-        found = [result for result in found if result.deterministic == deterministic] or found
-        return found[-1] if found else None
+    def _evaluated(self, file: str, deterministic: bool) -> list[Evaluation]:
+        """Evaluations of a file after training that act so, oldest first."""
+        results = RunHistory(self.path, {}).results()
+        return [result for name, result in results if (name, result.deterministic) == (file, deterministic)]
+
+    def periodic_returns(self) -> list[tuple[float, float]]:
+        """(step, mean return) of every periodic evaluation."""
+        return [(row["step"], row["mean_reward"]) for row in figures(self.evaluations) if "mean_reward" in row]
 
     def best_return(self) -> float | None:
         """The highest mean return of a periodic evaluation, None before the first: biased upwards, since it is the
         highest of several."""
-        return max((row["mean_reward"] for row in figures(self.evaluations) if "mean_reward" in row), default=None)
+        return max((value for _, value in self.periodic_returns()), default=None)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -21,11 +21,11 @@ from agents.distributed import group
 from agents.kernels.plan import missing
 from agents.runs import processes
 from agents.runs.analyses import Options, evaluate_at_the_end, record_run
-from agents.runs.callbacks import Interruption
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
 from agents.runs.defaults import fitted_to_family, fitted_to_observations
 from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.imitation import taught, teacher_of
+from agents.runs.interruption import Interruption
 from agents.runs.resuming import resume_agent
 from agents.runs.symptoms import slow_environment, symptoms
 from agents.runs.threads import choose_threads

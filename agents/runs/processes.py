@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from typing import Any
 
-from agents.checkpoint.agent import CARRIED, checked_carried
+from agents.checkpoint.agent import carried_by, checked_carried
 from agents.checkpoint.container import refused
 from agents.checkpoint.random_states import process_states, set_process_states
 from agents.distributed import group
@@ -67,14 +67,10 @@ def _is_reported(error: BaseException | None) -> bool:
 
 def part_of(model: Any, **more: Any) -> dict[str, Any]:
     """What is this process's own of an agent between two updates."""
-    state = model._last_state
     normalizer = model.get_vec_normalize_env()
     return {
-        "carried": {
-            **{name: getattr(model, name) for name in CARRIED},
-            "_last_state": None if state is None else tuple(part.cpu() for part in state),
-        },
-        "random": {**process_states(), "model": model._rng.bit_generator.state},
+        "carried": carried_by(model),
+        "random": {**process_states(), "model": model.random_generator.bit_generator.state},
         "returns": None if normalizer is None else normalizer.returns,
         "last_observations": getattr(normalizer, "old_obs", None),
         **more,
@@ -99,7 +95,7 @@ def give(model: Any, part: Mapping[str, Any], file: str) -> None:
 def draw_on(model: Any, part: Mapping[str, Any], file: str) -> None:
     """Random numbers go on as they were in this process."""
     with refused(f"{file}: the random states of process {group.rank()} cannot be understood"):
-        model._rng.bit_generator.state = part["random"]["model"]
+        model.random_generator.bit_generator.state = part["random"]["model"]
         set_process_states(part["random"])
 
 

@@ -24,8 +24,8 @@ from agents.analysis.report.history import RunError
 from agents.checks.extras import require
 from agents.runs import launch
 from agents.runs.analyses import last_result, print_seeds
-from agents.runs.callbacks import Interrupted, Interruption
 from agents.runs.directory import RunDirectory, run_name, write_atomically
+from agents.runs.interruption import Interrupted, Interruption
 from configs import CommandError, Settings, SettingsError, reported_as
 from configs.settings import changed, values
 from envs.vector.processes import as_a_worker_starts
@@ -33,8 +33,6 @@ from envs.vector.processes import as_a_worker_starts
 OUTPUT = "output.txt"
 STOPPING = 30.0
 """Seconds that runs have to save what they are at, all of them together, before they are killed."""
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes of a run that a signal has ended."""
 
 
 class SeedsFailed(CommandError):
@@ -249,8 +247,10 @@ def prepared(settings: Settings) -> tuple[RunDirectory, bool]:
     with reported_as(SettingsError, str(path)):
         configs.check_resumable(recorded, settings)
     with reported_as(SettingsError, "runs", RunError), _locked_in_time(run):
-        finished = run.state(settings) == "finished"
-        done = finished and (not settings.evaluation.final_episodes or last_result(run, settings) is not None)
+        wanted = settings.evaluation
+        done = run.state(settings) == "finished" and (
+            not wanted.final_episodes or run.final_evaluation(deterministic=wanted.deterministic) is not None
+        )
         if not done:
             write_atomically(run.settings, configs.dump(settings))
     return run, done
@@ -379,5 +379,5 @@ def _at_once(every: Mapping[int, Settings], parallel: int, ray: str | None) -> T
 
 def described(run: RunDirectory) -> str:
     """The result of a run's last agent in a word or two."""
-    result = last_result(run, configs.read(run.settings))
+    result = last_result(run)
     return "not evaluated" if result is None else f"mean return {result.mean:.4g} of the last policy"

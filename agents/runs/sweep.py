@@ -30,7 +30,7 @@ import configs
 from agents.analysis import statistics
 from agents.analysis.report.comparison import comparison_page
 from agents.analysis.report.groups import Scored, grouped, print_uncut
-from agents.analysis.report.history import RunError, figures
+from agents.analysis.report.history import RunError
 from agents.analysis.report.search import Tried, columns, ranked, row, sections, short
 from agents.checks.extras import require
 from agents.checks.text import printable
@@ -72,7 +72,7 @@ class Search:
 class Trial:
     """A trial that is being trained."""
 
-    asked: Any  # Optuna's
+    drawn: Any  # Optuna's
     chosen: Mapping[str, Any]
     settings: Settings
     left: list[int]  # seeds
@@ -83,7 +83,7 @@ class Trial:
 
     @property
     def number(self) -> int:
-        return int(self.asked.number)
+        return int(self.drawn.number)
 
     @property
     def value(self) -> float:
@@ -193,8 +193,8 @@ class _Searching:
 
     def to_the_end(self, parallel: int) -> None:
         while True:
-            while len(self._trials) < parallel and (asked := self._next()) is not None:
-                self._begin(asked)
+            while len(self._trials) < parallel and (drawn := self._next()) is not None:
+                self._begin(drawn)
             if not self._trials:
                 return
             codes = self._running.ended(1.0)
@@ -211,17 +211,17 @@ class _Searching:
         begun = [each for each in self._study.get_trials(deepcopy=False) if each.state != self._states.WAITING]
         return self._study.ask() if len(begun) < self._search.trials else None
 
-    def _begin(self, asked: Any) -> None:
+    def _begin(self, drawn: Any) -> None:
         search, chosen = self._search, dict[str, Any]()
         for each in search.space.parameters:
             if search.space.applies(each, search.settings, chosen):
-                chosen[each.key] = _suggested(asked, each)
-        asked.set_user_attr("chosen", dict(chosen))
-        group = f"{self._path.name} trial {asked.number}"
+                chosen[each.key] = _suggested(drawn, each)
+        drawn.set_user_attr("chosen", dict(chosen))
+        group = f"{self._path.name} trial {drawn.number}"
         settings = search.space.settings(search.settings, chosen)
         settings = replace(settings, runs=str(self._path), group=group, threads=settings.threads or 1, progress=False)
         seeds = list(range(settings.seed, settings.seed + search.seeds))
-        trial = Trial(asked, chosen, settings, seeds)
+        trial = Trial(drawn, chosen, settings, seeds)
         self._trials.append(trial)
         configs.say(f"trial {trial.number}: {_shown(chosen)}")
         self._advance(trial)
@@ -250,12 +250,12 @@ class _Searching:
         """The periodic evaluations of the first seed; a trial that is behind the others is stopped."""
         if trial.scores or trial.is_pruned:
             return
-        rows = [each for each in figures(run.evaluations) if "mean_reward" in each]
-        for each in rows[trial.reported :]:
-            step = max(1, round(each["step"] / self._search.settings.evaluation.every))
-            self._tell(trial, each["mean_reward"], min(step, self._search.evaluations))
+        rows = run.periodic_returns()
+        for at, value in rows[trial.reported :]:
+            step = max(1, round(at / self._search.settings.evaluation.every))
+            self._tell(trial, value, min(step, self._search.evaluations))
         is_new, trial.reported = len(rows) > trial.reported, len(rows)
-        if is_new and trial.asked.should_prune():
+        if is_new and trial.drawn.should_prune():
             trial.is_pruned = True
             self._running.stop(run)
 
@@ -263,7 +263,7 @@ class _Searching:
         """Once: a sweep that goes on reads again what was reported before."""
         known = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
         if step not in known:
-            trial.asked.report(value, step)
+            trial.drawn.report(value, step)
 
     def _ended(self, trial: Trial, run: RunDirectory, code: int) -> None:
         if trial.is_pruned:
@@ -275,14 +275,14 @@ class _Searching:
 
     def _scored(self, trial: Trial, run: RunDirectory) -> bool:
         """Takes a seed's score; whether the trial goes on."""
-        result = last_result(run, configs.read(run.settings))
+        result = last_result(run)
         if result is None or not math.isfinite(result.mean):
             self._fail(trial, f"{run.path} has ended without a final evaluation that is a number")
             return False
         trial.scores[configs.read(run.settings).seed] = result.mean
-        trial.asked.set_user_attr("scores", list(trial.scores.values()))
+        trial.drawn.set_user_attr("scores", list(trial.scores.values()))
         self._tell(trial, trial.value, self._search.evaluations + len(trial.scores))
-        if trial.left and trial.asked.should_prune():
+        if trial.left and trial.drawn.should_prune():
             self._prune(trial)
             return False
         return True
@@ -292,26 +292,26 @@ class _Searching:
         configs.say(f"trial {trial.number}: pruned, behind the others")
 
     def _fail(self, trial: Trial, error: str) -> None:
-        trial.asked.set_user_attr("note", error)
+        trial.drawn.set_user_attr("note", error)
         self._close(trial, "FAIL")
         configs.say(f"trial {trial.number} failed: {error}", error=True)
 
     def _close(self, trial: Trial, state: str, value: float | None = None) -> None:
         self._trials.remove(trial)
-        self._study.tell(trial.asked, value, self._states[state])
+        self._study.tell(trial.drawn, value, self._states[state])
 
     def _if_best(self, trial: Trial) -> str:
         return ", the best so far" if self._study.best_trial.number == trial.number else ""
 
 
-def _suggested(asked: Any, parameter: Parameter) -> Any:
+def _suggested(drawn: Any, parameter: Parameter) -> Any:
     if parameter.choices:
         named = {_written(value): value for value in parameter.choices}
-        return named[asked.suggest_categorical(parameter.key, list(named))]
+        return named[drawn.suggest_categorical(parameter.key, list(named))]
     low, high, log = parameter.low, parameter.high, parameter.log
     if parameter.whole:
-        return asked.suggest_int(parameter.key, low, high, step=int(parameter.step or 1), log=log)
-    found = asked.suggest_float(parameter.key, low, high, step=parameter.step, log=log)
+        return drawn.suggest_int(parameter.key, low, high, step=int(parameter.step or 1), log=log)
+    found = drawn.suggest_float(parameter.key, low, high, step=parameter.step, log=log)
     return min(max(float(f"{found:.4g}"), low), high)  # more digits decide nothing and are hard to read
 
 
@@ -389,6 +389,6 @@ def _scored_runs(path: Path, number: int) -> Iterator[Scored]:
     for each in sorted(path.glob(f"trial-{number:03}-seed-*")):
         run = RunDirectory(each)
         with suppress(CommandError):
-            result = last_result(run, configs.read(run.settings))
+            result = last_result(run)
             if result is not None:
                 yield Scored(history_of(run), np.array(result.returns))

@@ -19,6 +19,7 @@ from agents.runs.budget import games
 from agents.runs.construction import EvaluationEnvironments
 from agents.runs.diagnostics import MemoryDiagnostics, Phases, UpdateEnds
 from agents.runs.directory import RunDirectory
+from agents.runs.interruption import Interrupted, Interruption
 from agents.runs.resuming import restore_pending
 from agents.runs.tracking import make_logger
 from configs import Settings, say
@@ -36,7 +37,7 @@ class Training:
         environments: EvaluationEnvironments | None,
         run: RunDirectory,
         settings: Settings,
-        interruption: callbacks.Interruption,
+        interruption: Interruption,
         *,
         resumed: bool = False,
     ) -> None:
@@ -67,7 +68,7 @@ class Training:
         """Trains to the end, and calls ``trained`` before the metrics are closed, which sends along what it adds.
 
         Raises:
-            callbacks.Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
+            Interrupted: by Ctrl-C or SIGTERM; a checkpoint was saved and the message says where.
             FloatingPointError: a weight or a return is not finite; the last checkpoint is that of the update before.
         """
         with self._interruption.listening():
@@ -106,7 +107,7 @@ class Training:
         except callbacks.TrainingFinished as reason:
             self._progress.report(str(reason))
             self._checkpoints.on_training_end()
-        except callbacks.Interrupted as interrupted:
+        except Interrupted as interrupted:
             if interrupted.between_updates:
                 with suppress(group.PeerLost):
                     self._checkpoints.capture()
@@ -118,7 +119,7 @@ class Training:
             interruption.saved = self._save_what_was_before(error)
             group.leave()  # the others need not wait for what follows here
             if isinstance(error, KeyboardInterrupt):
-                # Ctrl-C comes as callbacks.Interrupted: something that was called has raised this of itself.
+                # Ctrl-C comes as Interrupted: something that was called has raised this of itself.
                 raise RuntimeError("KeyboardInterrupt").with_traceback(error.__traceback__) from error
             raise
         interruption.saved = self._checkpoints.save()

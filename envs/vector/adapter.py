@@ -76,35 +76,35 @@ class VectorEnvAdapter(VecEnv):
 
     def step(self, actions: NDArray[Any]) -> VecEnvStepReturn:
         """(N, ...) -> observations (N, ...), rewards (N,) float32, dones (N,) bool, infos."""
-        observations, rewards, terminations, truncations, said = self.env.step(actions)
+        observations, rewards, terminations, truncations, raw_infos = self.env.step(actions)
         rewards = rewards.astype(np.float32, copy=False)
         self._episodes.add(rewards)
         if terminations.dtype != np.bool_ or truncations.dtype != np.bool_:
             terminations, truncations = _truths(terminations, "terminations"), _truths(truncations, "truncations")
         dones = np.logical_or(terminations, truncations)
         if self._resets and np.count_nonzero(dones):
-            observations, said = self._reset(dones, observations, said)
-        infos = Infos(self.num_envs, said)
+            observations, raw_infos = self._reset(dones, observations, raw_infos)
+        infos = Infos(self.num_envs, raw_infos)
         if self._resetting is not None:
             # The episodes that ended a step ago start with this step's observation.
             for i in self._resetting:
-                self.reset_infos[i] = info_of(said, i)
+                self.reset_infos[i] = info_of(raw_infos, i)
                 infos[i] = {RESET_STEP: True}
             self._episodes.start(self._resetting)
             self._resetting = None
         if np.count_nonzero(dones):
-            self._end_episodes(dones.nonzero()[0].tolist(), terminations, observations, said, infos)
+            self._end_episodes(dones.nonzero()[0].tolist(), terminations, observations, raw_infos, infos)
         return self._arrays(observations), rewards, dones, infos  # type: ignore[return-value]
 
     def _arrays(self, observations: Any) -> Any:
         return observations if self._arranged is None else self._arranged.batch(observations)
 
-    def _reset(self, dones: NDArray[np.bool_], last: Any, said: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _reset(self, dones: NDArray[np.bool_], last: Any, raw_infos: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Resets where an episode ended: the observations after it, and infos as those of the mode SAME_STEP."""
         ended = _Ended({row: self._one(last, row) for row in dones.nonzero()[0].tolist()})
         observations, begun = self.env.reset(options={"reset_mask": dones})
         # What an environment says of its reset stands only where there was one.
-        return observations, {**begun, "final_obs": ended, "final_info": said}
+        return observations, {**begun, "final_obs": ended, "final_info": raw_infos}
 
     def _one(self, observations: Any, row: int) -> Any:
         """A copy of the observation of one environment, as arrays; last ones gymnasium gives as an array of objects."""
@@ -117,14 +117,19 @@ class VectorEnvAdapter(VecEnv):
         return take(self._arranged.batch(observations), row)
 
     def _end_episodes(
-        self, rows: list[int], terminations: NDArray[np.bool_], observations: Any, said: dict[str, Any], infos: Infos
+        self,
+        rows: list[int],
+        terminations: NDArray[np.bool_],
+        observations: Any,
+        raw_infos: dict[str, Any],
+        infos: Infos,
     ) -> None:
         last_observations: Any = observations
-        last: Any = said
+        last: Any = raw_infos
         first: dict[str, Any] | None = None
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            last_observations, last = said["final_obs"], said.get("final_info")
-            first = {name: values for name, values in said.items() if name not in _LAST_STEP}
+            last_observations, last = raw_infos["final_obs"], raw_infos.get("final_info")
+            first = {name: values for name, values in raw_infos.items() if name not in _LAST_STEP}
         for i, episode in zip(rows, self._episodes.end(rows), strict=True):
             info = info_of(last, i)
             info["terminal_observation"] = self._one(last_observations, i)

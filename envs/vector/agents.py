@@ -115,7 +115,7 @@ class ParallelGames(VecEnv):
         playing = [agent for agent in rows if agent in self.games[number].agents]
         actions = {agent: self._actions[rows[agent]] for agent in playing}
         try:
-            seen, given, terminations, truncations, said = self.games[number].step(actions)
+            seen, given, terminations, truncations, agent_infos = self.games[number].step(actions)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             raise EnvError(f"game {number} ({self.games[number]}) failed in step: {reason}") from error
@@ -124,27 +124,27 @@ class ParallelGames(VecEnv):
             rewards[row] = given[agent]
             dones[row] = ends or bool(truncations[agent])
             truncated[row] = dones[row] and not ends
-            infos[row].update(said.get(agent, {}))
+            infos[row].update(agent_infos.get(agent, {}))
             self._idle[row] = dones[row]
-        self._see(number, seen, said)
+        self._see(number, seen, agent_infos)
         for agent in set(self.games[number].agents) - set(playing):  # one that enters starts an episode
             self._idle[rows[agent]] = False
             self._episodes.start([rows[agent]])
 
     def _begin(self, number: int, **arguments: Any) -> None:
-        seen, said = self.games[number].reset(**arguments)
+        seen, agent_infos = self.games[number].reset(**arguments)
         rows = self._rows(number)
         for agent, row in rows.items():
             self._idle[row] = agent not in self.games[number].agents
-            self.reset_infos[row] = dict(said.get(agent, {}))
+            self.reset_infos[row] = dict(agent_infos.get(agent, {}))
         self._episodes.start(rows.values())
-        self._see(number, seen, said)
+        self._see(number, seen, agent_infos)
 
-    def _see(self, number: int, seen: dict[str, Any], said: dict[str, Any]) -> None:
+    def _see(self, number: int, seen: dict[str, Any], agent_infos: dict[str, Any]) -> None:
         rows = self._rows(number)
         for agent, observation in seen.items():
             if self._masks is not None:
-                allowed = said.get(agent, {}).get(MASK)
+                allowed = agent_infos.get(agent, {}).get(MASK)
                 mask = np.ones(self._masks, np.int8) if allowed is None else np.asarray(allowed, np.int8)
                 observation = {"observation": observation, MASK: mask}
             put(self._observations, rows[agent], observation, self.observation_space)

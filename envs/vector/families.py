@@ -124,8 +124,8 @@ def fit(id: str, kwargs: Mapping[str, Any], *, has_memory: bool) -> Fit | None:
     if family is None or family.name != "atari" or "-ram" in id:
         return None
     spec = find(id)
-    told = {**spec.kwargs, **kwargs}
-    if told.get("obs_type", "rgb") == "ram":
+    arguments = {**spec.kwargs, **kwargs}
+    if arguments.get("obs_type", "rgb") == "ram":
         return None
     skipped_inside = "frameskip" in kwargs and kwargs["frameskip"] != 1
     skip = 1 if skipped_inside else FRAMES
@@ -134,7 +134,7 @@ def fit(id: str, kwargs: Mapping[str, Any], *, has_memory: bool) -> Fit | None:
     if not has_memory:
         wrappers = (*wrappers, {"history": {"length": FRAMES}})
         frames = f"the last {FRAMES} at once, for there is no memory"
-    sticky = told.get("repeat_action_probability", 0.25)
+    sticky = arguments.get("repeat_action_probability", 0.25)
     each = "the emulator skips frames as it is set to" if skipped_inside else f"an action for {FRAMES} frames"
     why = f"gray frames of 84 x 84, {each}, sticky with probability {sticky:g}; {frames}"
     return Fit(wrappers, dict(kwargs) if skipped_inside else {**kwargs, "frameskip": 1}, why)
@@ -190,8 +190,8 @@ def _imported(family: Family) -> str:
             return f" Its package {family.module} is not installed: {family.command}"
         return f" Its package {family.module} is installed, but fails to import ({error}): {family.command}"
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        return f" Its package {family.module} is installed, but fails to import: {said}; once more: {family.command}"
+        reason = f"{type(error).__name__}: {error}"
+        return f" Its package {family.module} is installed, but fails to import: {reason}; once more: {family.command}"
     return f" Its package {family.module} is installed and registers no such id with gymnasium."
 
 

@@ -268,7 +268,7 @@ class Watched(RecurrentPPO):
         for chosen in [] if history else list(buffer._of_an_epoch(self.batch_size, ahead=True)):
             batch = buffer._batch(chosen)
             values, log_probs, _ = self.policy.evaluate_actions(
-                batch.observations, batch.actions, self._state_before(batch), batch.episode_starts
+                batch.observations, batch.actions, self.state_before(batch), batch.episode_starts
             )
             for found, stored in ((values, batch.old_values), (log_probs, batch.old_log_probs)):
                 self.furthest = max(self.furthest, float((found - stored).abs().max()))

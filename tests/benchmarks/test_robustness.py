@@ -11,7 +11,8 @@ import robustness
 import configs
 import envs  # noqa: F401  (registers the tasks)
 
-EXACT = [task for task in robustness.TASKS if task.source == robustness.EXACT]
+ALL = [*robustness.TASKS, *robustness.PUBLISHED]
+EXACT = [task for task in ALL if task.source == robustness.EXACT]
 
 
 @pytest.mark.parametrize("task", EXACT, ids=lambda task: task.name)
@@ -21,7 +22,7 @@ def test_exact_bounds_are_those_of_the_environment(task: robustness.Task) -> Non
     assert (task.memoryless, task.best) == pytest.approx(known, abs=3e-3)
 
 
-@pytest.mark.parametrize("task", robustness.TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("task", ALL, ids=lambda task: task.name)
 def test_a_solved_task_lies_above_memoryless_and_its_arguments_can_be_read(task: robustness.Task) -> None:
     assert task.memoryless < task.solved <= task.best
     settings = configs.parse(task.arguments()).settings
@@ -52,6 +53,19 @@ def test_a_run_is_scored_by_the_worse_of_sampled_and_deterministic_actions() -> 
     assert not robustness.is_solved(task, {"error": "it failed"})
 
 
+def test_discounted_returns_count_a_reward_after_t_steps_by_the_discount_to_the_t(tmp_path: pathlib.Path) -> None:
+    import train
+    from agents.runs.analyses import Options
+
+    few = ["--env.n-envs", "2", "--algorithm.n-steps", "16", "--algorithm.batch-size", "32", "--total-timesteps", "32"]
+    words = ["--env.id", "CartPoleNoVel-v1", *few, "--device", "cpu", "--runs", str(tmp_path), "--no-progress"]
+    run = train.train(configs.parse([*words, "--evaluation.final-episodes", "0", "--tracking.no-tensorboard"]).settings)
+    options = Options("last", 6, 3)
+    lengths, found = (robustness.discounted_returns(run, options, discount) for discount in (1.0, 0.9))
+    assert found == pytest.approx([(1 - 0.9**length) / 0.1 for length in lengths])
+    assert len(found) == 6
+
+
 def test_the_interval_resamples_within_every_task() -> None:
     """Tasks with seeds all alike leave nothing to resample."""
     assert robustness.stratified_interval([np.zeros(3), np.ones(3)]) == (0.5, 0.5)
@@ -62,7 +76,16 @@ def test_the_page_has_a_row_for_every_task_that_was_run(
 ) -> None:
     monkeypatch.setattr(robustness.records, "DOCS", tmp_path)
     run = {"sampled": [500.0], "deterministic": [400.0, 410.0], "steps": 200_000, "seconds": 40.0, "cpu": "a processor"}
-    robustness.write_page([{**run, "name": f"cartpole/default/{seed}"} for seed in range(2)])
+    names = [*(f"cartpole/default/{seed}" for seed in range(2)), "tmaze-500/default/0", "tmaze-500/gru/0"]
+    robustness.write_page([{**run, "name": name} for name in names])
     page = (tmp_path / "robustness.md").read_text()
     assert "| cartpole | 2 | 0 | 500.000 | 405.000 | 405.000 | 0.79~ | 475 | 200,000 | 40 |" in page
     assert "solved 0 of 2 runs (0%) of 1 tasks" in page
+    assert "gru" not in page  # a task of PUBLISHED is no part of the suite
+
+
+def test_names_of_tasks_are_unique_and_published_ones_run_apart() -> None:
+    assert len({task.name for task in ALL}) == len(ALL)
+    runs = robustness.all_runs(robustness.Settings(published=True, only="tmaze"))
+    assert "tmaze-500/default/2" in [run.name for run in runs]
+    assert "cartpole/default/0" not in [run.name for run in runs]

@@ -16,8 +16,11 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 import envs
 from envs.tasks.graphs import GraphSearch
 from envs.tasks.recall import RepeatFirst, RepeatPrevious, TMaze
+from envs.tasks.search import Battleship, RockSample
 from envs.tasks.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast, Recall
 from envs.tasks.sequences import Copy as CopyTask
+
+OPEN = ("RockSample-v0", "Battleship-v0")  # their best returns are not known
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -36,8 +39,11 @@ def test_every_environment_passes_the_checkers(id: str) -> None:
 def test_seeds_decide_the_episodes_and_environments_differ(id: str) -> None:
     def episodes(seed: int) -> list[Any]:
         env = gymnasium.make_vec(id, 3, vectorization_mode="vector_entry_point")
-        action = np.ones(env.action_space.shape, env.action_space.dtype)
-        return [env.reset(seed=seed)[0]] + [env.step(action)[0] for _ in range(30)]
+        choices, ones = (
+            getattr(env.single_action_space, "n", 2),
+            np.ones(env.action_space.shape, env.action_space.dtype),
+        )
+        return [env.reset(seed=seed)[0]] + [env.step(ones * (step % choices))[0] for step in range(30)]
 
     def rows(observations: list[Any], row: int) -> Any:
         parts = [[*each.values()] if isinstance(each, dict) else [each] for each in observations]
@@ -74,7 +80,7 @@ def test_a_masked_reset_starts_only_the_environments_it_names() -> None:
     np.testing.assert_array_equal(again[1], before[1])
 
 
-@pytest.mark.parametrize("id", [id for id in IDS if "NoVel" not in id])
+@pytest.mark.parametrize("id", [id for id in IDS if "NoVel" not in id and id not in OPEN])
 @pytest.mark.parametrize("backend", ["vector", "serial"])
 def test_the_known_returns_are_attributes_and_differ(id: str, backend: Any) -> None:
     venv, threshold = envs.make(id, 2, backend=backend), gymnasium.spec(id).reward_threshold
@@ -83,8 +89,9 @@ def test_the_known_returns_are_attributes_and_differ(id: str, backend: Any) -> N
     assert memoryless < threshold < best == 1.0
 
 
-def test_a_best_return_that_is_not_known_is_none() -> None:
-    assert envs.make("PendulumNoVel-v1", 1).get_attr("best_return") == [None]
+@pytest.mark.parametrize("id", ["PendulumNoVel-v1", *OPEN])
+def test_a_best_return_that_is_not_known_is_none(id: str) -> None:
+    assert envs.make(id, 1).get_attr("best_return") == [None]
 
 
 @pytest.mark.parametrize("id", [id for id in IDS if "NoVel" not in id])
@@ -139,6 +146,12 @@ def test_the_text_of_a_sequence_has_a_column_a_step() -> None:
         (lambda: PhaseForecast(waves=2, length=5), r"length must be at least 3 \* waves \(6\)"),
         (lambda: PhaseForecast(shortest=2), "2 < shortest <= longest"),
         (lambda: PhaseForecast(shortest=5, longest=4), "2 < shortest <= longest"),
+        (lambda: RockSample(size=1), "size must be at least 2, not 1"),
+        (lambda: RockSample(rocks=0), "rocks must be at least 1, not 0"),
+        (lambda: RockSample(size=3, rocks=7), "rocks must be at most 6, the cells of the field, not 7"),
+        (lambda: Battleship(ships=()), "ships must be at least 1, not 0"),
+        (lambda: Battleship(size=4, ships=(5,)), r"ships of lengths \(5,\) are too many or too long for 4 x 4 cells"),
+        (lambda: Battleship(size=3, ships=(3, 2)), "too many or too long"),
         (lambda: GraphSearch(rooms=0), "rooms must be at least 1, not 0"),
         (lambda: GraphSearch(doors=0), "doors must be at least 1, not 0"),
         (lambda: GraphSearch(loops=-1), "loops must be at least 0, not -1"),

@@ -68,9 +68,9 @@ def sections(tried: Sequence[Tried], names: Sequence[str], importances: Mapping[
     cells = [("", row(each, names)) for each in ranked(tried)]
     table = {"caption": "Trials", "columns": columns(names), "rows": cells, "numeric": range(2, 4)}
     counts = {state: sum(each.state == state for each in tried) for state in dict.fromkeys(t.state for t in tried)}
-    said = ", ".join(f"{count} {state}" for state, count in counts.items())
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
     note = "A trial's return is the interquartile mean over its seeds of the last policy's final evaluation."
-    return {"Search": [("plain", f"{len(tried)} trials: {said}. {note}"), *blocks, ("table", table)]}
+    return {"Search": [("plain", f"{len(tried)} trials: {states}. {note}"), *blocks, ("table", table)]}
 
 
 def _encoded(figure: "Figure") -> str:

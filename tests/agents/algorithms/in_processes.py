@@ -71,7 +71,7 @@ def beginning() -> dict[str, Any]:
     model = agent()
     model._together = Together(model)
     model._together.begin()
-    noise = [model._rng.random(), np.random.random(), torch.rand(()).item()]  # noqa: NPY002
+    noise = [model.random_generator.random(), np.random.random(), torch.rand(()).item()]  # noqa: NPY002
     return {"observations": model.get_env().venv.reset(), "noise": noise}
 
 

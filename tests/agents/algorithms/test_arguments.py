@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from agents import RecurrentA2C, RecurrentPPO
-from agents.checks.arguments import check_observation_space
+from agents.checks.spaces import check_observation_space
 from tests.agents.probe_envs import MaskedClock, policy_arguments, small_ppo, vectorized
 from tests.pairs import each
 
@@ -537,6 +537,24 @@ def test_updates_that_change_no_weight_give_one_warning(cls: Any) -> None:
         warnings.simplefilter("error")
         train(cls=cls)
         train(cls=cls, learning_rate=0.0)  # asked for
+
+
+def test_large_returns_give_one_warning_where_the_critic_shapes_the_actors_memory() -> None:
+    def warned(reward: float = 100.0, normalized: bool = False, **policy_kwargs: Any) -> list[str]:
+        env: Any = vectorized(lambda _: Stub(reward=lambda t: reward), 2)
+        policy = dict(memory_kwargs=dict(hidden_size=4)) | policy_kwargs
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(VecNormalize(env) if normalized else env, learn=48, policy_kwargs=policy)
+        return [str(each.message) for each in caught if "returns are large" in str(each.message)]
+
+    (message,) = warned()
+    assert "VecNormalize(env)" in message
+    assert 'policy_kwargs={"critic_memory": "separate"}' in message
+    assert not warned(reward=1.0)
+    assert not warned(normalized=True)
+    assert not any(warned(critic_memory=each) for each in ("separate", "detached", "none"))
+    assert not warned(memory="none", memory_kwargs={})
 
 
 @pytest.mark.parametrize("within", ["alone", "in a dict"])

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from agents import RecurrentA2C, RecurrentPPO
 from agents.algorithms.experience import RESET_STEP
+from agents.checks.observations import map_observations
 from agents.memory import State
-from agents.rollout.buffer import map_observations
 from tests.agents.probe_envs import (
     ACTION_SPACES,
     ALL_ACTIONS,

@@ -378,7 +378,7 @@ def assert_same_run(one: Model, other: Model) -> None:
         assert_equal(getattr(one, name), getattr(other, name))
     for name in ("_last_obs", "_last_episode_starts", "_last_state"):
         assert_equal(getattr(one, name), getattr(other, name))
-    assert one._rng.bit_generator.state == other._rng.bit_generator.state
+    assert one.random_generator.bit_generator.state == other.random_generator.bit_generator.state
 
 
 DROPOUT = dict(memory_kwargs=dict(hidden_size=6, num_layers=2, dropout=0.3))
@@ -515,7 +515,10 @@ def test_spaces_and_algorithm_must_be_those_of_the_file(trained: Model) -> None:
 def test_loading_restores_the_random_states_with_an_environment_and_leaves_them_without(trained: Model) -> None:
     file = saved(trained)
     before = process_states()
-    assert RecurrentPPO.load(file, device="cpu")._rng.bit_generator.state == trained._rng.bit_generator.state
+    assert (
+        RecurrentPPO.load(file, device="cpu").random_generator.bit_generator.state
+        == trained.random_generator.bit_generator.state
+    )
     assert_equal(process_states(), before)
     drawn = [random.random(), np.random.random(), float(torch.rand(()))]  # noqa: NPY002
     RecurrentPPO.load(file, clocks(n_envs=2), device="cpu")

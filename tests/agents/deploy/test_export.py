@@ -209,7 +209,7 @@ def test_what_cannot_be_exported_is_said_before_anything_is_written(
         export(model, tmp_path / "there.onnx")
     assert (tmp_path / "there.onnx").read_text() == "mine"
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"ONNX models need onnx: .*pip install .*\[onnx\]"):
+    with pytest.raises(ImportError, match=r"onnx is needed .*pip install .*\[onnx\]"):
         export(model, tmp_path / "policy.onnx")
 
 

@@ -91,8 +91,8 @@ def test_the_recurrence_is_the_plain_one(cell: str) -> None:
     [
         ({"cell": "rnn"}, "cell must be 'lstm' or 'gru'; got 'rnn'"),
         ({"score": "cosine"}, "score must be 'dot' or 'additive'; got 'cosine'"),
-        ({"window": 0}, "window must be a whole number of at least 1; got 0"),
-        ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1; got 0"),
+        ({"window": 0}, "window must be a whole number of at least 1, got 0"),
+        ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(kwargs: dict[str, Any], message: str) -> None:

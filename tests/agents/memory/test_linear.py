@@ -172,10 +172,10 @@ def test_a_signal_is_kept_over_a_thousand_steps_and_gradients_with_it(name: str)
 @pytest.mark.parametrize(
     ("name", "kwargs", "message"),
     [
-        ("mingru", {"hidden_size": 0}, "hidden_size must be a whole number of at least 1; got 0"),
-        ("mingru", {"num_layers": 1.5}, "num_layers must be a whole number of at least 1; got 1.5"),
+        ("mingru", {"hidden_size": 0}, "hidden_size must be a whole number of at least 1, got 0"),
+        ("mingru", {"num_layers": 1.5}, "num_layers must be a whole number of at least 1, got 1.5"),
         ("mingru", {"chrono_horizon": 1}, "chrono_horizon must be a number of steps of at least 2; got 1"),
-        ("lru", {"state_size": 0}, "state_size must be a whole number of at least 1; got 0"),
+        ("lru", {"state_size": 0}, "state_size must be a whole number of at least 1, got 0"),
         ("lru", {"r_min": 0.9, "r_max": 0.5}, "0 <= r_min < r_max < 1; got 0.9 and 0.5"),
         ("lru", {"r_max": 1.0}, "0 <= r_min < r_max < 1; got 0.5 and 1.0"),
         ("lru", {"max_phase": 7.0}, r"max_phase must be in \(0, 2 pi\]; got 7.0"),

@@ -202,9 +202,9 @@ def test_the_state_is_the_window_and_a_count() -> None:
     ("kwargs", "message"),
     [
         ({"hidden_size": 6, "heads": 4}, r"heads \(4\) must divide hidden_size \(6\); use one of 1, 2, 3, 6"),
-        ({"window": 0}, "window must be a whole number of at least 1; got 0"),
-        ({"num_layers": True}, "num_layers must be a whole number of at least 1; got True"),
-        ({"feedforward_size": -3}, "feedforward_size must be a whole number of at least 1; got -3"),
+        ({"window": 0}, "window must be a whole number of at least 1, got 0"),
+        ({"num_layers": True}, "num_layers must be a whole number of at least 1, got True"),
+        ({"feedforward_size": -3}, "feedforward_size must be a whole number of at least 1, got -3"),
         ({"gate_bias": math.inf}, "gate_bias must be a finite number; got inf"),
     ],
 )

@@ -14,9 +14,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from agents.checks.observations import map_observations
 from agents.memory import State
 from agents.policy.heads import make_action_head
-from agents.rollout.buffer import SequenceBatch, SequenceRolloutBuffer, map_observations, number_of_minibatches
+from agents.rollout.buffer import SequenceBatch, SequenceRolloutBuffer, number_of_minibatches
 from tests.agents.rollout.test_returns import slow_advantages
 from tests.tolerance import close
 

@@ -133,14 +133,14 @@ def test_moments_gathered_in_parts_are_those_of_the_whole() -> None:
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).mul(3).add(100)
     gathered = Moments()
     for part in values.split([1, 0, 499, 500]):
-        gathered = gathered.with_more(part)
+        gathered = gathered.and_also(Moments.of(part))
     assert gathered.seen == 1000
     assert gathered.mean == pytest.approx(float(values.double().mean()), rel=1e-12)
     assert gathered.std == pytest.approx(float(values.double().std(correction=0)), rel=1e-9)
 
 
 def test_advantages_are_divided_by_their_deviation_or_by_a_share_of_that_of_returns() -> None:
-    returns = Moments().with_more(torch.tensor([-30.0, 30.0]))  # a deviation of 30
+    returns = Moments.of(torch.tensor([-30.0, 30.0]))  # a deviation of 30
     wide, narrow = torch.tensor([1.0, 9.0]), torch.tensor([0.99, 1.01])
     assert advantage_scale(wide, returns) == pytest.approx((5.0, 4 * 2**0.5))
     assert advantage_scale(narrow, returns) == pytest.approx((1.0, 30 * FLOOR))
@@ -152,6 +152,6 @@ def test_what_is_learned_from_does_not_depend_on_the_unit_of_rewards(spread: flo
     advantages, returns = spread * torch.linspace(-2, 2, 9), torch.linspace(-1, 1, 9)
     normalized = []
     for unit in (1.0, 1024.0):
-        shift, scale = advantage_scale(unit * advantages, Moments().with_more(unit * returns))
+        shift, scale = advantage_scale(unit * advantages, Moments.of(unit * returns))
         normalized.append((unit * advantages - shift) / scale)
     assert torch.allclose(*normalized, rtol=1e-5)

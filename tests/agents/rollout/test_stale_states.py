@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from agents import RecurrentA2C, RecurrentPPO
+from agents.checks.observations import map_observations
 from agents.memory import State
-from agents.rollout.buffer import SequenceBatch, map_observations
+from agents.rollout.buffer import SequenceBatch
 from tests.agents.probe_envs import (
     ACTION_SPACES,
     ALL_CRITIC_MEMORIES,
@@ -46,7 +47,7 @@ class Followed(Watched):
         if self.refresh_states or not history:
             assert states_equal(buffer.states, self._by_steps())
         for batch in batches:
-            assert states_equal(self._state_before(batch), self._burnt_in_by_steps(batch))
+            assert states_equal(self.state_before(batch), self._burnt_in_by_steps(batch))
         moved = [(one - other).abs().max() for one, other in zip(buffer.states, self._as_collected, strict=True)]
         self.furthest_moved = max([self.furthest_moved, *map(float, moved)])
         self.n_epochs_seen += 1

@@ -75,7 +75,7 @@ def everything_that_may_move(model: RecurrentPPO) -> list[Any]:
     gradients = [parameter.grad for parameter in model.policy.parameters()]
     return [
         *(random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),  # noqa: NPY002
-        *(model._rng.bit_generator.state, model.observation_space.np_random.bit_generator.state),
+        *(model.random_generator.bit_generator.state, model.observation_space.np_random.bit_generator.state),
         *({name: value.tolist() for name, value in state.items()}, gradients, torch.get_num_threads()),
         model.policy.training,
     ]

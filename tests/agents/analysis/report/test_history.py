@@ -50,10 +50,13 @@ def test_the_final_return_is_the_last_policys_and_not_the_best_of_many_evaluatio
     assert (run.final_return(), run.best_checkpoint_return()) == (4.0, None)  # before it was evaluated after training
     (run.path / "checkpoints").mkdir(exist_ok=True)
     run.checkpoint(30).touch()
+    run.best.touch()
     for file, deterministic, value in (
         *((run.checkpoint(30).name, True, 3.0), (run.checkpoint(30).name, False, 2.0)),
         *(("best.zip", True, 5.0), ("best.zip", False, 6.0), (run.checkpoint(20).name, True, 8.0)),
+        (run.checkpoint(30).name, True, 7.0),  # by hand, later
     ):
+        assert (run.final_evaluation() is None) == (value in (3.0, 2.0, 5.0)), "before the best one is evaluated too"
         result = Evaluation((value, value), (1, 1), deterministic=deterministic).to_json()
         run.write_result("evaluations", "any", {"checkpoint": file, **result})
     assert (run.final_return(), run.final_return(deterministic=False)) == (3.0, 2.0)
