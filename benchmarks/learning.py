@@ -213,9 +213,9 @@ Bands are 95 % intervals of the mean over seeds; of each task a line is a seed, 
 ## Against published results
 
 Ours: the last policy, 100 episodes each way, the worse of sampled and deterministic actions, the mean over seeds, of
-runs with the one default ([robustness.md](robustness.md)); for RL Zoo's rows with a settings file for each task, as
-there, deterministic actions. A row is met by a return that is at least the published one after no more environment
-steps. Published figures differ in what they are: see the sources.
+runs with the one default, or in brackets a switch of [robustness.md](robustness.md) where the default has not run; for
+RL Zoo's rows with a settings file for each task, as there, deterministic actions. A row is met by a return that is at
+least the published one after no more environment steps. Published figures differ in what they are: see the sources.
 
 <!-- published -->
 <!-- /published -->
