@@ -11,10 +11,10 @@ import functools
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -133,7 +133,8 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             ``"separate"`` or ``"none"``.
 
     The other arguments are those of ``stable_baselines3.common.policies.ActorCriticPolicy``, in its order or by name;
-    ``features_extractor_class`` None, the default, chooses by the observation space.
+    ``features_extractor_class`` None, the default, chooses by the observation space, and the optimizer is Adam with
+    ``dict(amsgrad=True)`` where ``optimizer_kwargs`` is None.
     """
 
     autocast: torch.dtype | None = None
@@ -142,6 +143,11 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     compiles_on_gpu: bool = False
     """Experimental: whether acting and the objective are compiled by ``torch.compile`` on a GPU."""
+
+    _adam: ClassVar[Mapping[str, Any]] = {"amsgrad": True}
+    """Arguments of Adam where none are given. Once a task is solved its gradients are small noise, which Adam would
+    soon scale to full steps again, until what was learned is lost. AMSGrad keeps the steps as small as the gradients
+    became (Reddi et al. 2018, "On the Convergence of Adam and Beyond")."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuses an override that would never be called."""
@@ -184,12 +190,22 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
             given["features_extractor_class"] = self.chosen_encoder.encoder
             further = given.get("features_extractor_kwargs") or {}
             given["features_extractor_kwargs"] = self.chosen_encoder.kwargs | further
-        given["optimizer_kwargs"] = _with_fused_adam(
+        given["optimizer_kwargs"] = self._optimizer_arguments(
             given.get("optimizer_class", torch.optim.Adam), given.get("optimizer_kwargs")
         )
         super().__init__(**given)
         exploration = self.action_dist if isinstance(self.action_dist, StateDependentNoiseDistribution) else None
         self.head: ActionHead = make_action_head(action_space, exploration, self.squash_output)
+
+    def _optimizer_arguments(
+        self, optimizer_class: type[torch.optim.Optimizer], kwargs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Those given, or ``_adam``; with Adam's fused kernel, which takes half the time of the default one."""
+        is_adam = optimizer_class in (torch.optim.Adam, torch.optim.AdamW)
+        chosen = dict(self._adam if kwargs is None and optimizer_class is torch.optim.Adam else kwargs or {})
+        if is_adam and not {"fused", "foreach", "capturable", "differentiable"} & chosen.keys():
+            chosen["fused"] = True
+        return chosen
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """Stable-Baselines3 asks first for the actor's extractor, then for the critic's if it is to have its own."""
@@ -643,17 +659,6 @@ def _sequence_shape(obs: Any, actions: Tensor, episode_starts: Tensor) -> torch.
 def _flatten_time(obs: Any) -> Any:
     """(L, B, ...) -> (L * B, ...)"""
     return map_observations(lambda part: part.flatten(0, 1), obs)
-
-
-def _with_fused_adam(optimizer_class: type[torch.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Adam's fused kernel, which takes half the time of the default one; else what Stable-Baselines3 does."""
-    chosen = dict(kwargs or {})
-    if kwargs is None and optimizer_class is torch.optim.Adam:
-        chosen["eps"] = 1e-5
-    chosen_kernel = {"fused", "foreach", "capturable", "differentiable"} & chosen.keys()
-    if optimizer_class in (torch.optim.Adam, torch.optim.AdamW) and not chosen_kernel:
-        chosen["fused"] = True
-    return chosen
 
 
 def _check_critic_memory(critic_memory: str, share_features_extractor: bool) -> None:

@@ -1,6 +1,7 @@
 """The policies of ``sb3_contrib.RecurrentPPO``, argument by argument, as cases of the general policy."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
@@ -32,6 +33,7 @@ class LstmPolicy(RecurrentActorCriticPolicy):
     """
 
     _default_extractor: type[BaseFeaturesExtractor] = FlattenExtractor
+    _adam: ClassVar[Mapping[str, Any]] = {"eps": 1e-5}  # as there
 
     def __init__(
         self,
