@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import published
 import records
+import solution
 import tyro
 from measuring import processor
 from records import Result, Run, Values, by_seed
@@ -207,6 +209,29 @@ network at that point. *Inside*: points at which RecuRL's mean lies in sb3-contr
 ![curves](learning.png)
 
 Bands are 95 % intervals of the mean over seeds; of each task a line is a seed, and the dotted line the goal.
+
+## Against published results
+
+Ours: the last policy, 100 episodes each way, the worse of sampled and deterministic actions, the mean over seeds, of
+runs with the one default, or in brackets a switch of [robustness.md](robustness.md) where the default has not run; for
+RL Zoo's rows with a settings file for each task, as there, deterministic actions. A row is met by a return that is at
+least the published one after no more environment steps. Published figures differ in what they are: see the sources.
+
+<!-- published -->
+<!-- /published -->
+
+## Time to solution
+
+    python benchmarks/solution.py
+
+RecuRL and sb3-contrib in turn on one thread, until three evaluations in a row reach the level (475, -250, 90): 20
+episodes each, deterministic actions, after the same number of steps for both. sb3-contrib has RL Baselines3 Zoo's
+settings and gymnasium's environments, as its users run it. Medians over seeds; of runs that did not get there within
+RL Zoo's steps, the seconds until their end. *Processor*: seconds of training that the processor spent on it, which
+other work on the machine does not lengthen.
+
+<!-- solution -->
+<!-- /solution -->
 """
 
 
@@ -225,6 +250,8 @@ def write_docs(found: list[Result]) -> None:
         records.table(columns, [row for row in tasks if row]),
         records.table(equal_columns, [row for row in equal if row]),
     )
+    published.write_section()
+    solution.write_section()
     plot(found)
 
 

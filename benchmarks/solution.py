@@ -27,6 +27,7 @@ from measuring import processor
 from records import Result, Run, by_seed
 
 EPISODES, IN_A_ROW = 20, 3
+CLOCKS = ("training", "in_all", "processor")
 OURS, THEIRS = "recurl", "sb3-contrib"
 
 
@@ -277,11 +278,11 @@ def _row(task: Task, learner: str, found: list[Result]) -> list[object]:
     if not runs:
         return []
     solved = sum(run["solved"] for run in runs)
-    clocks = [_median(runs, "training"), _median(runs, "in_all"), _median(runs, "processor")]
-    times = _median(runs, "training") / _median(ours, "training") if ours else float("nan")
+    clocks = [_median(runs, key) for key in CLOCKS]
+    times = [clock / _median(ours, key) for clock, key in zip(clocks, CLOCKS, strict=True)] if ours else []
     name = "RecuRL" if learner == OURS else learner
     steps = f"{_median(runs, 'steps'):,.0f}"
-    ratio = "1" if learner == OURS else f"{times:.0f}"
+    ratio = "" if learner == OURS else ", ".join(f"{each:.0f}" for each in times)
     return [task.title, name, f"{solved} of {len(runs)}", steps, *(f"{clock:.1f}" for clock in clocks), ratio]
 
 
