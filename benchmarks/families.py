@@ -6,9 +6,9 @@
     python benchmarks/families.py --report           the table of what there is
 
 A case is run twice: ``train.py`` with an id and a number of steps and nothing else, and what a script does, the same
-environment given to ``RecurrentPPO``. Kept are what was said of the observation, the environment steps a second up to
-the last rollout, updates included, and the mean return of the last 100 episodes of the short run. The spaces are those
-of ``signals.py``, whose best return is 1 and whose best without memory is 0.5.
+environment given to ``RecurrentPPO``. Kept are what was said of the observation, the environment steps in a second of
+the processor's time, setup and updates included, and the mean return of the last 100 episodes of the short run. The
+spaces are those of ``signals.py``, whose best return is 1 and whose best without memory is 0.5.
 
 What is learned is shown by longer runs of a few tasks with several seeds: the last policy plays 100 episodes each way,
 sampled and deterministic.
@@ -18,7 +18,6 @@ import csv
 import importlib.util
 import io
 import json
-import os
 import pathlib
 import re
 import tempfile
@@ -175,7 +174,7 @@ def learns(task: Task, seed: int) -> Callable[[int], Result]:
     def start(steps: int) -> Result:
         fixed = ["--seed", str(seed), "--threads", "1", "--total-timesteps", str(steps or task.steps)]
         words = [*task.words, *fixed, "--evaluation.final-episodes", "0"]
-        return {**records.trained(words, evaluate=returns_both_ways), **_machine()}
+        return {**records.trained(words, evaluate=returns_both_ways), "cpu": processor()}
 
     return start
 
@@ -183,7 +182,7 @@ def learns(task: Task, seed: int) -> Callable[[int], Result]:
 def run(case: Case, steps: int = 0) -> Result:
     """Both ways; what failed has its last line in place of a speed."""
     steps = steps or case.steps
-    return {"steps": steps, **_from_command_line(case, steps), **_from_script(case, 256), **_machine()}
+    return {"steps": steps, **_from_command_line(case, steps), **_from_script(case, 1024), "cpu": processor()}
 
 
 def _from_command_line(case: Case, steps: int) -> Result:
@@ -193,16 +192,17 @@ def _from_command_line(case: Case, steps: int) -> Result:
         words = [*case.words, "--total-timesteps", str(steps), "--seed", "0", "--threads", "1", "--device", "cpu"]
         words += ["--evaluation.every", "0", "--evaluation.final-episodes", "0", "--checkpoint.every", "0"]
         words += ["--tracking.no-tensorboard", "--no-progress", "--runs", folder, "--name", "run"]
+        began = time.process_time()
         with _captured() as printed:
             exit_code = train.main(words)
+        seconds = time.process_time() - began
         if exit_code:
             return {"command_line": _last_line(printed.getvalue())}
         with open(pathlib.Path(folder) / "run" / "metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
     returns = [float(row["rollout/ep_rew_mean"]) for row in rows if row.get("rollout/ep_rew_mean")]
     seen = [line for line in SEEN.findall(printed.getvalue()) if not OWN.match(line)]
-    speeds = [float(row["time/fps"]) for row in rows if row.get("time/fps")]
-    return {"seen": seen, "command_line": speeds[-1], "return": returns[-1] if returns else None}
+    return {"seen": seen, "command_line": steps / seconds, "return": returns[-1] if returns else None}
 
 
 def _from_script(case: Case, steps: int) -> Result:
@@ -210,11 +210,11 @@ def _from_script(case: Case, steps: int) -> Result:
         try:
             env = eval(case.env, {"envs": envs, "signals": signals, "AutoresetMode": AutoresetMode})
             model = RecurrentPPO("RecurrentPolicy", env, n_steps=128, n_epochs=2, device="cpu", seed=0, verbose=1)
-            start = time.perf_counter()
+            start = time.process_time()
             model.learn(steps)
         except Exception as error:  # whatever a package raises: it stands in the table
             return {"script": f"{type(error).__name__}: {error}".splitlines()[0]}
-    return {"script": model.num_timesteps / (time.perf_counter() - start)}
+    return {"script": model.num_timesteps / (time.process_time() - start)}
 
 
 @contextmanager
@@ -226,10 +226,6 @@ def _captured() -> Iterator[io.StringIO]:
 
 def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["nothing was printed"])[-1]
-
-
-def _machine() -> Result:
-    return {"cpu": processor(), "load": round(os.getloadavg()[0], 1)}
 
 
 def summary(result: Result) -> str:
@@ -253,19 +249,10 @@ def write_page(found: list[Result]) -> None:
     by_name = {result["name"]: result for result in found}
     columns = "what | printed | command line, steps/s | script, steps/s | return | after steps"
     rows = [_row(by_name[case.name]) for case in CASES if case.name in by_name]
-    processors = f"{records.processors(found)}{_load(found)}"
-    records.write_between("environments", "families", [*records.table(columns, rows), "", processors])
+    records.write_between("environments", "families", [*records.table(columns, rows), "", records.processors(found)])
     columns = "learned | seeds | steps | sampled | deterministic | lowest seed | best | without memory | minutes"
     learned = [row for name, task in LEARNED.items() if (row := _learned_row(name, task, found))]
     records.write_between("environments", "learned", records.table(columns, learned) if learned else [])
-
-
-def _load(found: list[Result]) -> str:
-    """How busy the machine was, where that slows what is measured."""
-    loads = [result["load"] for result in found if "load" in result]
-    if not loads or max(loads) < 2 * (os.cpu_count() or 1):
-        return ""
-    return f" Other work shared them (load {min(loads):.0f} to {max(loads):.0f}): on an idle machine speeds are higher."
 
 
 def _learned_row(name: str, task: Task, found: list[Result]) -> list[str]:

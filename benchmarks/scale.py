@@ -39,6 +39,8 @@ class Settings:
     """Measurements of each; default 5, with --quick 1."""
     seconds: float = 0.0
     """Of each measurement, roughly; default 10, with --quick 1."""
+    only: str = ""
+    """Only jobs with this in their name; in the tables the others stay as they were."""
     curves: int = 0
     """Only compare so many seeds on 1 and 2 processes."""
     steps: int = 65536
@@ -51,12 +53,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """CartPole without velocities, an LSTM for actor and for critic, four minibatches an epoch, four epochs."""
+    """CartPole without velocities, an LSTM for actor and for critic, four minibatches an epoch, four epochs.
+
+    ``by_gloo``: gradients are exchanged as between machines.
+    """
 
     name: str
     n_envs: int
     hidden: int
     grown: bool = False
+    by_gloo: bool = False
     sequence_length: int = 64
     n_steps: int = 128
     n_epochs: int = 4
@@ -75,6 +81,8 @@ JOBS = (
     Job("main job, grown", 8, 64, grown=True),
     Job("8 environments, 256 units, fixed", 8, 256),
     Job("32 environments, 256 units, fixed", 32, 256),
+    Job("64 environments, 256 units, fixed", 64, 256),
+    Job("32 environments, 256 units, fixed, by gloo", 32, 256, by_gloo=True),
     Job("8 environments, 256 units, grown", 8, 256, grown=True),
 )
 SIZES = (2**12, 2**16, 2**20, 2**22, 2**24)  # bytes
@@ -136,11 +144,10 @@ def measured_here(job: Job, seconds: float) -> dict[str, Any]:
 
     group.summed = timed
     rollout = n_envs * n * job.n_steps
-    model.learn(2 * rollout)
+    model.learn(rollout)
     start = time.perf_counter()
-    model.learn(2 * rollout, reset_num_timesteps=False)
-    each = (time.perf_counter() - start) / 2
-    n_iterations = max(2, round(seconds / each))
+    model.learn(rollout, reset_num_timesteps=False)
+    n_iterations = max(2, round(seconds / (time.perf_counter() - start)))
     if n > 1:
         n_iterations = group.from_first(lambda: n_iterations)
     exchanges.clear()
@@ -158,7 +165,7 @@ def measured_here(job: Job, seconds: float) -> dict[str, Any]:
             "by_size": {},
         }
         for size in SIZES:
-            taken, tensor = [], torch.zeros(size // 4)
+            taken, tensor = [], group.room(size // 4, torch.float32, torch.device("cpu")).zero_()
             for _ in range(12):
                 group.numbers(0.0)  # all begin at once
                 start = time.perf_counter()
@@ -168,14 +175,15 @@ def measured_here(job: Job, seconds: float) -> dict[str, Any]:
     return found
 
 
-def started(n: int, words: Sequence[str]) -> str:
-    """What process 0 of ``n`` prints last."""
+def started(n: int, words: Sequence[str], by_gloo: bool = False) -> str:
+    """What process 0 of ``n`` prints last; ``by_gloo``: each believes to be alone on its machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     if n > 1:
-        common |= {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common |= {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common["LOCAL_WORLD_SIZE"] = "1" if by_gloo else str(n)
     processes = [
         subprocess.Popen(
             [sys.executable, *words],
@@ -196,12 +204,13 @@ def study(settings: Settings) -> dict[str, Any]:
     numbers = settings.processes or ((1, 2) if settings.quick else (1, 2, 4))
     turns = settings.turns or (1 if settings.quick else 5)
     seconds = settings.seconds or (1.0 if settings.quick else 10.0)
-    found: dict[str, dict[int, list[dict[str, Any]]]] = {job.name: {n: [] for n in numbers} for job in JOBS}
+    jobs = [job for job in JOBS if settings.only in job.name]
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {job.name: {n: [] for n in numbers} for job in jobs}
     for _ in range(turns):
-        for job in JOBS:
+        for job in jobs:
             for n in numbers:
                 point = json.dumps({"job": asdict(job), "seconds": seconds})
-                found[job.name][n].append(json.loads(started(n, [__file__, "--point", point])))
+                found[job.name][n].append(json.loads(started(n, [__file__, "--point", point], job.by_gloo)))
                 print(f"{job.name}, {n}: {found[job.name][n][-1]}", file=sys.stderr)
     return {"measured": environment_of_measurement(1), "jobs": found}
 
@@ -250,14 +259,15 @@ def _all_reduces(result: dict[str, Any]) -> list[str]:
         "| bytes of one all-reduce | " + " | ".join(f"{size:,}" for size in SIZES) + " |",
         "|---|" + "---|" * len(SIZES),
     ]
-    by_n: dict[int, list[dict[str, float]]] = {}
-    for points_by_n in result["jobs"].values():
+    by_way: dict[str, list[dict[str, float]]] = {}
+    for name, points_by_n in result["jobs"].items():
         for n, points in points_by_n.items():
-            by_n.setdefault(int(n), []).extend(point["by_size"] for point in points if "by_size" in point)
-    for n, several in by_n.items():
+            way = f"{n} processes here" + (", by gloo" if "gloo" in name else "")
+            by_way.setdefault(way, []).extend(point["by_size"] for point in points if "by_size" in point)
+    for way, several in by_way.items():
         if several:
             each = [1e3 * statistics.median(one[str(size)] for one in several) for size in SIZES]
-            lines.append(f"| {n} processes here, ms | " + " | ".join(f"{ms:.2f}" for ms in each) + " |")
+            lines.append(f"| {way}, ms | " + " | ".join(f"{ms:.2f}" for ms in each) + " |")
     return lines
 
 
@@ -336,9 +346,13 @@ def main(settings: Settings) -> None:
         what, text = "curves", compare_curves(settings.curves, settings.steps)
     else:
         result = study(settings)
-        what, text = "measured", tables(result)
         if settings.docs is not None:
-            (settings.docs / "results" / "scale.json").write_text(json.dumps(result, indent=1) + "\n")
+            file = settings.docs / "results" / "scale.json"
+            if settings.only:
+                before = json.loads(file.read_text())
+                result = {**before, "jobs": before["jobs"] | result["jobs"]}
+            file.write_text(json.dumps(result, indent=1) + "\n")
+        what, text = "measured", tables(result)
     print(text)
     if settings.docs is not None:
         page = settings.docs / "scale.md"

@@ -622,10 +622,10 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         buffer = self.rollout_buffer
         values, returns = (part[buffer.valid].cpu().numpy() for part in (buffer.values, buffer.returns))
         if self._together is None:
-            terms = {**terms, "explained_variance": float(explained_variance(values, returns))}
+            explained = float(explained_variance(values, returns))
         else:
-            explained = self._together.explained_variance(values, returns)
-            terms = {**self._together.means(terms), "explained_variance": explained}
+            terms, explained = self._together.of_all(terms, values, returns)
+        terms = {**terms, "explained_variance": explained}
         if hasattr(self.policy, "log_std"):
             terms["std"] = self.policy.log_std.detach().exp().mean().item()
         for name, value in terms.items():

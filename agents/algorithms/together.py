@@ -136,18 +136,19 @@ class Together:
         total, count = map(sum, zip(*rows, strict=True))
         return total / max(count, 1)
 
-    def means(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Figures of an update, the means of all processes that have them."""
-        everyones = group.gathered(dict(figures))
-        names = dict.fromkeys(name for each in everyones for name in each)
-        return {name: float(np.mean([each[name] for each in everyones if name in each])) for name in names}
+    def of_all(
+        self, figures: Mapping[str, float], values: NDArray[Any], returns: NDArray[Any]
+    ) -> tuple[dict[str, float], float]:
+        """Figures of an update, the means of all processes that have them; and the explained variance of all steps.
 
-    def explained_variance(self, values: NDArray[Any], returns: NDArray[Any]) -> float:
-        """1 - Var(returns - values) / Var(returns), over the steps of all processes; NaN where returns do not vary."""
+        That is 1 - Var(returns - values) / Var(returns); NaN where returns do not vary.
+        """
         parts = [Moments.of(torch.as_tensor(each)) for each in (returns - values, returns)]
-        rows = group.numbers(*parts[0], *parts[1])
-        left, all_of_it = (merged(Moments(*row[i : i + 3]) for row in rows) for i in (0, 3))
-        return 1.0 - left.squares / all_of_it.squares if all_of_it.squares else float("nan")
+        everyones, *moments = zip(*group.gathered((dict(figures), *parts)), strict=True)
+        names = dict.fromkeys(name for each in everyones for name in each)
+        means = {name: float(np.mean([each[name] for each in everyones if name in each])) for name in names}
+        left, all_of_it = map(merged, moments)
+        return means, 1.0 - left.squares / all_of_it.squares if all_of_it.squares else float("nan")
 
     def _statistics(self) -> list[RunningMeanStd]:
         wrapper: VecNormalize | None = self._model.get_vec_normalize_env()

@@ -96,13 +96,23 @@ def share(n: int, what: str = "n_envs") -> int:
     return n // size()
 
 
+def room(n_numbers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Where to write numbers (N,) that are to be summed."""
+    if is_available and on_this_machine() == size() and device.type == "cpu":
+        with _among_peers():
+            return _shared_memory().room(n_numbers, dtype)
+    return torch.empty(n_numbers, dtype=dtype, device=device)
+
+
 def summed(tensor: Tensor) -> Tensor:
-    """``tensor``, which becomes the sum of all processes'. To the last bit the same everywhere."""
+    """The sum of all processes' numbers (N,), written into :func:`room`; to the last bit the same everywhere.
+
+    It is there until this process sums again.
+    """
     with _among_peers():
-        if is_available and on_this_machine() == size() and tensor.device.type == "cpu" and tensor.is_contiguous():
-            _shared_memory().sum(tensor)
-        else:
-            dist.all_reduce(tensor)
+        if _memory is not None and _memory.holds(tensor):
+            return _memory.sum()
+        dist.all_reduce(tensor)
     return tensor
 
 

@@ -41,20 +41,35 @@ class SharedMemory:
         self._peers = _given_out(n, from_first) if rank == 0 else _received(rank, n, from_first)
         """Sockets, of the others in their order."""
         self._block: Any = bytearray()
+        self._rows: Tensor = torch.empty(n + 1, 0)
+        """The parts, and their sum."""
 
-    def sum(self, tensor: Tensor) -> None:
-        """``tensor``, contiguous and on the CPU, becomes the sum of all processes' (those have its shape and type)."""
-        mine = tensor.view(-1)
-        parts, total = self._arrays(len(mine), mine.dtype)
-        parts[self._rank].copy_(mine)
+    def room(self, n_numbers: int, dtype: torch.dtype) -> Tensor:
+        """(N,) where this process writes its part; the others ask for as much.
+
+        A part has its place whatever N is: others may still read the sum where one writes its next part.
+        """
+        n_rows = len(self._peers) + 2
+        if len(self._block) < n_rows * n_numbers * dtype.itemsize:
+            row = -(-n_numbers * dtype.itemsize // ALIGNED) * ALIGNED
+            self._block = self._new_block(n_rows * row)
+        self._rows = torch.frombuffer(self._block, dtype=dtype).view(n_rows, -1)[:, :n_numbers]
+        return self._rows[self._rank]
+
+    def holds(self, part: Tensor) -> bool:
+        return part.data_ptr() == self._rows[self._rank].data_ptr()
+
+    def sum(self) -> Tensor:
+        """(N,) the sum of all parts, there until it sums again."""
+        parts, total = self._rows[:-1], self._rows[-1]
         self.meet()
-        n = len(parts)
-        own = slice(len(mine) * self._rank // n, len(mine) * (self._rank + 1) // n)
-        torch.add(parts[0, own], parts[1, own], out=total[own])
-        for part in parts[2:, own]:
-            total[own] += part
+        first, last = (total.numel() * i // len(parts) for i in (self._rank, self._rank + 1))
+        own = total[first:last]
+        torch.add(parts[0, first:last], parts[1, first:last], out=own)
+        for part in parts[2:, first:last]:
+            own += part
         self.meet()
-        mine.copy_(total)
+        return total
 
     def meet(self) -> None:
         """Returns when all processes have come here."""
@@ -67,18 +82,6 @@ class SharedMemory:
         """The others miss this process."""
         for peer in self._peers:
             peer.close()
-
-    def _arrays(self, n_numbers: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The parts (P, N) and their sum (N,), in the shared block.
-
-        A row has its place whatever N is: others may still read the sum where one writes its next part.
-        """
-        n_rows = len(self._peers) + 2
-        if len(self._block) < n_rows * n_numbers * dtype.itemsize:
-            row = -(-n_numbers * dtype.itemsize // ALIGNED) * ALIGNED
-            self._block = self._new_block(n_rows * row)
-        rows = torch.frombuffer(self._block, dtype=dtype).view(n_rows, -1)[:, :n_numbers]
-        return rows[:-1], rows[-1]
 
     def _new_block(self, n_bytes: int) -> mmap.mmap:
         if self._rank:

@@ -19,12 +19,18 @@ from agents.distributed import group
 SIZES = (1, 2, 1000, 100_003, 17)  # a second block, and one that is not filled
 
 
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    room = group.room(len(tensor), tensor.dtype, tensor.device)
+    room.copy_(tensor)
+    return group.summed(room).clone()
+
+
 def sums(dtype: torch.dtype) -> list[tuple[torch.Tensor, list[torch.Tensor]]]:
     """Sums of all processes, and the parts of each."""
     random = torch.Generator().manual_seed(group.rank())
-    tensors = [torch.randn(1, size, dtype=dtype, generator=random) for size in SIZES]
+    tensors = [torch.randn(size, dtype=dtype, generator=random) for size in SIZES]
     parts = [group.gathered(tensor.clone()) for tensor in tensors]
-    return [(group.summed(tensor), each) for tensor, each in zip(tensors, parts, strict=True)]
+    return [(summed(tensor), each) for tensor, each in zip(tensors, parts, strict=True)]
 
 
 def alarmed(folder: Path) -> list[float]:
@@ -34,7 +40,7 @@ def alarmed(folder: Path) -> list[float]:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
     else:
         wait_for(folder / "alarmed")
-    return group.summed(torch.ones(2)).tolist()
+    return summed(torch.ones(2)).tolist()
 
 
 def interrupted(wait: Callable[[], Any]) -> bool:
@@ -60,12 +66,12 @@ def lost(wait: Callable[[], Any]) -> group.PeerLost | None:
 def ending(folder: Path) -> dict[str, Any]:
     """Ctrl-C ends the wait of process 0, the death of process 2 that of process 1."""
     if group.is_first():
-        found: dict[str, Any] = {"interrupted": interrupted(lambda: group.summed(torch.ones(2)))}
+        found: dict[str, Any] = {"interrupted": interrupted(lambda: summed(torch.ones(2)))}
         (folder / "interrupted").touch()
         wait_for(folder / "lost")
     elif group.rank() == 1:
         importlib.import_module("torch._dynamo")  # an optimizer does
-        errors = [lost(lambda: group.summed(torch.ones(2))), lost(lambda: group.numbers(0.0))]
+        errors = [lost(lambda: summed(torch.ones(2))), lost(lambda: group.numbers(0.0))]
         group.leave()
         found = {"lost": [str(error) for error in errors], "threads": names_of_threads()}
         (folder / "lost").touch()
