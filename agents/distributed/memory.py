@@ -14,7 +14,7 @@ import mmap
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class SharedMemory:
     def room(self, n_numbers: int, dtype: torch.dtype) -> Tensor:
         """(N,) where this process writes its part; the others ask for as much.
 
-        A part has its place whatever N is: others may still read the sum where one writes its next part.
+        A part has its place whatever N is: others may still be reading the sum while this one writes its next part.
         """
         n_rows = len(self._peers) + 2
         if len(self._block) < n_rows * n_numbers * dtype.itemsize:
@@ -85,7 +85,7 @@ class SharedMemory:
 
     def _new_block(self, n_bytes: int) -> mmap.mmap:
         if self._rank:
-            (descriptor,) = _taken(self._peers[0])
+            descriptor = _taken(self._peers[0])
         else:
             descriptor = os.memfd_create("gradients")
             os.truncate(descriptor, n_bytes)
@@ -122,15 +122,15 @@ def _received(rank: int, n: int, from_first: Callable[[Callable[[], Any]], Any])
     first = socket.socket(socket.AF_UNIX)
     first.connect(from_first(lambda: b""))
     first.sendall(rank.to_bytes(4, "little"))
-    return [first, *(socket.socket(fileno=_taken(first)[0]) for _ in range(n - 2))]
+    return [first, *(socket.socket(fileno=_taken(first)) for _ in range(n - 2))]
 
 
-def _taken(peer: socket.socket) -> Sequence[int]:
+def _taken(peer: socket.socket) -> int:
     """The descriptor that another process passes on."""
     _, descriptors, _, _ = socket.recv_fds(peer, 1, 1)
     if not descriptors:
         raise ConnectionResetError("another process is gone")
-    return descriptors
+    return descriptors[0]
 
 
 def _user(peer: socket.socket) -> int:
