@@ -265,9 +265,7 @@ def write_section() -> None:
     """Between the marks in docs/learning.md."""
     found = records.read("solution")
     rows = [row for task in TASKS for learner in (OURS, THEIRS) if (row := _row(task, learner, found))]
-    columns = (
-        "task | learner | solved | steps | training, s | with evaluations, s | processor, s | training, times ours"
-    )
+    columns = "task | learner | solved | steps | training, s | with evaluations, s | processor, s | times ours"
     settings = [f"- {task.title}: `{task.ours}`" for task in TASKS]
     lines = ["Settings of RecuRL, as words for `train.py`:", "", *settings, "", records.processors(found), ""]
     records.write_between("learning", "solution", ["", *lines, *records.table(columns, rows), ""])
