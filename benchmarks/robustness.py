@@ -326,10 +326,10 @@ PAGE = """# One default for every task
 100 episodes each way, sampled and deterministic, and a run has solved its task if both reach the goal. A score is 0 at
 the return without memory and 1 at the best or published one (~: between bounds that are estimates, at least in part).
 
-Every other section changes the default as it was before AMSGrad took Adam's place; that one is `adam`, and the one before
-it, whose entropy bonus did not fall, `constant-entropy`. Once every episode of CartPole returned 500, gradients were small
-noise that Adam scaled to full steps: with one seed of ten the return fell to 222 within 50,000 steps, on an Intel Xeon
-(AMD EPYC: to 298 with a falling entropy bonus). With AMSGrad the same seed stays at 500.
+Every other section changes the default as it was before AMSGrad took Adam's place; that one is `adam`, and the one
+before it, whose entropy bonus did not fall, `constant-entropy`. Once every episode of CartPole returned 500, gradients
+were small noise that Adam scaled to full steps: with one seed of ten the return fell to 222 within 50,000 steps, on an
+Intel Xeon (AMD EPYC: to 298 with a falling entropy bonus). With AMSGrad the same seed stays at 500.
 
 {}
 """

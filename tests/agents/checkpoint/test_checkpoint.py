@@ -278,6 +278,7 @@ def test_a_file_of_the_first_format_loads() -> None:
     with pytest.warns(UserWarning, match="tensorboard_log='logs'"):
         again = RecurrentPPO.load(file, clocks(n_envs=2), device="cpu", force_reset=False)
     assert again.learn(32, reset_num_timesteps=False).num_timesteps == 64
+    assert again.policy.optimizer.param_groups[0]["amsgrad"] is False, "its optimizer is the one it was trained with"
     Player.load(file).act(observation[0])
 
 

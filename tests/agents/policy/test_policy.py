@@ -443,6 +443,25 @@ def test_all_parameters_of_a_policy_are_learned() -> None:
             assert learned == {id(parameter) for parameter in policy.parameters()}
 
 
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "amsgrad", "eps"),
+    [
+        (RecurrentActorCriticPolicy, {}, True, 1e-8),
+        (GruPolicy, {}, True, 1e-8),
+        (LstmPolicy, {}, False, 1e-5),
+        (RecurrentActorCriticPolicy, dict(optimizer_kwargs=dict(eps=1e-5)), False, 1e-5),
+        (LstmPolicy, dict(optimizer_kwargs=dict(amsgrad=True)), True, 1e-8),
+    ],
+)
+def test_adam_is_amsgrad_but_for_contribs_policies_or_where_arguments_say_otherwise(
+    cls: Any, kwargs: dict[str, Any], amsgrad: bool, eps: float
+) -> None:
+    (group,) = cls(BOX, ACTION_SPACES["discrete"], lambda _: 1e-3, **kwargs).optimizer.param_groups
+    assert (group["amsgrad"], group["eps"]) == (amsgrad, eps)
+    other = cls(BOX, ACTION_SPACES["discrete"], lambda _: 1e-3, optimizer_class=torch.optim.RMSprop)
+    assert isinstance(other.optimizer, torch.optim.RMSprop)
+
+
 def test_an_override_by_a_methods_former_name_is_refused_with_the_new_one() -> None:
     with pytest.raises(TypeError, match="Own overrides judge, which is called evaluate_heads now"):
         type("Own", (RecurrentActorCriticPolicy,), {"judge": lambda self: None})
