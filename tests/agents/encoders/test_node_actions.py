@@ -152,7 +152,7 @@ def test_it_learns_to_choose_a_node_of_the_remembered_color() -> None:
     def returns() -> list[float]:
         return [episode["r"] for episode in model.ep_info_buffer or ()]
 
-    model.learn(4096, callback=lambda *_: len(returns()) < 100 or float(np.mean(returns())) < 0.95)
+    model.learn(8192, callback=lambda *_: len(returns()) < 100 or float(np.mean(returns())) < 0.95)
     # Either color is wanted with equal chance, whatever nodes there are: without memory half are right.
     assert np.mean(returns()) > 0.9
 
