@@ -145,7 +145,7 @@ def _results(results: Sequence[tuple[str, Evaluation]]) -> list[Block]:
     if not results:
         return [("quiet", "No evaluation has been made after training.")]
     # The same seed gives the same episodes: an evaluation that was repeated is shown once.
-    different = {(name, each.returns): each for name, each in results}
+    different = {(name, each.manner, each.returns): each for name, each in results}
     rows = [
         (
             _policy(name),
@@ -159,7 +159,7 @@ def _results(results: Sequence[tuple[str, Evaluation]]) -> list[Block]:
             each.episodes,
             each.manner,
         )
-        for (name, returns), each in different.items()
+        for (name, _, returns), each in different.items()
     ]
     columns = ["policy", "mean return", "interval", "interquartile mean", "interval"]
     columns += ["median", "lowest, highest", "success", "episodes", "actions"]

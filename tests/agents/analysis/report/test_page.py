@@ -470,3 +470,12 @@ def test_charts_follow_the_colors_of_the_system(browser: Browser, pages: dict[st
     browser.click("figure:nth-child(1) .legend button[aria-label^='memory lstm (']")
     browser.wait_for(f"!{curves}.is_shown(0) && !{curves}.is_shown(1) && {curves}.u.data.length === 7")
     assert browser.errors == []
+
+
+def test_equal_returns_of_both_ways_to_act_are_two_rows_and_an_evaluation_repeated_is_one(tmp_path: Path) -> None:
+    made = record(tmp_path, "run", settings(), [1.0], findings=False)
+    for name, deterministic in (("sampled", False), ("deterministic", True), ("deterministic-2", True)):
+        result = {"checkpoint": "best.zip", **Evaluation((2.0, 2.0), (3, 4), deterministic=deterministic).to_json()}
+        RunDirectory(made.path).write_result("evaluations", f"best-2-{name}", result)
+    page = run_page(made, state="finished")
+    assert (page.count(">sampled<"), page.count(">deterministic<")) == (1, 1)
