@@ -1,4 +1,4 @@
-"""What others have published, beside what the suite's runs returned: a section of docs/learning.md.
+"""What others have published, with what the suite's runs returned: a section of docs/learning.md.
 
     python benchmarks/published.py
 

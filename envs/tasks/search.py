@@ -1,7 +1,7 @@
 """Tasks of finding out what lies where, vectorized in NumPy, as POBAX has them.
 
-    RockSample-v0    which rocks are worth fetching, told by a sensor that errs from afar
-    Battleship-v0    where ships lie, told shot by shot
+    RockSample-v0    which rocks are worth fetching, seen by a sensor that errs from afar
+    Battleship-v0    where ships lie, seen shot by shot
 
 Both after Tao et al., Benchmarking Partial Observability in Reinforcement Learning with a Suite of Memory-Improvable
 Domains (2025), and the code it comes with.

@@ -146,13 +146,14 @@ def test_it_learns_to_choose_a_node_of_the_remembered_color() -> None:
             "memory_kwargs": {"hidden_size": 32},
             "net_arch": [32],
             "features_extractor_kwargs": {"hidden_size": 32, "rounds": 1, "pool": "sum"},
+            "optimizer_kwargs": {"eps": 1e-5},  # as these few steps were tuned
         },
     )
 
     def returns() -> list[float]:
         return [episode["r"] for episode in model.ep_info_buffer or ()]
 
-    model.learn(8192, callback=lambda *_: len(returns()) < 100 or float(np.mean(returns())) < 0.95)
+    model.learn(4096, callback=lambda *_: len(returns()) < 100 or float(np.mean(returns())) < 0.95)
     # Either color is wanted with equal chance, whatever nodes there are: without memory half are right.
     assert np.mean(returns()) > 0.9
 
