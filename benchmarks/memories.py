@@ -1,4 +1,4 @@
-"""Which memory learns what: every memory on three tasks of rising memory length, with the same steps for all.
+"""Which memory learns what: every memory on three tasks at two memory lengths, with the same steps for all.
 
     python benchmarks/memories.py                        all runs that have no result yet, then the page and the plot
     python benchmarks/memories.py --only copy            those whose name contains this
@@ -7,7 +7,7 @@
 
 Two kinds of runs:
 
-- *task/length/learner/seed*: ``train.py`` with the task's settings in configs/, then 300 episodes of the best
+- *task/length/learner/seed*: ``train.py`` with no settings file, then 300 episodes of the last policy and of the best
   checkpoint by periodic evaluation. The learners are all of ``agents.memory.MEMORIES`` ("none" among them), 64 units
   each, and "stack": no memory, but the last 64 observations at once. A memory with a window has one of 64 too.
 - *cost/learner*: seconds of collecting and of training, state and parameters, on one of the tasks.
@@ -18,17 +18,18 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import records
 import tyro
+from measuring import processor
 from records import Result, Run, by_seed
 
 WINDOW = 64
 STACK = "stack"
 GOAL = 0.95
-"""A mean return of the last evaluation that counts as solved."""
+"""A mean return of the last policy that counts as solved."""
 ENOUGH = 0.99
 """A mean return of a periodic evaluation that ends a run early: there is nothing left to learn."""
 
@@ -36,6 +37,9 @@ ENOUGH = 0.99
 @dataclass(frozen=True)
 class Settings(records.Settings):
     """Every memory on tasks of rising memory length."""
+
+    seeds: int = 10
+    """Seeds of every task, length and learner."""
 
 
 class Level(NamedTuple):
@@ -48,45 +52,32 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A task of rising memory length. ``config`` is a file of configs/, ``unit`` what the length counts."""
+    """A task of rising memory length. ``unit`` is what the length counts."""
 
     name: str
     title: str
-    config: str
+    id: str
     unit: str
     levels: tuple[Level, ...]
 
 
+def _levels(*lengths: tuple[int, int]) -> tuple[Level, ...]:
+    return tuple(Level(length, dict(length=length), steps) for length, steps in lengths)
+
+
 TASKS = [
-    Task(
-        "tmaze",
-        "T-maze",
-        "tmaze",
-        "steps a sign is kept",
-        tuple(
-            Level(length, dict(length=length), steps)
-            for length, steps in ((10, 200_000), (30, 300_000), (100, 600_000))
-        ),
-    ),
+    Task("tmaze", "T-maze", "TMaze-v0", "steps a sign is kept", _levels((30, 300_000), (100, 600_000))),
     Task(
         "associative_recall",
         "Associative recall",
-        "associative_recall",
+        "AssociativeRecall-v0",
         "pairs of key and value kept",
         tuple(
             Level(pairs, dict(pairs=pairs, keys=2 * pairs, queries=pairs), steps)
-            for pairs, steps in ((2, 300_000), (4, 500_000), (8, 600_000))
+            for pairs, steps in ((2, 300_000), (4, 600_000))
         ),
     ),
-    Task(
-        "copy",
-        "Copy",
-        "copy",
-        "symbols kept, in order",
-        tuple(
-            Level(length, dict(length=length), steps) for length, steps in ((2, 300_000), (4, 500_000), (8, 600_000))
-        ),
-    ),
+    Task("copy", "Copy", "Copy-v0", "symbols kept, in order", _levels((4, 300_000), (8, 600_000))),
 ]
 COST = "associative_recall"
 """The task on which costs are measured, at its middle length."""
@@ -104,11 +95,12 @@ def learners() -> list[str]:
 
 
 def all_runs(settings: records.Settings) -> list[Run]:
-    """Costs, then seed by seed, so that a first seed of everything is there early."""
+    """Costs, then the longest level of every task, seed by seed, then the shorter ones."""
     runs = [Run(f"cost/{learner}", _cost_run(learner)) for learner in learners()]
-    for seed in range(settings.seeds):
-        for task in TASKS:
-            for level in task.levels:
+    for place in reversed(range(max(len(task.levels) for task in TASKS))):
+        for seed in range(settings.seeds):
+            for task in TASKS:
+                level = task.levels[place]
                 for learner in learners():
                     name = f"{task.name}/{level.length}/{learner}/{seed}"
                     runs.append(Run(name, _task_run(task, level, learner, seed)))
@@ -122,10 +114,11 @@ def summary(result: Result) -> str:
 
 
 def words(task: Task, level: Level, learner: str, seed: int) -> list[str]:
-    """The command line of ``train.py``: the task's settings, 64 units or so many frames, the same steps for all."""
+    """The command line of ``train.py``: its defaults, 64 units or so many frames, the same steps for all."""
     return [
-        *("--config", task.config, "--seed", str(seed), "--threads", "1"),
+        *("--env.id", task.id, "--seed", str(seed), "--threads", "1"),
         *("--total-timesteps", str(level.steps), "--evaluation.stop-at-return", str(ENOUGH)),
+        *("--evaluation.every", "50000", "--evaluation.share", "None"),
         *("--env.kwargs", *(f"{name}={value}" for name, value in level.kwargs.items())),
         *_learner_words(learner),
     ]
@@ -141,7 +134,7 @@ def _learner_words(learner: str) -> list[str]:
 
 
 def _task_run(task: Task, level: Level, learner: str, seed: int) -> Callable[[int], Result]:
-    return lambda steps: records.trained(words(task, level, learner, seed), steps)
+    return lambda steps: {**records.trained(words(task, level, learner, seed), steps), "cpu": processor()}
 
 
 def _cost_run(learner: str) -> Callable[[int], Result]:
@@ -177,9 +170,10 @@ def _cost_run(learner: str) -> Callable[[int], Result]:
         later = slice(1, None) if len(collecting) > 1 else slice(None)
         return dict(
             acting=1e6 * statistics.median(collecting[later]) / rollout,
-            training=1e6 * statistics.median(training[later]) / rollout / settings.algorithm.n_epochs,
+            training=1e6 * statistics.median(training[later]) / rollout / agent.n_epochs,
             state=state,
             parameters=sum(parameter.numel() for parameter in agent.policy.parameters()),
+            cpu=processor(),
         )
 
     return start
@@ -189,14 +183,15 @@ PAGE = """# Which memory learns what
 
     python benchmarks/memories.py
 
-Every memory on three tasks of rising memory length, with the same settings (those in `configs/`), the same
-budget of steps and 64 units for all; windows hold 64 steps. A run ends early when an evaluation,
-every 50,000 steps, reaches 0.99. *stack* has no memory and sees the last 64 observations at
-once, *none* sees the present one alone. The settings suit an LSTM; nothing was tuned for the others.
+Every memory on three tasks at two memory lengths, with the defaults of `train.py`, the same budget of steps and
+64 units for all; windows hold 64 steps. A run ends early when an evaluation, every 50,000 steps, reaches 0.99.
+*stack* has no memory and sees the last 64 observations at once, *none* sees the present one alone. The defaults were
+chosen with an LSTM; nothing was tuned for the others.
 
-![return against memory length](memories.png)
+![return of every memory](memories.png)
 
-Bars are 95 % bootstrap intervals; dashed is the best that is possible without memory.
+Dots are means of the last policies, bars their 95 % bootstrap intervals, rings the best checkpoints; dashed is the best
+that is possible without memory.
 
 ## The best memories of each task
 
@@ -211,20 +206,20 @@ Associative recall against a plain GRU, by intervals that do not overlap:
 ## Costs
 
 Microseconds an environment step: acting with the environments and normalization, training one epoch. State:
-numbers carried for each environment between steps (stack: those of its window).
+numbers carried for each environment between steps (stack: those of its window). {}
 
 {}
 
 ## Returns
 
-Mean return of 300 episodes a seed of the best checkpoint, deterministic actions,
-with its 95 % bootstrap interval: seeds are resampled, then episodes of each. The best possible is 1. *Solved*: a
-mean of at least 0.95 with every seed, or with as many as are named. *Memoryless*: with none, and an
-interval that reaches down to what is possible without memory, or within 0.05 of it. A return of 0 in the
-T-maze is an agent that walks to the junction and has not found that a turn pays there: only the last step of
-an episode can show it.
-*Ended*: the environment step at which a run was solved or out of steps, of each seed.
-Seconds are those of a complete run, evaluations included; the median.
+Mean return of 300 episodes a seed of the last policy, deterministic actions, with its 95 % bootstrap interval: seeds
+are resampled, then episodes of each. *Best checkpoint*: the best of the periodic evaluations, evaluated again. The best
+possible is 1. *Solved*: a mean of the last policy of at least 0.95 with every seed, or with as many as are named.
+*Memoryless*: with none, and an interval that reaches down to what is possible without memory, or within 0.05 of it. A
+return of 0 in the T-maze is an agent that walks to the junction and has not found that a turn pays there: only the last
+step of an episode can show it.
+*Steps*: after how many a run was solved or out of its budget, the median. Seconds are those of a complete run,
+evaluations included; the median. {}
 
 {}
 """
@@ -234,7 +229,7 @@ def write_docs(found: list[Result]) -> None:
     known = all_intervals(found)
     levels = [(task, level) for task in TASKS for level in task.levels]
     costs = [result for result in found if result["name"].startswith("cost/")]
-    returns = "task | length | memory | budget | ended | mean | interval | verdict | s"
+    returns = "task | length | memory | seeds | last policy | best checkpoint | verdict | steps | budget | s"
     records.write_page(
         "memories",
         PAGE,
@@ -243,17 +238,15 @@ def write_docs(found: list[Result]) -> None:
             [_best_row(task, level, known) for task, level in levels if known[task.name, level.length]],
         ),
         _recall_lines(known),
+        [records.processors(costs)],
         records.table("memory | state | parameters | acting | training", [_cost_row(result) for result in costs]),
+        [records.processors(result for result in found if "last" in result)],
         records.table(
             returns,
-            [
-                _row(task, level, learner, found, known)
-                for task, level in levels
-                for learner in known[task.name, level.length]
-            ],
+            [_row(task, level, learner, found) for task, level in levels for learner in known[task.name, level.length]],
         ),
     )
-    plot(known)
+    plot(found, known)
 
 
 Interval = tuple[float, float, float]
@@ -261,17 +254,18 @@ Known = dict[tuple[str, int], dict[str, Interval]]
 
 
 def all_intervals(found: list[Result]) -> Known:
-    """(task, length) -> learner -> mean, low, high; in the order of the registry, and only those with a result.
+    """(task, length) -> learner -> mean, low, high of the last policies; in the order of the registry, and only those
+    with a result.
 
     Learners that the registry no longer has come last.
     """
-    there = {result["name"].split("/")[2] for result in found if "returns" in result}
+    there = {result["name"].split("/")[2] for result in found if "last" in result}
     ordered = [*(name for name in learners() if name in there), *sorted(there - set(learners()))]
     known: Known = {(task.name, level.length): {} for task in TASKS for level in task.levels}
     for name, length in known:
         for learner in ordered:
             if runs := by_seed(found, f"{name}/{length}/{learner}"):
-                returns = np.array([run["returns"] for run in runs])
+                returns = np.array([run["last"] for run in runs])
                 known[name, length][learner] = (float(returns.mean()), *records.interval(returns))
     return known
 
@@ -280,11 +274,9 @@ def memoryless_return(task: Task, level: Level) -> float:
     """That of the environment's specification."""
     import gymnasium
 
-    import configs
     import envs  # noqa: F401  (registers the ids)
 
-    settings = configs.read(records.ROOT / "configs" / f"{task.config}.yaml")
-    env = gymnasium.make(settings.env.id, **{**settings.env.kwargs, **level.kwargs})
+    env = gymnasium.make(task.id, **level.kwargs)
     return float(env.get_wrapper_attr("memoryless_return"))
 
 
@@ -317,16 +309,15 @@ def _cost_row(result: Result) -> list[object]:
     return [result["name"].removeprefix("cost/"), *figures, *(f"{result[way]:.1f}" for way in ("acting", "training"))]
 
 
-def _row(task: Task, level: Level, learner: str, found: list[Result], known: Known) -> list[object]:
+def _row(task: Task, level: Level, learner: str, found: list[Result]) -> list[object]:
     runs = by_seed(found, f"{task.name}/{level.length}/{learner}")
-    value, low, high = known[task.name, level.length][learner]
-    solved = sum(float(np.mean(run["returns"])) >= GOAL for run in runs)
-    verdict = _verdict(solved, len(runs), low, memoryless_return(task, level))
-    seconds = np.median([run["seconds"] for run in runs])
-    budget = f"{runs[0]['steps'] / 1000:.0f}k"
-    ended = ", ".join(f"{run['curve'][-1][0] / 1000:.0f}k" for run in runs)
-    figures = [f"{value:.3f}", f"{low:.3g} to {high:.3g}"]
-    return [task.title, level.length, learner, budget, ended, *figures, verdict, f"{seconds:.0f}"]
+    last, best = (np.array([run[name] for run in runs]) for name in ("last", "returns"))
+    solved = int((last.mean(axis=1) >= GOAL).sum())
+    verdict = _verdict(solved, len(runs), records.interval(last)[0], memoryless_return(task, level))
+    seconds = f"{np.median([run['seconds'] for run in runs]):.0f}"
+    steps = (f"{count / 1000:.0f}k" for count in (np.median([run["curve"][-1][0] for run in runs]), level.steps))
+    returns = [records.figure(last), f"{best.mean():.3f}"]
+    return [task.title, level.length, learner, len(runs), *returns, verdict, *steps, seconds]
 
 
 def _verdict(solved: int, seeds: int, low: float, memoryless: float) -> str:
@@ -335,62 +326,27 @@ def _verdict(solved: int, seeds: int, low: float, memoryless: float) -> str:
     return "memoryless" if low <= memoryless + 0.05 else "in part"
 
 
-COLORS = {
-    "rnn": "#937860",
-    "lstm": "#c44e52",
-    "gru": "#4c72b0",
-    "mingru": "#64b5cd",
-    "lru": "#55a868",
-    "ffm": "#8c8c8c",
-    "gtrxl": "#8172b3",
-    "deltanet": "#da8bc3",
-    "attention": "#dd8452",
-    STACK: "#555555",
-    "none": "#b0b6be",
-}
-
-
-def plot(known: Known) -> None:
-    """Return against memory length, a panel a task, a line a memory with its interval."""
-    figure, axes = records.subplots(1, len(TASKS), 4.2, 3.6)
-    import matplotlib.pyplot as plt
-
-    there = list(dict.fromkeys(learner for here in known.values() for learner in here))
-    further = (plt.get_cmap("tab20")(number) for number in range(20))
-    lines: dict[str, Any] = {}
-    for place, learner in enumerate(there):
-        color = COLORS.get(learner) or next(further)
-        for axis, task in zip(axes[0], TASKS, strict=True):
-            lengths = [level.length for level in task.levels if learner in known[task.name, level.length]]
-            if not lengths:
-                continue
-            value, low, high = np.array([known[task.name, length][learner] for length in lengths]).T
-            # Shifted, so that equal values can be distinguished.
-            at = np.array(lengths) * 1.035 ** (place - (len(there) - 1) / 2)
-            lines[learner] = axis.errorbar(
-                at,
-                value,
-                yerr=np.maximum([value - low, high - value], 0),
-                color=color,
-                linestyle=":" if learner in (STACK, "none") else "-",
-                marker="o",
-                markersize=3.5,
-                linewidth=1.2,
-                elinewidth=0.8,
-            )
-    for axis, task in zip(axes[0], TASKS, strict=True):
-        lengths = [level.length for level in task.levels]
-        memoryless = [memoryless_return(task, level) for level in task.levels]
-        axis.plot(lengths, memoryless, color="black", linewidth=0.6, linestyle="--")
-        axis.axhline(1.0, color="black", linewidth=0.6)
-        axis.set_xscale("log")
-        axis.set_xticks(lengths, [str(length) for length in lengths])
-        axis.set_xticks([], minor=True)
-        axis.set_title(task.title, fontsize=10)
-        axis.set_xlabel(task.unit, fontsize=9)
-    axes[0, 0].set_ylabel("mean return", fontsize=9)
-    figure.legend(lines.values(), lines.keys(), ncols=max(len(lines), 1), loc="lower center", fontsize=8, frameon=False)
-    records.save_plot(figure, records.DOCS / "memories.png", rect=(0, 0.07, 1, 1))
+def plot(found: list[Result], known: Known) -> None:
+    """The last policy's return with its interval, and the best checkpoint's: a panel a level, a line a memory."""
+    levels = [(task, level) for task in TASKS for level in task.levels if known[task.name, level.length]]
+    figure, axes = records.subplots(1, len(levels), 3.2, 3.4)
+    names = list(dict.fromkeys(learner for here in known.values() for learner in here))
+    for axis, (task, level) in zip(axes[0], levels, strict=True):
+        here = known[task.name, level.length]
+        rows = [len(names) - 1 - names.index(learner) for learner in here]
+        value, low, high = np.array(list(here.values())).T
+        best = [
+            np.mean([run["returns"] for run in by_seed(found, f"{task.name}/{level.length}/{learner}")])
+            for learner in here
+        ]
+        axis.errorbar(value, rows, xerr=np.maximum([value - low, high - value], 0), fmt="o", color="#4c72b0", capsize=2)
+        axis.plot(best, rows, "o", markerfacecolor="none", markeredgecolor="#c44e52", markersize=8)
+        axis.axvline(memoryless_return(task, level), color="black", linewidth=0.6, linestyle="--")
+        axis.axvline(1.0, color="black", linewidth=0.6)
+        axis.set_yticks(range(len(names)), names[::-1], fontsize=8)
+        axis.set_title(f"{task.title}: {level.length} {task.unit}", fontsize=8)
+    figure.supxlabel("mean return", fontsize=9)
+    records.save_plot(figure, records.DOCS / "memories.png")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ runs:
 - *states/task/variant/seed*: through a short training, before and after the last epoch of every update, the states
   that learning starts its sequences from against those that the present weights give from the rollout's start on; and
   CPU seconds an update.
-- *return/task/variant/seed*: ``train.py``, then 300 episodes of the best checkpoint by periodic evaluation.
+- *return/task/variant/seed*: ``train.py``, then 300 episodes of the last policy and of the best checkpoint by periodic
+  evaluation.
 """
 
 import statistics
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import records
 import tyro
+from measuring import processor
 from records import Result, Run
 
 MEASURED_STEPS = 60_000
@@ -31,6 +33,9 @@ MEASURED_STEPS = 60_000
 @dataclass(frozen=True)
 class Settings(records.Settings):
     """What burn-in and refresh buy."""
+
+    seeds: int = 10
+    """Seeds of every task and variant."""
 
 
 class Task(NamedTuple):
@@ -47,6 +52,9 @@ TASKS = [
     Task("tmaze", "T-maze, length 10", "tmaze", dict(length=10), 300_000),
     Task("repeat", "RepeatPrevious, k = 4", "repeat_previous", dict(k=4), 600_000),
 ]
+
+BOTH = ("last", "returns")
+"""Of a result: the returns of the last policy and of the best checkpoint."""
 
 VARIANTS: dict[str, list[str]] = {
     "none": [],
@@ -72,8 +80,8 @@ def all_runs(settings: records.Settings) -> list[Run]:
 
 
 def summary(result: Result) -> str:
-    if "returns" in result:
-        return f"{np.mean(result['returns']):.3f} after {result['steps']} steps, {result['seconds']:.0f} s"
+    if "last" in result:
+        return f"{np.mean(result['last']):.3f} after {result['steps']} steps, {result['seconds']:.0f} s"
     distance, ratio = np.mean(result["distance"]), np.mean(result["ratio"])
     return f"distance {distance:.3g}, ratio off by {ratio:.3g}, {1e3 * result['update']:.0f} ms an update"
 
@@ -90,7 +98,7 @@ def words(task: Task, variant: str, seed: int) -> list[str]:
 
 
 def _return_run(task: Task, variant: str, seed: int) -> Callable[[int], Result]:
-    return lambda steps: records.trained(words(task, variant, seed), steps)
+    return lambda steps: {**records.trained(words(task, variant, seed), steps), "cpu": processor()}
 
 
 def _states_run(task: Task, variant: str, seed: int) -> Callable[[int], Result]:
@@ -135,7 +143,8 @@ def _states_run(task: Task, variant: str, seed: int) -> Callable[[int], Result]:
         agent.learn(steps or MEASURED_STEPS)
         agent.env.close()
         distance, ratio, kl = zip(*agent.figures, strict=True)
-        return dict(distance=distance, ratio=ratio, kl=kl, update=statistics.median(agent.updates[1:] or agent.updates))
+        update = statistics.median(agent.updates[1:] or agent.updates)
+        return dict(distance=distance, ratio=ratio, kl=kl, update=update, cpu=processor())
 
     return start
 
@@ -183,23 +192,23 @@ The tasks have the settings in `configs/`, but rollouts of 128 steps in sequence
 states as stale as can be. Measured before and after the last epoch of every update, on sequences that continue an
 episode, against states computed from the rollout's start with the same weights: *distance*, relative to the
 norm of the true state; *ratio*, the mean error of the probability ratio of a step; *KL*, the mean KL divergence
-that stale states alone bring. Milliseconds are CPU time of an update, medians over seeds. *Return* is the mean of
-the best checkpoint over 300 episodes a seed. Intervals are 95 % bootstrap intervals: seeds are resampled, then
-updates or episodes of each.
+that stale states alone bring. Milliseconds are CPU time of an update, medians over seeds. *Last policy* and *best
+checkpoint*, by periodic evaluation: mean returns of 300 episodes a seed, deterministic actions. Intervals are 95 %
+bootstrap intervals: seeds are resampled, then updates or episodes of each. {}
 
 {}
 """
 
 
 def write_docs(found: list[Result]) -> None:
-    columns = "task | variant | distance | ratio | KL | ms | seeds | return | interval"
+    columns = "task | variant | distance | ratio | KL | ms | seeds | last policy | best checkpoint"
     rows = [
         _row(task, variant, found)
         for task in TASKS
         for variant in VARIANTS
         if records.by_seed(found, f"states/{task.name}/{variant}")
     ]
-    records.write_page("stale_states", PAGE, records.table(columns, rows))
+    records.write_page("stale_states", PAGE, [records.processors(found)], records.table(columns, rows))
 
 
 def _row(task: Task, variant: str, found: list[Result]) -> list[object]:
@@ -207,11 +216,7 @@ def _row(task: Task, variant: str, found: list[Result]) -> list[object]:
     trained = records.by_seed(found, f"return/{task.name}/{variant}")
     figures = [_with_interval([run[name] for run in measured]) for name in ("distance", "ratio", "kl")]
     update = 1e3 * statistics.median(run["update"] for run in measured)
-    returns = ["-", "-"]
-    if trained:
-        values = np.array([run["returns"] for run in trained])
-        low, high = records.interval(values)
-        returns = [f"{values.mean():.3f}", f"{low:.3g} to {high:.3g}"]
+    returns = [records.figure(np.array([run[name] for run in trained])) if trained else "-" for name in BOTH]
     return [task.title, variant, *figures, f"{update:.0f}", len(trained), *returns]
 
 

@@ -55,7 +55,9 @@ def test_states_are_exact_before_an_update_and_stale_after_it() -> None:
 def test_the_page_has_a_row_of_every_variant(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "DOCS", tmp_path)
     states = dict(name="states/tmaze/none/0", distance=[0.5, 0.7], ratio=[0.25, 0.35], kl=[0.1, 0.2], update=0.125)
-    stale_states.write_docs([states, dict(name="return/tmaze/none/0", steps=100, seconds=2.0, returns=[0.5, 1.0])])
+    returns = dict(name="return/tmaze/none/0", steps=100, seconds=2.0, returns=[1.0, 1.0], last=[0.5, 1.0], cpu="C")
+    stale_states.write_docs([states, returns])
     page = (tmp_path / "stale_states.md").read_text()
     assert "| T-maze, length 10 | none | 0.6 (0.5 to 0.7) | 0.3 (0.25 to 0.35) | 0.15 (0.1 to 0.2) | 125 | 1 |" in page
-    assert "| 0.750 | 0.5 to 1 |" in page
+    assert "| 0.750 (0.500 to 1.000) | 1.000 (1.000 to 1.000) |" in page
+    assert "Processors: C." in page
