@@ -67,10 +67,13 @@ class CombinedEncoder(BaseFeaturesExtractor):
                 untouched.update(part.all_keys())
         self.unprocessed = frozenset(untouched)
 
+    def extractor_of(self, name: str) -> nn.Module:
+        """What reads the part of this name."""
+        return self.extractors[layer_name(name)]
+
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """Dict of (N, ...) -> (N, H)."""
-        features = [self.extractors[layer_name(name)](part.of(observations)) for name, part in self.parts.items()]
-        return torch.cat(features, dim=1)
+        return torch.cat([self.extractor_of(name)(part.of(observations)) for name, part in self.parts.items()], dim=1)
 
 
 def _extractor(name: str, part: Part, kwargs: dict[str, Any]) -> tuple[nn.Module, int]:

@@ -12,7 +12,8 @@ This stands on the lowest floor and so knows a policy by its parts alone; the po
 for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from torch import Tensor, nn
 
 from agents.kernels import convolutions
@@ -46,17 +47,39 @@ class Images(NamedTuple):
     layers: convolutions.Layers
     linear: nn.Module
 
+    def takes(self, observations: Any) -> bool:
+        """Whether these are bytes."""
+        return isinstance(observations, Tensor) and observations.dtype is torch.uint8
+
     def __call__(self, observations: Tensor) -> Tensor:
         """Bytes (N, ...) -> (N, F)."""
         features: Tensor = self.linear(convolutions.convolved(self.layers, self.arranged(observations)))
         return features
 
 
+class Parts(NamedTuple):
+    """An encoder of a Dict, part by part, that computes images of bytes by one compiled call each."""
+
+    images: dict[str, Images]  # by the keys of the observation
+    read: tuple[tuple[Callable[[Any], Any], Callable[[Any], Tensor]], ...]  # what a part is, and what reads it
+    prepared: Callable[..., Any]  # (observations, keys that stay as they are) -> what the others read
+    untouched: frozenset[str]
+
+    def takes(self, observations: Any) -> bool:
+        """Whether all these images are bytes."""
+        return all(images.takes(observations[key]) for key, images in self.images.items())
+
+    def __call__(self, observations: Any) -> Tensor:
+        """Dict of (N, ...), images as bytes -> (N, F)."""
+        seen = self.prepared(observations, self.untouched)
+        return torch.cat([encoder(part(seen)) for part, encoder in self.read], dim=1)
+
+
 class Encoders(NamedTuple):
     """What encodes images for actor and critic; None where the encoder is called, which is torch's own."""
 
-    actor: Images | None
-    critic: Images | None
+    actor: Images | Parts | None
+    critic: Images | Parts | None
     part: Part
 
 
@@ -66,7 +89,7 @@ class Acting(NamedTuple):
 
     part: Part
     steps: tuple[Any, ...] = ()
-    images: Images | None = None
+    images: Images | Parts | None = None
 
 
 class Plan(NamedTuple):
@@ -154,22 +177,54 @@ def encoders_of(policy: Any) -> Encoders:
     return Encoders(actor, critic, Part(how, why or why_critic))
 
 
-def images_of(policy: Any, extractor: Any) -> tuple[Images | None, str | None]:
-    """An encoder of images as it is now, with its convolutions as layers of one compiled call; or why not, unless
-    nothing compiled is known for such an encoder."""
-    arranges = _that_arranges(type(extractor))
-    if arranges is not None and isinstance(extractor.cnn, NatureCNN):
-        arranged, cnn, base, scales = extractor.arranged, extractor.cnn, arranges, extractor.scales_bytes
-    elif isinstance(extractor, NatureCNN):
-        arranged, cnn, base, scales = _as_they_are, extractor, NatureCNN, is_image_space(policy.observation_space)
+def images_of(policy: Any, extractor: Any) -> tuple[Images | Parts | None, str | None]:
+    """An encoder of images, or of a Dict with some, as it is now, with its convolutions as layers of one compiled call;
+    or why not, unless nothing compiled is known for such an encoder."""
+    is_theirs = type(extractor).forward is CombinedExtractor.forward
+    combines = CombinedExtractor if is_theirs else _ours(type(extractor), "extractor_of")
+    if combines is None:
+        return _images_in(policy, policy.observation_space, extractor, "features_extractor")
+    images: dict[str, Images] = {}
+    read: list[tuple[Callable[[Any], Any], Any]] = []
+    reason = None
+    for key, space, part, encoder in _parts_of(policy, extractor):
+        found, why = _images_in(policy, space, encoder, f"features_extractor.extractors.{key}")
+        read.append((part, found or encoder))
+        images |= {key: found} if found else {}
+        reason = reason or why
+    if not images:
+        return None, reason
+    if why := overridden(extractor, combines, _CONSTRUCTION) or touched(extractor, "features_extractor"):
+        return None, why
+    untouched = frozenset({*images, *getattr(extractor, "unprocessed", ())})
+    return Parts(images, tuple(read), policy.prepared, untouched), reason
+
+
+def _parts_of(policy: Any, extractor: Any) -> Iterator[tuple[str, Any, Callable[[Any], Any], Any]]:
+    """Of an encoder of a Dict for every part its key, its space, what of an observation it is, and what reads it."""
+    if isinstance(extractor, CombinedExtractor):
+        for key, encoder in extractor.extractors.items():
+            yield key, policy.observation_space[key], itemgetter(key), encoder
+    else:
+        for name, part in extractor.parts.items():
+            yield name, part.space, part.of, extractor.extractor_of(name)
+
+
+def _images_in(policy: Any, space: spaces.Space[Any], encoder: Any, name: str) -> tuple[Images | None, str | None]:
+    """Of an encoder of images from a space, as ``images_of``. `name`: what to call it in the answer."""
+    arranges = _ours(type(encoder), "arranged")
+    if arranges is not None and isinstance(encoder.cnn, NatureCNN):
+        arranged, cnn, base, scales = encoder.arranged, encoder.cnn, arranges, encoder.scales_bytes
+    elif isinstance(encoder, NatureCNN):
+        arranged, cnn, base, scales = _as_they_are, encoder, NatureCNN, is_image_space(space)
     else:
         return None, None
     reason = MISSING if not convolutions.available else None
-    reason = reason or _why_not_scaled(policy, scales) or overridden(extractor, base, _CONSTRUCTION)
-    reason = reason or touched(extractor, "features_extractor")
-    if cnn is not extractor:
-        reason = reason or overridden(cnn, NatureCNN, _CONSTRUCTION) or touched(cnn, "features_extractor.cnn")
-    reason = reason or touched_within("features_extractor.cnn", cnn.cnn) or why_torch()
+    reason = reason or _why_not_scaled(policy, space, scales) or overridden(encoder, base, _CONSTRUCTION)
+    reason = reason or touched(encoder, name)
+    if cnn is not encoder:
+        reason = reason or overridden(cnn, NatureCNN, _CONSTRUCTION) or touched(cnn, f"{name}.cnn")
+    reason = reason or touched_within(f"{name}.cnn", cnn.cnn) or why_torch()
     layers = None if reason else convolutions.layers_of(cnn.cnn)
     if layers is None:
         return None, reason or "its convolutions are not float32 on a CPU, each with a ReLU and without padding"
@@ -180,16 +235,15 @@ def _as_they_are(observations: Tensor) -> Tensor:
     return observations
 
 
-def _that_arranges(encoder: type) -> type | None:
-    """The class of ours that brings an encoder's ``arranged`` and ``scales_bytes``, if one does."""
+def _ours(encoder: type, name: str) -> type | None:
+    """The class of ours that brings so named a method of an encoder, if one does."""
     ours = __name__.partition(".")[0]
     classes = (cls for cls in encoder.__mro__ if cls.__module__.partition(".")[0] == ours)
-    return next((cls for cls in classes if "arranged" in vars(cls)), None)
+    return next((cls for cls in classes if name in vars(cls)), None)
 
 
-def _why_not_scaled(policy: Any, scales: bool) -> str | None:
+def _why_not_scaled(policy: Any, space: spaces.Space[Any], scales: bool) -> str | None:
     """Why images do not come as bytes that are divided by 255 in float32."""
-    space = policy.observation_space
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return "observations are not bytes"
     if not policy.normalize_images or not scales:
@@ -285,7 +339,7 @@ def acting_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Acting
     return Acting(Part("NumPy"), tuple(steps), images)
 
 
-def _why_no_numpy(policy: Any, action_heads: tuple[type, ...], images: Images | None) -> str | None:
+def _why_no_numpy(policy: Any, action_heads: tuple[type, ...], images: Images | Parts | None) -> str | None:
     """What of a policy, apart from its memories and what encodes images, has no form in NumPy."""
     if any(parameter.dtype != torch.float32 or parameter.device.type != "cpu" for parameter in policy.parameters()):
         return "not all parameters are float32 on a CPU"

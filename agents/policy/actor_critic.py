@@ -11,7 +11,7 @@ import functools
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -527,19 +527,20 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
-        if isinstance(obs, Tensor) and obs.dtype is torch.uint8:
+        if isinstance(obs, dict) or obs.dtype is torch.uint8:
             if self._encoders is None:
                 images, _ = images_of(self, extractor)
             else:
-                is_actors = extractor is self.pi_features_extractor
-                images = self._encoders.actor if is_actors else self._encoders.critic
-            if images is not None:
+                images = self._encoders.actor if extractor is self.pi_features_extractor else self._encoders.critic
+            if images is not None and images.takes(obs):
                 return images(obs)
-        flat = flatten_choices(obs, self.observation_space)
-        untouched = getattr(extractor, "unprocessed", ())
-        seen = preprocessed(flat, self._preprocessed_space, self.normalize_images, untouched)
-        features: Tensor = extractor(seen)
+        features: Tensor = extractor(self.prepared(obs, getattr(extractor, "unprocessed", ())))
         return features
+
+    def prepared(self, obs: Any, untouched: Container[str] = ()) -> Any:
+        """What encoders read, of a flat batch: one-hot categories, images in [0, 1]. `untouched`: keys that stay."""
+        flat = flatten_choices(obs, self.observation_space)
+        return preprocessed(flat, self._preprocessed_space, self.normalize_images, untouched)
 
     def observation_lines(self) -> list[str]:
         """What each part of an observation is and what reads it, for the user; those only the critic sees left out."""

@@ -19,7 +19,7 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import Tensor, nn
 
 from agents.kernels import heads as fused
-from agents.kernels.plan import Images
+from agents.kernels.plan import Images, Parts
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
 from agents.memory.layers import numpy_linear
@@ -45,7 +45,7 @@ class NumpyActor:
         policy: RecurrentActorCriticPolicy,
         rng: np.random.Generator,
         steps: Sequence[NumpyStep],
-        images: Images | None = None,
+        images: Images | Parts | None = None,
     ) -> None:
         self._features = _features_of(policy.observation_space) if images is None else _encoded_by(images)
         self._actor_step, self._critic_step = steps[0], steps[1] if len(steps) > 1 else None
@@ -99,10 +99,15 @@ def make_actor(
     return NumpyActor(policy, rng, acting.steps, acting.images)
 
 
-def _encoded_by(images: Images) -> Callable[[Any], NDArray[Any]]:
+def _encoded_by(images: Images | Parts) -> Callable[[Any], NDArray[Any]]:
+    def tensors(observations: Any) -> Any:
+        if isinstance(observations, dict):
+            return {key: torch.as_tensor(part) for key, part in observations.items()}
+        return torch.as_tensor(observations)
+
     def features(observations: Any) -> NDArray[Any]:
         with torch.no_grad():
-            return images(torch.as_tensor(observations)).numpy()
+            return images(tensors(observations)).numpy()
 
     return features
 

@@ -274,9 +274,12 @@ def test_second_derivatives_are_torchs() -> None:
 class Corridor(gymnasium.Env[Any, Any]):
     """Images of random bytes; an episode lasts five steps."""
 
-    def __init__(self, shape: tuple[int, ...] = (1, 36, 40), dtype: Any = np.uint8) -> None:
+    def __init__(self, shape: tuple[int, ...] = (1, 36, 40), dtype: Any = np.uint8, in_dict: bool = False) -> None:
         high = 255 if dtype is np.uint8 else 1
-        self.observation_space = gymnasium.spaces.Box(0, high, shape, dtype)
+        self.observation_space: Any = gymnasium.spaces.Box(0, high, shape, dtype)
+        if in_dict:
+            parts = dict(image=self.observation_space, place=gymnasium.spaces.Box(-1, 1, (3,), np.float32))
+            self.observation_space = gymnasium.spaces.Dict(parts, way=gymnasium.spaces.Discrete(4))
         self.action_space = gymnasium.spaces.Discrete(3)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -295,26 +298,38 @@ def agent(policy: str = "CnnLstmPolicy", env: gymnasium.Env[Any, Any] | None = N
     return RecurrentPPO(policy, env or Corridor(), policy_kwargs=chosen | kwargs, **settings)
 
 
+def sampled(model: RecurrentPPO) -> Any:
+    space = model.observation_space
+    if not isinstance(space, gymnasium.spaces.Dict):
+        return torch.as_tensor(np.stack([space.sample() for _ in range(3)]))
+    return {key: torch.as_tensor(np.stack([part.sample() for _ in range(3)])) for key, part in space.items()}
+
+
 def encoded(model: RecurrentPPO) -> Tensor:
-    images = torch.as_tensor(np.stack([model.observation_space.sample() for _ in range(3)]))
+    images = sampled(model)
     features, _ = model.policy.encode(images, torch.Size([3]))
     with in_torch():
         assert_close(features, model.policy.encode(images, torch.Size([3]))[0], terms=64 * 16)
     return features
 
 
-POLICIES: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
-    ("CnnLstmPolicy", (1, 36, 40), {}),
-    ("CnnLstmPolicy", (3, 37, 36), dict(share_features_extractor=False)),
-    ("RecurrentPolicy", (36, 40), {}),
-    ("RecurrentPolicy", (36, 40, 3), {}),
-    ("RecurrentPolicy", (2, 36, 40, 3), dict(critic_memory="separate")),
+POLICIES: list[tuple[str, tuple[int, ...], bool, dict[str, Any]]] = [
+    ("CnnLstmPolicy", (1, 36, 40), False, {}),
+    ("CnnLstmPolicy", (3, 37, 36), False, dict(share_features_extractor=False)),
+    ("RecurrentPolicy", (36, 40), False, {}),
+    ("RecurrentPolicy", (36, 40, 3), False, {}),
+    ("RecurrentPolicy", (2, 36, 40, 3), False, dict(critic_memory="separate")),
+    ("MultiInputLstmPolicy", (3, 37, 36), True, {}),
+    ("RecurrentPolicy", (1, 36, 40), True, {}),
+    ("RecurrentPolicy", (36, 40), True, dict(share_features_extractor=False, critic_memory="separate")),
 ]
 
 
-@pytest.mark.parametrize(("policy", "shape", "kwargs"), POLICIES)
-def test_the_first_ratio_of_an_image_policy_is_one(policy: str, shape: tuple[int, ...], kwargs: dict[str, Any]) -> None:
-    model = agent(policy, Corridor(shape), **kwargs)
+@pytest.mark.parametrize(("policy", "shape", "in_dict", "kwargs"), POLICIES)
+def test_the_first_ratio_of_an_image_policy_is_one(
+    policy: str, shape: tuple[int, ...], in_dict: bool, kwargs: dict[str, Any]
+) -> None:
+    model = agent(policy, Corridor(shape, in_dict=in_dict), **kwargs)
     assert model.policy.plan().encoder.how == ("compiled" if convolutions.available else "torch")
     acts_in_numpy = convolutions.available and model.policy.share_features_extractor
     assert model.policy.plan().acting.how == ("NumPy" if acts_in_numpy else "torch")
@@ -367,6 +382,32 @@ def _replaced(policy: Any) -> None:
 
 def _another_layer(policy: Any) -> None:
     policy.features_extractor.cnn[1] = nn.ELU()
+
+
+@compiled_only
+@pytest.mark.parametrize("policy", ["MultiInputLstmPolicy", "RecurrentPolicy"])
+@pytest.mark.parametrize("within", [True, False])
+def test_what_hooks_into_an_encoder_of_a_dict_is_obeyed(policy: str, within: bool) -> None:
+    model = agent(policy, Corridor(in_dict=True))
+    encoder, seen = model.policy.features_extractor, sampled(model)
+    assert model.policy.plan().encoder.how == "compiled"
+    before, _ = model.policy.encode(seen, torch.Size([3]))
+    hooked = encoder.extractors["image"].cnn if within else encoder
+    hooked.register_forward_hook(lambda module, given, output: output * 0)
+    assert model.policy.plan().encoder.how == "torch"
+    assert "has a forward hook" in str(model.policy.plan().encoder)
+    after, _ = model.policy.encode(seen, torch.Size([3]))
+    assert not torch.equal(after, before)
+    assert within or not after.any()
+
+
+@compiled_only
+def test_a_dict_whose_images_come_as_floats_is_torchs() -> None:
+    model = agent("RecurrentPolicy", Corridor(in_dict=True))
+    seen = sampled(model)
+    expected, _ = model.policy.encode(seen, torch.Size([3]))
+    found, _ = model.policy.encode({**seen, "image": seen["image"].float()}, torch.Size([3]))
+    assert_close(found, expected, terms=64 * 16)
 
 
 @compiled_only
