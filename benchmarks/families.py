@@ -137,6 +137,7 @@ LEARNED = {
     "MultiDiscrete actions with masks": Task(
         ("--env.id", "signals:Locks", "--policy.kwargs", "action_mask=action_masks"), 165_000, "1", "0.53"
     ),
+    "Breakout, which gives 1.7 to random actions": Task(("--config", "atari"), 400_000, "", "", "ale_py"),
     "Hopper without velocities": Task(("--config", "mujoco"), 1_000_000, "", "", "mujoco"),
     "Ant without velocities": Task(("--config", "mujoco", "--env.id", "AntNoVel-v5"), 1_000_000, "", "", "mujoco"),
 }
