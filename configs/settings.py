@@ -178,6 +178,12 @@ class AlgorithmSettings:
     """Weight of the value loss."""
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
+    noise_correlation: Annotated[float | None, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")] = None
+    """Correlation of the noise of continuous actions from one step to the next, at the start: noise that lasts finds
+    rare rewards; None: 0.9, but 0 for other actions or with use_sde, written into the run's settings."""
+    noise_correlation_schedule: Schedule | None = None
+    """constant, or linear: falling to 0 at the end of training; None: linear where noise_correlation is None, else
+    constant, written into the run's settings."""
     use_sde: bool = False
     """Generalized state-dependent exploration, for continuous actions: noise that lasts, where a reward is rare."""
     sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
@@ -390,6 +396,8 @@ BEFORE: dict[str, Any] = {
     "env.previous_action_reward": False,
     "env.address": None,
     "algorithm.ent_coef_schedule": "constant",
+    "algorithm.noise_correlation": 0.0,
+    "algorithm.noise_correlation_schedule": "constant",
     "evaluation.share": None,
     **{f"imitation.{each.name}": each.default for each in dataclasses.fields(ImitationSettings)},
 }
@@ -419,7 +427,7 @@ def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     return (*chosen, {PREVIOUS: {"start": True}}) if wanted else chosen
 
 
-SCHEDULED = ("learning_rate", "ent_coef", "clip_range")
+SCHEDULED = ("learning_rate", "ent_coef", "clip_range", "noise_correlation")
 """Settings of the algorithm that have a schedule, under their name and `_schedule`."""
 
 PPO_ONLY = (

@@ -53,6 +53,7 @@ class RecurrentA2C(RecurrentOnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         sequence_length: int | None = None,
+        noise_correlation: float | Schedule = 0.0,
         autocast: str | None = None,
     ) -> None:
         settings = settings_of(locals())

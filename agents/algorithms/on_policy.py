@@ -25,7 +25,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, get_device
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, unwrap_vec_normalize
 
@@ -67,7 +67,7 @@ from agents.kernels.devices import to_device
 from agents.memory import State
 from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
 from agents.policy.contrib import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy, own_policy
-from agents.policy.heads import check_action_space
+from agents.policy.heads import GaussianHead, check_action_space
 from agents.policy.nodes import LinkActionPolicy, NodeActionPolicy
 from agents.rollout.actor import Actor
 from agents.rollout.buffer import (
@@ -84,6 +84,7 @@ from agents.rollout.masks import (
     shows_masks,
     with_masks,
 )
+from agents.rollout.noise import CorrelatedNoise
 from agents.rollout.numpy_actor import make_actor
 from agents.rollout.returns import FLOOR, Moments, advantage_scale
 
@@ -127,6 +128,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
     sequence_length: int | None
     autocast: str | None
     burn_in: int = 0
+    noise_correlation: float | Schedule = 0.0
     _last_obs: Any
     _last_episode_starts: Any
 
@@ -147,6 +149,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         warn_of_fallback(requested, self.device)
         vars(self).update(settings)
         self._last_state: State | None = None
+        self._last_noise: NDArray[Any] | None = None
         self.environment_seconds = 0.0  # waited for environments while collecting, since this object was made
         self._warned_of_standstill = self._warned_of_scale = False
         self._returns_count, self._returns_mean, self._returns_squares = Moments()
@@ -188,6 +191,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         checks.check_schedule("ent_coef", self.ent_coef, -float("inf"))
         checks.check_positive("max_grad_norm", self.max_grad_norm)
         checks.check_schedule("learning_rate", self.learning_rate, 0.0)
+        checks.check_schedule("noise_correlation", self.noise_correlation, 0.0)
         checks.check_count("n_steps", self.n_steps)
         checks.check_count("stats_window_size", self._stats_window_size)
         checks.check_switch("use_sde", self.use_sde)
@@ -231,6 +235,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self.policy = policy.to(self.device)
         self.policy.autocast = AUTOCAST[self.autocast]
         self.policy.set_training_mode(True)
+        self._check_noise()
         checks.check_acts_as_it_learns(self.policy)
         if self.verbose:
             print(*(f"Observation: {line}" for line in self.policy.observation_lines()), sep="\n")
@@ -256,6 +261,19 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 f"sequence has {length}: use batch_size {length * group.size()}, or a sequence_length of {own_batch}"
             )
         warn_of_uneven_minibatches(self.n_steps, self.n_envs, length, own_batch)
+
+    def _check_noise(self) -> None:
+        """Raises a ValueError for correlated noise where an action is not a mean and noise that is added."""
+        correlation, head = self.noise_correlation, self.policy.head
+        if callable(correlation) or correlation:
+            checks.require(
+                type(head) is GaussianHead,
+                "noise_correlation",
+                "0 with gSDE (use_sde=True), whose noise lasts anyway" if self.use_sde else "0 unless actions are Box",
+                correlation,
+            )
+        if not callable(correlation):
+            checks.require(correlation < 1.0, "noise_correlation", "from 0 to below 1", correlation)
 
     @property
     def own_batch_size(self) -> int | None:
@@ -326,8 +344,9 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         calls_back = needs_steps(callback)
-        compiled = self._compiled_policy().act if self._compiles("acting") else None
-        actor = make_actor(self.policy, self.random_generator, compiled)
+        noise = self._noise()
+        compiled = self._compiled_policy().act if noise is None and self._compiles("acting") else None
+        actor = make_actor(self.policy, self.random_generator, compiled, noise)
         carried = actor.begin(self._starting_state(env.num_envs))  # the state that belongs to self._last_obs
         truncated: list[Truncated] = []
         steps_of_all = env.num_envs * group.size()
@@ -350,11 +369,18 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                     return False
         finally:  # after Ctrl-C too
             self._last_state = actor.end(carried)
+            self._last_noise = None if noise is None else noise.last
         if not calls_back:
             skip_steps(callback, n_rollout_steps, self.num_timesteps)
             callback.update_locals({**step._asdict(), "n_steps": n_steps})
         self._close_rollout(rollout_buffer, truncated)
         return True
+
+    def _noise(self) -> CorrelatedNoise | None:
+        """Of the actions of the next rollout; None for independent noise."""
+        correlation = FloatSchedule(self.noise_correlation)(self._current_progress_remaining)
+        checks.require(0.0 <= correlation < 1.0, "noise_correlation", "from 0 to below 1", correlation)
+        return CorrelatedNoise(correlation, self._last_noise) if correlation else None
 
     def _step_environments(
         self, env: VecEnv, buffer: SequenceRolloutBuffer, actor: Actor, state: Any, n_steps: int
@@ -727,6 +753,8 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self._last_episode_starts = np.asarray(self._last_episode_starts, dtype=bool)
         if self._last_state is not None and any(len(part) != self.n_envs for part in self._last_state):
             self._last_state = None
+        if self._last_noise is not None and len(self._last_noise) != self.n_envs:
+            self._last_noise = None
         return result
 
     def _check_mask_is_not_normalized(self) -> None:
@@ -830,6 +858,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         return [
             *super()._excluded_save_params(),
             "_last_state",
+            "_last_noise",
             "random_generator",
             "_compiled",
             "_together",

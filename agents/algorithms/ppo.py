@@ -54,6 +54,9 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         device: ``"cpu"``, ``"cuda"``, ``"auto"``.
         sequence_length: steps that gradients flow back through (truncated backpropagation through time); divides
             n_steps. None for the whole rollout, or for as much of it as a minibatch holds.
+        noise_correlation: of the noise of Box actions from one step to the next while collecting, from 0 to below 1, a
+            number or a function of the progress remaining. Noise that lasts finds a rare reward where independent noise
+            cancels out (``agents.rollout.noise``); ``predict`` samples independently.
         autocast: ``"bfloat16"`` computes encoder, memory and hidden layers under ``torch.autocast``; None in float32.
             RNN, LSTM and GRU keep float32, and so do last layers, losses, returns, weights and optimizer. A rollout's
             values and log-probabilities are recomputed by the pass that learns, so that ratios start at one; the policy
@@ -100,6 +103,7 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         _init_setup_model: bool = True,
         *,
         sequence_length: int | None = None,
+        noise_correlation: float | Schedule = 0.0,
         autocast: str | None = None,
         refresh_states: bool = False,
         burn_in: int = 0,

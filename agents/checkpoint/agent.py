@@ -52,7 +52,7 @@ COUNTERS = (
     *("_current_progress_remaining", "_returns_count", "_returns_mean", "_returns_squares"),
 )
 STATISTICS = ("ep_info_buffer", "ep_success_buffer")
-CARRIED = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_state")
+CARRIED = ("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_state", "_last_noise")
 SUMMARY = ("algorithm", "class", "policy", "versions", "observation_space", "action_space", "n_envs", "settings")
 OBJECTS = ("settings", "counters", "statistics", "extras", "random", "parameters")  # sections that are JSON objects
 SECTIONS = {*SUMMARY, *OBJECTS, "carried", "normalizer", "previous_action_reward", "encoder"}
@@ -337,6 +337,7 @@ def checked_carried(carried: dict[str, Any], model: SavableAlgorithm) -> dict[st
         "_last_obs": create_empty_array(model.observation_space, model.n_envs),
         "_last_episode_starts": np.zeros(model.n_envs),
         "_last_state": model.policy.initial_state(model.n_envs),
+        "_last_noise": np.zeros((model.n_envs, *model.policy.head.shape)),
     }
     for name in expected.keys() & carried.keys():
         came, should = _shapes(carried[name]), _shapes(expected[name])

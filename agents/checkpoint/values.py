@@ -35,7 +35,8 @@ from agents.memory import MEMORIES
 BYTES_A_COPY = 2**14  # what the copy of a tensor is counted as besides its numbers: many small ones take their time
 
 MEMORY = "policy_kwargs.memory"  # the one setting in which a string may stand for a class
-SCHEDULED = ("learning_rate", "ent_coef", "clip_range", "clip_range_vf")  # may be functions of the progress
+SCHEDULED = ("learning_rate", "ent_coef", "clip_range", "clip_range_vf", "noise_correlation")
+"""Settings that may be functions of the progress."""
 
 SCHEDULES: dict[str, tuple[type, tuple[str, ...]]] = {
     "ConstantSchedule": (ConstantSchedule, ("val",)),

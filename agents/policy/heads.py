@@ -11,7 +11,8 @@ Axes: N steps, K parameters of the distribution, A components of an action as st
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -137,10 +138,13 @@ class GaussianHead(_FlatHead):
     """Box: a diagonal Gaussian with a standard deviation of its own; actions are clipped on their way out."""
 
     has_kernel = True
+    correlated: Callable[[Tensor], Tensor] | None = None
+    """From independent standard normal noise to the noise of a sample; None: as it is."""
 
     def sample(self, parameters: Parameters) -> Tensor:
         mean, log_std = self._first(parameters), parameters[1]
-        return mean + log_std.exp() * torch.randn_like(mean)
+        noise = torch.randn_like(mean)
+        return mean + log_std.exp() * (noise if self.correlated is None else self.correlated(noise))
 
     def mode(self, parameters: Parameters) -> Tensor:
         return self._first(parameters)
@@ -182,6 +186,20 @@ class StateDependentHead(GaussianHead):
             low, high = self._space.low.ravel(), self._space.high.ravel()
             actions = low + 0.5 * (actions + 1.0) * (high - low)
         return super().to_environment(actions)
+
+
+@contextmanager
+def exploring_with(head: ActionHead, noise: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Within it the samples of continuous actions have this noise; None: independent noise."""
+    if noise is None:
+        yield
+        return
+    assert isinstance(head, GaussianHead)
+    head.correlated = noise
+    try:
+        yield
+    finally:
+        head.correlated = None
 
 
 def check_action_space(space: spaces.Space[Any], use_sde: bool = False, squash: bool = False) -> None:

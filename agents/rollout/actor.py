@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from agents.checks.observations import map_observations
 from agents.memory import State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.heads import exploring_with
+from agents.rollout.noise import CorrelatedNoise
 
 Finish = Callable[[], tuple[Any, Any, Any]]  # -> values (B,), log-probabilities (B,), state after the step
 
@@ -35,10 +37,17 @@ class TorchActor:
 
     Args:
         forward: what computes a step in place of the policy's call.
+        noise: of continuous actions, in place of independent noise.
     """
 
-    def __init__(self, policy: RecurrentActorCriticPolicy, forward: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        policy: RecurrentActorCriticPolicy,
+        forward: Callable[..., Any] | None = None,
+        noise: CorrelatedNoise | None = None,
+    ) -> None:
         self._device, self._forward = policy.device, forward or policy
+        self._head, self._noise = policy.head, noise
 
     def begin(self, state: State) -> State:
         return state
@@ -47,7 +56,7 @@ class TorchActor:
         return state
 
     def act(self, observations: Any, state: State, episode_starts: NDArray[np.bool_]) -> tuple[Any, Finish]:
-        with torch.no_grad():
+        with torch.no_grad(), exploring_with(self._head, self._noise):
             actions, values, log_probs, state = self._forward(
                 map_observations(lambda part: torch.as_tensor(part, device=self._device), observations),
                 state,

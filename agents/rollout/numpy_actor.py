@@ -26,6 +26,7 @@ from agents.memory.layers import numpy_linear
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.heads import BernoulliHead, CategoricalHead
 from agents.rollout.actor import Actor, Finish, TorchActor
+from agents.rollout.noise import CorrelatedNoise
 
 Array = NDArray[np.float32]
 Layers = Callable[[Array], Array]
@@ -38,6 +39,7 @@ class NumpyActor:
     Args:
         steps: of the actor's memory and, if the critic has one of its own, of the critic's, as its plan has them.
         images: what encodes images, in torch.
+        noise: of continuous actions, in place of independent noise.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class NumpyActor:
         rng: np.random.Generator,
         steps: Sequence[NumpyStep],
         images: Images | Parts | None = None,
+        noise: CorrelatedNoise | None = None,
     ) -> None:
         self._features = _features_of(policy.observation_space) if images is None else _encoded_by(images)
         self._actor_step, self._critic_step = steps[0], steps[1] if len(steps) > 1 else None
@@ -56,7 +59,7 @@ class NumpyActor:
         self._output = _layers_of(*() if self._reads_latent else (heads.policy_net,), policy.action_net)
         self._values = _layers_of(heads.value_net, policy.value_net)
         policy.head.check_outputs(len(policy.action_net.get_parameter("weight")))
-        self._sample = _sampler_of(policy, rng)
+        self._sample = _sampler_of(policy, rng, noise)
 
     def begin(self, state: State) -> NumpyState:
         return tuple(part.numpy() for part in state)
@@ -86,17 +89,21 @@ class NumpyActor:
 
 
 def make_actor(
-    policy: RecurrentActorCriticPolicy, rng: np.random.Generator, forward: Callable[..., Any] | None = None
+    policy: RecurrentActorCriticPolicy,
+    rng: np.random.Generator,
+    forward: Callable[..., Any] | None = None,
+    noise: CorrelatedNoise | None = None,
 ) -> Actor:
     """The actor with the least overhead for this policy, as its plan says that it is now.
 
     Args:
         forward: the policy's step as it is compiled for a GPU, if it is.
+        noise: of continuous actions, in place of independent noise.
     """
     acting = policy.acting_plan()
     if acting.part.how != "NumPy":
-        return TorchActor(policy, forward)
-    return NumpyActor(policy, rng, acting.steps, acting.images)
+        return TorchActor(policy, forward, noise)
+    return NumpyActor(policy, rng, acting.steps, acting.images, noise)
 
 
 def _encoded_by(images: Images | Parts) -> Callable[[Any], NDArray[Any]]:
@@ -140,7 +147,7 @@ def _layer(layer: nn.Module) -> Layers:
     return np.tanh if isinstance(layer, nn.Tanh) else lambda x: np.maximum(x, np.float32(0))
 
 
-def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) -> Sample:
+def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator, noise: CorrelatedNoise | None) -> Sample:
     head = policy.head
     if isinstance(head, CategoricalHead):
         draw, one = _categorical_sampler(head.sizes, rng), not head.shape
@@ -154,7 +161,7 @@ def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator) ->
         return lambda logits, latent: _sample_bits(logits, rng)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
         return _state_dependent_sampler(policy.action_dist, policy.log_std)
-    return _gaussian_sampler(policy.log_std.detach().numpy(), rng)
+    return _gaussian_sampler(policy.log_std.detach().numpy(), rng, noise)
 
 
 def _categorical_sampler(
@@ -191,12 +198,14 @@ def _sample_bits(logits: Array, rng: np.random.Generator) -> tuple[Array, Array]
     return bits, log_probs
 
 
-def _gaussian_sampler(log_std: Array, rng: np.random.Generator) -> Sample:
+def _gaussian_sampler(log_std: Array, rng: np.random.Generator, correlated: CorrelatedNoise | None) -> Sample:
     std = np.exp(log_std)
     log_norm = np.float32(log_std.sum() + 0.5 * np.log(2 * np.pi) * len(log_std))
 
     def sample(mean: Array, latent: Array) -> tuple[Array, Array]:
         noise = rng.standard_normal(mean.shape, dtype=np.float32)
+        if correlated is not None:
+            noise = correlated(noise)
         log_probs: Array = np.float32(-0.5) * np.square(noise).sum(axis=1) - log_norm
         return np.add(mean, std * noise, dtype=np.float32), log_probs
 

@@ -38,10 +38,18 @@ def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
     return replace(settings, env=fitted), [f"{family.name}: {found.why} (--env.wrappers for others)"]
 
 
-def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tuple[Settings, list[str]]:
-    """Settings whose learning rate, epochs and entropy bonus are chosen, and a line about what was unless usual."""
+NOISE_CORRELATION = 0.9
+"""Of the noise of continuous actions at the start; it falls to 0 at the end of training. Independent noise cancels out
+where only many steps one way reach a reward."""
+
+
+def fitted_to_spaces(
+    settings: Settings, observations: spaces.Space[Any], actions: spaces.Space[Any]
+) -> tuple[Settings, list[str]]:
+    """Settings whose learning rate, epochs, entropy bonus and noise are chosen, and a line about what was unless
+    usual."""
     algorithm = settings.algorithm
-    sees_images = any(part.kind == "image" for part in parts_of(space))
+    sees_images = any(part.kind == "image" for part in parts_of(observations))
     rate, n_epochs = OF_IMAGES if sees_images else (LEARNING_RATE, N_EPOCHS)
     changes: dict[str, Any] = {}
     if algorithm.learning_rate is None:
@@ -55,4 +63,11 @@ def fitted_to_observations(settings: Settings, space: spaces.Space[Any]) -> tupl
         changes["ent_coef"] = ENT_COEF
     if algorithm.ent_coef_schedule is None:
         changes["ent_coef_schedule"] = "linear" if algorithm.ent_coef is None else "constant"
+    chosen = algorithm.noise_correlation is None
+    if chosen:
+        is_added = isinstance(actions, spaces.Box) and not algorithm.use_sde
+        changes["noise_correlation"] = NOISE_CORRELATION if is_added else 0.0
+    if algorithm.noise_correlation_schedule is None:
+        is_falling = chosen and changes["noise_correlation"] > 0
+        changes["noise_correlation_schedule"] = "linear" if is_falling else "constant"
     return replace(settings, algorithm=replace(algorithm, **changes)), lines

@@ -22,7 +22,7 @@ from agents.kernels.plan import missing
 from agents.runs import processes
 from agents.runs.analyses import Options, evaluate_at_the_end, record_run
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
-from agents.runs.defaults import fitted_to_family, fitted_to_observations
+from agents.runs.defaults import fitted_to_family, fitted_to_spaces
 from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.imitation import taught, teacher_of
 from agents.runs.interruption import Interruption
@@ -70,7 +70,7 @@ def preview(settings: Settings) -> None:
         return
     settings, chosen = fitted_to_family(settings)
     with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
-        settings, more = fitted_to_observations(settings, env.observation_space)
+        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
         _print_plan(_new_agent(settings, env), settings, chosen + more)
 
 
@@ -155,7 +155,7 @@ def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, 
         with reported_as(CheckpointFault, "resuming", CheckpointError):
             resumed = None if recorded is None else resume_agent(run, recorded, settings, env)
         teacher = None if resumed else teacher_of(settings)
-        settings, more = fitted_to_observations(settings, env.observation_space)
+        settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
         agent = resumed or _new_agent(settings, env)
         configs.say(f"run           {run.path}")
         computed = _print_plan(agent, settings, chosen + more)

@@ -12,48 +12,72 @@ from agents.runs.defaults import (
     ENT_COEF,
     LEARNING_RATE,
     N_EPOCHS,
+    NOISE_CORRELATION,
     OF_IMAGES,
     fitted_to_family,
-    fitted_to_observations,
+    fitted_to_spaces,
 )
 from configs import Settings
 from configs.settings import AlgorithmSettings, EnvironmentSettings, as_meant, values
 
 IMAGE = spaces.Box(0, 255, (84, 84), np.uint8)
 VECTOR = spaces.Box(-1.0, 1.0, (3,))
+CHOICES = spaces.Discrete(2)
 
 
 @pytest.mark.parametrize("space", [IMAGE, spaces.Dict(camera=IMAGE, speed=VECTOR)])
 def test_images_get_fewer_epochs_and_a_smaller_step(space: Any) -> None:
-    fitted, (line,) = fitted_to_observations(Settings(), space)
+    fitted, (line,) = fitted_to_spaces(Settings(), space, CHOICES)
     assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs) == OF_IMAGES
     assert line.startswith("learning_rate 0.00025 and n_epochs 3, for images")
 
 
 def test_what_the_user_gives_stays_and_the_usual_is_not_worth_a_line() -> None:
-    fitted, lines = fitted_to_observations(Settings(), VECTOR)
+    fitted, lines = fitted_to_spaces(Settings(), VECTOR, CHOICES)
     assert (fitted.algorithm.learning_rate, fitted.algorithm.n_epochs, lines) == (LEARNING_RATE, N_EPOCHS, [])
     every = AlgorithmSettings(
-        learning_rate=LEARNING_RATE, n_epochs=N_EPOCHS, ent_coef=0.0, ent_coef_schedule="constant"
+        learning_rate=LEARNING_RATE,
+        n_epochs=N_EPOCHS,
+        ent_coef=0.0,
+        ent_coef_schedule="constant",
+        noise_correlation=0.0,
+        noise_correlation_schedule="constant",
     )
     given = Settings(algorithm=every)
-    assert fitted_to_observations(given, IMAGE) == (given, [])
+    assert fitted_to_spaces(given, IMAGE, CHOICES) == (given, [])
     chosen = Settings(env=EnvironmentSettings(id="ALE/Breakout-v5", wrappers=("flatten",)))
     assert fitted_to_family(chosen) == (chosen, [])
 
 
 def test_entropy_is_rewarded_less_and_less_and_constantly_as_much_as_the_user_says() -> None:
-    chosen, none = fitted_to_observations(Settings(), VECTOR)[0].algorithm, AlgorithmSettings(ent_coef=0.0)
+    chosen, none = fitted_to_spaces(Settings(), VECTOR, CHOICES)[0].algorithm, AlgorithmSettings(ent_coef=0.0)
     assert (chosen.ent_coef, chosen.ent_coef_schedule) == (ENT_COEF, "linear")
-    given = fitted_to_observations(Settings(algorithm=none), VECTOR)[0].algorithm
+    given = fitted_to_spaces(Settings(algorithm=none), VECTOR, CHOICES)[0].algorithm
     assert (given.ent_coef, given.ent_coef_schedule) == (0.0, "constant")
-    falling = fitted_to_observations(Settings(algorithm=dataclasses.replace(none, ent_coef_schedule="linear")), VECTOR)
+    falling = fitted_to_spaces(
+        Settings(algorithm=dataclasses.replace(none, ent_coef_schedule="linear")), VECTOR, CHOICES
+    )
     assert falling[0].algorithm.ent_coef_schedule == "linear"
+
+
+@pytest.mark.parametrize(
+    ("given", "actions", "expected"),
+    [
+        ({}, VECTOR, (NOISE_CORRELATION, "linear")),
+        ({}, CHOICES, (0.0, "constant")),
+        ({"use_sde": True}, VECTOR, (0.0, "constant")),
+        ({"noise_correlation": 0.5}, VECTOR, (0.5, "constant")),
+        ({"noise_correlation": 0.5, "noise_correlation_schedule": "linear"}, VECTOR, (0.5, "linear")),
+    ],
+)
+def test_the_noise_of_continuous_actions_lasts_at_first(given: Any, actions: Any, expected: Any) -> None:
+    chosen = fitted_to_spaces(Settings(algorithm=AlgorithmSettings(**given)), VECTOR, actions)[0].algorithm
+    assert (chosen.noise_correlation, chosen.noise_correlation_schedule) == expected
 
 
 def test_a2c_has_no_epochs_and_its_runs_of_before_are_read(tmp_path: Any) -> None:
     settings = Settings(algorithm=AlgorithmSettings(name="a2c"))
-    fitted, _ = fitted_to_observations(settings, IMAGE)
+    fitted, _ = fitted_to_spaces(settings, IMAGE, CHOICES)
     fitted.check()
     assert fitted.algorithm.n_epochs is None
     before = {key: value for key, value in values(settings).items() if not key.startswith("evaluation.s")}

@@ -1,0 +1,127 @@
+"""Noise of continuous actions that lasts: standard normal at every step, correlated from one to the next.
+
+Axes: T steps, B environments, A components of an action.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.utils import LinearSchedule
+
+from agents import RecurrentA2C, RecurrentPPO
+from agents.policy.heads import exploring_with
+from agents.rollout.noise import CorrelatedNoise
+from tests.agents.probe_envs import clocks, small_ppo, states_equal
+
+ALGORITHMS = [RecurrentPPO, RecurrentA2C]
+
+
+def noise_of(model: Any) -> np.ndarray[Any, Any]:
+    """(T, B, A): what the actions of the last rollout have besides their means, in standard deviations."""
+    buffer, policy = model.rollout_buffer, model.policy
+    means = torch.empty(buffer.buffer_size, buffer.n_envs, *policy.head.shape)
+    state = tuple(part[0] for part in buffer.states)
+    with torch.no_grad():
+        for t in range(buffer.buffer_size):
+            starts = buffer.episode_starts[t]
+            hidden, state = policy.actor_hidden(buffer.observations[t], state, starts)
+            means[t] = policy.distribution_parameters(hidden, None)[0]
+        noise = (buffer.actions - means) / policy.log_std.exp()
+    return noise.numpy()
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_each_step_is_standard_normal_and_correlated_with_the_one_before(kind: Any) -> None:
+    fresh = np.random.default_rng(0).standard_normal((4000, 50, 2), dtype=np.float32)
+    noise = CorrelatedNoise(0.8)
+    e = np.stack([np.asarray(noise(kind(x))) for x in fresh])
+    assert e.dtype == np.float32
+    assert np.array_equal(noise.last, e[-1])  # type: ignore[arg-type]
+    np.testing.assert_allclose(e.mean(), 0.0, atol=0.02)
+    np.testing.assert_allclose(e[-500:].std(), 1.0, atol=0.02)
+    for lag in (1, 2, 5):
+        np.testing.assert_allclose((e[lag:] * e[:-lag]).mean(), 0.8**lag, atol=0.02)
+    np.testing.assert_allclose((e[..., 0] * e[..., 1]).mean(), 0.0, atol=0.02)
+
+
+def test_a_step_by_hand() -> None:
+    noise = CorrelatedNoise(0.6, np.array([[1.0, -2.0]]))
+    np.testing.assert_allclose(noise(np.array([[0.5, 1.0]])), [[0.6 + 0.8 * 0.5, -1.2 + 0.8]])
+
+
+@pytest.mark.parametrize("memory", ["lstm", "gtrxl"])  # which act in NumPy, and through torch
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_the_actions_of_a_rollout_have_it(memory: str, cls: Any) -> None:
+    model = small_ppo(
+        clocks("box", n_envs=32), memory, actions="box", cls=cls, n_steps=64, noise_correlation=0.9, learning_rate=1e-9
+    )
+    model.learn(64 * 32)
+    first = noise_of(model)
+    np.testing.assert_allclose(first.std(), 1.0, atol=0.1)
+    np.testing.assert_allclose((first[1:] * first[:-1]).mean(), 0.9, atol=0.1)
+    np.testing.assert_allclose(model._last_noise, first[-1], atol=1e-4)
+    model.learn(64 * 32, reset_num_timesteps=False)  # the next rollout goes on from it
+    np.testing.assert_allclose((noise_of(model)[0] * first[-1]).mean(), 0.9, atol=0.2)
+
+
+def test_probabilities_are_those_of_the_policy_and_prediction_samples_independently() -> None:
+    model = small_ppo(clocks("box", n_envs=4), actions="box", noise_correlation=0.9, learning_rate=1e-9)
+    model.learn(32)
+    for batch in model.rollout_buffer.get(8):
+        log_probs = model.policy.evaluate_actions(batch.observations, batch.actions, batch.state, batch.episode_starts)
+        torch.testing.assert_close(batch.steps(log_probs[1]), batch.steps(batch.old_log_probs), atol=1e-4, rtol=1e-4)
+    head, parameters = model.policy.head, (torch.zeros(2000, 2), torch.zeros(2))
+    with exploring_with(head, CorrelatedNoise(0.99, np.full((2000, 2), 3.0, np.float32))):
+        assert float(head.sample(parameters).mean()) > 2.5
+    assert abs(float(head.sample(parameters).mean())) < 0.2
+
+
+@pytest.mark.parametrize("cls", ALGORITHMS)
+def test_without_correlation_nothing_changes(cls: Any) -> None:
+    plain, none = (
+        small_ppo(clocks("box"), actions="box", cls=cls, **kwargs).learn(48)
+        for kwargs in ({}, {"noise_correlation": 0.0})
+    )
+    assert states_equal(tuple(plain.policy.parameters()), tuple(none.policy.parameters()))
+    assert none._last_noise is None
+
+
+def test_a_saved_agent_goes_on_exactly() -> None:
+    def model() -> Any:
+        return small_ppo(clocks("box"), actions="box", noise_correlation=LinearSchedule(0.9, 0.5, 1.0))
+
+    trained = model().learn(24)
+    file = io.BytesIO()
+    trained.save(file)
+    file.seek(0)
+    again = RecurrentPPO.load(file, env=trained.get_env(), device="cpu")
+    np.testing.assert_array_equal(again._last_noise, trained._last_noise)
+    assert again.noise_correlation(0.0) == 0.5  # type: ignore[operator]
+    fewer = RecurrentPPO.load(io.BytesIO(file.getvalue()), env=clocks("box", n_envs=2), device="cpu")
+    assert fewer._last_noise is None
+    fewer.learn(16)
+    assert fewer._last_noise.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("actions", "kwargs", "message"),
+    [
+        ("box", {"noise_correlation": 1.0}, "noise_correlation must be from 0 to below 1, got 1.0"),
+        ("box", {"noise_correlation": -0.1}, "noise_correlation must be"),
+        ("box", {"noise_correlation": "pink"}, "noise_correlation must be"),
+        ("discrete", {"noise_correlation": 0.5}, "noise_correlation must be 0 unless actions are Box, got 0.5"),
+        ("gsde", {"noise_correlation": 0.5}, r"must be 0 with gSDE \(use_sde=True\)"),
+    ],
+)
+def test_what_cannot_have_it_is_refused_before_training(actions: str, kwargs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_ppo(clocks(actions), actions=actions, **kwargs)
+
+
+def test_a_schedule_out_of_range_is_refused_as_it_gets_there() -> None:
+    model = small_ppo(clocks("box"), actions="box", noise_correlation=lambda progress: 2.0)
+    with pytest.raises(ValueError, match=r"noise_correlation must be from 0 to below 1, got 2.0"):
+        model.learn(8)
