@@ -81,10 +81,8 @@ def test_probabilities_are_those_of_the_policy_and_prediction_samples_independen
 
 @pytest.mark.parametrize("cls", ALGORITHMS)
 def test_without_correlation_nothing_changes(cls: Any) -> None:
-    plain, none = (
-        small_ppo(clocks("box"), actions="box", cls=cls, **kwargs).learn(48)
-        for kwargs in ({}, {"noise_correlation": 0.0})
-    )
+    plain = small_ppo(clocks("box"), actions="box", cls=cls).learn(48)
+    none = small_ppo(clocks("box"), actions="box", cls=cls, noise_correlation=0.0).learn(48)
     assert states_equal(tuple(plain.policy.parameters()), tuple(none.policy.parameters()))
     assert none._last_noise is None
 
