@@ -128,7 +128,7 @@ def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
         figures(run.evaluations),
         sequence_length=length,
         solved_at=solved_at,
-        use_sde=algorithm.use_sde,
+        noise_lasts=algorithm.use_sde or bool(algorithm.noise_correlation),
     )
     return [*found, *slow_environment(metrics, settings.env.backend)]
 

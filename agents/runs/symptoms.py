@@ -30,14 +30,14 @@ def symptoms(
     *,
     sequence_length: int,
     solved_at: float | None = None,
-    use_sde: bool = False,
+    noise_lasts: bool = False,
 ) -> list[str]:
     """Sentences for the user; none if the return rose and stayed, or no reason is known.
 
     Args:
         sequence_length: steps that gradients pass back through, at most.
         solved_at: the return from which the environment counts as solved (Gymnasium's ``reward_threshold``).
-        use_sde: the noise of continuous actions lasts already.
+        noise_lasts: the noise of continuous actions lasts already.
     """
     returns = _column(evaluations, "mean_reward")
     if len(returns) < FEWEST:
@@ -53,7 +53,7 @@ def symptoms(
         return []
     course = f"the return did not rise ({first:.4g} at first, {last:.4g} at the end)"
     length = float(_column(evaluations, "mean_ep_length")[-third:].mean())
-    found = [*_entropy(metrics), *_noise(metrics, use_sde), *_reach(metrics, length, sequence_length)]
+    found = [*_entropy(metrics), *_noise(metrics, noise_lasts), *_reach(metrics, length, sequence_length)]
     return [f"{course}, and {each}" for each in found]
 
 
@@ -78,10 +78,10 @@ def _entropy(metrics: Sequence[Row]) -> list[str]:
     return [f"{fell}: it stopped exploring, try --algorithm.ent-coef 0.1"]
 
 
-def _noise(metrics: Sequence[Row], use_sde: bool) -> list[str]:
-    if use_sde or not len(_column(metrics, "train/std")):
+def _noise(metrics: Sequence[Row], noise_lasts: bool) -> list[str]:
+    if noise_lasts or not len(_column(metrics, "train/std")):
         return []
-    tried = "try --algorithm.use-sde --algorithm.sde-sample-freq 8, noise that lasts"
+    tried = "try --algorithm.noise-correlation 0.9, noise that lasts"
     return [f"the noise of continuous actions is independent at every step, which finds no rare reward: {tried}"]
 
 

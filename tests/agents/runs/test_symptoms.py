@@ -38,8 +38,8 @@ def test_an_entropy_that_collapsed_names_the_coefficient() -> None:
 def test_noise_of_single_steps_names_noise_that_lasts() -> None:
     rows = [{"train/std": 1.0}, {"train/std": 0.9}]
     (sentence,) = symptoms(rows, evaluations(FLAT), sequence_length=64)
-    assert "--algorithm.use-sde --algorithm.sde-sample-freq 8" in sentence
-    assert symptoms(rows, evaluations(FLAT), sequence_length=64, use_sde=True) == []
+    assert "--algorithm.noise-correlation 0.9" in sentence
+    assert symptoms(rows, evaluations(FLAT), sequence_length=64, noise_lasts=True) == []
 
 
 def test_gradients_that_vanish_within_an_episode_name_the_horizon() -> None:
