@@ -544,7 +544,14 @@ def _unusable_environment(env: EnvironmentSettings) -> Iterator[tuple[str, str]]
         is_pair = isinstance(wrapper, dict) and len(wrapper) == 1
         name, kwargs = next(iter(wrapper.items())) if is_pair else (wrapper, {})
         if not isinstance(name, str) or not isinstance(kwargs, dict | None):
-            yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}"
+            listed = isinstance(wrapper, list)
+            hint = "; give each wrapper as a word of its own, without brackets around them" if listed else ""
+            yield "env.wrappers", f"must hold names or {{name: {{argument: value}}}}, got {wrapper!r}{hint}"
+        elif any(isinstance(key, str) and ":" in key and value is None for key, value in (kwargs or {}).items()):
+            yield (
+                "env.wrappers",
+                f"must hold {{name: {{argument: value}}}}, with a space after each colon; got {wrapper!r}",
+            )
         elif name not in WRAPPERS and not _is_class(name):
             hint = did_you_mean(name, WRAPPERS)
             yield "env.wrappers", f"must hold {', '.join(WRAPPERS)} or module:Class; got {name!r}{hint}"

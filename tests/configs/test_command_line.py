@@ -1,5 +1,6 @@
 """Defaults, then the file, then the command line; and no answer about settings waits for torch."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_dashes_underscores_layers_wrappers_and_none_are_words() -> None:
     assert settings.policy.memory_kwargs == {"hidden_size": 8, "num_layers": 2}
     assert (settings.policy.net_arch, settings.policy.critic_net_arch) == ((32, 16), None)
     assert settings.env.wrappers == ("delay", {"flicker": {"probability": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("{flicker: {probability:0.5}}", "with a space after each colon; got {'flicker': {'probability:0.5': None}}"),
+        ("[delay, {flicker: {}}]", "give each wrapper as a word of its own, without brackets around them"),
+    ],
+)
+def test_slips_in_the_words_of_a_wrapper_are_named(typed: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        parse(["--env.wrappers", typed])
 
 
 def test_another_memory_keeps_those_of_the_files_arguments_that_it_takes(file: str) -> None:

@@ -42,6 +42,7 @@ def test_every_setting_reaches_the_agent() -> None:
     rates = dict(learning_rate=1e-2, gamma=0.7, gae_lambda=0.6, clip_range=0.3, clip_range_vf=0.4, target_kl=0.05)
     weights = dict(ent_coef=0.1, vf_coef=0.2, max_grad_norm=0.9)
     others: dict[str, Any] = dict(autocast="bfloat16", refresh_states=True, normalize_advantage=False)
+    others["noise_correlation"] = 0.0  # of choices; of continuous actions below
     algorithm = AlgorithmSettings(learning_rate_schedule="constant", **shape, **rates, **weights, **others)
     agent = made(algorithm, PolicySettings())
     assert isinstance(agent, RecurrentPPO)
@@ -59,6 +60,15 @@ def test_linear_schedules_fall_to_zero_at_the_end() -> None:
     assert agent.clip_range(0.0) == 0.0
     agent._current_progress_remaining = 0.25
     assert agent.entropy_coefficient() == pytest.approx(ENT_COEF / 4)
+
+
+def test_the_noise_of_continuous_actions_falls_to_zero_at_the_end() -> None:
+    agents = [
+        make_agent(Settings(algorithm=algorithm, device="cpu"), make("PendulumNoVel-v1", 2))
+        for algorithm in (AlgorithmSettings(), AlgorithmSettings(noise_correlation=0.25))
+    ]
+    assert [agents[0].noise_correlation(rest) for rest in (1.0, 0.5, 0.0)] == [0.9, 0.45, 0.0]  # type: ignore[operator]
+    assert agents[1].noise_correlation == 0.25
 
 
 def test_the_network_is_the_one_described() -> None:
