@@ -179,8 +179,9 @@ class AlgorithmSettings:
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
     noise_correlation: Annotated[float | None, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")] = None
-    """Correlation of the noise of continuous actions from one step to the next, at the start: noise that lasts finds
-    rare rewards; None: 0.9, but 0 for other actions or with use_sde, written into the run's settings."""
+    """Correlation of the noise of continuous actions from one step to the next, in one environment of eight, at the
+    start: noise that lasts finds rare rewards; None: 0.9, but 0 for other actions or with use_sde, written into the
+    run's settings."""
     noise_correlation_schedule: Schedule | None = None
     """constant, or linear: falling to 0 at the end of training; None: linear where noise_correlation is None, else
     constant, written into the run's settings."""
