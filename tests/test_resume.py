@@ -21,6 +21,7 @@ from agents.checkpoint.container import read_archive
 from agents.kernels.binding import BUILDS
 from agents.runs.directory import RunDirectory
 from agents.runs.resuming import change_of_schedules
+from agents.runs.tracking import TensorBoardWriter
 from configs import Settings
 from configs.settings import AlgorithmSettings
 from tests.runs import OWN, in_a_child, rows_of, started
@@ -280,6 +281,15 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> N
         events.Reload()
         seen.append([(event.step, event.value) for event in events.Scalars("train/value_loss")])
     assert seen[0] == seen[1]
+
+
+def test_tensorboards_files_are_read_in_the_order_they_were_written(tmp_path: Path) -> None:
+    for step in range(3):
+        TensorBoardWriter(tmp_path, step).close()
+    files = sorted(tmp_path.glob("events*"), key=lambda file: file.stat().st_mtime_ns)
+    seconds = [file.name.split(".")[3] for file in files]
+    assert files == sorted(files)
+    assert len(set(seconds)) == 3
 
 
 @pytest.fixture(scope="module")

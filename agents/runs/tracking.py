@@ -17,6 +17,7 @@ import shlex
 import struct
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import warnings
@@ -98,6 +99,9 @@ class TensorBoardWriter(TensorBoardOutputFormat):
         # Tells readers to forget what earlier files say of later steps; of a run from its beginning, all.
         is_new = not (folder.is_dir() and any(folder.iterdir()))
         restart = None if is_new else 0 if resumed_at is None else resumed_at + 1
+        # Readers take files by name, which begins with the second; within one, those of a process are not in order.
+        if not is_new and any(str(int(time.time())) in file.name for file in folder.iterdir()):
+            time.sleep(1.0)
         with self._named():
             self.writer, self._is_closed = SummaryWriter(str(folder), purge_step=restart), False
 

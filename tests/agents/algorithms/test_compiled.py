@@ -74,7 +74,7 @@ def test_an_agent_whose_parts_are_compiled_learns_the_same(monkeypatch: pytest.M
         model = small_ppo(clocks(), "lstm", "separate")
         model._compiled = CompiledPolicy(model.policy, untraced)
         model._compiles = lambda part: compiles
-        monkeypatch.setattr(on_policy, "make_actor", lambda policy, rng, forward: TorchActor(policy, forward))
+        monkeypatch.setattr(on_policy, "make_actor", lambda policy, rng, forward, noise: TorchActor(policy, forward))
         model.learn(48, callback=lambda *_: True)
         return [*model.policy.parameters(), model.rollout_buffer.values, *model._last_state]
 
