@@ -202,7 +202,8 @@ One thread each; seconds include the evaluations. {}
 ## Equal settings and seeds as sb3-contrib
 
 The same script with RL Baselines3 Zoo's settings for both; mean return of 20 episodes at each point, with the
-network at that point. *Inside*: points at which RecuRL's mean lies in sb3-contrib's interval.
+network at that point, the last and not the best. *Inside*: points at which RecuRL's mean lies in sb3-contrib's
+interval. {}
 
 {}
 
@@ -249,6 +250,7 @@ def write_docs(found: list[Result]) -> None:
         [measured],
         [records.processors(kept)],
         records.table(columns, [row for row in tasks if row]),
+        [records.processors(run for run in found if run["name"].startswith("equal/"))],
         records.table(equal_columns, [row for row in equal if row]),
     )
     published.write_section()

@@ -183,8 +183,8 @@ PAGE = """# Which memory learns what
 
     python benchmarks/memories.py
 
-Every memory on three tasks at two memory lengths, with the defaults of `train.py`, the same budget of steps and
-64 units for all; windows hold 64 steps. A run ends early when an evaluation, every 50,000 steps, reaches 0.99.
+Every memory on three tasks, with the defaults of `train.py`, the same budget of steps and 64 units for all; windows
+hold 64 steps. A run ends early when an evaluation, every 50,000 steps, reaches 0.99.
 *stack* has no memory and sees the last 64 observations at once, *none* sees the present one alone. The defaults were
 chosen with an LSTM; nothing was tuned for the others.
 

@@ -365,14 +365,16 @@ def _section(switch: str, found: Sequence[Result]) -> list[str]:
     by_task = {task: [each for each in found if each["name"].startswith(f"{task.name}/{switch}/")] for task in TASKS}
     by_task = {task: results for task, results in by_task.items() if results}
     scores = [np.array([score(task, each) for each in results]) for task, results in by_task.items()]
-    solved = [is_solved(task, each) for task, results in by_task.items() for each in results]
+    by_task_solved = [[is_solved(task, each) for each in results] for task, results in by_task.items()]
+    solved = [each for of_task in by_task_solved for each in of_task]
+    share = np.mean([np.mean(of_task) for of_task in by_task_solved])
     columns = "task | seeds | solved | sampled | deterministic | worst seed | score | goal | steps | s"
     lines = records.table(columns, [_row(task, results) for task, results in by_task.items()])
     low, high = stratified_interval(scores)
     overall = float(interquartile_mean(np.concatenate(scores)))
     total = (
         f"Interquartile mean of the scores {overall:.3f} ({low:.3f} to {high:.3f}), solved {sum(solved)} of "
-        f"{len(solved)} runs ({np.mean(solved):.0%}) of {len(by_task)} tasks."
+        f"{len(solved)} runs ({np.mean(solved):.0%}) of {len(by_task)} tasks; each task counted alike: {share:.0%}."
     )
     return [f"## {switch}", "", *lines, "", total]
 
