@@ -80,7 +80,7 @@ TASKS = [
     Task("copy", "Copy", "Copy-v0", "symbols kept, in order", _levels((4, 300_000), (8, 600_000))),
 ]
 COST = "associative_recall"
-"""The task on which costs are measured, at its middle length."""
+"""The task on which costs are measured, at its longest."""
 
 
 def main(settings: Settings) -> None:

@@ -527,7 +527,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
 
     def _features(self, obs: Any, extractor: BaseFeaturesExtractor) -> Tensor:
         """Preprocessing (one-hot, images to [0, 1]) and the extractor, for a flat batch of observations."""
-        if isinstance(obs, dict) or obs.dtype is torch.uint8:
+        if any(part.dtype is torch.uint8 for part in leaves(obs)):  # images, perhaps
             if self._encoders is None:
                 images, _ = images_of(self, extractor)
             else:
