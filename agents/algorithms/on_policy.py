@@ -264,6 +264,7 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
 
     def _check_noise(self) -> None:
         """Raises a ValueError for correlated noise where an action is not a mean and noise that is added."""
+        self._noise()  # which looks at its range
         correlation, head = self.noise_correlation, self.policy.head
         if callable(correlation) or correlation:
             checks.require(
@@ -272,8 +273,6 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
                 "0 with gSDE (use_sde=True), whose noise lasts anyway" if self.use_sde else "0 unless actions are Box",
                 correlation,
             )
-        if not callable(correlation):
-            checks.require(correlation < 1.0, "noise_correlation", "from 0 to below 1", correlation)
 
     @property
     def own_batch_size(self) -> int | None:

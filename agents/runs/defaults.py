@@ -18,6 +18,9 @@ OF_IMAGES = 2.5e-4, 3
 ENT_COEF = 0.05
 """At the start; it falls to 0 at the end of training. A small one loses its way before a rare reward is found, one
 that stays keeps the last policy from being sure."""
+NOISE_CORRELATION = 0.9
+"""Of the noise of continuous actions at the start; it falls to 0 at the end of training. Independent noise cancels out
+where only many steps one way reach a reward."""
 
 
 def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
@@ -36,11 +39,6 @@ def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
         return replace(settings, env=replace(env, wrappers=())), []
     fitted = replace(env, wrappers=found.wrappers, kwargs=found.kwargs)
     return replace(settings, env=fitted), [f"{family.name}: {found.why} (--env.wrappers for others)"]
-
-
-NOISE_CORRELATION = 0.9
-"""Of the noise of continuous actions at the start; it falls to 0 at the end of training. Independent noise cancels out
-where only many steps one way reach a reward."""
 
 
 def fitted_to_spaces(

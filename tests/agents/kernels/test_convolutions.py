@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from agents import RecurrentPPO
+from agents.encoders.combined import CombinedEncoder
 from agents.encoders.vision import ImageEncoder
 from agents.kernels import convolutions, in_torch
 from agents.kernels.convolutions import Layers, convolved, layers_of
@@ -399,6 +400,18 @@ def test_what_hooks_into_an_encoder_of_a_dict_is_obeyed(policy: str, within: boo
     after, _ = model.policy.encode(seen, torch.Size([3]))
     assert not torch.equal(after, before)
     assert within or not after.any()
+
+
+class DoubledParts(CombinedEncoder):
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        return 2 * super().forward(observations)
+
+
+@compiled_only
+def test_a_subclass_of_an_encoder_of_a_dict_is_called() -> None:
+    model = agent("RecurrentPolicy", Corridor(in_dict=True), features_extractor_class=DoubledParts)
+    assert "DoubledParts has forward of its own" in str(model.policy.plan().encoder)
+    encoded(model)
 
 
 @compiled_only

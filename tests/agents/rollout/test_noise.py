@@ -123,6 +123,8 @@ def test_what_cannot_have_it_is_refused_before_training(actions: str, kwargs: An
 
 
 def test_a_schedule_out_of_range_is_refused_as_it_gets_there() -> None:
-    model = small_ppo(clocks("box"), actions="box", noise_correlation=lambda progress: 2.0)
     with pytest.raises(ValueError, match=r"noise_correlation must be from 0 to below 1, got 2.0"):
-        model.learn(8)
+        small_ppo(clocks("box"), actions="box", noise_correlation=lambda progress: 2.0)
+    model = small_ppo(clocks("box"), actions="box", noise_correlation=lambda progress: 2.0 - 1.5 * progress)
+    with pytest.raises(ValueError, match=r"noise_correlation must be from 0 to below 1, got"):
+        model.learn(96)
