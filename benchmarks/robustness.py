@@ -183,6 +183,10 @@ SWITCHES: dict[str, str] = {
 """What is tried in place of the default, by name: words for ``train.py``. `before`: the earlier default, with
 eight environments and a forget bias of 1."""
 
+TRIALS = ("adaptive-rate", "memory-rate-0.3", "memory-rate-0.1", "averaged-weights", "lambda-discrepancy", "layer-norm")
+"""Switches that are no settings: of ``trials.py``."""
+TRIAL = "--trial"
+
 
 @dataclass(frozen=True)
 class Settings(records.Settings):
@@ -191,7 +195,7 @@ class Settings(records.Settings):
     seeds: int = 0
     """Seeds of every task; 0: each task's own number of them."""
     switch: str = DEFAULT
-    """A name in SWITCHES, or `name: words` for one of your own."""
+    """A name in SWITCHES or TRIALS, or `name: words` for one of your own."""
     published: bool = False
     """The tasks in PUBLISHED in place of the suite's."""
     processes: int = 2
@@ -217,10 +221,11 @@ def all_runs(settings: Settings) -> list[Run]:
 
 def chosen_switch(text: str) -> tuple[str, list[str]]:
     """A name, and the words that it stands for."""
+    known = SWITCHES | {name: f"{TRIAL} {name}" for name in TRIALS}
     name, colon, words = text.partition(":")
-    if not colon and name not in SWITCHES:
-        raise SystemExit(f"no switch is called {name}; there are {', '.join(SWITCHES)}, or give 'name: words'")
-    return name, shlex.split(words if colon else SWITCHES[name])
+    if not colon and name not in known:
+        raise SystemExit(f"no switch is called {name}; there are {', '.join(known)}, or give 'name: words'")
+    return name, shlex.split(words if colon else known[name])
 
 
 def is_available(task: Task) -> bool:
@@ -252,6 +257,11 @@ def work(folder: str, discount: str, *words: str) -> None:
     """One run in this process: its result as a file in the folder."""
     from measuring import processor
 
+    if words[-2:-1] == (TRIAL,):
+        import trials
+
+        trials.begin(words[-1])
+        words = words[:-2]
     fixed = ["--evaluation.final-episodes", "0", "--evaluation.share", "None"]
     result = records.trained([*fixed, *words], evaluate=partial(returns_both_ways, discount=float(discount)))
     (pathlib.Path(folder) / "result.json").write_text(json.dumps({**result, "cpu": processor()}))

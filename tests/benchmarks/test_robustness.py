@@ -1,5 +1,6 @@
 """The suite's bounds are its environments' own, its switches can be set, and its statistics are right."""
 
+import dataclasses
 import pathlib
 import shlex
 
@@ -32,6 +33,25 @@ def test_a_solved_task_lies_above_memoryless_and_its_arguments_can_be_read(task:
 @pytest.mark.parametrize("switch", robustness.SWITCHES)
 def test_switches_can_be_set(switch: str) -> None:
     configs.parse(shlex.split(robustness.SWITCHES[switch]))
+
+
+@pytest.mark.parametrize("trial", robustness.TRIALS)
+def test_trials_are_trained_and_evaluated(trial: str) -> None:
+    """In a process of their own, for they change classes."""
+    name, words = robustness.chosen_switch(trial)
+    task = dataclasses.replace(robustness.TASKS[0], steps=256)
+    few = ["--env.n-envs", "2", "--algorithm.n-steps", "64", "--algorithm.batch-size", "128"]
+    result = robustness._run(task, 0, [*few, *words])(0)
+    assert "error" not in result, result["error"]
+    assert (name, len(result["sampled"])) == (trial, robustness.EPISODES)
+
+
+def test_the_trials_are_those_there_are() -> None:
+    import trials
+
+    assert tuple(trials.TRIALS) == robustness.TRIALS
+    with pytest.raises(SystemExit, match="no switch is called nonsense"):
+        robustness.chosen_switch("nonsense")
 
 
 def test_the_switch_before_is_the_earlier_default() -> None:
