@@ -45,8 +45,8 @@ test-native: $(VENV)/.installed-dev
 	cd $(NATIVE) && for kernels in avx2 default; do \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 ATEN_CPU_CAPABILITY=$$kernels OMP_NUM_THREADS=1 \
-	    sh -c '$(abspath $(BIN))/python -c "from agents.kernels import convolutions, heads, recurrent; \
-	    assert convolutions.available and heads.available and recurrent.available" \
+	    sh -c '$(abspath $(BIN))/python -c "from agents.kernels import convolutions, heads, recurrent, scan; \
+	    assert all(each.available for each in (convolutions, heads, recurrent, scan))" \
 	    && $(abspath $(BIN))/python -m pytest -p no:cacheprovider $(NATIVE_TESTS)' || exit 1; done
 
 lint: $(VENV)/.installed-dev

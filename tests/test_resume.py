@@ -251,14 +251,12 @@ def test_other_threads_and_kernels_than_before_are_reported(
     finished: RunDirectory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stopped(finished, 64, "computed-otherwise")
-    convolutions, heads, recurrent = (BUILDS.get(name, "none") for name in ("convolutions", "heads", "recurrent"))
+    built = {name: BUILDS.get(name, "none") for name in ("convolutions", "heads", "recurrent", "scan")}
     monkeypatch.setitem(BUILDS, "heads", "another")
     assert train.main(["--resume", str(run.path), "--threads", "2"]) == 0
     errors = capsys.readouterr().err
-    assert (
-        f"kernels {convolutions} and {heads} and {recurrent} is now {convolutions} and another and {recurrent}"
-        in errors
-    )
+    before, now = (" and ".join(each.values()) for each in (built, built | {"heads": "another"}))
+    assert f"kernels {before} is now {now}" in errors
     assert "threads 1 is now 2: the last bits may differ" in errors
     torch.set_num_threads(1)
 

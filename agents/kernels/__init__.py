@@ -4,6 +4,7 @@
 - ``recurrent``: a layer of an RNN, LSTM or GRU over a block, and its acting step (``recurrent.c``);
 - ``heads``: perceptrons, probabilities of actions, PPO's objective (``heads.c``);
 - ``convolutions``: those of an image encoder, over bytes (``convolutions.c``);
+- ``scan``: linear recurrences over a block (``scan.c``);
 - ``reference``: the same recurrences in torch's operations, for derivatives and tools that need them;
 - ``team.h``: tasks on torch's threads;
 - ``aside``: what follows torch's operations, so that they must compute;

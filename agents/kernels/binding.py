@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-VERSIONS = {"recurrent": 5, "heads": 7, "convolutions": 2}
+VERSIONS = {"recurrent": 5, "heads": 7, "convolutions": 2, "scan": 1}
 """Of the functions' arguments, as the sources have them."""
 
 WHICH = "RECURL_KERNELS"  # the environment variable that chooses a build
@@ -190,12 +190,29 @@ DECLARATIONS: Mapping[str, Mapping[str, Declaration]] = {
             numbers=(_LONG,),
         ),
     },
+    "scan": {
+        "scan_real": _declared(
+            "T B N", "decay: T, B, N", "inputs: T, B, N", "before: B, N", "starts: bool T, B", "states: T, B, N"
+        ),
+        "scan_real_backward": _declared(
+            "T B N", "decay: T, B, N", "before: B, N", "starts: bool T, B", "states: T, B, N", "d_states: T, B, N",
+            "d_decay: T, B, N", "d_inputs: T, B, N", "d_before: B, N",
+        ),
+        "scan_complex": _declared(
+            "T B N", "decay: N, 2", "inputs: T, B, N, 2", "before: B, N, 2", "starts: bool T, B", "states: T, B, N, 2"
+        ),
+        "scan_complex_backward": _declared(
+            "T B N", "decay: N, 2", "before: B, N, 2", "starts: bool T, B", "states: T, B, N, 2",
+            "d_states: T, B, N, 2", "d_decay: N, 2", "d_inputs: T, B, N, 2", "d_before: B, N, 2",
+        ),
+    },
 }  # fmt: skip
 
 SIZE_FUNCTIONS: Mapping[str, Mapping[str, int]] = {
     "recurrent": {"packed_size": 2},
     "heads": {"perceptron_size": 0, "perceptron_hidden_size": 1},
     "convolutions": {},
+    "scan": {},
 }
 """Functions that say how many floats an array takes, and of how many sizes; those of perceptrons of widths first."""
 

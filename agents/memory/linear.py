@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_counts
+from agents.kernels import scan as compiled
 from agents.kernels.aside import once_differentiable, why_torch
 from agents.memory.core import Array
 from agents.memory.layers import (
@@ -112,10 +112,10 @@ class LinearLayer(Layer):
     def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
         x = normalized(stream)
         decay, inputs, before = map(self.opened, (*self.terms(x), before))
-        starts, nothing = episode_starts.unsqueeze(-1), before.new_zeros(())
         if initial is not None:
-            inputs = inputs + torch.where(starts, decay * self.opened(initial), nothing)
-        states = scan(torch.where(starts, nothing, decay), inputs, before)
+            at_starts = decay * self.opened(initial)
+            inputs = inputs + torch.where(episode_starts.unsqueeze(-1), at_starts, before.new_zeros(()))
+        states = scan(decay, inputs, before, episode_starts)
         return stream + self.read(self.closed(states), x)
 
     def product(self, decay: Tensor, before: Tensor) -> Tensor:
@@ -254,25 +254,30 @@ def _numpy_gelu(x: Array) -> Array:
     return inner
 
 
-def scan(decay: Tensor, inputs: Tensor, before: Tensor) -> Tensor:
-    """``h_t = decay_t h_{t-1} + inputs_t``: (T, B, N) each, h before the first step (B, N) -> (T, B, N).
+def scan(decay: Tensor, inputs: Tensor, before: Tensor, starts: Tensor) -> Tensor:
+    """``h_t = decay_t h_{t-1} + inputs_t``, from h = 0 where an episode starts.
 
-    Real or complex. Where a decay is 0 nothing of what came before is left, not even a NaN. On an accelerator this is
-    ``scan_in_parallel``; on a CPU a loop over time of two NumPy calls a step is several times faster, at any T.
+    Decay (T, B, N), or (N) for the same at every step; inputs (T, B, N); h before the first step (B, N); starts (T, B)
+    -> (T, B, N). Real or complex. Where an episode starts nothing of what came before is left, not even a NaN. On a CPU
+    it is compiled, on an accelerator ``scan_in_parallel``, and elsewhere step by step.
     """
-    if why_torch():
-        after = [before]
-        for a, b in zip(decay, inputs, strict=True):
-            after.append(_after(a, after[-1], b))
-        return torch.stack(after[1:])
-    states: Tensor = _Scan.apply(decay, inputs, before)  # type: ignore[no-untyped-call]
-    return states
+    if compiled.takes(decay, inputs):
+        return compiled.scanned(decay, inputs, before, starts)
+    decay = torch.where(starts.unsqueeze(-1), inputs.new_zeros(()), decay)
+    if inputs.device.type != "cpu" and not why_torch():
+        states: Tensor = ScanInParallel.apply(decay, inputs, before)  # type: ignore[no-untyped-call]
+        return states
+    after = [before]
+    for a, b in zip(decay, inputs, strict=True):
+        after.append(_after(a, after[-1], b))
+    return torch.stack(after[1:])
 
 
 def scan_in_parallel(decay: Tensor, inputs: Tensor) -> Tensor:
     """``h_t = decay_t h_{t-1} + inputs_t`` from h = 0: (T, ...) each -> (T, ...), in 2 log2 T levels.
 
-    Steps are joined in pairs, the half as many pairs scanned, and the steps between filled in (Blelloch 1990).
+    Steps are joined in pairs, the half as many pairs scanned, and the steps between filled in (Blelloch 1990). Where a
+    decay is 0 nothing of what came before is left, not even a NaN.
     """
     if len(inputs) == 1:
         return inputs
@@ -286,13 +291,14 @@ def scan_in_parallel(decay: Tensor, inputs: Tensor) -> Tensor:
     return states
 
 
-class _Scan(torch.autograd.Function):
+class ScanInParallel(torch.autograd.Function):
     """The gradient of a scan is a scan from the end: ``g_t = d_t + conj(a_{t+1}) g_{t+1}``, then a_t gets
-    ``g_t conj(h_{t-1})`` and b_t gets g_t."""
+    ``g_t conj(h_{t-1})`` and b_t gets g_t. Decay and inputs (T, B, N), h before the first step (B, N) -> (T, B, N)."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, inputs: Tensor, before: Tensor) -> Tensor:
-        states = _scanned(decay, inputs, before)
+        first = _after(decay[:1], before[None], inputs[:1])
+        states = scan_in_parallel(decay, torch.cat((first, inputs[1:])))
         ctx.save_for_backward(decay, before, states)
         return states
 
@@ -301,36 +307,11 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         decay, before, states = ctx.saved_tensors
         backwards = torch.cat((torch.zeros_like(before)[None], decay[1:].flip(0))).conj().resolve_conj()
-        d_inputs = _scanned(backwards, d_states.flip(0), torch.zeros_like(before)).flip(0)
+        d_inputs = scan_in_parallel(backwards, d_states.flip(0)).flip(0)
         d_decay = torch.empty_like(decay)
         torch.mul(d_inputs[0], before.conj(), out=d_decay[0])
         torch.mul(d_inputs[1:], states[:-1].conj(), out=d_decay[1:])
         return d_decay, d_inputs, d_inputs[0] * decay[0].conj()
-
-
-def _scanned(decay: Tensor, inputs: Tensor, before: Tensor) -> Tensor:
-    if inputs.device.type != "cpu":
-        first = _after(decay[:1], before[None], inputs[:1])
-        return scan_in_parallel(decay, torch.cat((first, inputs[1:])))
-    states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
-    _scan_in_turn(decay.numpy(), inputs.numpy(), before.numpy(), states.numpy())
-    return states
-
-
-def _scan_in_turn(decay: NDArray[Any], inputs: NDArray[Any], before: NDArray[Any], states: NDArray[Any]) -> None:
-    state = before
-    with np.errstate(invalid="ignore", over="ignore"):
-        for a, b, after in zip(decay, inputs, states, strict=True):
-            np.multiply(a, state, after)
-            np.add(after, b, after)
-            state = after
-        if np.isfinite(state).all():
-            return
-        # A product with 0 keeps what is not finite: step again, and drop what came before where the decay is 0.
-        state = before
-        for a, b, after in zip(decay, inputs, states, strict=True):
-            np.copyto(after, np.where(a == 0, b, a * state + b))
-            state = after
 
 
 def _after(decay: Tensor, state: Tensor, inputs: Tensor) -> Tensor:

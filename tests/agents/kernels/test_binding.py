@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.kernels import binding, convolutions, heads, recurrent
+from agents.kernels import binding, convolutions, heads, recurrent, scan
 from agents.kernels.binding import DECLARATIONS, SIZE_FUNCTIONS, Function, MismatchError
 
-COMPILED = heads.available and recurrent.available and convolutions.available
+COMPILED = all(each.available for each in (heads, recurrent, convolutions, scan))
 pytestmark = pytest.mark.skipif(not COMPILED, reason="built without a C compiler")
 
 T, F, H, A = 3, 5, 8, 2
@@ -117,11 +117,24 @@ CALLS: dict[str, Callable[[int], Call]] = {
         [*images_and_layers(n), *floats(kept_of(n), (n, 120)), torch.empty_like(images_and_layers(n)[2])],  # type: ignore[arg-type]
         (2,),
     ),
+    "scan_real": lambda n: Call([*floats((T, n, A), (T, n, A), (n, A)), starts(T, n), *floats((T, n, A))]),
+    "scan_real_backward": lambda n: Call(
+        [*floats((T, n, A), (n, A)), starts(T, n), *floats(*[(T, n, A)] * 4, (n, A))],
+    ),
+    "scan_complex": lambda n: Call([*floats((F, 2), (T, n, F, 2), (n, F, 2)), starts(T, n), *floats((T, n, F, 2))]),
+    "scan_complex_backward": lambda n: Call(
+        [
+            *floats((F, 2), (n, F, 2)),
+            starts(T, n),
+            *floats((T, n, F, 2), (T, n, F, 2), (F, 2), (T, n, F, 2), (n, F, 2)),
+        ],
+    ),
 }
 FUNCTIONS: dict[str, Function] = {
     **recurrent.library.functions,
     **heads.library.functions,
     **convolutions.library.functions,
+    **scan.library.functions,
 }
 MAY_BE = {  # array, axis and length of which a function takes others than those of the table
     ("pack", 0, 0, 4 * H + 2),  # outputs up to the next multiple of a tile fit into the same packed array

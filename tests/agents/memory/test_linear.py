@@ -9,60 +9,113 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.kernels import in_torch
+from agents.kernels import scan as compiled
 from agents.memory import LRU, MinGRU, make_memory
-from agents.memory.linear import scan, scan_in_parallel
+from agents.memory.linear import ScanInParallel, scan, scan_in_parallel
 from tests.tolerance import assert_close, near
 
-T, N = 37, 6
+T, B, N = 37, 3, 6
 DTYPES = [torch.float64, torch.complex128]
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-def in_turn(decay: Tensor, inputs: Tensor, state: Tensor) -> Tensor:
+def in_turn(decay: Tensor, inputs: Tensor, state: Tensor, starts: Tensor) -> Tensor:
     states = []
-    for a, b in zip(decay, inputs, strict=True):
-        state = a * state + b
+    for a, x, start in zip(decay.expand_as(inputs), inputs, starts, strict=True):
+        state = torch.where(start[:, None], x, a * state + x)
         states.append(state)
     return torch.stack(states)
 
 
-def terms(n_steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def terms(n_steps: int, dtype: torch.dtype, constant: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch.manual_seed(n_steps)
-    decay, inputs, before = (torch.randn(*shape, N, dtype=dtype) for shape in ((n_steps,), (n_steps,), ()))
-    decay = decay / decay.abs().clamp(min=1.0)
-    decay[torch.rand(n_steps) < 0.2] = 0
-    return decay, inputs, before
+    decay = torch.randn(*([N] if constant else [n_steps, B, N]), dtype=dtype)
+    inputs, before = (torch.randn(*shape, B, N, dtype=dtype) for shape in ((n_steps,), ()))
+    return decay / decay.abs().clamp(min=1.0), inputs, before, torch.rand(n_steps, B) < 0.2
 
 
 @every_dtype
+@pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 4, 5, 31, 32, 33, 100])
-def test_a_scan_is_the_recurrence_step_by_step(n_steps: int, dtype: torch.dtype) -> None:
-    decay, inputs, before = terms(n_steps, dtype)
-    expected = in_turn(decay, inputs, before)
-    assert_close(scan(decay, inputs, before), expected, dtype=np.float64)
-    from_zero = in_turn(decay, inputs, torch.zeros_like(before))
+def test_a_scan_is_the_recurrence_step_by_step(n_steps: int, constant: bool, dtype: torch.dtype) -> None:
+    decay, inputs, before, starts = terms(n_steps, dtype, constant)
+    expected = in_turn(decay, inputs, before, starts)
+    assert_close(scan(decay, inputs, before, starts), expected, dtype=np.float64)
+    decay = torch.where(starts[..., None], 0, decay)
+    assert_close(ScanInParallel.apply(decay, inputs, before), expected, dtype=np.float64)
+    from_zero = in_turn(decay, inputs, torch.zeros_like(before), starts)
     assert_close(scan_in_parallel(decay, inputs), from_zero, dtype=np.float64)
 
 
 @every_dtype
 def test_the_gradient_of_a_scan_is_the_numerical_one(dtype: torch.dtype) -> None:
-    arguments = tuple(part.requires_grad_() for part in terms(7, dtype))
-    assert torch.autograd.gradcheck(scan, arguments)
+    for constant in (False, True):
+        *arguments, starts = terms(7, dtype, constant)
+        assert torch.autograd.gradcheck(scan, (*(part.requires_grad_() for part in arguments), starts))
+    decay, *others = (part.detach() for part in terms(7, dtype)[:3])
+    decay[torch.rand(7) < 0.3] = 0
+    assert torch.autograd.gradcheck(
+        ScanInParallel.apply, (decay.requires_grad_(), *(it.requires_grad_() for it in others))
+    )
+
+
+SERVED = [(torch.float32, False), (torch.complex64, True)]
+
+
+@pytest.mark.skipif(not compiled.available, reason="built without a C compiler")
+@pytest.mark.parametrize(("dtype", "constant"), SERVED)
+@pytest.mark.parametrize("n_steps", [1, 2, 50])
+def test_a_compiled_scan_and_its_gradient_are_torchs(n_steps: int, dtype: torch.dtype, constant: bool) -> None:
+    *arguments, starts = terms(n_steps, dtype, constant)
+    asked = [part.requires_grad_() for part in arguments]
+    weights = torch.randn_like(arguments[1])
+    assert compiled.takes(*asked[:2])
+    states = scan(*arguments, starts)
+    gradients = torch.autograd.grad(states, asked, weights)
+    with in_torch():
+        wanted = scan(*arguments, starts)
+        torch.testing.assert_close(states, wanted, rtol=1e-5, atol=1e-6)
+        expected = torch.autograd.grad(wanted, asked, weights)
+    for found, right in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_compiled_scan_is_for_goes_step_by_step() -> None:
+    for dtype, constant in [*((dtype, not constant) for dtype, constant in SERVED), *((each, True) for each in DTYPES)]:
+        assert not compiled.takes(*terms(3, dtype, constant)[:2])
+
+
+@pytest.mark.parametrize(("dtype", "constant"), [*SERVED, *((dtype, False) for dtype in DTYPES)])
+def test_not_even_a_nan_passes_the_start_of_an_episode(dtype: torch.dtype, constant: bool) -> None:
+    """Nor do its gradients."""
+    decay, inputs, before, starts = terms(T, dtype, constant)
+    starts[:] = False
+    starts[20] = True
+    expected = in_turn(decay, inputs, before, starts)[20:]
+    inputs[5], before = torch.nan, before * torch.inf
+    inputs.requires_grad_()
+    states = scan(decay, inputs, before, starts)
+    assert states[5].isnan().all()
+    assert_close(states[20:], expected, dtype=np.float64 if dtype in DTYPES else np.float32)
+    (gradient,) = torch.autograd.grad(states[20:].abs().sum(), inputs)
+    assert gradient[20:].isfinite().all()
+    if compiled.takes(decay, inputs):
+        assert not gradient[:20].any()
+    starts[0] = True
+    assert torch.equal(scan(decay, inputs, before, starts)[0], inputs[0])
 
 
 @every_dtype
-@pytest.mark.parametrize("parallel", [False, True])
-def test_not_even_a_nan_passes_a_decay_of_zero(parallel: bool, dtype: torch.dtype) -> None:
-    decay, inputs, before = terms(T, dtype)
+def test_not_even_a_nan_passes_a_decay_of_zero_in_a_parallel_scan(dtype: torch.dtype) -> None:
+    decay, inputs, before, starts = terms(T, dtype)
     decay[20] = 0
-    expected = in_turn(decay[20:], inputs[20:], before)
-    inputs[5], before = torch.nan, before * torch.inf
-    states = scan_in_parallel(decay, inputs) if parallel else scan(decay, inputs, before)
+    expected = in_turn(decay[20:], inputs[20:], before, torch.zeros_like(starts[20:]))
+    inputs[5] = torch.nan
+    states = scan_in_parallel(decay, inputs)
     assert states[5].isnan().all()
     assert_close(states[20:], expected, dtype=np.float64)
-    decay[0] = 0
-    assert parallel or torch.equal(scan(decay, inputs, before)[0], inputs[0])
 
 
 def sigmoid(x: float) -> float:
