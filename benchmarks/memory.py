@@ -2,12 +2,15 @@
 
     python benchmarks/memory.py unroll --memory lstm gru --units 64 --sequences 2 8 --mean-episode 20 100
     python benchmarks/memory.py step
+    python benchmarks/memory.py scan
 
 Learning, forward and backward through (T, B) steps, against other ways to the same result:
 
 - ``limit``: one call of torch's layer that knows no resets; what is lost to resets is ours / limit;
 - ``loop``: torch's layer step by step, the state masked where an episode starts, as sb3-contrib and CleanRL do it;
 - ``padded``: episode segments, padded to the longest and run as a batch in one call of torch's layer.
+
+Linear recurrences (minGRU, LRU, FFM): an iteration by ``train.py``'s defaults, with the scan compiled and in torch.
 
 The ways take turns, so that what slows the machine for a while slows all; printed are medians in milliseconds
 and, since absolute times depend on the machine, ratios of medians.
@@ -23,9 +26,10 @@ import numpy as np
 import torch
 import tyro
 from measuring import medians_in_turn
+from records import agent_of
 from torch import Tensor, nn
 
-from agents.kernels import recurrent
+from agents.kernels import recurrent, scan
 from agents.memory import Memory, make_memory
 
 Way = Callable[[], object]
@@ -35,8 +39,8 @@ Way = Callable[[], object]
 class Settings:
     """Speed of memories."""
 
-    what: Annotated[Literal["unroll", "step"], tyro.conf.Positional]
-    """Learning or acting."""
+    what: Annotated[Literal["unroll", "step", "scan"], tyro.conf.Positional]
+    """Learning, acting, or an iteration with a linear recurrence."""
     memory: tuple[Literal["lstm", "gru", "rnn"], ...] = ("lstm", "gru", "rnn")
     """Memories."""
     units: tuple[int, ...] = (64, 256)
@@ -62,7 +66,7 @@ class Settings:
 def main(settings: Settings) -> None:
     recurrent.available = recurrent.available and not settings.portable
     torch.set_num_threads(settings.threads)
-    (time_steps if settings.what == "step" else time_unrolls)(settings)
+    {"unroll": time_unrolls, "step": time_steps, "scan": time_scans}[settings.what](settings)
 
 
 def time_unrolls(settings: Settings) -> None:
@@ -86,6 +90,28 @@ def time_steps(settings: Settings) -> None:
         medians = milliseconds(ways, settings)
         ours, eager = (1000 * medians[way] / STEPS_IN_TURN for way in ("numpy_step", "step"))
         print(f"{memory_name:8}{units:6}{n_envs:4}{ours:12.1f}{eager:8.1f}{eager / ours:7.2f}", flush=True)
+
+
+def time_scans(settings: Settings) -> None:
+    print("an iteration on CartPoleNoVel-v1, ms")
+    print(f"{'memory':8}{'compiled':>10}{'in torch':>10}{'ratio':>7}")
+    for memory in ("mingru", "lru", "ffm"):
+        ways = {"compiled": iterations(memory, True), "torch": iterations(memory, False)}
+        medians = milliseconds(ways, settings)
+        ratio = medians["torch"] / medians["compiled"]
+        print(f"{memory:8}{medians['compiled']:10.1f}{medians['torch']:10.1f}{ratio:7.2f}", flush=True)
+
+
+def iterations(memory: str, compiled: bool) -> Way:
+    words = ["--env.id", "CartPoleNoVel-v1", "--policy.memory", memory]
+    model, _ = agent_of([*words, "--total-timesteps", "100000000"])
+
+    def run() -> None:
+        scan.available = scan.library.available and compiled
+        model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
+        scan.available = scan.library.available
+
+    return run
 
 
 def milliseconds(ways: dict[str, Way], settings: Settings) -> dict[str, float]:

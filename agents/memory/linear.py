@@ -259,12 +259,12 @@ def scan(decay: Tensor, inputs: Tensor, before: Tensor, starts: Tensor) -> Tenso
 
     Decay (T, B, N), or (N) for the same at every step; inputs (T, B, N); h before the first step (B, N); starts (T, B)
     -> (T, B, N). Real or complex. Where an episode starts nothing of what came before is left, not even a NaN. On a CPU
-    it is compiled, on an accelerator ``scan_in_parallel``, and elsewhere step by step.
+    it is compiled, elsewhere ``scan_in_parallel``, and step by step for what follows torch's operations.
     """
     if compiled.takes(decay, inputs):
         return compiled.scanned(decay, inputs, before, starts)
     decay = torch.where(starts.unsqueeze(-1), inputs.new_zeros(()), decay)
-    if inputs.device.type != "cpu" and not why_torch():
+    if not why_torch():
         states: Tensor = ScanInParallel.apply(decay, inputs, before)  # type: ignore[no-untyped-call]
         return states
     after = [before]

@@ -43,6 +43,8 @@ def test_a_scan_is_the_recurrence_step_by_step(n_steps: int, constant: bool, dty
     decay, inputs, before, starts = terms(n_steps, dtype, constant)
     expected = in_turn(decay, inputs, before, starts)
     assert_close(scan(decay, inputs, before, starts), expected, dtype=np.float64)
+    with in_torch():
+        assert_close(scan(decay, inputs, before, starts), expected, dtype=np.float64)
     decay = torch.where(starts[..., None], 0, decay)
     assert_close(ScanInParallel.apply(decay, inputs, before), expected, dtype=np.float64)
     from_zero = in_turn(decay, inputs, torch.zeros_like(before), starts)
@@ -53,7 +55,10 @@ def test_a_scan_is_the_recurrence_step_by_step(n_steps: int, constant: bool, dty
 def test_the_gradient_of_a_scan_is_the_numerical_one(dtype: torch.dtype) -> None:
     for constant in (False, True):
         *arguments, starts = terms(7, dtype, constant)
-        assert torch.autograd.gradcheck(scan, (*(part.requires_grad_() for part in arguments), starts))
+        arguments = [part.requires_grad_() for part in arguments]
+        assert torch.autograd.gradcheck(scan, (*arguments, starts))
+        with in_torch():
+            assert torch.autograd.gradcheck(scan, (*arguments, starts))
     decay, *others = (part.detach() for part in terms(7, dtype)[:3])
     decay[torch.rand(7) < 0.3] = 0
     assert torch.autograd.gradcheck(
@@ -82,7 +87,7 @@ def test_a_compiled_scan_and_its_gradient_are_torchs(n_steps: int, dtype: torch.
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
-def test_what_no_compiled_scan_is_for_goes_step_by_step() -> None:
+def test_what_no_compiled_scan_is_for_is_refused() -> None:
     for dtype, constant in [*((dtype, not constant) for dtype, constant in SERVED), *((each, True) for each in DTYPES)]:
         assert not compiled.takes(*terms(3, dtype, constant)[:2])
 
