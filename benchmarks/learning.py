@@ -229,9 +229,9 @@ RecuRL and sb3-contrib in turn on one thread, until three evaluations in a row r
 episodes each, deterministic actions, after the same number of steps for both. sb3-contrib has RL Baselines3 Zoo's
 settings and gymnasium's environments, as its users run it. Medians over seeds; of runs that did not get there within
 RL Zoo's steps, the seconds until their end. *Processor*: seconds of training that the processor spent on it, which
-other work on the machine does not lengthen, and by which *times ours* is. Eighteen settings of ours for
-CartPole were tried with the same seeds: these are among the best, which differ by less than their seeds do, and no run of
-any took less than 1.6 seconds.
+other work on the machine does not lengthen, and by which *times ours* is. Eighteen settings of ours for CartPole were
+tried with the same seeds: these are among the best, which differ by less than their seeds do, and no run of any took
+less than 1.6 seconds.
 
 <!-- solution -->
 <!-- /solution -->
