@@ -5,10 +5,17 @@
    the same at every step; arrays are contiguous, in the order named. Functions return 0. */
 
 #include <stdbool.h>
-#include <string.h>
 
 /* Raised whenever a function's arguments change. */
 long scan_version(void) { return 1; }
+
+static void clear(float *array, long size) {
+    for (long i = 0; i < size; i++) array[i] = 0; /* memset may not be given an array of nothing */
+}
+
+static void copy(const float *restrict from, long size, float *restrict to) {
+    for (long i = 0; i < size; i++) to[i] = from[i];
+}
 
 int scan_real(long T, long B, long N, const float *decay, const float *inputs, const float *before, const bool *starts,
               float *states) {
@@ -17,7 +24,7 @@ int scan_real(long T, long B, long N, const float *decay, const float *inputs, c
         for (long b = 0; b < B; b++, decay += N, inputs += N, last += N, states += N) {
             const float *restrict a = decay, *restrict x = inputs, *restrict h = last;
             float *restrict to = states;
-            if (*starts++) memcpy(to, x, (size_t)N * sizeof(float));
+            if (*starts++) copy(x, N, to);
             else
                 for (long n = 0; n < N; n++) to[n] = a[n] * h[n] + x[n];
         }
@@ -27,7 +34,7 @@ int scan_real(long T, long B, long N, const float *decay, const float *inputs, c
 /* From the end: what reaches h_t goes to x_t, times h_{t-1} to a_t, and times a_t to h_{t-1}, by way of d_before. */
 int scan_real_backward(long T, long B, long N, const float *decay, const float *before, const bool *starts,
                        const float *states, const float *d_states, float *d_decay, float *d_inputs, float *d_before) {
-    memset(d_before, 0, (size_t)(B * N) * sizeof(float));
+    clear(d_before, B * N);
     for (long t = T - 1; t >= 0; t--)
         for (long b = 0; b < B; b++) {
             long at = (t * B + b) * N;
@@ -36,8 +43,8 @@ int scan_real_backward(long T, long B, long N, const float *decay, const float *
             float *restrict d_a = d_decay + at, *restrict d_x = d_inputs + at, *restrict d_h = d_before + b * N;
             for (long n = 0; n < N; n++) d_x[n] = d[n] + d_h[n];
             if (starts[t * B + b]) {
-                memset(d_a, 0, (size_t)N * sizeof(float));
-                memset(d_h, 0, (size_t)N * sizeof(float));
+                clear(d_a, N);
+                clear(d_h, N);
             } else
                 for (long n = 0; n < N; n++) d_a[n] = d_x[n] * h[n], d_h[n] = d_x[n] * a[n];
         }
@@ -51,7 +58,7 @@ int scan_complex(long T, long B, long N, const float *decay, const float *inputs
         for (long b = 0; b < B; b++, inputs += 2 * N, last += 2 * N, states += 2 * N) {
             const float *restrict x = inputs, *restrict h = last;
             float *restrict to = states;
-            if (*starts++) memcpy(to, x, (size_t)(2 * N) * sizeof(float));
+            if (*starts++) copy(x, 2 * N, to);
             else
                 for (long n = 0; n < 2 * N; n += 2) {
                     to[n] = a[n] * h[n] - a[n + 1] * h[n + 1] + x[n];
@@ -66,15 +73,15 @@ int scan_complex_backward(long T, long B, long N, const float *decay, const floa
                           const float *states, const float *d_states, float *d_decay, float *d_inputs, float *d_before) {
     const float *restrict a = decay;
     float *restrict d_a = d_decay;
-    memset(d_decay, 0, (size_t)(2 * N) * sizeof(float));
-    memset(d_before, 0, (size_t)(2 * B * N) * sizeof(float));
+    clear(d_decay, 2 * N);
+    clear(d_before, 2 * B * N);
     for (long t = T - 1; t >= 0; t--)
         for (long b = 0; b < B; b++) {
             long at = 2 * (t * B + b) * N;
             const float *restrict d = d_states + at, *restrict h = t ? states + at - 2 * B * N : before + 2 * b * N;
             float *restrict d_x = d_inputs + at, *restrict d_h = d_before + 2 * b * N;
             for (long n = 0; n < 2 * N; n++) d_x[n] = d[n] + d_h[n];
-            if (starts[t * B + b]) memset(d_h, 0, (size_t)(2 * N) * sizeof(float));
+            if (starts[t * B + b]) clear(d_h, 2 * N);
             else
                 for (long n = 0; n < 2 * N; n += 2) {
                     d_a[n] += d_x[n] * h[n] + d_x[n + 1] * h[n + 1];
