@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import robustness
+import torch
 
 import configs
 import envs  # noqa: F401  (registers the tasks)
@@ -52,6 +53,24 @@ def test_the_trials_are_those_there_are() -> None:
     assert tuple(trials.TRIALS) == robustness.TRIALS
     with pytest.raises(SystemExit, match="no switch is called nonsense"):
         robustness.chosen_switch("nonsense")
+
+
+def test_a_rate_of_the_memorys_own_shortens_its_steps_alone() -> None:
+    import trials
+
+    from agents import RecurrentPPO
+
+    moves = []
+    for algorithm in (RecurrentPPO, trials.MemoryRate03):
+        sizes = dict(n_steps=64, batch_size=64, n_epochs=1)
+        model = algorithm("RecurrentPolicy", "CartPoleNoVel-v1", seed=0, device="cpu", **sizes)  # type: ignore[arg-type]
+        before = {name: part.detach().clone() for name, part in model.policy.named_parameters()}
+        model.learn(64)
+        moves.append({name: part.detach() - before[name] for name, part in model.policy.named_parameters()})
+    for name, move in moves[0].items():
+        share = 0.3 if name.startswith("memory_actor.") else 1.0
+        torch.testing.assert_close(moves[1][name], share * move, rtol=1e-3, atol=1e-6)
+    assert any(move.any() for name, move in moves[0].items() if name.startswith("memory_actor."))
 
 
 def test_the_switch_before_is_the_earlier_default() -> None:
