@@ -87,6 +87,22 @@ def test_a_compiled_scan_and_its_gradient_are_torchs(n_steps: int, dtype: torch.
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mingru", "lru", "ffm"])
+def test_a_second_derivative_is_torchs_or_an_error_that_says_what_to_do(name: str) -> None:
+    torch.manual_seed(0)
+    memory = make_memory(name, 3, {"hidden_size": 8})
+    x, starts = torch.randn(5, 2, 3, requires_grad=True), torch.zeros(5, 2, dtype=torch.bool)
+
+    def first() -> Tensor:
+        output = memory.unroll(x, memory.initial_state(2), starts)
+        return torch.autograd.grad(output.square().sum(), x, create_graph=True)[0]
+
+    with pytest.raises(RuntimeError, match="in_torch"):
+        first()
+    with in_torch():
+        assert torch.autograd.grad(first().square().sum(), x)[0].any()
+
+
 def test_what_no_compiled_scan_is_for_is_refused() -> None:
     for dtype, constant in [*((dtype, not constant) for dtype, constant in SERVED), *((each, True) for each in DTYPES)]:
         assert not compiled.takes(*terms(3, dtype, constant)[:2])
