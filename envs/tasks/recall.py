@@ -35,7 +35,8 @@ class TMaze(BatchEnv):
 
     Passive (default): S is O, so the sign is seen at the start. Active: S is one cell right of O, and the agent has to
     go and look. From S to J are `length` cells, and an episode has T = length + 1 steps (active: length + 3): enough
-    for the best policy and no more.
+    for the best policy and no more. With `min_length` the length is drawn anew for every episode, evenly from there to
+    `length`: a curriculum, in whose short corridors the oracle is found.
 
     Observation, Box (2,) float32: 0 the sign, 1 for up and -1 for down on the oracle, else 0; 1 whether this is the
     junction or an arm, 1 or 0. Actions, Discrete(4): 0 right, 1 up, 2 left, 3 down; a move into a wall stays in place.
@@ -52,19 +53,31 @@ class TMaze(BatchEnv):
     best_return = 1.0
     memoryless_return = 0.5
 
-    def __init__(self, num_envs: int = 1, *, length: int = 10, active: bool = False, **base: Any) -> None:
-        """`length`: cells from the start to the junction, so steps the sign must be kept (active: one more)."""
+    def __init__(
+        self, num_envs: int = 1, *, length: int = 10, active: bool = False, min_length: int | None = None, **base: Any
+    ) -> None:
+        """`length`: cells from the start to the junction, so steps the sign must be kept (active: one more).
+
+        `min_length`: the shortest length there may be; None: all are `length`.
+        """
         check_at_least(1, length=length)
+        shortest = length if min_length is None else min_length
+        if not 1 <= shortest <= length:
+            raise ValueError(f"min_length must lie in [1, {length}], length being the longest, not be {min_length}")
         space = spaces.Box(np.array([-1, 0], np.float32), np.array([1, 1], np.float32))
-        super().__init__(num_envs, space, spaces.Discrete(4), uniforms=1, **base)
+        super().__init__(num_envs, space, spaces.Discrete(4), uniforms=1 + (shortest < length), **base)
         self._oracle_distance = int(active)
-        self._junction = length + self._oracle_distance
-        self.horizon = length + 1 + 2 * self._oracle_distance
-        self._penalty = np.float32(1.0 / (self.horizon - 1))
+        self._shortest, self._longest = shortest, length
         self._position, self._arm, self._time, self._sign = np.zeros((4, num_envs), dtype=np.int64)
+        self._junction = np.full(num_envs, length + self._oracle_distance)
+        self._last = (self._junction + self._oracle_distance).astype(np.float32)  # T - 1
 
     def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         self._sign[rows] = np.where(uniforms[:, 0] < 0.5, -1, 1)
+        if self._shortest < self._longest:
+            drawn = (uniforms[:, 1] * (self._longest - self._shortest + 1)).astype(np.int64)
+            self._junction[rows] = self._shortest + drawn + self._oracle_distance
+            self._last[rows] = self._junction[rows] + self._oracle_distance
         self._position[rows] = self._oracle_distance
         self._arm[rows] = 0
         self._time[rows] = 0
@@ -76,9 +89,9 @@ class TMaze(BatchEnv):
         np.minimum(position, self._junction, out=position)
         np.maximum(position, 0, out=position)
         self._time += 1
-        chosen, over = arm != 0, self._time >= self.horizon
+        chosen, over = arm != 0, self._time > self._last
         late = position < self._time - self._oracle_distance
-        rewards = np.where(over | chosen, np.float32(0.0), -self._penalty * late)
+        rewards = np.where(over | chosen, np.float32(0.0), late / -self._last)
         rewards += arm == self._sign
         return rewards, chosen | over
 
@@ -92,18 +105,23 @@ class TMaze(BatchEnv):
         return {"is_success": self._arm[rows] == self._sign[rows]}
 
     def _text(self, row: int) -> str:
-        cells = [["."] * (self._junction + 1) if y == 0 else [" "] * self._junction + ["."] for y in (1, 0, -1)]
+        junction = int(self._junction[row])
+        cells = [["."] * (junction + 1) if y == 0 else [" "] * junction + ["."] for y in (1, 0, -1)]
         cells[1][0] = "^" if self._sign[row] > 0 else "v"
         cells[1 - int(self._arm[row])][int(self._position[row])] = "A"
         return "\n".join("".join(line) for line in cells) + "\n"
 
     def _picture(self, row: int) -> NDArray[np.uint8]:
-        """Cells as squares: the corridor gray, the sign on the oracle, the rewarded arm green, the agent blue."""
-        size = cell_size(self._junction + 1)
-        colors = np.full((3, self._junction + 1, 3), BACKGROUND, dtype=np.uint8)
-        colors[1, :] = colors[:, -1] = GRAY
+        """Cells as squares: the corridor gray, the sign on the oracle, the rewarded arm green, the agent blue.
+
+        All pictures are as wide as that of the longest corridor.
+        """
+        width, junction = self._longest + self._oracle_distance + 1, int(self._junction[row])
+        size = cell_size(width)
+        colors = np.full((3, width, 3), BACKGROUND, dtype=np.uint8)
+        colors[1, : junction + 1] = colors[:, junction] = GRAY
         sign = int(self._sign[row])
-        colors[1 - sign, -1] = GREEN
+        colors[1 - sign, junction] = GREEN
         colors[1 - int(self._arm[row]), int(self._position[row])] = BLUE
         picture = enlarge(colors, size)
         # The sign fills the upper or the lower half of the oracle's cell.

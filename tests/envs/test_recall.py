@@ -78,6 +78,38 @@ def test_the_t_maze_charges_for_every_step_behind_the_walker() -> None:
     assert not infos["final_info"]["is_success"][0]
 
 
+@pytest.mark.parametrize("active", [False, True])
+def test_corridors_of_drawn_lengths_are_each_a_t_maze_of_that_length(active: bool) -> None:
+    env = TMaze(400, length=4, active=active, min_length=2, render_mode="ansi")
+    env.reset(seed=0)
+    first, single = int(active), {length: TMaze(1, length=length, active=active) for length in (2, 3, 4)}
+    drawn = (env._junction - first).tolist()
+    counts = {length: drawn.count(length) for length in single}
+    assert sum(counts.values()) == 400
+    assert min(counts.values()) > 90  # 133 are expected of each; 90 is 4.6 standard deviations below
+    assert [len(str(text).splitlines()[1]) for text in env.render() or ()] == [length + first + 1 for length in drawn]
+    actions = np.random.default_rng(0).integers(0, 4, size=(30, 1))
+    for length, other in single.items():
+        env = TMaze(1, length=4, active=active, min_length=2)
+        seed = next(seed for seed in range(100) if env.reset(seed=seed) and env._junction[0] == length + first)
+        env.reset(seed=seed)
+        other.reset(seed=seed)
+        other._sign[:] = env._sign
+        for action in actions:
+            (_, *step), (_, *expected) = env.step(action)[:4], other.step(action)[:4]
+            assert step == expected
+            if step[1][0]:
+                break
+        else:
+            pytest.fail("an episode ends after its steps")
+
+
+@pytest.mark.parametrize("min_length", [0, 6])
+def test_a_shortest_length_beyond_the_longest_is_refused(min_length: int) -> None:
+    with pytest.raises(ValueError, match=rf"min_length must lie in \[1, 5\].* not be {min_length}"):
+        TMaze(1, length=5, min_length=min_length)
+
+
 @pytest.mark.parametrize(("k", "num_decks"), [(1, 1), (2, 1), (4, 1), (51, 1), (64, 3)])
 def test_naming_the_card_k_minus_one_back_earns_the_best_return(k: int, num_decks: int) -> None:
     env = RepeatPrevious(20, k=k, num_decks=num_decks)
