@@ -3,6 +3,7 @@
     python benchmarks/memory.py unroll --memory lstm gru --units 64 --sequences 2 8 --mean-episode 20 100
     python benchmarks/memory.py step
     python benchmarks/memory.py scan
+    python benchmarks/memory.py encoder
 
 Learning, forward and backward through (T, B) steps, against other ways to the same result:
 
@@ -12,6 +13,8 @@ Learning, forward and backward through (T, B) steps, against other ways to the s
 
 Linear recurrences (minGRU, LRU, FFM): an iteration by ``train.py``'s defaults, with the scan compiled and in torch.
 
+Encoders: the same, acting in NumPy behind an encoder of torch's, and acting in torch.
+
 The ways take turns, so that what slows the machine for a while slows all; printed are medians in milliseconds
 and, since absolute times depend on the machine, ratios of medians.
 """
@@ -20,7 +23,8 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -29,8 +33,10 @@ from measuring import medians_in_turn
 from records import agent_of
 from torch import Tensor, nn
 
+from agents.algorithms import on_policy
 from agents.kernels import recurrent, scan
 from agents.memory import Memory, make_memory
+from agents.rollout.actor import TorchActor
 
 Way = Callable[[], object]
 
@@ -39,8 +45,8 @@ Way = Callable[[], object]
 class Settings:
     """Speed of memories."""
 
-    what: Annotated[Literal["unroll", "step", "scan"], tyro.conf.Positional]
-    """Learning, acting, or an iteration with a linear recurrence."""
+    what: Annotated[Literal["unroll", "step", "scan", "encoder"], tyro.conf.Positional]
+    """Learning, acting, or an iteration with a linear recurrence or with an encoder."""
     memory: tuple[Literal["lstm", "gru", "rnn"], ...] = ("lstm", "gru", "rnn")
     """Memories."""
     units: tuple[int, ...] = (64, 256)
@@ -66,7 +72,8 @@ class Settings:
 def main(settings: Settings) -> None:
     recurrent.available = recurrent.available and not settings.portable
     torch.set_num_threads(settings.threads)
-    {"unroll": time_unrolls, "step": time_steps, "scan": time_scans}[settings.what](settings)
+    times = {"unroll": time_unrolls, "step": time_steps, "scan": time_scans, "encoder": time_encoders}
+    times[settings.what](settings)
 
 
 def time_unrolls(settings: Settings) -> None:
@@ -96,20 +103,40 @@ def time_scans(settings: Settings) -> None:
     print("an iteration on CartPoleNoVel-v1, ms")
     print(f"{'memory':8}{'compiled':>10}{'in torch':>10}{'ratio':>7}")
     for memory in ("mingru", "lru", "ffm"):
-        ways = {"compiled": iterations(memory, True), "torch": iterations(memory, False)}
+        words = ["--env.id", "CartPoleNoVel-v1", "--policy.memory", memory]
+        ways = {
+            "compiled": iterations(words, scan, "available", scan.available),
+            "torch": iterations(words, scan, "available", False),
+        }
         medians = milliseconds(ways, settings)
         ratio = medians["torch"] / medians["compiled"]
         print(f"{memory:8}{medians['compiled']:10.1f}{medians['torch']:10.1f}{ratio:7.2f}", flush=True)
 
 
-def iterations(memory: str, compiled: bool) -> Way:
-    words = ["--env.id", "CartPoleNoVel-v1", "--policy.memory", memory]
+def time_encoders(settings: Settings) -> None:
+    print("an iteration, ms")
+    print(f"{'environment':18}{'in NumPy':>10}{'in torch':>10}{'ratio':>7}")
+    for id in ("Battleship-v0", "PacketRouting-v0", "GraphSearch-v0"):
+        ways = {
+            "numpy": iterations(["--env.id", id], on_policy, "make_actor", on_policy.make_actor),
+            "torch": iterations(["--env.id", id], on_policy, "make_actor", acting_in_torch),
+        }
+        medians = milliseconds(ways, settings)
+        ratio = medians["torch"] / medians["numpy"]
+        print(f"{id:18}{medians['numpy']:10.1f}{medians['torch']:10.1f}{ratio:7.2f}", flush=True)
+
+
+def acting_in_torch(policy: Any, rng: Any, forward: Any, noise: Any) -> TorchActor:
+    return TorchActor(policy, forward, noise)
+
+
+def iterations(words: Sequence[str], module: Any, name: str, value: Any) -> Way:
+    """Iterations of ``train.py`` with these words, in which something of a module has another value."""
     model, _ = agent_of([*words, "--total-timesteps", "100000000"])
 
     def run() -> None:
-        scan.available = scan.library.available and compiled
-        model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
-        scan.available = scan.library.available
+        with mock.patch.object(module, name, value):
+            model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
 
     return run
 

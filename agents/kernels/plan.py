@@ -13,6 +13,7 @@ for.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -85,11 +86,11 @@ class Encoders(NamedTuple):
 
 class Acting(NamedTuple):
     """How a rollout acts: "NumPy", "torch" or "torch.compile"; for NumPy the steps of actor's and critic's memories,
-    and what encodes images for both."""
+    and what encodes observations for both, in torch: None for those that are only flattened."""
 
     part: Part
     steps: tuple[Any, ...] = ()
-    images: Images | Parts | None = None
+    encoder: Callable[[Any], Tensor] | None = None
 
 
 class Plan(NamedTuple):
@@ -323,34 +324,46 @@ def acting_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Acting
         if isinstance(policy.action_dist, StateDependentNoiseDistribution):
             reason = "state-dependent exploration replaces its noise matrices"
         return Acting(Part("torch.compile" if reason is None else "torch", reason))
-    encoders = encoders_of(policy)
-    images = encoders.actor if encoders.actor is encoders.critic else None
-    if reason := reason or _why_no_numpy(policy, action_heads, images):
+    if reason := reason or _why_no_numpy(policy, action_heads):
         return Acting(Part("torch", reason))
+    encoder = None if _only_flattens(policy) else _encoder_of(policy)
     memories = [memory for memory in (policy.memory_actor, policy.memory_critic) if memory is not None]
     steps = []
-    one_hot = isinstance(policy.observation_space, spaces.Discrete)
+    one_hot = encoder is None and isinstance(policy.observation_space, spaces.Discrete)
     for memory in memories:
         reason = _why_not_stepped(memory)
         step = None if reason else memory.numpy_index_step() if one_hot else memory.numpy_step()
         if step is None:
             return Acting(Part("torch", reason or f"{type(memory).__name__} has no step in NumPy"))
         steps.append(step)
-    return Acting(Part("NumPy"), tuple(steps), images)
+    return Acting(Part("NumPy"), tuple(steps), encoder)
 
 
-def _why_no_numpy(policy: Any, action_heads: tuple[type, ...], images: Images | Parts | None) -> str | None:
-    """What of a policy, apart from its memories and what encodes images, has no form in NumPy."""
+def _only_flattens(policy: Any) -> bool:
+    """Whether actor and critic read one array as it is, or the one-hot row of a category."""
+    extractors, space = (policy.pi_features_extractor, policy.vf_features_extractor), policy.observation_space
+    is_flat = isinstance(space, spaces.Box | spaces.Discrete) and not is_image_space(space)
+    return is_flat and all(type(extractor) is FlattenExtractor for extractor in extractors)
+
+
+def _encoder_of(policy: Any) -> Callable[[Any], Tensor]:
+    """What encodes observations for actor and critic: by compiled convolutions, or as the policy calls it."""
+    extractor = policy.pi_features_extractor
+    images, _ = images_of(policy, extractor)
+    if images is not None:
+        return images.__call__
+    called: Callable[[Any], Tensor] = partial(policy._features, extractor=extractor)
+    return called
+
+
+def _why_no_numpy(policy: Any, action_heads: tuple[type, ...]) -> str | None:
+    """What of a policy, apart from its memories and encoders, has no form in NumPy."""
     if any(parameter.dtype != torch.float32 or parameter.device.type != "cpu" for parameter in policy.parameters()):
         return "not all parameters are float32 on a CPU"
     if policy.autocast is not None:
         return "it is computed under autocast"
-    space = policy.observation_space
-    for extractor in (policy.features_extractor, policy.vf_features_extractor) if images is None else ():
-        if type(extractor) is not FlattenExtractor:
-            return f"the encoder is {type(extractor).__name__}"
-        if not isinstance(space, spaces.Box | spaces.Discrete) or is_image_space(space):
-            return f"observations are {'images' if isinstance(space, spaces.Box) else type(space).__name__}"
+    if policy.vf_features_extractor is not policy.pi_features_extractor and not _only_flattens(policy):
+        return "actor and critic have encoders of their own"
     if policy.squash_output:
         return "actions are squashed"
     nets, head, distribution = policy.mlp_extractor, policy.head, policy.action_dist

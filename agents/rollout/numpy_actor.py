@@ -1,9 +1,9 @@
 """Acting while collecting: one step of all environments, again and again.
 
 A step of a small network on a CPU is bound by the overhead of calls, and NumPy has a fraction of torch's. So where
-every part of a policy is of a kind known here, its acting step runs in NumPy on the parameters as they are when a
-rollout starts; they do not change before it ends. Everything else acts through the policy itself. Both give the same
-numbers up to rounding.
+memories and heads are of a kind known here, they step in NumPy on the parameters as they are when a rollout starts;
+they do not change before it ends. Encoders that do more than flatten are called as torch's modules. Everything else
+acts through the policy itself. Both give the same numbers up to rounding.
 
 Axes: B environments, F features, A components of an action.
 """
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from torch import Tensor, nn
 
+from agents.checks.observations import map_observations
 from agents.kernels import heads as fused
-from agents.kernels.plan import Images, Parts
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
 from agents.memory.layers import numpy_linear
@@ -38,7 +38,7 @@ class NumpyActor:
 
     Args:
         steps: of the actor's memory and, if the critic has one of its own, of the critic's, as its plan has them.
-        images: what encodes images, in torch.
+        encoder: of observations that are not only flattened, in torch: (B, ...) -> (B, F).
         noise: of continuous actions, in place of independent noise.
     """
 
@@ -47,10 +47,11 @@ class NumpyActor:
         policy: RecurrentActorCriticPolicy,
         rng: np.random.Generator,
         steps: Sequence[NumpyStep],
-        images: Images | Parts | None = None,
+        encoder: Callable[[Any], Tensor] | None = None,
         noise: CorrelatedNoise | None = None,
     ) -> None:
-        self._features = _features_of(policy.observation_space) if images is None else _encoded_by(images)
+        self._features = _features_of(policy.observation_space) if encoder is None else _encoded_by(encoder)
+        self._mask_key = policy.action_mask
         self._actor_step, self._critic_step = steps[0], steps[1] if len(steps) > 1 else None
         self._n_actor_parts = len(policy.memory_actor.initial_state(1))
         heads = policy.mlp_extractor
@@ -77,7 +78,11 @@ class NumpyActor:
         if hidden is features:
             hidden = hidden.copy()  # the same
         latent = hidden if self._latent is None else self._latent(hidden)
-        actions, log_probs = self._sample(self._output(latent), latent)
+        output = self._output(latent)
+        if self._mask_key is not None:
+            allowed = observations[self._mask_key].reshape(output.shape).astype(bool)
+            output = np.where(allowed, output, np.finfo(np.float32).min)
+        actions, log_probs = self._sample(output, latent)
 
         def finish() -> tuple[Array, Array, NumpyState]:
             if self._critic_step is None:
@@ -103,18 +108,14 @@ def make_actor(
     acting = policy.acting_plan()
     if acting.part.how != "NumPy":
         return TorchActor(policy, forward, noise)
-    return NumpyActor(policy, rng, acting.steps, acting.images, noise)
+    return NumpyActor(policy, rng, acting.steps, acting.encoder, noise)
 
 
-def _encoded_by(images: Images | Parts) -> Callable[[Any], NDArray[Any]]:
-    def tensors(observations: Any) -> Any:
-        if isinstance(observations, dict):
-            return {key: torch.as_tensor(part) for key, part in observations.items()}
-        return torch.as_tensor(observations)
-
-    def features(observations: Any) -> NDArray[Any]:
+def _encoded_by(encoder: Callable[[Any], Tensor]) -> Callable[[Any], Array]:
+    def features(observations: Any) -> Array:
         with torch.no_grad():
-            return images(tensors(observations)).numpy()
+            encoded = encoder(map_observations(torch.as_tensor, observations))
+        return np.ascontiguousarray(encoded.numpy(), dtype=np.float32)
 
     return features
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor, NatureCNN
 from torch import nn
 
+from agents.checks.observations import map_observations
+from agents.encoders.combined import CombinedEncoder
 from agents.memory import GRU, MEMORIES
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.contrib import LstmPolicy
@@ -67,7 +69,13 @@ def a_rollout(space: spaces.Space[Any], n_steps: int = 9) -> list[tuple[Any, Any
     space.seed(0)
     starts = rng.random((n_steps, B)) < 0.3
     starts[0] = True
-    return [(np.stack([_draw(space, rng) for _ in range(B)]), starts[t]) for t in range(n_steps)]
+    return [(_stacked([_draw(space, rng) for _ in range(B)]), starts[t]) for t in range(n_steps)]
+
+
+def _stacked(drawn: list[Any]) -> Any:
+    if isinstance(drawn[0], dict):
+        return {key: _stacked([each[key] for each in drawn]) for key in drawn[0]}
+    return np.stack(drawn)
 
 
 def _draw(space: spaces.Space[Any], rng: np.random.Generator) -> Any:
@@ -82,9 +90,12 @@ def assert_equals_the_policy(policy: RecurrentActorCriticPolicy, actor: Any, n_s
         actions, finish = actor.act(observations, state, starts)
         values, log_probs, state = finish()
         with torch.no_grad():
-            tensor, start = torch.as_tensor(observations), torch.as_tensor(starts)
+            tensor, start = map_observations(torch.as_tensor, observations), torch.as_tensor(starts)
             expected_values, expected_log_probs, _ = policy.evaluate_actions(
-                tensor[None], torch.as_tensor(actions)[None], policy_state, start[None]
+                map_observations(lambda part: part[None], tensor),
+                torch.as_tensor(actions)[None],
+                policy_state,
+                start[None],
             )
             _, stepped_values, _, policy_state = policy(tensor, policy_state, start)
         assert values.shape == log_probs.shape == (B,)
@@ -143,6 +154,80 @@ def test_whatever_a_policy_is_made_of_its_actor_agrees_with_it(kwargs: dict[str,
     assert_equals_the_policy(policy, make_actor(policy, np.random.default_rng(0)))
 
 
+ALLOWED = spaces.MultiBinary(3)
+IMAGE = spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)
+PARTS = spaces.Dict(card=spaces.Discrete(4), velocity=spaces.Box(-1, 1, (2,)), allowed=ALLOWED)
+MASKED = dict(memory="gru", action_mask="allowed", features_extractor_class=CombinedEncoder)
+
+
+class Shifted(FlattenExtractor):
+    def forward(self, observations: Any) -> Any:
+        return super().forward(observations) + 1
+
+
+class Transposed(FlattenExtractor):
+    """Features that lie across each other in memory, in twice the precision until they leave."""
+
+    def forward(self, observations: Any) -> Any:
+        return super().forward(observations).double().t().contiguous().t().float()
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(observation_space=PARTS, features_extractor_class=CombinedEncoder),
+        dict(observation_space=PARTS, features_extractor_class=CombinedEncoder, critic_memory="separate"),
+        dict(observation_space=PARTS, features_extractor_class=CombinedEncoder, memory="none"),
+        dict(observation_space=PARTS, action_space=ACTION_SPACES["box"], features_extractor_class=CombinedEncoder),
+        dict(observation_space=PARTS, **MASKED),
+        dict(observation_space=spaces.Dict(seen=IMAGE, allowed=ALLOWED), **MASKED),
+        dict(observation_space=IMAGE, features_extractor_class=NatureCNN),
+        dict(features_extractor_class=Shifted),
+        dict(features_extractor_class=Transposed),
+    ],
+)
+def test_an_encoder_that_actor_and_critic_share_is_called_and_the_rest_acts_in_numpy(kwargs: dict[str, Any]) -> None:
+    policy = make_policy(**kwargs)
+    actor = make_actor(policy, np.random.default_rng(0))
+    assert isinstance(actor, NumpyActor)
+    assert_equals_the_policy(policy, actor)
+
+
+def test_encoders_of_their_own_for_actor_and_critic_are_left_to_torch() -> None:
+    policy = make_policy(features_extractor_class=Shifted, critic_memory="separate", share_features_extractor=False)
+    actor = make_actor(policy, np.random.default_rng(0))
+    assert isinstance(actor, TorchActor)
+    assert_equals_the_policy(policy, actor)
+    assert "actor and critic have encoders of their own" in str(policy.plan().acting)
+
+
+@pytest.mark.parametrize("seen", [spaces.Discrete(4), IMAGE])
+@pytest.mark.parametrize(
+    "action_space", [spaces.Discrete(6), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(6)], ids=str
+)
+def test_an_action_that_is_masked_is_never_taken(seen: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    space = spaces.Dict(seen=seen, allowed=spaces.MultiBinary(6))
+    policy = make_policy(action_space, observation_space=space, **MASKED)
+    actor = make_actor(policy, np.random.default_rng(0))
+    assert isinstance(actor, NumpyActor)
+    state, taken = actor.begin(policy.initial_state(B)), np.zeros(6)
+    for observations, starts in a_rollout(space, n_steps=40):
+        allowed = observations["allowed"]
+        allowed[:, [0, 2]] = 1  # of each choice one at least
+        actions, finish = actor.act(observations, state, starts)
+        _, log_probs, state = finish()
+        if isinstance(action_space, spaces.MultiBinary):
+            chosen = actions
+        else:
+            chosen = np.zeros((B, 6))
+            places = actions.reshape(B, -1) + ([0, 2] if isinstance(action_space, spaces.MultiDiscrete) else [0])
+            np.put_along_axis(chosen, places, 1, axis=1)
+        assert not (chosen * (1 - allowed)).any()
+        assert np.isfinite(log_probs).all()
+        taken += chosen.sum(axis=0)
+    assert (taken > 0).all()
+
+
 class Halved(nn.Module):
     """A custom network in Stable-Baselines3's place for one: no ``policy_net``, no ``value_net``."""
 
@@ -193,11 +278,6 @@ class Forgetful(GRU):
 
     def unroll(self, features: Any, state: Any, episode_starts: Any) -> Any:
         return super().unroll(features, state, torch.ones_like(episode_starts))
-
-
-class Shifted(FlattenExtractor):
-    def forward(self, observations: Any) -> Any:
-        return super().forward(observations) + 1
 
 
 @pytest.mark.parametrize(
