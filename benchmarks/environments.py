@@ -4,6 +4,7 @@
     python benchmarks/environments.py --task Acrobot --envs 8 128
     python benchmarks/environments.py --slow wait --milliseconds 1 --envs 16      in processes
     python benchmarks/environments.py --task Ant --envs 8                         MuJoCo's, in processes
+    python benchmarks/environments.py --task MiniGrid --envs 8                    observations read from the world
     python benchmarks/environments.py --table --envs 8       the table of docs/environments.md; on an idle machine
 
 Random actions, so episodes of about 20 steps in CartPole: many ends, which cost more than steps do. A contender's
@@ -43,6 +44,7 @@ TASKS = {
     "MountainCarContinuous": ("MountainCarContinuousNoVel-v0", "MountainCarContinuous-v0", [1]),
     "Acrobot": ("AcrobotNoVel-v1", "Acrobot-v1", [4, 5]),
     "Ant": ("AntNoVel-v5", "Ant-v5", list(range(13, 105))),
+    "MiniGrid": ("MiniGrid-MemoryS9-v0", "MiniGrid-MemoryS9-v0", []),
 }
 NO_VECTOR = ("Ant",)
 STEPS: tuple[tuple[Literal["wait", "compute"], float], ...] = (
@@ -57,7 +59,7 @@ SUBPROC, ASYNC, RAY = "SubprocVecEnv + Monitor", "AsyncVectorEnv", "on Ray"
 class Settings:
     """Environment steps a second."""
 
-    task: Literal["CartPole", "Pendulum", "MountainCarContinuous", "Acrobot", "Ant"] = "CartPole"
+    task: Literal["CartPole", "Pendulum", "MountainCarContinuous", "Acrobot", "Ant", "MiniGrid"] = "CartPole"
     """The task, without velocities."""
     envs: tuple[int, ...] = (8, 32, 128, 1024)
     """Numbers of environments."""
@@ -138,7 +140,8 @@ def ratio(rates: dict[str, list[float]], name: str, base: str) -> float:
 def measured(settings: Settings, n_envs: int) -> dict[str, list[float]]:
     """Environment steps a second of each contender, turn by turn."""
     in_processes = settings.slow is not None or settings.task in NO_VECTOR
-    made = (slow_contenders if in_processes else contenders)(settings, n_envs)
+    of_task = grid_contenders if settings.task == "MiniGrid" else contenders
+    made = (slow_contenders if in_processes else of_task)(settings, n_envs)
     for env in made.values():
         if isinstance(env, VecEnv):
             env.seed(0)
@@ -188,6 +191,17 @@ def contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
         "envs.make, subprocess, mask": envs.make(theirs, n_envs, backend="subprocess", wrappers=mask),
         "SyncVectorEnv + mask": SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.SAME_STEP),
         "ours as a gymnasium vector": gymnasium.make_vec(ours, n_envs),
+    }
+
+
+def grid_contenders(settings: Settings, n_envs: int) -> dict[str, Any]:
+    """Worlds whose image alone is seen."""
+    from minigrid.wrappers import ImgObsWrapper
+
+    id, make = TASKS[settings.task][0], lambda: Monitor(ImgObsWrapper(gymnasium.make(TASKS[settings.task][1])))
+    return {
+        "DummyVecEnv + Monitor": DummyVecEnv([make] * n_envs),
+        "envs.make, serial": envs.make(id, n_envs, backend="serial", wrappers=["minigrid.wrappers:ImgObsWrapper"]),
     }
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from envs.tasks.observations import Tree, put, take, truth
 from envs.vector.errors import EnvError
+from envs.vector.grids import see_directly
 from envs.vector.infos import FAILED
 from envs.vector.state import EpisodeSeed
 from envs.wrappers.arrays import needs_arranging_one_by_one
@@ -194,6 +195,7 @@ def make_one(
     if isinstance(source, EnvSpec):
         rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(source, disable_env_checker=None if checked else True, **rendering, **kwargs)
+        see_directly(env)
     else:
         env = source()
     env = wrap(env, inside)
