@@ -98,7 +98,8 @@ def main(settings: Settings) -> None:
         write_table(settings)
         return
     slow = f", {settings.milliseconds:g} ms more a step ({settings.slow})" if settings.slow else ""
-    print(f"{settings.task} without velocities{slow}, environment steps a second (ratio to the first)")
+    hidden = " without velocities" if TASKS[settings.task][2] else ""
+    print(f"{settings.task}{hidden}{slow}, environment steps a second (ratio to the first)")
     for n_envs in settings.envs:
         rates = measured(settings, n_envs)
         base = next(iter(rates))
