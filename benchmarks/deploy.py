@@ -6,6 +6,7 @@
 Axes: B agents.
 """
 
+import copy
 import pathlib
 import shutil
 import subprocess
@@ -113,9 +114,12 @@ def measured(settings: Settings, folder: pathlib.Path) -> dict[str, Any]:
     starts = np.zeros(1, dtype=bool)
     exported = ExportedPolicy(files["onnx"])
     player.reset()
+    frozen = copy.copy(player)
+    frozen.freeze()
     latencies = {
         "agent.predict": latency(lambda _: player.policy.predict(prepared, state, starts, True), settings.steps),
         "Player": latency(lambda i: player.act(seen[i % 64], 0.0), settings.steps),
+        "frozen": latency(lambda i: frozen.act(seen[i % 64], 0.0), settings.steps),
         "recurl.play": latency(lambda i: exported.act(seen[i % 64], 0.0), settings.steps),
         **{name: latency(lambda _, call=runs[name]: call(inputs), settings.steps) for name in ("onnx", "pt")},
         "c": in_c(step, files["c"], folder, settings.steps),
@@ -123,6 +127,7 @@ def measured(settings: Settings, folder: pathlib.Path) -> dict[str, Any]:
     shown = [
         ("`agent.predict`, observations prepared before", "agent.predict", None, None),
         ("`Player`", "Player", reference, None),
+        ("`Player`, frozen", "frozen", None, None),
         ("`recurl.play.ExportedPolicy`, .onnx", "recurl.play", None, None),
         ("onnxruntime alone, .onnx", "onnx", played["onnx"], written["onnx"].difference),
         ("TorchScript, .pt", "pt", played["pt"], written["pt"].difference),

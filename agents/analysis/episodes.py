@@ -64,7 +64,7 @@ def playing(agent: Agent, env: VecEnv, *, seed: int | None = None, deterministic
         if seed is not None:
             env.seed(seed)
             torch.manual_seed(seed)
-        player.reset()
+        player.freeze()
         yield Game(player, env, _steps(player, env, env.reset()))
 
 

@@ -33,6 +33,7 @@ from agents.checkpoint.previous import Added
 from agents.checks.observations import map_observations
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.rollout.masks import as_shown
+from agents.rollout.numpy_actor import Predict, make_predict
 
 
 class NotFiniteObservation(ValueError, FloatingPointError):
@@ -71,7 +72,8 @@ class Player:
         self.observation_space = self.seen_space if previous is None else previous.observation_space
         self._added: Added | None = None  # None if observations come with action and reward
         self._actions: NDArray[Any] | None = None
-        self._state: tuple[NDArray[Any], ...] | None = None
+        self._state: Any = None
+        self._predict: Predict | None = None  # None: the policy's own, looked up at every call
         self._batch_size: int | None = None
         self._starts = np.ones(1, dtype=bool)
 
@@ -146,12 +148,26 @@ class Player:
             arrays = self._with_previous(self._added, arrays, reward)
         if self.normalizer is not None:
             arrays = self.normalizer.normalize(arrays)
-        actions, self._state = self.policy.predict(arrays, self._state, self._starts, self.deterministic)
+        one = batch_size is None and self._added is None
+        if self._predict is not None and one:
+            arrays = map_observations(lambda part: part[None], arrays)
+        predict = self._predict or self.policy.predict
+        actions, self._state = predict(arrays, self._state, self._starts, self.deterministic)
+        if self._predict is not None and one:
+            actions = actions[0]
         self._starts = np.zeros(n_agents, dtype=bool)
         if self._added is None:
             return actions
         self._actions = actions
         return actions if batch_size is not None else actions.squeeze(axis=0)
+
+    def freeze(self) -> None:
+        """Acts from now on by the policy as it is now: in NumPy where every part allows it, which is faster.
+
+        What is done to the policy later is not seen. The memory starts anew.
+        """
+        self.reset()
+        self._predict = make_predict(self.policy)
 
     def around(self, env: VecEnv) -> VecEnv:
         """Environments whose observations :meth:`act` takes without rewards: wrapped, if the agent sees its last action

@@ -339,6 +339,15 @@ def acting_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Acting
     return Acting(Part("NumPy"), tuple(steps), encoder)
 
 
+def predicting_of(policy: Any, base: type, action_heads: tuple[type, ...]) -> Acting:
+    """How an agent acts outside of rollouts, by ``predict``, for as long as the policy stays as it is."""
+    acting = acting_of(policy, base, action_heads)
+    reason = overridden(policy, base, _NOT_IN_PREDICTING)
+    if policy.use_sde:
+        reason = reason or "noise depends on the state"
+    return acting if reason is None or acting.part.how != "NumPy" else Acting(Part("torch", reason))
+
+
 def _only_flattens(policy: Any) -> bool:
     """Whether actor and critic read one array as it is, or the one-hot row of a category."""
     extractors, space = (policy.pi_features_extractor, policy.vf_features_extractor), policy.observation_space
@@ -372,7 +381,7 @@ def _why_no_numpy(policy: Any, action_heads: tuple[type, ...]) -> str | None:
     if type(head) not in action_heads:
         return f"the action head is {type(head).__name__}"
     for part in (nets, head, policy.features_extractor, policy.vf_features_extractor):
-        if reason := overridden(part, type(part)):
+        if reason := overridden(part, type(part), {"to_environment"}):  # which is called behind an action
             return reason
     if isinstance(distribution, StateDependentNoiseDistribution) and (
         reason := overridden(distribution, StateDependentNoiseDistribution)
@@ -408,5 +417,6 @@ _LEARNING = {"evaluate_actions", "evaluate_heads", "unroll", "states_along", "_s
 
 # What may be replaced since it is not passed by; all other methods may not, whichever they are.
 _NOT_IN_ACTING = _CONSTRUCTION | _STATES | _PREDICTING | _LEARNING
+_NOT_IN_PREDICTING = _NOT_IN_ACTING - {"predict", "_predict", "obs_to_tensor"}
 _NOT_IN_AN_UPDATE = _CONSTRUCTION | _STATES | _PREDICTING | {"forward", "step_hidden", "states_along", "_states_along"}
 _NOT_IN_A_STEP = _CONSTRUCTION | {"initial_state", "renew", "unroll", "states_along", "attention_weights"}

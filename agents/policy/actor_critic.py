@@ -54,6 +54,7 @@ from agents.kernels.plan import (
     objective_of,
     plan_of,
     policy_layers_of,
+    predicting_of,
     value_layers_of,
 )
 from agents.memory import Memory, NoMemory, NumpyStep, State, make_memory
@@ -63,6 +64,10 @@ from agents.policy.heads import HEADS, ActionHead, Parameters, make_action_head,
 from agents.policy.state_layouts import Given, Of, StateReader, read_episode_starts, takes_states
 
 CRITIC_MEMORIES = ("shared", "detached", "separate", "none")
+NOT_FINITE = (
+    "the policy's output is not finite, as its weights or the observation; where training diverged, lower "
+    "learning_rate, or scale observations and rewards (VecNormalize)"
+)
 RENAMED = {
     "remember": "encode and unroll",
     "judge": "evaluate_heads",
@@ -292,6 +297,10 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         """How a rollout that starts now acts."""
         return acting_of(self, RecurrentActorCriticPolicy, HEADS)
 
+    def predicting_plan(self) -> Acting:
+        """How ``predict`` can be computed while the policy stays as it is, with what it takes."""
+        return predicting_of(self, RecurrentActorCriticPolicy, HEADS)
+
     def objective_plan(self) -> Part:
         """How PPO's objective is computed."""
         return objective_of(self, RecurrentActorCriticPolicy)
@@ -425,10 +434,7 @@ class RecurrentActorCriticPolicy(ActorCriticPolicy):
         hidden, state = self.actor_hidden(observation, state, episode_starts)
         parameters = self.distribution_parameters(hidden, observation)
         if not bool(parameters[0].isfinite().all()):
-            raise FloatingPointError(
-                "the policy's output is not finite, as its weights or the observation; where training diverged, "
-                "lower learning_rate, or scale observations and rewards (VecNormalize)"
-            )
+            raise FloatingPointError(NOT_FINITE)
         return (self.head.mode(parameters) if deterministic else self.head.sample(parameters)), state
 
     def predict(

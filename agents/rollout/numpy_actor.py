@@ -19,17 +19,19 @@ from stable_baselines3.common.distributions import StateDependentNoiseDistributi
 from torch import Tensor, nn
 
 from agents.checks.observations import map_observations
+from agents.encoders.preprocessing import as_arrays
 from agents.kernels import heads as fused
 from agents.memory import State
 from agents.memory.core import NumpyState, NumpyStep
 from agents.memory.layers import numpy_linear
-from agents.policy.actor_critic import RecurrentActorCriticPolicy
+from agents.policy.actor_critic import NOT_FINITE, RecurrentActorCriticPolicy
 from agents.policy.heads import BernoulliHead, CategoricalHead
 from agents.rollout.actor import Actor, Finish, TorchActor
 from agents.rollout.noise import CorrelatedNoise
 
 Array = NDArray[np.float32]
 Layers = Callable[[Array], Array]
+Predict = Callable[[Any, Any, Any, bool], tuple[NDArray[Any], Any]]  # observation, state, episode starts, deterministic
 Sample = Callable[[Array, Array], tuple[NDArray[Any], Array]]  # last layer's output, its input -> actions, log-probs
 
 
@@ -51,7 +53,7 @@ class NumpyActor:
         noise: CorrelatedNoise | None = None,
     ) -> None:
         self._features = _features_of(policy.observation_space) if encoder is None else _encoded_by(encoder)
-        self._mask_key = policy.action_mask
+        self._masked = _masking_of(policy)
         self._actor_step, self._critic_step = steps[0], steps[1] if len(steps) > 1 else None
         self._n_actor_parts = len(policy.memory_actor.initial_state(1))
         heads = policy.mlp_extractor
@@ -78,11 +80,7 @@ class NumpyActor:
         if hidden is features:
             hidden = hidden.copy()  # the same
         latent = hidden if self._latent is None else self._latent(hidden)
-        output = self._output(latent)
-        if self._mask_key is not None:
-            allowed = observations[self._mask_key].reshape(output.shape).astype(bool)
-            output = np.where(allowed, output, np.finfo(np.float32).min)
-        actions, log_probs = self._sample(output, latent)
+        actions, log_probs = self._sample(self._masked(self._output(latent), observations), latent)
 
         def finish() -> tuple[Array, Array, NumpyState]:
             if self._critic_step is None:
@@ -111,6 +109,41 @@ def make_actor(
     return NumpyActor(policy, rng, acting.steps, acting.encoder, noise)
 
 
+def make_predict(policy: RecurrentActorCriticPolicy) -> Predict:
+    """``policy.predict`` of batches on the parameters as they are now: in NumPy, where the plan of acting says so.
+
+    The same up to rounding, with a state of its own kind. Samples are drawn from a source that starts from torch's.
+    """
+    acting = policy.predicting_plan()
+    if acting.part.how != "NumPy":
+        return policy.predict
+    policy.set_training_mode(False)
+    head, step, masked, mode = policy.head, acting.steps[0], _masking_of(policy), _mode_of(policy)
+    encode = _features_of(policy.observation_space) if acting.encoder is None else _encoded_by(acting.encoder)
+    output_of = _layers_of(policy.mlp_extractor.policy_net, policy.action_net)
+    head.check_outputs(len(policy.action_net.get_parameter("weight")))
+    sample = _sampler_of(policy, np.random.default_rng(int(torch.randint(2**63 - 1, ()))), None)
+    initial = [part.numpy() for part in policy.memory_actor.initial_state(1)]
+
+    def predict(
+        observation: Any, state: NumpyState | None, episode_start: NDArray[np.bool_], deterministic: bool
+    ) -> tuple[NDArray[Any], NumpyState]:
+        if acting.encoder is not None:  # images come with channels first or last
+            tensors, _ = policy.obs_to_tensor(as_arrays(observation, policy.observation_space))
+            observation = map_observations(Tensor.numpy, tensors)
+        if state is None:
+            state = tuple(np.repeat(part, len(episode_start), axis=0) for part in initial)
+        hidden, after = step(encode(observation), state, episode_start)
+        output = output_of(hidden)
+        if not np.isfinite(output).all():
+            raise FloatingPointError(NOT_FINITE)
+        output = masked(output, observation)
+        actions = mode(output) if deterministic else sample(output, hidden)[0]
+        return head.to_environment(actions), after
+
+    return predict
+
+
 def _encoded_by(encoder: Callable[[Any], Tensor]) -> Callable[[Any], Array]:
     def features(observations: Any) -> Array:
         with torch.no_grad():
@@ -125,6 +158,35 @@ def _features_of(space: spaces.Space[Any]) -> Callable[[Any], NDArray[Any]]:
     if isinstance(space, spaces.Discrete):
         return lambda observations: observations.reshape(-1)
     return lambda observations: observations.reshape(len(observations), -1).astype(np.float32, copy=False)
+
+
+def _masking_of(policy: RecurrentActorCriticPolicy) -> Callable[[Array, Any], Array]:
+    """From logits (B, K) and observations to logits that are least where an action is forbidden."""
+    key = policy.action_mask
+    if key is None:
+        return lambda output, observations: output
+
+    def masked(output: Array, observations: Any) -> Array:
+        allowed = observations[key].reshape(output.shape).astype(bool)
+        return np.where(allowed, output, np.finfo(np.float32).min)
+
+    return masked
+
+
+def _mode_of(policy: RecurrentActorCriticPolicy) -> Callable[[Array], NDArray[Any]]:
+    """From the last layer's output to deterministic actions, as the buffer stores them."""
+    head = policy.head
+    if isinstance(head, CategoricalHead):
+        edges = np.cumsum(head.sizes)[:-1]
+
+        def choose(logits: Array) -> NDArray[Any]:
+            choices = [part.argmax(axis=1) for part in np.split(logits, edges, axis=1)]
+            return np.stack(choices, axis=1) if head.shape else choices[0]
+
+        return choose
+    if isinstance(head, BernoulliHead):
+        return lambda logits: (logits > 0).astype(np.float32)
+    return np.array
 
 
 def _layers_of(*networks: nn.Module) -> Layers:

@@ -47,6 +47,38 @@ def test_a_player_acts_as_predict_with_state_and_normalizer(memory: str, actions
         player.reset(starts)
 
 
+@pytest.mark.parametrize(("memory", "actions"), each(ALL_MEMORIES, ACTION_SPACES))
+def test_a_frozen_player_acts_as_it_did(memory: str, actions: str) -> None:
+    model = small_ppo(VecNormalize(clocks(actions, n_envs=2)), memory, "separate", actions=actions).learn(16)
+    player, frozen, alone = (player_of(model) for _ in range(3))
+    frozen.freeze()
+    alone.freeze()
+    for t, raw in enumerate(observations(12, 4)):
+        expected = player.act(raw)
+        actions_taken, first = frozen.act(raw), alone.act(raw[0])
+        np.testing.assert_allclose(actions_taken, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(first, expected[0], rtol=1e-4, atol=1e-5)
+        assert first.shape == expected[0].shape
+        assert actions_taken.dtype == first.dtype == expected.dtype
+        starts = np.array([t in (3, 5), False, t in (3, 7), False])
+        player.reset(starts)
+        frozen.reset(starts)
+        alone.reset(starts[:1])
+
+
+def test_a_frozen_player_does_not_see_what_is_done_to_the_policy_until_it_is_frozen_anew(model: Any) -> None:
+    player = player_of(model)
+    player.freeze()
+    (raw,) = observations(1)
+    before = player.act(raw)
+    with torch.no_grad():
+        player.policy.action_net.bias += 1.0
+    player.reset()
+    np.testing.assert_array_equal(player.act(raw), before)
+    player.freeze()
+    assert not np.allclose(player.act(raw), before)
+
+
 @pytest.mark.parametrize(("critic_memory", "cls"), each(ALL_CRITIC_MEMORIES, [RecurrentPPO, RecurrentA2C]))
 def test_one_agent_acts_as_a_batch_of_one(critic_memory: str, cls: Any) -> None:
     model = small_ppo(clocks(n_envs=2), "gru", critic_memory, cls=cls).learn(16)
@@ -105,6 +137,8 @@ def test_images_and_dicts_are_taken_as_the_environment_gives_them(plain: bool, n
     seen = model.get_vec_normalize_env().normalize_obs(raw) if norm else raw
     expected, _ = model.predict(seen, episode_start=np.ones(1, dtype=bool), deterministic=True)
     np.testing.assert_array_equal(player.act(raw), expected)
+    player.freeze()
+    np.testing.assert_allclose(player.act(raw), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([3, 4]), spaces.MultiBinary(3)])
@@ -119,6 +153,10 @@ def test_observations_that_are_no_box_are_taken(space: Any) -> None:
     sample = space.sample()
     expected, _ = model.predict(np.asarray(sample), episode_start=np.ones(1, dtype=bool), deterministic=True)
     player = player_of(model)
+    np.testing.assert_array_equal(player.act(sample), expected)
+    player.reset()
+    np.testing.assert_array_equal(player.act(np.stack([sample, sample])), [expected, expected])
+    player.freeze()
     np.testing.assert_array_equal(player.act(sample), expected)
     player.reset()
     np.testing.assert_array_equal(player.act(np.stack([sample, sample])), [expected, expected])

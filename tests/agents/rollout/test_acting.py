@@ -19,7 +19,7 @@ from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.contrib import LstmPolicy
 from agents.policy.heads import CategoricalHead
 from agents.rollout.actor import TorchActor
-from agents.rollout.numpy_actor import NumpyActor, make_actor
+from agents.rollout.numpy_actor import NumpyActor, make_actor, make_predict
 from tests.agents.policy.test_actions import chi_square
 from tests.agents.probe_envs import (
     ACTION_SPACES,
@@ -416,3 +416,67 @@ def test_state_dependent_noise_in_numpy_is_that_of_the_policy(kwargs: dict[str, 
 def test_squashed_actions_are_left_to_torch() -> None:
     policy = make_policy(ACTION_SPACES["squashed gsde"], use_sde=True, squash_output=True)
     assert isinstance(make_actor(policy, np.random.default_rng(0)), TorchActor)
+
+
+def assert_predicts_as(policy: RecurrentActorCriticPolicy, predict: Any) -> None:
+    """Deterministic actions of a rollout with resets are those of the policy; sampled ones have their shape."""
+    state = expected_state = None
+    for observations, starts in a_rollout(policy.observation_space):
+        expected, expected_state = policy.predict(observations, expected_state, starts, deterministic=True)
+        sampled, _ = predict(observations, state, starts, False)
+        actions, state = predict(observations, state, starts, True)
+        assert actions.dtype == expected.dtype == sampled.dtype
+        assert actions.shape == expected.shape == sampled.shape
+        np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("memory", "critic_memory", "action_space"), pairwise(ALL_MEMORIES, ALL_CRITIC_MEMORIES, PLAIN)
+)
+def test_predicting_in_numpy_is_predict(memory: str, critic_memory: str, action_space: str) -> None:
+    policy = make_policy(ACTION_SPACES[action_space], memory, critic_memory)
+    predict = make_predict(policy)
+    assert (predict == policy.predict) == (not acts_in_numpy(policy))
+    assert_predicts_as(policy, predict)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(cls=LstmPolicy, lstm_hidden_size=5, n_lstm_layers=2),
+        dict(memory="gru", memory_kwargs=dict(hidden_size=4, num_layers=2)),
+        dict(observation_space=spaces.Discrete(6)),
+        dict(observation_space=PARTS, **MASKED),
+        dict(observation_space=spaces.Dict(seen=IMAGE, allowed=ALLOWED), **MASKED),
+        dict(observation_space=spaces.MultiDiscrete([[3, 2], [2, 4]]), features_extractor_class=FlattenExtractor),
+        dict(observation_space=IMAGE, features_extractor_class=NatureCNN),
+        dict(features_extractor_class=Shifted),
+    ],
+)
+def test_predicting_in_numpy_is_predict_whatever_is_seen(kwargs: dict[str, Any]) -> None:
+    policy = make_policy(**kwargs)
+    predict = make_predict(policy)
+    assert predict != policy.predict
+    assert_predicts_as(policy, predict)
+
+
+def test_a_policy_that_predicts_by_itself_is_asked() -> None:
+    def first(self: Any, *args: Any, **kwargs: Any) -> Any:
+        actions, state = super(cls, self).predict(*args, **kwargs)
+        return np.zeros_like(actions), state
+
+    cls: Any = type("First", (RecurrentActorCriticPolicy,), {"predict": first})
+    for policy in (make_policy(cls=cls), make_policy(ACTION_SPACES["gsde"], use_sde=True)):
+        assert make_predict(policy) == policy.predict
+    hooked = make_policy()
+    hooked.action_net.register_forward_hook(lambda *_: None)
+    assert make_predict(hooked) == hooked.predict
+
+
+def test_what_is_not_finite_is_reported_when_predicting_in_numpy() -> None:
+    policy = make_policy()
+    with torch.no_grad():
+        policy.action_net.weight[0, 0] = np.nan
+    observations, starts = a_rollout(OBSERVATIONS)[0]
+    with pytest.raises(FloatingPointError, match="the policy's output is not finite"):
+        make_predict(policy)(observations, None, starts, True)
