@@ -4,6 +4,7 @@
     python benchmarks/memory.py step
     python benchmarks/memory.py scan
     python benchmarks/memory.py encoder
+    python benchmarks/memory.py codes
 
 Learning, forward and backward through (T, B) steps, against other ways to the same result:
 
@@ -13,7 +14,8 @@ Learning, forward and backward through (T, B) steps, against other ways to the s
 
 Linear recurrences (minGRU, LRU, FFM): an iteration by ``train.py``'s defaults, with the scan compiled and in torch.
 
-Encoders: the same, acting in NumPy behind an encoder of torch's, and acting in torch.
+Encoders: the same, acting in NumPy behind an encoder of torch's, and acting in torch; grids of codes, equal ones
+encoded once, and each for itself.
 
 The ways take turns, so that what slows the machine for a while slows all; printed are medians in milliseconds
 and, since absolute times depend on the machine, ratios of medians.
@@ -34,6 +36,7 @@ from records import agent_of
 from torch import Tensor, nn
 
 from agents.algorithms import on_policy
+from agents.encoders import codes
 from agents.kernels import recurrent, scan
 from agents.memory import Memory, make_memory
 from agents.rollout.actor import TorchActor
@@ -45,7 +48,7 @@ Way = Callable[[], object]
 class Settings:
     """Speed of memories."""
 
-    what: Annotated[Literal["unroll", "step", "scan", "encoder"], tyro.conf.Positional]
+    what: Annotated[Literal["unroll", "step", "scan", "encoder", "codes"], tyro.conf.Positional]
     """Learning, acting, or an iteration with a linear recurrence or with an encoder."""
     memory: tuple[Literal["lstm", "gru", "rnn"], ...] = ("lstm", "gru", "rnn")
     """Memories."""
@@ -72,7 +75,13 @@ class Settings:
 def main(settings: Settings) -> None:
     recurrent.available = recurrent.available and not settings.portable
     torch.set_num_threads(settings.threads)
-    times = {"unroll": time_unrolls, "step": time_steps, "scan": time_scans, "encoder": time_encoders}
+    times = {
+        "unroll": time_unrolls,
+        "step": time_steps,
+        "scan": time_scans,
+        "encoder": time_encoders,
+        "codes": time_codes,
+    }
     times[settings.what](settings)
 
 
@@ -124,6 +133,20 @@ def time_encoders(settings: Settings) -> None:
         medians = milliseconds(ways, settings)
         ratio = medians["torch"] / medians["numpy"]
         print(f"{id:18}{medians['numpy']:10.1f}{medians['torch']:10.1f}{ratio:7.2f}", flush=True)
+
+
+def time_codes(settings: Settings) -> None:
+    print("an iteration, ms")
+    print(f"{'environment':26}{'once':>10}{'each':>10}{'ratio':>7}")
+    for id in ("MiniGrid-MemoryS9-v0", "MiniGrid-DoorKey-8x8-v0"):
+        words = ["--env.id", id, "--env.wrappers", "minigrid.wrappers:ImgObsWrapper"]
+        ways = {
+            "once": iterations(words, codes, "MOST_DISTINCT", codes.MOST_DISTINCT),
+            "each": iterations(words, codes, "MOST_DISTINCT", 0.0),
+        }
+        medians = milliseconds(ways, settings)
+        ratio = medians["each"] / medians["once"]
+        print(f"{id:26}{medians['once']:10.1f}{medians['each']:10.1f}{ratio:7.2f}", flush=True)
 
 
 def acting_in_torch(policy: Any, rng: Any, forward: Any, noise: Any) -> TorchActor:

@@ -3,9 +3,11 @@
 Axes: N observations, C channels, H rows, W columns, K places, E numbers of an embedding.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 from agents.checks.arguments import check_count, check_counts, check_switch
 from agents.encoders.kinds import codes_of, is_scaled_before, layout_of
 from agents.encoders.recurrence import Recurrence
+from agents.kernels.aside import why_torch
 
 MOST_IN_A_TABLE = 2**16
+MOST_DISTINCT = 0.75
+"""Share of distinct observations above which each is encoded."""
 CELLS_AFTER_CONVOLUTIONS = 100
 """A grid of more cells is halved by its convolutions until it has no more."""
 
@@ -72,8 +77,14 @@ class EmbeddingEncoder(BaseFeaturesExtractor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """(N, ...) -> (N, features_dim)."""
-        inputs = self._embedded(observations) if self._grid is None else self._grid(self._as_codes(observations))
-        features: Tensor = self.projection(inputs)
+        if self._grid is not None:
+            return _encoded_once(self._read, self._as_codes(observations))
+        features: Tensor = self.projection(self._embedded(observations))
+        return features
+
+    def _read(self, codes: Tensor) -> Tensor:
+        assert self._grid is not None
+        features: Tensor = self.projection(self._grid(codes))
         return features
 
     def _embedded(self, observations: Tensor) -> Tensor:
@@ -157,17 +168,26 @@ class TextEncoder(BaseFeaturesExtractor):
         length, n_choices = self._shape
         if observations.is_floating_point() and observations.shape[1] == length * n_choices:
             observations = observations.reshape(-1, length, n_choices).argmax(dim=2)
-        tokens = observations.long()
-        if tokens.device.type == "cpu":  # a text mostly stays for an episode, and each is read once
-            tokens, places = torch.unique(tokens, dim=0, return_inverse=True)
-            return self._read(tokens).index_select(0, places)
-        return self._read(tokens)
+        return _encoded_once(self._read, observations.long())
 
     def _read(self, tokens: Tensor) -> Tensor:
         lengths = (tokens > 0).sum(dim=1)
         # Most texts are shorter than the longest: what is padding in all of them is not run through.
         tokens = tokens[:, : max(1, int(lengths.max()))]
         return self.recurrence.final(self.recurrence(self.table(tokens), lengths), lengths)
+
+
+def _encoded_once(encode: Callable[[Tensor], Tensor], observations: Tensor) -> Tensor:
+    """Rows of codes (N, ...) -> (N, H), equal ones encoded once: a text mostly stays for an episode, and most grids of
+    a minibatch come more than once."""
+    n = len(observations)
+    if n < 2 or observations.device.type != "cpu" or why_torch() is not None:
+        return encode(observations)
+    rows = np.ascontiguousarray(observations.detach().numpy()).reshape(n, -1)
+    _, first, places = np.unique(rows.view(f"V{rows[0].nbytes}").ravel(), return_index=True, return_inverse=True)
+    if len(first) > MOST_DISTINCT * n:
+        return encode(observations)
+    return encode(observations[torch.from_numpy(first)]).index_select(0, torch.from_numpy(places))
 
 
 def _sizes(space: Any) -> list[int]:

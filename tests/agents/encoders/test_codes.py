@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agents.encoders import ENCODERS
 from agents.encoders.kinds import layout_of
+from agents.kernels import in_torch
 from tests.tolerance import close
 
 from .observations import Noise
@@ -50,6 +51,38 @@ def test_features_are_the_same_before_and_after_the_preprocessing_of_stable_base
     assert features.shape == (5, encoder.features_dim)
     assert close(encoder(preprocess_obs(observations, space)), features)
     assert close(encoder(observations[2:3]), features[2:3])
+
+
+REPEATED = [
+    (name, space) for name, space in CASES if name == "text" or (name == "embedding" and len(space.shape or ()) > 1)
+]
+
+
+@pytest.mark.parametrize("n_distinct", [1, 5, 40])
+@pytest.mark.parametrize(("name", "space"), REPEATED, ids=str)
+def test_observations_that_come_more_than_once_are_encoded_once_to_the_same_numbers(
+    name: str, space: spaces.Space[Any], n_distinct: int
+) -> None:
+    observations = samples(space, n_distinct)[torch.randint(n_distinct, (40,))]
+    encoder, read = made(name, space).double(), list[int]()
+
+    def results() -> list[Tensor]:
+        encoder.zero_grad()
+        features = encoder(observations)
+        (features * torch.arange(40.0)[:, None]).sum().backward()
+        return [features.detach(), *(parameter.grad.clone() for parameter in encoder.parameters())]
+
+    def noting(codes: Tensor) -> Tensor:
+        read.append(len(codes))
+        return type(encoder)._read(encoder, codes)
+
+    encoder._read = noting
+    with in_torch():
+        expected = results()
+    for ours, theirs in zip(results(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    distinct = len(torch.unique(observations.flatten(1), dim=0))
+    assert read == [40, distinct if distinct <= 30 else 40]
 
 
 @pytest.mark.parametrize(("name", "space"), [case for case in CASES if case[0] != "scaled"], ids=str)
