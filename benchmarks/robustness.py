@@ -350,7 +350,10 @@ What is not solved, and what was tried:
 
 - `tmaze-20-active`: the policy walks to the junction from the first 60,000 steps on and never steps back to the oracle
   (0 of 400 episodes). The trip takes both spare steps of an episode, and while actions are random a policy that keeps
-  them earns more. An entropy coefficient of 0.1, 0.2 or 0.4 changes nothing of that.
+  them earns more. An entropy coefficient of 0.1, 0.2 or 0.4 changes nothing of that, nor do 2.7M steps. What helps are
+  short corridors among the long ones, in which the oracle is found: with `min_length=1` (lengths of 1 to 20) and a
+  constant coefficient of 0.1, seed 0 returned 0.99 sampled and 1.00 deterministic after 1.5M steps; seed 1 had not
+  found it after 1.3M.
 - `repeat-previous-16`: sixteen suits at once are more than an LSTM of 64 units learns to shift along. With
   `--policy.memory lru` the return is 0.999 after 2M steps (seed 0), with `ffm` 0.98, with `rnn` -0.09.
 - `popgym-HigherLowerEasy`: 0.50 is what the best policy without memory gets; counting cards adds a few hundredths at
