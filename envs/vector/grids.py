@@ -11,15 +11,14 @@ import sys
 from functools import cache, partial
 from typing import Any
 
-import gymnasium
 import numpy as np
 
 Cells = tuple[tuple[int, int], ...]
 
 
-def see_directly(env: gymnasium.Env[Any, Any]) -> None:
+def see_directly(env: Any) -> None:
     """Makes the observations of a MiniGrid environment so, unless it has methods of its own for them."""
-    minigrid, world = sys.modules.get("minigrid.minigrid_env"), env.unwrapped
+    minigrid, world = sys.modules.get("minigrid.minigrid_env"), getattr(env, "unwrapped", None)
     if minigrid is None or not isinstance(world, minigrid.MiniGridEnv):
         return
     base = minigrid.MiniGridEnv

@@ -195,9 +195,9 @@ def make_one(
     if isinstance(source, EnvSpec):
         rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         env = gymnasium.make(source, disable_env_checker=None if checked else True, **rendering, **kwargs)
-        see_directly(env)
     else:
         env = source()
+    see_directly(env)
     env = wrap(env, inside)
     needs_it = isinstance(env, gymnasium.Env) and needs_arranging_one_by_one(env.observation_space)
     return as_arrays(env) if needs_it else env
