@@ -346,6 +346,7 @@ def plot(found: list[Result]) -> None:
         axis.set_title(task.title, fontsize=9)
     for axis in panels[: len(equal) + len(tasks)]:
         axis.legend(fontsize=7, frameon=False)
+        axis.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:.0f}k")
     figure.supxlabel("environment steps", fontsize=9)
     figure.supylabel("mean return", fontsize=9)
     records.save_plot(figure, records.DOCS / "learning.png")
