@@ -109,44 +109,31 @@ def time_steps(settings: Settings) -> None:
 
 
 def time_scans(settings: Settings) -> None:
-    print("an iteration on CartPoleNoVel-v1, ms")
-    print(f"{'memory':8}{'compiled':>10}{'in torch':>10}{'ratio':>7}")
+    print("an iteration on CartPoleNoVel-v1, ms: compiled, in torch, ratio")
     for memory in ("mingru", "lru", "ffm"):
         words = ["--env.id", "CartPoleNoVel-v1", "--policy.memory", memory]
-        ways = {
-            "compiled": iterations(words, scan, "available", scan.available),
-            "torch": iterations(words, scan, "available", False),
-        }
-        medians = milliseconds(ways, settings)
-        ratio = medians["torch"] / medians["compiled"]
-        print(f"{memory:8}{medians['compiled']:10.1f}{medians['torch']:10.1f}{ratio:7.2f}", flush=True)
+        print_with_and_without(memory, words, (scan, "available"), False, settings)
 
 
 def time_encoders(settings: Settings) -> None:
-    print("an iteration, ms")
-    print(f"{'environment':18}{'in NumPy':>10}{'in torch':>10}{'ratio':>7}")
+    print("an iteration, ms: acting in NumPy, in torch, ratio")
     for id in ("Battleship-v0", "PacketRouting-v0", "GraphSearch-v0"):
-        ways = {
-            "numpy": iterations(["--env.id", id], on_policy, "make_actor", on_policy.make_actor),
-            "torch": iterations(["--env.id", id], on_policy, "make_actor", acting_in_torch),
-        }
-        medians = milliseconds(ways, settings)
-        ratio = medians["torch"] / medians["numpy"]
-        print(f"{id:18}{medians['numpy']:10.1f}{medians['torch']:10.1f}{ratio:7.2f}", flush=True)
+        print_with_and_without(id, ["--env.id", id], (on_policy, "make_actor"), acting_in_torch, settings)
 
 
 def time_codes(settings: Settings) -> None:
-    print("an iteration, ms")
-    print(f"{'environment':26}{'once':>10}{'each':>10}{'ratio':>7}")
+    print("an iteration, ms: equal grids encoded once, each for itself, ratio")
     for id in ("MiniGrid-MemoryS9-v0", "MiniGrid-DoorKey-8x8-v0"):
         words = ["--env.id", id, "--env.wrappers", "minigrid.wrappers:ImgObsWrapper"]
-        ways = {
-            "once": iterations(words, codes, "MOST_DISTINCT", codes.MOST_DISTINCT),
-            "each": iterations(words, codes, "MOST_DISTINCT", 0.0),
-        }
-        medians = milliseconds(ways, settings)
-        ratio = medians["each"] / medians["once"]
-        print(f"{id:26}{medians['once']:10.1f}{medians['each']:10.1f}{ratio:7.2f}", flush=True)
+        print_with_and_without(id, words, (codes, "MOST_DISTINCT"), 0.0, settings)
+
+
+def print_with_and_without(label: str, words: list[str], of: tuple[Any, str], other: Any, settings: Settings) -> None:
+    """Iterations of ``train.py`` with these words, with what a module has under a name and with another value."""
+    ways = {"with": iterations(words, *of, getattr(*of)), "without": iterations(words, *of, other)}
+    medians = milliseconds(ways, settings)
+    ratio = medians["without"] / medians["with"]
+    print(f"{label:26}{medians['with']:10.1f}{medians['without']:10.1f}{ratio:7.2f}", flush=True)
 
 
 def acting_in_torch(policy: Any, rng: Any, forward: Any, noise: Any) -> TorchActor:

@@ -164,7 +164,7 @@ class Player:
     def freeze(self) -> None:
         """Acts from now on by the policy as it is now: in NumPy where every part allows it, which is faster.
 
-        What is done to the policy later is not seen. The memory starts anew.
+        What is done to the policy later is not seen. The memory is reset.
         """
         self.reset()
         self._predict = make_predict(self.policy)

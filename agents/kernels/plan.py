@@ -13,7 +13,6 @@ for.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -361,8 +360,8 @@ def _encoder_of(policy: Any) -> Callable[[Any], Tensor]:
     images, _ = images_of(policy, extractor)
     if images is not None:
         return images.__call__
-    called: Callable[[Any], Tensor] = partial(policy._features, extractor=extractor)
-    return called
+    untouched = getattr(extractor, "unprocessed", ())
+    return lambda observations: extractor(policy.prepared(observations, untouched))
 
 
 def _why_no_numpy(policy: Any, action_heads: tuple[type, ...]) -> str | None:

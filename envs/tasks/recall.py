@@ -35,7 +35,7 @@ class TMaze(BatchEnv):
 
     Passive (default): S is O, so the sign is seen at the start. Active: S is one cell right of O, and the agent has to
     go and look. From S to J are `length` cells, and an episode has T = length + 1 steps (active: length + 3): enough
-    for the best policy and no more. With `min_length` the length is drawn anew for every episode, evenly from there to
+    for the best policy and no more. With `min_length` the length is drawn for every episode, evenly from there to
     `length`: a curriculum, in whose short corridors the oracle is found.
 
     Observation, Box (2,) float32: 0 the sign, 1 for up and -1 for down on the oracle, else 0; 1 whether this is the
