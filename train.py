@@ -48,7 +48,8 @@ def command(argv: Sequence[str] | None) -> None:
     if words.dry_run:
         if words.resume is not None:
             launch.opened(words.resume, settings, words.trust, typed)
-        configs.say(configs.plan(settings, seeds, () if space is None else [each.key for each in space.parameters]))
+        searched = () if space is None else [each.key for each in space.parameters]
+        configs.say(configs.plan(settings, launch.fitted(settings)[0], seeds, searched))
         launch.preview(settings)
     elif words.resume is not None:
         launch.resume(words.resume, settings, words.trust, typed)

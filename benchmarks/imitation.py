@@ -51,9 +51,10 @@ def taught(seed: int, steps: int) -> Result:
     from agents.algorithms.imitation import Imitation, Lesson
     from agents.deploy.player import Player
     from agents.runs.construction import make_agent, make_environments
+    from agents.runs.defaults import fitted_to_episodes
 
-    settings = configs.parse([*STUDENT, "--seed", str(seed)]).settings
-    agent = make_agent(settings, make_environments(settings, settings.env.n_envs, seed))
+    settings, _ = fitted_to_episodes(configs.parse([*STUDENT, "--seed", str(seed)]).settings)
+    agent = make_agent(settings, make_environments(settings, settings.rollout[0], seed))
     judged = make_environments(settings, 20)
 
     def score() -> float:

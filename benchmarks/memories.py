@@ -14,6 +14,7 @@ Two kinds of runs:
 """
 
 import inspect
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -158,7 +159,7 @@ def _cost_run(learner: str) -> Callable[[int], Result]:
 
         (task,) = (task for task in TASKS if task.name == COST)
         agent, settings = records.agent_of(words(task, task.levels[1], learner, seed=0))
-        rollout = settings.env.n_envs * settings.algorithm.n_steps
+        rollout = math.prod(settings.rollout)
         clock = Clock()
         agent.learn(steps or 8 * rollout, clock)
         marks = [*clock.marks, time.perf_counter()]  # rollout, training, rollout, training, ...

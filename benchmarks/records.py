@@ -178,13 +178,14 @@ def agent_of(words: Sequence[str], algorithm: type | None = None) -> tuple[Any, 
     """The agent that ``train.py`` with these words would train, of another class if given, and the settings."""
     import configs
     from agents.runs.construction import ALGORITHMS, make_agent, make_environments
+    from agents.runs.defaults import fitted_to_episodes
     from configs.settings import changed
 
-    settings = changed(configs.parse(words).settings, {"device": "cpu"})
+    settings, _ = fitted_to_episodes(changed(configs.parse(words).settings, {"device": "cpu"}))
     if algorithm is not None:
         ALGORITHMS["of the benchmark"] = algorithm
         settings = changed(settings, {"algorithm.name": "of the benchmark"})
-    return make_agent(settings, make_environments(settings, settings.env.n_envs, settings.seed)), settings
+    return make_agent(settings, make_environments(settings, settings.rollout[0], settings.seed)), settings
 
 
 # Statistics

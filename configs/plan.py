@@ -5,15 +5,20 @@ from collections.abc import Sequence
 from configs.settings import Settings, shown, values
 
 
-def plan(settings: Settings, seeds: int = 1, searched: Sequence[str] = ()) -> str:
-    """What would be run, and which settings differ from their defaults; ``searched``: names that a sweep decides."""
-    algorithm, env = settings.algorithm, settings.env
-    rollout = env.n_envs * algorithm.n_steps
+def plan(settings: Settings, fitted: Settings, seeds: int = 1, searched: Sequence[str] = ()) -> str:
+    """What would be run, and which settings differ from their defaults.
+
+    Args:
+        fitted: the settings with a size of rollouts where they leave it open.
+        searched: names that a sweep decides.
+    """
+    n_envs, n_steps = fitted.rollout
+    rollout = n_envs * n_steps
     updates = -(-settings.total_timesteps // rollout)
     steps = updates * rollout
     lines = [
-        f"environment   {env.n_envs} of {env.id}",
-        f"rollouts      {updates:,} of {env.n_envs} x {algorithm.n_steps} = {rollout:,} steps: {steps:,} in all",
+        f"environment   {n_envs} of {settings.env.id}",
+        f"rollouts      {updates:,} of {n_envs} x {n_steps} = {rollout:,} steps: {steps:,} in all",
         f"updates       {_update(settings, rollout)}",
         f"evaluations   {_times(steps, settings.evaluation.every)} of {settings.evaluation.episodes} episodes",
         f"checkpoints   {_times(steps, settings.checkpoint.every)}, {settings.checkpoint.keep} kept",

@@ -94,6 +94,9 @@ EACH_AT_LEAST_1 = Range(lambda values: all(value >= 1 for value in values), "siz
 
 Schedule = Literal["constant", "linear"]
 
+N_STEPS = 256
+"""The shortest rollout that is chosen where n_steps leaves it open."""
+
 
 @dataclass(frozen=True)
 class EnvironmentSettings:
@@ -101,8 +104,9 @@ class EnvironmentSettings:
 
     id: str = "CartPoleNoVel-v1"
     """A Gymnasium id; `module:id` imports the module first, so that an environment of your own is found."""
-    n_envs: Annotated[int, AT_LEAST_1] = 32
-    """Environments stepped side by side."""
+    n_envs: Annotated[int | None, AT_LEAST_1] = None
+    """Environments stepped side by side; None: 32, or 16 where n_steps is chosen to be 512, written into the run's
+    settings."""
     kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the environment: `length=20 active=true`."""
     wrappers: tuple[Wrapper, ...] | None = None
@@ -147,8 +151,9 @@ class AlgorithmSettings:
     settings."""
     learning_rate_schedule: Schedule = "linear"
     """constant, or linear: falling to 0 at the end of training."""
-    n_steps: Annotated[int, AT_LEAST_1] = 256
-    """Steps collected from each environment between two updates."""
+    n_steps: Annotated[int | None, AT_LEAST_1] = None
+    """Steps collected from each environment between two updates; None: 256, or 512 where there is a memory and an
+    episode may be longer than 256, written into the run's settings."""
     batch_size: Annotated[int, AT_LEAST_1] = 512
     """Steps in a minibatch, made of complete sequences (ppo)."""
     n_epochs: Annotated[int | None, AT_LEAST_1] = None
@@ -350,6 +355,14 @@ class Settings:
     progress: bool = True
     """Show the progress of training."""
 
+    @property
+    def rollout(self) -> tuple[int, int]:
+        """Environments, and the steps of each between two updates, of settings in which both are chosen."""
+        n_envs, n_steps = self.env.n_envs, self.algorithm.n_steps
+        assert n_envs is not None
+        assert n_steps is not None
+        return n_envs, n_steps
+
     def check(self) -> None:
         """Raises :class:`SettingsError` that names every setting out of range."""
         found = problems(self)
@@ -479,11 +492,11 @@ def _out_of_range(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _unusable_algorithm(algorithm: AlgorithmSettings) -> Iterator[tuple[str, str]]:
     steps, length = algorithm.n_steps, algorithm.sequence_length
-    if length is not None and length >= 1 and steps % length:
+    if steps is not None and length is not None and length >= 1 and steps % length:
         below = steps // length * length
         use = f"{below} or {below + length}" if below > 0 else f"{length}"
         yield "algorithm.n_steps", f"({steps}) must be a multiple of sequence_length ({length}); use {use}"
-    longest = steps if length is None else length
+    longest = next((each for each in (length, steps) if each is not None), N_STEPS)
     if algorithm.burn_in > longest >= 1:
         yield "algorithm.burn_in", f"must be at most sequence_length ({longest}), got {algorithm.burn_in}"
     if algorithm.name == "a2c":

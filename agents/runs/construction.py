@@ -17,7 +17,7 @@ from agents.checks.arguments import imported
 from agents.encoders import ENCODERS
 from agents.encoders.kinds import kind_of
 from agents.rollout.masks import ACTION_MASKS, ActionMaskVecEnv, has_action_masks, shows_masks
-from agents.runs.defaults import fitted_to_family, fitted_to_spaces
+from agents.runs.defaults import fitted_to_episodes, fitted_to_family, fitted_to_spaces
 from configs import EnvironmentFault, Settings, reported_as
 from configs.settings import PPO_ONLY, SCHEDULED, EnvironmentSettings, PolicySettings
 
@@ -76,6 +76,7 @@ def _shows_no_masks_yet(policy: PolicySettings, env: VecEnv) -> bool:
 
 def make_agent(settings: Settings, env: VecEnv) -> RecurrentPPO | RecurrentA2C:
     """A new agent that learns in ``env``, normalized."""
+    settings, _ = fitted_to_episodes(settings)
     settings, _ = fitted_to_spaces(settings, env.observation_space, env.action_space)
     arguments = dict(vars(settings.algorithm))
     name = arguments.pop("name")

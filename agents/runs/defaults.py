@@ -1,4 +1,5 @@
-"""What a run does where its settings leave it open: by the environment's family, and by what is observed.
+"""What a run does where its settings leave it open: by the environment's family, how long its episodes may be, and what
+is observed.
 
 What is chosen stands in the run's settings from then on, so that they repeat it. A setting that has a value stays.
 """
@@ -10,7 +11,12 @@ from gymnasium import spaces
 
 from agents.encoders.kinds import parts_of
 from configs import EnvironmentFault, Settings, reported_as
-from envs.vector.families import family_of, fit
+from configs.settings import N_STEPS
+from envs.vector.families import family_of, fit, longest_episode
+
+N_ENVS = 32
+N_ENVS_OF_LONG, N_STEPS_OF_LONG = 16, 512
+"""Where episodes may be longer than N_STEPS: no gradient leads from one rollout into the one before."""
 
 LEARNING_RATE, N_EPOCHS = 1e-3, 5
 OF_IMAGES = 2.5e-4, 3
@@ -39,6 +45,22 @@ def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
         return replace(settings, env=replace(env, wrappers=())), []
     fitted = replace(env, wrappers=found.wrappers, kwargs=found.kwargs)
     return replace(settings, env=fitted), [f"{family.name}: {found.why} (--env.wrappers for others)"]
+
+
+def fitted_to_episodes(settings: Settings) -> tuple[Settings, list[str]]:
+    """Settings whose rollout has a size, and a line about it unless usual: as long as an episode may be, up to
+    ``N_STEPS_OF_LONG``, and a multiple of a sequence."""
+    env, algorithm = settings.env, settings.algorithm
+    if env.n_envs is not None and algorithm.n_steps is not None:
+        return settings, []
+    longest = None if settings.policy.memory == "none" else longest_episode(env.id, env.kwargs)
+    is_long = algorithm.n_steps is None and longest is not None and longest > N_STEPS
+    n_envs, n_steps = (N_ENVS_OF_LONG, N_STEPS_OF_LONG) if is_long else (N_ENVS, N_STEPS)
+    n_envs, length = env.n_envs or n_envs, algorithm.sequence_length or 1
+    n_steps = algorithm.n_steps or max(n_steps // length, 1) * length
+    fitted = replace(settings, env=replace(env, n_envs=n_envs), algorithm=replace(algorithm, n_steps=n_steps))
+    line = f"rollouts of {n_steps} steps of {n_envs} environments, for an episode may have {longest}"
+    return fitted, [f"{line} (--algorithm.n-steps, --env.n-envs for others)"] if is_long else []
 
 
 def fitted_to_spaces(

@@ -22,7 +22,7 @@ from agents.kernels.plan import missing
 from agents.runs import processes
 from agents.runs.analyses import Options, evaluate_at_the_end, record_run
 from agents.runs.construction import EvaluationEnvironments, make_agent, make_environments
-from agents.runs.defaults import fitted_to_family, fitted_to_spaces
+from agents.runs.defaults import fitted_to_episodes, fitted_to_family, fitted_to_spaces
 from agents.runs.directory import RunDirectory, run_name, write_atomically
 from agents.runs.imitation import taught, teacher_of
 from agents.runs.interruption import Interruption
@@ -68,10 +68,17 @@ def preview(settings: Settings) -> None:
     _check_device(settings)
     if not group.is_first():
         return
-    settings, chosen = fitted_to_family(settings)
-    with closing(make_environments(settings, settings.env.n_envs, settings.seed)) as env:
+    settings, chosen = fitted(settings)
+    with closing(make_environments(settings, settings.rollout[0], settings.seed)) as env:
         settings, more = fitted_to_spaces(settings, env.observation_space, env.action_space)
         _print_plan(_new_agent(settings, env), settings, chosen + more)
+
+
+def fitted(settings: Settings) -> tuple[Settings, list[str]]:
+    """Settings in which what the environment's id decides is chosen, and a line about each choice."""
+    settings, chosen = fitted_to_family(settings)
+    settings, more = fitted_to_episodes(settings)
+    return settings, chosen + more
 
 
 def check_several(settings: Settings, seeds: int = 1) -> None:
@@ -108,7 +115,7 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
             return run
         if evaluation.final_episodes and settings.tracking.wandb == "off":
             evaluate_at_the_end(run, deterministic=evaluation.deterministic)
-        for each in _symptoms(run, settings):
+        for each in _symptoms(run, configs.read(run.settings)):
             configs.say(f"note: {each}")
         again = shlex.join([*configs.command_words("evaluate"), str(run.path)])
         seen = "--insight --report" if is_installed("plots") else "--report"
@@ -120,7 +127,7 @@ def _work(run: RunDirectory, settings: Settings, recorded: Settings | None = Non
 def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
     """Why the run has not learned, if it has not, as far as its figures tell."""
     algorithm, spec = settings.algorithm, gymnasium.registry.get(settings.env.id)
-    length = algorithm.sequence_length or min(algorithm.n_steps, algorithm.batch_size)
+    length = algorithm.sequence_length or min(settings.rollout[1], algorithm.batch_size)
     solved_at = None if spec is None else spec.reward_threshold
     metrics = figures(run.metrics)
     found = symptoms(
@@ -135,11 +142,11 @@ def _symptoms(run: RunDirectory, settings: Settings) -> list[str]:
 
 def _train_in(run: RunDirectory, settings: Settings, recorded: Settings | None, interruption: Interruption) -> None:
     torch.set_num_threads(settings.threads or 1)
-    settings, chosen = fitted_to_family(settings)
+    settings, chosen = fitted(settings)
     evaluation = settings.evaluation
-    n_evaluated = min(evaluation.n_envs or settings.env.n_envs, (evaluation.episodes + 1) // 2)
+    n_evaluated = min(evaluation.n_envs or settings.rollout[0], (evaluation.episodes + 1) // 2)
     evaluated = partial(make_environments, settings)
-    is_first, n_envs = group.is_first(), group.share(settings.env.n_envs)
+    is_first, n_envs = group.is_first(), group.share(settings.rollout[0])
     first = group.rank() * n_envs
     with (
         reported_as(SettingsError, "runs", RunError),

@@ -16,6 +16,7 @@ from agents.checkpoint.agent import carried_by, checked_carried
 from agents.checkpoint.container import refused
 from agents.checkpoint.random_states import process_states, set_process_states
 from agents.distributed import group
+from agents.runs.defaults import fitted_to_episodes
 from configs import ProcessFault, Settings, SettingsError, reported_as
 from configs.settings import ImitationSettings
 
@@ -27,7 +28,7 @@ def check(settings: Settings, seeds: int = 1) -> None:
     if group.size() == 1:
         return
     with reported_as(SettingsError, "env", ValueError):
-        group.share(settings.env.n_envs)
+        group.share(fitted_to_episodes(settings)[0].rollout[0])
     if seeds > 1:
         raise SettingsError("seeds: several seeds are runs of one process each: leave torchrun or --seeds out")
     if any(getattr(settings.imitation, each.name) != each.default for each in fields(ImitationSettings)):

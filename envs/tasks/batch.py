@@ -83,6 +83,11 @@ class BatchEnv(VectorEnv[Any, Any, Any]):
         self._limit_from = 0
         self._ready = False
 
+    @property
+    def longest_episode(self) -> int | None:
+        """Steps that an episode may have, besides the time limit; None: nothing says."""
+        return None
+
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:

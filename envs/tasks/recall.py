@@ -72,6 +72,10 @@ class TMaze(BatchEnv):
         self._junction = np.full(num_envs, length + self._oracle_distance)
         self._last = (self._junction + self._oracle_distance).astype(np.float32)  # T - 1
 
+    @property
+    def longest_episode(self) -> int:
+        return self._longest + 1 + 2 * self._oracle_distance
+
     def _begin(self, rows: Rows, uniforms: Uniforms, options: dict[str, Any]) -> None:
         self._sign[rows] = np.where(uniforms[:, 0] < 0.5, -1, 1)
         if self._shortest < self._longest:

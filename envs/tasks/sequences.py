@@ -66,6 +66,10 @@ class Script(BatchEnv):
         # Symbol s of a part is row s; an absent one, -1, the last row, of zeros.
         self._one_hot = [np.eye(size + 1, size, dtype=np.float32) for size in sizes]
 
+    @property
+    def longest_episode(self) -> int:
+        return self.steps
+
     @abstractmethod
     def _write(self, uniforms: Uniforms, shown: Integers, right: Integers) -> None:
         """(R, uniforms) -> fills what is shown (R, T + 1, D) and the right answers (R, T), which are all -1: none."""

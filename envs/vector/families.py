@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from envs.tasks.batch import BatchEnv
 from envs.vector.errors import UnknownEnvError
 
 OURS = "ours"
@@ -138,6 +139,21 @@ def fit(id: str, kwargs: Mapping[str, Any], *, has_memory: bool) -> Fit | None:
     each = "the emulator skips frames as it is set to" if skipped_inside else f"an action for {FRAMES} frames"
     why = f"gray frames of 84 x 84, {each}, sticky with probability {sticky:g}; {frames}"
     return Fit(wrappers, dict(kwargs) if skipped_inside else {**kwargs, "frameskip": 1}, why)
+
+
+def longest_episode(id: str, kwargs: Mapping[str, Any]) -> int | None:
+    """Steps that an episode of an environment with these arguments may have; None: nothing says."""
+    try:
+        if maker_of(id) is not None:
+            return None
+        spec = find(id)
+        limits = [kwargs.get("max_episode_steps", spec.max_episode_steps)]
+        if str(spec.vector_entry_point).startswith(f"{BatchEnv.__module__.rpartition('.')[0]}."):
+            created: Any = load_env_creator(str(spec.vector_entry_point))
+            limits.append(created(**{**spec.kwargs, **kwargs}).longest_episode)
+    except Exception:  # whatever it is, it is reported where the environments are made
+        return None
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import records
 import configs
 import envs  # noqa: F401
 from agents.memory import MEMORIES
+from agents.runs.defaults import fitted_to_episodes
 
 
 def a_result(name: str, *returns: float) -> dict[str, object]:
@@ -63,7 +64,7 @@ def test_the_lengths_of_a_task_rise_within_one_rollout() -> None:
         assert lengths == sorted(set(lengths))
         for level in task.levels:
             settings = configs.parse(memories.words(task, level, "none", 0)).settings
-            assert settings.algorithm.n_steps > level.length
+            assert fitted_to_episodes(settings)[0].rollout[1] > level.length
             assert settings.evaluation.share is None
 
 

@@ -19,6 +19,7 @@ from envs.tasks.recall import RepeatFirst, RepeatPrevious, TMaze
 from envs.tasks.search import Battleship, RockSample
 from envs.tasks.sequences import AssociativeRecall, CopyEnv, CountRecall, PhaseForecast, Recall
 from envs.tasks.sequences import Copy as CopyTask
+from envs.vector.families import longest_episode
 
 OPEN = ("RockSample-v0", "Battleship-v0")  # their best returns are not known
 
@@ -55,6 +56,47 @@ def test_seeds_decide_the_episodes_and_environments_differ(id: str) -> None:
         assert (rows(first, i) != rows(first, i + 1)).any()
         # One seed on, the environments are the same, one place up.
         np.testing.assert_array_equal(rows(second, i), rows(first, i + 1))
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_no_episode_is_longer_than_is_said(id: str) -> None:
+    longest = longest_episode(id, {})
+    if longest is None:
+        pytest.skip("nothing says how long")
+    env = gymnasium.make(id)
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    lengths = [1]
+    for _ in range(3 * longest):
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        lengths[-1] += 1
+        if terminated or truncated:
+            env.reset()
+            lengths.append(1)
+    assert max(lengths[:-1]) - 1 <= longest
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs", "longest"),
+    [
+        ("TMaze-v0", {"length": 20}, 21),
+        ("TMaze-v0", {"length": 20, "active": True, "min_length": 3}, 23),
+        ("TMaze-v0", {"length": 20, "max_episode_steps": 5}, 5),
+        ("Recall-v0", {"length": 400, "bits": 2}, 402),
+        ("RepeatPrevious-v0", {"num_decks": 2}, 103),
+        ("CartPoleNoVel-v1", {}, 500),
+        ("CartPole-v1", {"max_episode_steps": 50}, 50),
+        ("GraphSearch-v0", {}, None),
+        ("TMaze-v0", {"length": -1}, None),
+        ("TMaze-v0", {"no_such": 1}, None),
+        ("CartPole-v1", {"max_episode_steps": "long"}, None),
+        ("no-such-id", {}, None),
+        ("no_such_module:id-v0", {}, None),
+        ("counting:CountingEnv", {}, None),
+    ],
+)
+def test_the_longest_episode_that_there_may_be(id: str, kwargs: dict[str, Any], longest: int | None) -> None:
+    assert longest_episode(id, kwargs) == longest
 
 
 @pytest.mark.parametrize("id", IDS)

@@ -14,6 +14,7 @@ from agents.runs.defaults import (
     N_EPOCHS,
     NOISE_CORRELATION,
     OF_IMAGES,
+    fitted_to_episodes,
     fitted_to_family,
     fitted_to_spaces,
 )
@@ -23,6 +24,30 @@ from configs.settings import AlgorithmSettings, EnvironmentSettings, as_meant, v
 IMAGE = spaces.Box(0, 255, (84, 84), np.uint8)
 VECTOR = spaces.Box(-1.0, 1.0, (3,))
 CHOICES = spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("words", "rollout"),
+    [
+        (["--env.id", "TMaze-v0", "--env.kwargs", "length=20"], (32, 256)),
+        (["--env.id", "TMaze-v0", "--env.kwargs", "length=300"], (16, 512)),
+        (["--env.id", "Recall-v0", "--env.kwargs", "length=2000"], (16, 512)),
+        (["--env.id", "CartPole-v1"], (16, 512)),
+        (["--env.id", "CartPole-v1", "--policy.memory", "none"], (32, 256)),
+        (["--env.id", "CartPole-v1", "--env.n-envs", "8"], (8, 512)),
+        (["--env.id", "CartPole-v1", "--algorithm.n-steps", "100"], (32, 100)),
+        (["--env.id", "CartPole-v1", "--algorithm.sequence-length", "100"], (16, 500)),
+        (["--env.id", "TMaze-v0", "--algorithm.sequence-length", "300"], (32, 300)),
+        (["--env.id", "no-such-id"], (32, 256)),
+    ],
+)
+def test_a_rollout_is_as_long_as_an_episode_may_be(words: list[str], rollout: tuple[int, int]) -> None:
+    fitted, lines = fitted_to_episodes(configs.parse(words).settings)
+    assert fitted.rollout == rollout
+    assert [line.startswith(f"rollouts of {rollout[1]} steps of {rollout[0]} env") for line in lines] == [True] * (
+        rollout[1] >= 500
+    )
+    assert fitted_to_episodes(fitted) == (fitted, [])
 
 
 @pytest.mark.parametrize("space", [IMAGE, spaces.Dict(camera=IMAGE, speed=VECTOR)])
