@@ -129,10 +129,10 @@ class Task(NamedTuple):
 
 LEARNED = {
     "MiniGrid-MemoryS7-v0, its id alone": Task(
-        ("--env.id", "MiniGrid-MemoryS7-v0"), 500_000, "0.98", "0.5", "minigrid"
+        ("--env.id", "MiniGrid-MemoryS7-v0"), 1_000_000, "0.98", "0.5", "minigrid"
     ),
     "a Dict of an image and a vector, both needed": Task(
-        ("--env.id", "signals:Signal", "--env.kwargs", 'kind="Dict of image and vector"'), 150_000, "1", "0.5"
+        ("--env.id", "signals:Signal", "--env.kwargs", 'kind="Dict of image and vector"'), 400_000, "1", "0.5"
     ),
     "MultiDiscrete actions with masks": Task(
         ("--env.id", "signals:Locks", "--policy.kwargs", "action_mask=action_masks"), 165_000, "1", "0.53"
