@@ -27,6 +27,7 @@ MEMORIES: dict[str, tuple[str, ...]] = {
     "lru": (*_LAYERS, "state_size", "r_min", "r_max", "max_phase"),
     "deltanet": (*_LAYERS, "heads", "chrono_horizon"),
     "ffm": (*_LAYERS, "trace_size", "context_size", "chrono_horizon"),
+    "hybrid": (*_LAYERS, "trace_size", "context_size", "chrono_horizon"),
     "gtrxl": (*_LAYERS, "heads", "window", "feedforward_size", "gate_bias"),
     "attention": (*_LAYERS, "cell", "window", "score"),
 }
@@ -210,8 +211,8 @@ class PolicySettings:
     """The network: encoder, memory, heads."""
 
     memory: str = "ffm"
-    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, ffm, deltanet, gtrxl, attention,
-    `module:Class`. ffm learns most of the tasks (docs/robustness.md); lstm and gru train in half of its time."""
+    """What is carried between steps: none, rnn, lstm, gru, mingru, lru, ffm, deltanet, hybrid, gtrxl,
+    attention, `module:Class`. ffm learns most tasks (docs/robustness.md); lstm and gru train in half of its time."""
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"

@@ -15,6 +15,7 @@ from agents.memory.attention import AttentionMemory
 from agents.memory.core import Memory, NoMemory, NumpyState, NumpyStep, State
 from agents.memory.delta import GatedDeltaNet
 from agents.memory.ffm import FastForgetful
+from agents.memory.hybrid import Hybrid
 from agents.memory.linear import LRU, MinGRU
 from agents.memory.recurrent import GRU, LSTM, RNN
 from agents.memory.transformer import GTrXL
@@ -29,6 +30,7 @@ __all__ = [
     "FastForgetful",
     "GTrXL",
     "GatedDeltaNet",
+    "Hybrid",
     "Memory",
     "MinGRU",
     "NoMemory",
@@ -48,6 +50,7 @@ MEMORIES: dict[str, type[Memory]] = {
     "lru": LRU,
     "deltanet": GatedDeltaNet,
     "ffm": FastForgetful,
+    "hybrid": Hybrid,
     "gtrxl": GTrXL,
     "attention": AttentionMemory,
     "none": NoMemory,

@@ -28,7 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "none": {},
     "gtrxl": {"hidden_size": 8, "heads": 2, "window": 4, "num_layers": 1},
     "attention": {"hidden_size": 8, "window": 4},
-    **{name: {"hidden_size": 8, "num_layers": 1} for name in ("mingru", "lru", "ffm", "deltanet")},
+    **{name: {"hidden_size": 8, "num_layers": 1} for name in ("mingru", "lru", "ffm", "deltanet", "hybrid")},
 }
 
 
