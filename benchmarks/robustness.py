@@ -174,6 +174,7 @@ SWITCHES: dict[str, str] = {
     "gru": "--policy.memory gru",
     "mingru": "--policy.memory mingru",
     "deltanet": "--policy.memory deltanet",
+    "ffm": "--policy.memory ffm",
     "lru": "--policy.memory lru",
     "before": "--env.n-envs 8 --env.previous-action-reward False "
     "--algorithm.learning-rate 5e-4 --algorithm.learning-rate-schedule constant --algorithm.n-steps 128 "
@@ -339,10 +340,11 @@ PAGE = """# One default for every task
 100 episodes each way, sampled and deterministic, and a run has solved its task if both reach the goal. A score is 0 at
 the return without memory and 1 at the best or published one (~: between bounds that are estimates, at least in part).
 
-`lstm` is the default with the memory that was the default before: it learns neither to name the card of sixteen steps
-ago nor popgym's Autoencode. Where episodes may be longer than 256 steps its rollouts have 512, as the default's; before
-that, the sign of Recall-v0 with 400 steps was learned and lost again, for no gradient leads from a rollout into the one
-before. Every other section changes that default of before. `independent-noise` leaves out that the noise of continuous
+The default's memory is an LSTM and FFM side by side. `lstm` alone learns neither to name the card of sixteen steps ago
+nor popgym's Autoencode; `ffm` alone does not keep a sign for 200 steps of random actions. Where episodes may be longer
+than 256 steps rollouts have 512: before that, the sign of Recall-v0 with 400 steps was learned by an LSTM and lost
+again, for no gradient leads from a rollout into the one before. Every other section changes the default as it was with
+an LSTM. `independent-noise` leaves out that the noise of continuous
 actions lasts from step to step at first, in one environment of eight, which finds MountainCar's goal. (In all
 environments it finds that too, and costs forecasting 0.03.) The others are of Adam in place of AMSGrad: `adam` is that
 alone, and the one before it, whose entropy bonus did not fall, `constant-entropy`. Once every episode of CartPole

@@ -210,9 +210,9 @@ class AlgorithmSettings:
 class PolicySettings:
     """The network: encoder, memory, heads."""
 
-    memory: str = "ffm"
+    memory: str = "hybrid"
     """What is carried between steps: none, rnn, lstm, gru, mingru, lru, ffm, deltanet, hybrid, gtrxl,
-    attention, `module:Class`. ffm learns most tasks (docs/robustness.md); lstm and gru train in half of its time."""
+    attention, `module:Class`. hybrid learns most tasks (docs/robustness.md); lstm and gru train in half its time."""
     memory_kwargs: Kwargs = field(default_factory=dict)
     """Arguments of the memory: `hidden_size=128 num_layers=2`."""
     critic_memory: Literal["shared", "detached", "separate", "none"] = "shared"

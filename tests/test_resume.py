@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished: RunDirectory, capsys: pyt
     [
         (["--seed", "6"], "seed is 6, but the run was made with 5"),
         (["--env.n-envs", "4"], "env.n_envs is 4, but the run was made with 2"),
-        (["--policy.memory", "gru"], "policy.memory is gru, but the run was made with ffm"),
+        (["--policy.memory", "gru"], "policy.memory is gru, but the run was made with hybrid"),
         (["--algorithm.gamma", "0.5"], "algorithm.gamma is 0.5, but the run was made with 0.99"),
         (["--env.backend", "serial"], "env.backend is serial, but the run was made with auto"),
         (["--config", "tmaze"], "leave --config out"),

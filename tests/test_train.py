@@ -46,7 +46,7 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_everything_behind(trained: Path) -> None:
-    assert re.fullmatch(r"CartPoleNoVel-v1-ffm-3-\d{8}-\d{6}", trained.name)
+    assert re.fullmatch(r"CartPoleNoVel-v1-hybrid-3-\d{8}-\d{6}", trained.name)
     assert {path.name for path in trained.iterdir()} == {
         *("settings.yaml", "versions.json", "metrics.csv", "tensorboard", "evaluations.csv", "evaluations"),
         *("checkpoints", "best.zip"),
@@ -305,6 +305,6 @@ def test_a_vector_of_gymnasium_is_trained_in_and_the_observation_is_said(
         f"run           {run}",
         f"device        {'cuda' if torch.cuda.is_available() else 'cpu'}",
         "observation   8 measurements -> flatten",
-        "memory        ffm, output size 64; the critic's: shared",
+        "memory        hybrid, output size 128; the critic's: shared",
         f"parameters    {n_weights:,}",
     ]
