@@ -22,7 +22,7 @@ TAUGHT = 16_384
 ALONE = 200_000
 EPISODES = 40
 STUDENT = (
-    *("--env.id", "CartPole-v1", "--env.n-envs", "16"),
+    *("--env.id", "CartPole-v1", "--env.n-envs", "16", "--algorithm.n-steps", "256", "--policy.memory", "lstm"),
     *("--env.wrappers", "{keep: {key: teacher}}", "{mask: {indices: [1, 3], keys: [observation]}}"),
     *("--policy.kwargs", "privileged=[teacher]", "--policy.critic-memory", "separate", "--device", "cpu"),
 )

@@ -118,13 +118,14 @@ def time_scans(settings: Settings) -> None:
 def time_encoders(settings: Settings) -> None:
     print("an iteration, ms: acting in NumPy, in torch, ratio")
     for id in ("Battleship-v0", "PacketRouting-v0", "GraphSearch-v0"):
-        print_with_and_without(id, ["--env.id", id], (on_policy, "make_actor"), acting_in_torch, settings)
+        words = ["--env.id", id, "--policy.memory", "lstm"]
+        print_with_and_without(id, words, (on_policy, "make_actor"), acting_in_torch, settings)
 
 
 def time_codes(settings: Settings) -> None:
     print("an iteration, ms: equal grids encoded once, each for itself, ratio")
     for id in ("MiniGrid-MemoryS9-v0", "MiniGrid-DoorKey-8x8-v0"):
-        words = ["--env.id", id, "--env.wrappers", "minigrid.wrappers:ImgObsWrapper"]
+        words = ["--env.id", id, "--env.wrappers", "minigrid.wrappers:ImgObsWrapper", "--policy.memory", "lstm"]
         print_with_and_without(id, words, (codes, "MOST_DISTINCT"), 0.0, settings)
 
 

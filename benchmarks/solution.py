@@ -70,7 +70,8 @@ TASKS = [
         "CartPole without velocities",
         475.0,
         4_096,
-        "--env.id CartPoleNoVel-v1 --env.n-envs 16 --algorithm.n-steps 128 --total-timesteps 100000",
+        "--env.id CartPoleNoVel-v1 --policy.memory lstm --env.n-envs 16 --algorithm.n-steps 128 "
+        "--total-timesteps 100000",
         "CartPole-v1",
         (1, 3),
         8,
