@@ -5,7 +5,8 @@
 
 ``reward`` is that of the last action, and there only if the agent sees it; ``action`` is float for numbers.
 
-For LSTM, GRU, RNN, minGRU and no memory between flat observations and dense layers. The rest is refused by name.
+For LSTM, GRU, RNN, minGRU, FFM, the hybrid and no memory between flat observations and dense layers. The rest is refused
+by name.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import Tensor, nn
 
 from agents.deploy.step import AgentStep, ExportError
-from agents.memory import GRU, LSTM, RNN, MinGRU, NoMemory
+from agents.memory import GRU, LSTM, RNN, FastForgetful, Hybrid, MinGRU, NoMemory
 from agents.memory.layers import NORM_EPSILON
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-shared", "-fPIC")
@@ -313,12 +314,50 @@ def _min_gru(source: _Source, memory: MinGRU, x: str) -> str:
     return stream
 
 
+def _traces(source: _Source, memory: FastForgetful, x: str, at: int = 0) -> str:
+    """Layers of FFM; their states begin at this number of the memory's."""
+    size = memory.hidden_size
+    for helper in ("sigmoid", "normalize"):
+        source.use(helper)
+    stream = source.affine(memory.embedding.weight, memory.embedding.bias, x)
+    for layer in memory.layers:
+        normalized, read, decays = source.room(size), source.room(size), layer.decays()
+        n_traces, n_contexts, n_state = len(layer.alpha), len(layer.omega), decays.numel()
+        source.write(f"normalize({stream}, {size}, {normalized});")
+        seen = source.affine(layer.inputs.weight, layer.inputs.bias, normalized)
+        source.each(n_traces, f"{seen}[i] *= sigmoid({seen}[{n_traces} + i]);")
+        a, state = source.array(decays), f"state->memory[{at} + 2 * i]"
+        turned = f"{a}[2 * i] * s[1] + {a}[2 * i + 1] * s[0]"
+        shrunk = f"{a}[2 * i] * s[0] - {a}[2 * i + 1] * s[1] + {seen}[i / {n_contexts}]"
+        source.each(
+            n_state // 2, f"{{ float *s = &{state}; const float turned = {turned}; s[0] = {shrunk}; s[1] = turned; }}"
+        )
+        gates = source.affine(layer.gates.weight, layer.gates.bias, normalized)
+        joined = source.affine(layer.readout.weight, layer.readout.bias, f"(state->memory + {at})")
+        source.write(f"normalize({joined}, {size}, {read});")
+        passed, gate = f"{gates}[i]", f"sigmoid({gates}[{size} + i])"
+        source.each(size, f"{stream}[i] += {passed} + {gate} * ({read}[i] - {passed});")
+        at += n_state
+    return stream
+
+
+def _hybrid(source: _Source, memory: Hybrid, x: str) -> str:
+    size = memory.hidden_size
+    kept = _recurrent(source, memory.gated, x)
+    seen, both = _traces(source, memory.traces, x, at=2 * size), source.room(2 * size)
+    source.write(f"memcpy({both}, {kept}, {size} * sizeof(float));")
+    source.write(f"memcpy({both} + {size}, {seen}, {size} * sizeof(float));")
+    return both
+
+
 MEMORIES: dict[type[Any], Callable[[_Source, Any, str], str]] = {
     NoMemory: _none,
     RNN: _recurrent,
     LSTM: _recurrent,
     GRU: _recurrent,
     MinGRU: _min_gru,
+    FastForgetful: _traces,
+    Hybrid: _hybrid,
 }
 
 

@@ -28,7 +28,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "none": {},
     "gtrxl": {"hidden_size": 8, "heads": 2, "window": 4, "num_layers": 1},
     "attention": {"hidden_size": 8, "window": 4},
-    **{name: {"hidden_size": 8, "num_layers": 1} for name in ("mingru", "lru", "ffm", "deltanet", "hybrid")},
+    **{name: {"hidden_size": 8, "num_layers": 1} for name in ("mingru", "lru", "deltanet")},
+    **{name: {"hidden_size": 8, "num_layers": 2} for name in ("ffm", "hybrid")},
 }
 
 
@@ -147,7 +148,7 @@ def test_actions_are_drawn_by_a_seed_with_the_agents_probabilities(tmp_path: Pat
     assert "seed" in OnnxStep(written.path).all_inputs
 
 
-@pytest.mark.parametrize("memory", ["none", "rnn", "lstm", "gru", "mingru"])
+@pytest.mark.parametrize("memory", ["none", "rnn", "lstm", "gru", "mingru", "ffm", "hybrid"])
 @pytest.mark.parametrize("inputs", [False, True])
 def test_a_c_file_compiles_without_a_warning_and_acts_as_its_agent(memory: str, inputs: bool, tmp_path: Path) -> None:
     seen = list(OBSERVATIONS.values())[:3]
