@@ -175,6 +175,7 @@ SWITCHES: dict[str, str] = {
     "mingru": "--policy.memory mingru",
     "deltanet": "--policy.memory deltanet",
     "ffm": "--policy.memory ffm",
+    "gtrxl": "--policy.memory gtrxl",
     "lru": "--policy.memory lru",
     "before": "--env.n-envs 8 --env.previous-action-reward False "
     "--algorithm.learning-rate 5e-4 --algorithm.learning-rate-schedule constant --algorithm.n-steps 128 "
