@@ -5,8 +5,8 @@
 
 ``reward`` is that of the last action, and there only if the agent sees it; ``action`` is float for numbers.
 
-For LSTM, GRU, RNN, minGRU, FFM, the hybrid and no memory between flat observations and dense layers. The rest is refused
-by name.
+For LSTM, GRU, RNN, minGRU, FFM, the hybrid and no memory between flat observations and dense layers. The rest is
+refused by name.
 """
 
 import ctypes
