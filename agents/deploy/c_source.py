@@ -344,7 +344,8 @@ def _traces(source: _Source, memory: FastForgetful, x: str, at: int = 0) -> str:
 def _hybrid(source: _Source, memory: Hybrid, x: str) -> str:
     size = memory.hidden_size
     kept = _recurrent(source, memory.gated, x)
-    seen, both = _traces(source, memory.traces, x, at=2 * size), source.room(2 * size)
+    seen = _traces(source, memory.traces, x, at=memory.gated.carried_parts * size)
+    both = source.room(2 * size)
     source.write(f"memcpy({both}, {kept}, {size} * sizeof(float));")
     source.write(f"memcpy({both} + {size}, {seen}, {size} * sizeof(float));")
     return both

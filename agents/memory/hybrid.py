@@ -3,7 +3,6 @@
 Axes: T time, B sequences (or environments), F features in, H units of each of the two.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,21 +64,16 @@ class Hybrid(Memory):
         return torch.cat((kept, self.traces(features, state[_PARTS:], episode_starts)), dim=-1)
 
     def numpy_step(self) -> NumpyStep | None:
-        return _joined(self.gated.numpy_step(), self.traces.numpy_step())
+        gated, traces = self.gated.numpy_step(), self.traces.numpy_step()
+        if gated is None or traces is None:
+            return None
+
+        def step(features: Array, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
+            kept, of_gated = gated(features, state[:_PARTS], episode_starts)
+            seen, of_traces = traces(features, state[_PARTS:], episode_starts)
+            return np.concatenate((kept, seen), axis=1), (*of_gated, *of_traces)
+
+        return step
 
 
 _PARTS = LSTM.carried_parts
-
-Step = Callable[[Any, NumpyState, NDArray[np.bool_]], tuple[Array, NumpyState]]
-
-
-def _joined(gated: Step | None, traces: Step | None) -> Step | None:
-    if gated is None or traces is None:
-        return None
-
-    def step(features: Any, state: NumpyState, episode_starts: NDArray[np.bool_]) -> tuple[Array, NumpyState]:
-        kept, of_gated = gated(features, state[:_PARTS], episode_starts)
-        seen, of_traces = traces(features, state[_PARTS:], episode_starts)
-        return np.concatenate((kept, seen), axis=1), (*of_gated, *of_traces)
-
-    return step
