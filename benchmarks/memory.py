@@ -12,7 +12,8 @@ Learning, forward and backward through (T, B) steps, against other ways to the s
 - ``loop``: torch's layer step by step, the state masked where an episode starts, as sb3-contrib and CleanRL do it;
 - ``padded``: episode segments, padded to the longest and run as a batch in one call of torch's layer.
 
-Linear recurrences (minGRU, LRU, FFM): an iteration by ``train.py``'s defaults, with the scan compiled and in torch.
+Linear recurrences (minGRU, LRU, FFM, hybrid): an iteration by ``train.py``'s defaults, with the scan compiled and in
+torch, and with FFM's inputs spread out to complex numbers.
 
 Encoders: the same, acting in NumPy behind an encoder of torch's, and acting in torch; grids of codes, equal ones
 encoded once, and each for itself.
@@ -110,9 +111,12 @@ def time_steps(settings: Settings) -> None:
 
 def time_scans(settings: Settings) -> None:
     print("an iteration on CartPoleNoVel-v1, ms: compiled, in torch, ratio")
-    for memory in ("mingru", "lru", "ffm"):
-        words = ["--env.id", "CartPoleNoVel-v1", "--policy.memory", memory]
-        print_with_and_without(memory, words, (scan, "available"), False, settings)
+    words = ["--env.id", "CartPoleNoVel-v1", "--policy.memory"]
+    for memory in ("mingru", "lru", "ffm", "hybrid"):
+        print_with_and_without(memory, [*words, memory], (scan, "available"), False, settings)
+    print("the same: traces of real inputs, of as many complex ones, ratio")
+    for memory in ("ffm", "hybrid"):
+        print_with_and_without(memory, [*words, memory], (scan, "takes_traces"), lambda *_: False, settings)
 
 
 def time_encoders(settings: Settings) -> None:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-VERSIONS = {"recurrent": 5, "heads": 7, "convolutions": 2, "scan": 1}
+VERSIONS = {"recurrent": 5, "heads": 7, "convolutions": 2, "scan": 2}
 """Of the functions' arguments, as the sources have them."""
 
 WHICH = "RECURL_KERNELS"  # the environment variable that chooses a build
@@ -204,6 +204,14 @@ DECLARATIONS: Mapping[str, Mapping[str, Declaration]] = {
         "scan_complex_backward": _declared(
             "T B N", "decay: N, 2", "before: B, N, 2", "starts: bool T, B", "states: T, B, N, 2",
             "d_states: T, B, N, 2", "d_decay: N, 2", "d_inputs: T, B, N, 2", "d_before: B, N, 2",
+        ),
+        "scan_traces": _declared(
+            "T B M C", "decay: M, C, 2", "inputs: T, B, M", "before: B, M, C, 2", "starts: bool T, B",
+            "states: T, B, M, C, 2",
+        ),
+        "scan_traces_backward": _declared(
+            "T B M C", "decay: M, C, 2", "before: B, M, C, 2", "starts: bool T, B", "states: T, B, M, C, 2",
+            "d_states: T, B, M, C, 2", "d_decay: M, C, 2", "d_inputs: T, B, M", "d_before: B, M, C, 2",
         ),
     },
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 A step is three operations on a few numbers, of which torch, and NumPy too, do little but look at the arguments.
 
-Axes: T time, B sequences, N numbers of a state.
+Axes: T time, B sequences, N numbers of a state; M traces at C decays each.
 """
 
 from typing import Any
@@ -36,13 +36,25 @@ def scanned(decay: Tensor, inputs: Tensor, before: Tensor, starts: Tensor) -> Te
     return torch.view_as_complex(_Scan.apply("scan_complex", *parts, starts))  # type: ignore[no-untyped-call]
 
 
+def takes_traces(decay: Tensor, inputs: Tensor) -> bool:
+    """As ``takes``, for ``traces``."""
+    return available and plain(decay, inputs)
+
+
+def traces(decay: Tensor, inputs: Tensor, before: Tensor, starts: Tensor) -> Tensor:
+    """Real inputs (T, B, M) scanned at complex decays (M, C, 2) from (B, M, C, 2), starts (T, B) -> (T, B, M, C, 2),
+    real and imaginary parts: an input is not copied for each of its decays, nor its gradient taken from as many."""
+    states: Tensor = _Scan.apply("scan_traces", decay, inputs, before, starts)  # type: ignore[no-untyped-call]
+    return states
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, name: str, *given: Tensor) -> Tensor:
         decay, inputs, before, starts = (part.contiguous() for part in given)
-        states = torch.empty_like(inputs)
+        states = inputs.new_empty(*starts.shape, *before.shape[1:])
         library[name]((decay, inputs, before, starts, states))
-        ctx.name = name
+        ctx.name, ctx.inputs_shape = name, inputs.shape
         ctx.save_for_backward(decay, before, starts, states)
         return states
 
@@ -50,7 +62,7 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_states: Tensor) -> tuple[Tensor | None, ...]:
         decay, before, starts, states = ctx.saved_tensors
-        d_decay, d_inputs, d_before = map(torch.empty_like, (decay, states, before))
+        d_decay, d_inputs, d_before = map(states.new_empty, (decay.shape, ctx.inputs_shape, before.shape))
         arrays = (decay, before, starts, states, d_states.contiguous(), d_decay, d_inputs, d_before)
         library[f"{ctx.name}_backward"](arrays)
         return None, d_decay, d_inputs, d_before, None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.checks.arguments import check_counts
+from agents.kernels import scan as compiled
 from agents.memory.core import Array
 from agents.memory.layers import (
     normalized,
@@ -69,10 +70,20 @@ class _Layer(ComplexLayer):
         self.gates = xavier_linear(hidden_size, 2 * hidden_size, parts=2)  # W_5, W_4
         self.readout = xavier_linear(2 * trace_size * context_size, hidden_size)
 
+    def states(self, x: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
+        if initial is not None or not compiled.takes_traces(self.alpha, x):
+            return super().states(x, before, initial, episode_starts)
+        by_trace = (len(self.alpha), len(self.omega), 2)
+        decays, before = self.decays().view(by_trace), before.reshape(-1, *by_trace)
+        return compiled.traces(decays, self.seen(x), before, episode_starts).flatten(2, 3)
+
     def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        seen = nn.functional.glu(self.inputs(x), dim=-1)
-        at_each = (seen.unsqueeze(-1) * torch.ones_like(self.omega)).flatten(-2)
+        at_each = (self.seen(x).unsqueeze(-1) * torch.ones_like(self.omega)).flatten(-2)
         return self.decays(), torch.stack((at_each, torch.zeros_like(at_each)), dim=-1)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """x~, (..., M)."""
+        return nn.functional.glu(self.inputs(x), dim=-1)
 
     def decays(self) -> Tensor:
         """G, (N, 2)."""

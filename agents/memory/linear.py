@@ -111,12 +111,15 @@ class LinearLayer(Layer):
 
     def unroll(self, stream: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
         x = normalized(stream)
+        return stream + self.read(self.states(x, before, initial, episode_starts), x)
+
+    def states(self, x: Tensor, before: Tensor, initial: Tensor | None, episode_starts: Tensor) -> Tensor:
+        """After every step, (T, B, ...): what is made of the normalized x (T, B, H), scanned."""
         decay, inputs, before = map(self.opened, (*self.terms(x), before))
         if initial is not None:
             at_starts = decay * self.opened(initial)
             inputs = inputs + torch.where(episode_starts.unsqueeze(-1), at_starts, before.new_zeros(()))
-        states = scan(decay, inputs, before, episode_starts)
-        return stream + self.read(self.closed(states), x)
+        return self.closed(scan(decay, inputs, before, episode_starts))
 
     def product(self, decay: Tensor, before: Tensor) -> Tensor:
         return decay * before

@@ -129,6 +129,16 @@ CALLS: dict[str, Callable[[int], Call]] = {
             *floats((T, n, F, 2), (T, n, F, 2), (F, 2), (T, n, F, 2), (n, F, 2)),
         ],
     ),
+    "scan_traces": lambda n: Call(
+        [*floats((F, A, 2), (T, n, F), (n, F, A, 2)), starts(T, n), *floats((T, n, F, A, 2))]
+    ),
+    "scan_traces_backward": lambda n: Call(
+        [
+            *floats((F, A, 2), (n, F, A, 2)),
+            starts(T, n),
+            *floats((T, n, F, A, 2), (T, n, F, A, 2), (F, A, 2), (T, n, F), (n, F, A, 2)),
+        ],
+    ),
 }
 FUNCTIONS: dict[str, Function] = {
     **recurrent.library.functions,

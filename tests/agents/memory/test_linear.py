@@ -87,6 +87,44 @@ def test_a_compiled_scan_and_its_gradient_are_torchs(n_steps: int, dtype: torch.
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(not compiled.available, reason="built without a C compiler")
+@pytest.mark.parametrize(("n_traces", "n_decays"), [(1, 1), (3, 4), (5, 3), (2, 9), (8, 2)])
+def test_traces_are_the_scan_of_each_input_at_each_of_its_decays(n_traces: int, n_decays: int) -> None:
+    """Nor does anything pass the start of an episode."""
+    torch.manual_seed(n_decays)
+    decay = torch.randn(n_traces, n_decays, 2)
+    decay /= decay.norm(dim=-1, keepdim=True).clamp(min=1.0)
+    inputs, before = torch.randn(T, B, n_traces), torch.randn(B, n_traces, n_decays, 2)
+    starts = torch.rand(T, B) < 0.1
+    starts[20] = True
+
+    def scanned(decay: Tensor, inputs: Tensor, before: Tensor) -> Tensor:
+        at_each = torch.complex(inputs, torch.zeros_like(inputs)).repeat_interleave(n_decays, dim=-1)
+        decay, before = (torch.view_as_complex(part.flatten(-3, -2)) for part in (decay, before))
+        return torch.view_as_real(scan(decay, at_each, before, starts)).view(T, B, n_traces, n_decays, 2)
+
+    asked = [part.requires_grad_() for part in (decay, inputs, before)]
+    weights = torch.randn(T, B, n_traces, n_decays, 2)
+    assert compiled.takes_traces(decay, inputs)
+    states = compiled.traces(*asked, starts)
+    gradients = torch.autograd.grad(states, asked, weights)
+    with in_torch():
+        wanted = scanned(*asked)
+        expected = torch.autograd.grad(wanted, asked, weights)
+        assert not compiled.takes_traces(decay, inputs)
+    torch.testing.assert_close(states, wanted, rtol=1e-5, atol=1e-6)
+    for found, right in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        inputs[5], before[:] = torch.nan, torch.inf
+    after = compiled.traces(*asked, starts)
+    assert after[5].isnan()[..., 0].all()
+    assert torch.equal(after[20:], states[20:])
+    (gradient,) = torch.autograd.grad(after[20:].abs().sum(), inputs)
+    assert gradient[20:].isfinite().all()
+    assert not gradient[:20].any()
+
+
 @pytest.mark.parametrize("name", ["mingru", "lru", "ffm"])
 def test_a_second_derivative_is_torchs_or_an_error_that_says_what_to_do(name: str) -> None:
     torch.manual_seed(0)
