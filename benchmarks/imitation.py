@@ -19,7 +19,6 @@ NAME = "imitation"
 MARK = "<!-- imitation.py: {} -->"
 SOLVED = 475.0
 TAUGHT = 16_384
-ALONE = 200_000
 EPISODES = 40
 STUDENT = (
     *("--env.id", "CartPole-v1", "--env.n-envs", "16", "--algorithm.n-steps", "256", "--policy.memory", "lstm"),
@@ -39,7 +38,7 @@ def main(settings: Settings) -> None:
 
 def alone(seed: int, steps: int) -> Result:
     """PPO with configs/cartpole_novel.yaml."""
-    words = ["--config", "cartpole_novel", "--seed", str(seed), "--evaluation.every", "8192", "--threads", "1"]
+    words = ["--config", "cartpole_novel", "--seed", str(seed), "--evaluation.every", "2048", "--threads", "1"]
     result = trained([*words, "--evaluation.episodes", str(2 * EPISODES)], steps)
     return {"steps": result["steps"], "curve": result["curve"]}
 
