@@ -343,11 +343,11 @@ the return without memory and 1 at the best or published one (~: between bounds 
 
 The default's memory is an LSTM and FFM side by side. `lstm` alone learns neither to name the card of sixteen steps ago
 nor popgym's Autoencode; `ffm` alone does not keep a sign for 200 steps of random actions. Where episodes may be longer
-than 256 steps rollouts have 512: before that, the sign of Recall-v0 with 400 steps was learned by an LSTM and lost
+than 128 steps rollouts have 512: before that, the signs of Recall-v0 with 200 and 400 steps were learned and lost
 again, for no gradient leads from a rollout into the one before. Every other section changes the default as it was with
-an LSTM. `independent-noise` leaves out that the noise of continuous
-actions lasts from step to step at first, in one environment of eight, which finds MountainCar's goal. (In all
-environments it finds that too, and costs forecasting 0.03.) The others are of Adam in place of AMSGrad: `adam` is that
+an LSTM. `independent-noise` leaves out that the noise of continuous actions lasts from step to step at first, in one
+environment of eight, which finds MountainCar's goal. (In all environments it finds that too, and costs forecasting
+0.03.) The others are of Adam in place of AMSGrad: `adam` is that
 alone, and the one before it, whose entropy bonus did not fall, `constant-entropy`. Once every episode of CartPole
 returned 500, gradients were small noise that Adam scaled to full steps: with one seed of ten the return fell to 222
 within 50,000 steps, on an Intel Xeon (AMD EPYC: to 298 with a falling entropy bonus). With AMSGrad the same seed stays

@@ -154,7 +154,7 @@ class AlgorithmSettings:
     """constant, or linear: falling to 0 at the end of training."""
     n_steps: Annotated[int | None, AT_LEAST_1] = None
     """Steps collected from each environment between two updates; None: 256, or 512 where there is a memory and an
-    episode may be longer than 256, written into the run's settings."""
+    episode may be longer than 128, written into the run's settings."""
     batch_size: Annotated[int, AT_LEAST_1] = 512
     """Steps in a minibatch, made of complete sequences (ppo)."""
     n_epochs: Annotated[int | None, AT_LEAST_1] = None

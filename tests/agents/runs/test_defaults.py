@@ -30,7 +30,8 @@ CHOICES = spaces.Discrete(2)
     ("words", "rollout"),
     [
         (["--env.id", "TMaze-v0", "--env.kwargs", "length=20"], (32, 256)),
-        (["--env.id", "TMaze-v0", "--env.kwargs", "length=300"], (16, 512)),
+        (["--env.id", "TMaze-v0", "--env.kwargs", "length=127"], (32, 256)),
+        (["--env.id", "TMaze-v0", "--env.kwargs", "length=128"], (16, 512)),
         (["--env.id", "Recall-v0", "--env.kwargs", "length=2000"], (16, 512)),
         (["--env.id", "CartPole-v1"], (16, 512)),
         (["--env.id", "CartPole-v1", "--policy.memory", "none"], (32, 256)),
@@ -41,7 +42,7 @@ CHOICES = spaces.Discrete(2)
         (["--env.id", "no-such-id"], (32, 256)),
     ],
 )
-def test_a_rollout_is_as_long_as_an_episode_may_be(words: list[str], rollout: tuple[int, int]) -> None:
+def test_a_rollout_is_twice_as_long_as_an_episode_may_be(words: list[str], rollout: tuple[int, int]) -> None:
     fitted, lines = fitted_to_episodes(configs.parse(words).settings)
     assert fitted.rollout == rollout
     assert [line.startswith(f"rollouts of {rollout[1]} steps of {rollout[0]} env") for line in lines] == [True] * (
