@@ -115,11 +115,12 @@ def summary(result: Result) -> str:
 
 
 def words(task: Task, level: Level, learner: str, seed: int) -> list[str]:
-    """The command line of ``train.py``: its defaults, 64 units or so many frames, the same steps for all."""
+    """The command line of ``train.py``: its defaults, but noise that does not last; 64 units or so many frames, as many
+    steps for all."""
     return [
         *("--env.id", task.id, "--seed", str(seed), "--threads", "1"),
         *("--total-timesteps", str(level.steps), "--evaluation.stop-at-return", str(ENOUGH)),
-        *("--evaluation.every", "50000", "--evaluation.share", "None"),
+        *("--evaluation.every", "50000", "--evaluation.share", "None", "--algorithm.noise-correlation", "0"),
         *("--env.kwargs", *(f"{name}={value}" for name, value in level.kwargs.items())),
         *_learner_words(learner),
     ]
@@ -184,8 +185,8 @@ PAGE = """# Which memory learns what
 
     python benchmarks/memories.py
 
-Every memory on three tasks, with the defaults of `train.py`, the same budget of steps and 64 units for all; windows
-hold 64 steps. A run ends early when an evaluation, every 50,000 steps, reaches 0.99.
+Every memory on three tasks, with the defaults of `train.py` and independent noise, the same budget of steps and 64
+units for all; windows hold 64 steps. A run ends early when an evaluation, every 50,000 steps, reaches 0.99.
 *stack* has no memory and sees the last 64 observations at once, *none* sees the present one alone. The defaults were
 chosen with an LSTM; nothing was tuned for the others.
 

@@ -71,7 +71,7 @@ TASKS = [
         475.0,
         4_096,
         "--env.id CartPoleNoVel-v1 --policy.memory lstm --env.n-envs 16 --algorithm.n-steps 128 "
-        "--total-timesteps 100000",
+        "--algorithm.noise-correlation 0 --total-timesteps 100000",
         "CartPole-v1",
         (1, 3),
         8,

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
@@ -185,12 +185,13 @@ class AlgorithmSettings:
     max_grad_norm: Annotated[float, Range(lambda value: value > 0, "greater than 0")] = 0.5
     """Largest norm of the gradient; .inf: no limit."""
     noise_correlation: Annotated[float | None, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")] = None
-    """Correlation of the noise of continuous actions from one step to the next, in one environment of eight, at the
-    start: noise that lasts finds rare rewards; None: 0.9, but 0 for other actions or with use_sde, written into the
-    run's settings."""
+    """Correlation of the noise of actions from one step to the next, in one environment of eight, at the start: noise
+    that lasts finds rare rewards, and a memory learns not to mind actions that are the same again and again; None: 0.9
+    for continuous actions, 0.99 for others where a memory reads the previous ones, else, and with use_sde, 0, written
+    into the run's settings."""
     noise_correlation_schedule: Schedule | None = None
-    """constant, or linear: falling to 0 at the end of training; None: linear where noise_correlation is None, else
-    constant, written into the run's settings."""
+    """constant, or linear: falling to 0 at the end of training; None: linear for continuous actions where
+    noise_correlation is None, else constant, written into the run's settings."""
     use_sde: bool = False
     """Generalized state-dependent exploration, for continuous actions: noise that lasts, where a reward is rare."""
     sde_sample_freq: Annotated[int, Range(lambda value: value == -1 or value >= 1, "-1 or at least 1")] = -1
@@ -437,9 +438,17 @@ def wrappers(settings: Settings) -> tuple[Wrapper, ...]:
     """The wrappers that are chosen, and around them what lets the agent see its last action and reward."""
     chosen, wanted = settings.env.wrappers or (), settings.env.previous_action_reward
     if wanted is None:
-        there = any(each == PREVIOUS or (isinstance(each, dict) and PREVIOUS in each) for each in chosen)
-        wanted = settings.policy.memory != "none" and settings.policy.encoder is None and not there
+        wanted = settings.policy.memory != "none" and settings.policy.encoder is None and not _shows_previous(chosen)
     return (*chosen, {PREVIOUS: {"start": True}}) if wanted else chosen
+
+
+def remembers_actions(settings: Settings) -> bool:
+    """Whether there is a memory, and the last action is among what it reads."""
+    return settings.policy.memory != "none" and _shows_previous(wrappers(settings))
+
+
+def _shows_previous(chosen: Sequence[Wrapper]) -> bool:
+    return any(each == PREVIOUS or (isinstance(each, dict) and PREVIOUS in each) for each in chosen)
 
 
 SCHEDULED = ("learning_rate", "ent_coef", "clip_range", "noise_correlation")

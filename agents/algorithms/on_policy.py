@@ -67,7 +67,7 @@ from agents.kernels.devices import to_device
 from agents.memory import State
 from agents.policy.actor_critic import GruPolicy, RecurrentActorCriticPolicy, RnnPolicy
 from agents.policy.contrib import CnnLstmPolicy, LstmPolicy, MultiInputLstmPolicy, own_policy
-from agents.policy.heads import GaussianHead, check_action_space
+from agents.policy.heads import check_action_space
 from agents.policy.nodes import LinkActionPolicy, NodeActionPolicy
 from agents.rollout.actor import Actor
 from agents.rollout.buffer import (
@@ -84,7 +84,7 @@ from agents.rollout.masks import (
     shows_masks,
     with_masks,
 )
-from agents.rollout.noise import CorrelatedNoise
+from agents.rollout.noise import LastingNoise, lasting_noise
 from agents.rollout.numpy_actor import make_actor
 from agents.rollout.returns import FLOOR, Moments, advantage_scale
 
@@ -263,15 +263,16 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         warn_of_uneven_minibatches(self.n_steps, self.n_envs, length, own_batch)
 
     def _check_noise(self) -> None:
-        """Raises a ValueError for correlated noise where an action is not a mean and noise that is added."""
+        """Raises a ValueError for noise that cannot last: of gSDE, or of a head of another kind."""
         self._noise()  # which looks at its range
-        correlation, head = self.noise_correlation, self.policy.head
-        if callable(correlation) or correlation:
+        if callable(self.noise_correlation) or self.noise_correlation:
             checks.require(
-                type(head) is GaussianHead,
+                lasting_noise(self.policy.head, 0.0, self.random_generator, None) is not None,
                 "noise_correlation",
-                "0 with gSDE (use_sde=True), whose noise lasts anyway" if self.use_sde else "0 unless actions are Box",
-                correlation,
+                "0 with gSDE (use_sde=True), whose noise lasts anyway"
+                if self.use_sde
+                else "0 with this kind of actions",
+                self.noise_correlation,
             )
 
     @property
@@ -375,11 +376,13 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         self._close_rollout(rollout_buffer, truncated)
         return True
 
-    def _noise(self) -> CorrelatedNoise | None:
+    def _noise(self) -> LastingNoise | None:
         """Of the actions of the next rollout; None for independent noise."""
         correlation = FloatSchedule(self.noise_correlation)(self._current_progress_remaining)
         checks.require(0.0 <= correlation < 1.0, "noise_correlation", "from 0 to below 1", correlation)
-        return CorrelatedNoise(correlation, self._last_noise) if correlation else None
+        if not correlation:
+            return None
+        return lasting_noise(self.policy.head, correlation, self.random_generator, self._last_noise)
 
     def _step_environments(
         self, env: VecEnv, buffer: SequenceRolloutBuffer, actor: Actor, state: Any, n_steps: int

@@ -54,9 +54,11 @@ class RecurrentPPO(RecurrentOnPolicyAlgorithm):
         device: ``"cpu"``, ``"cuda"``, ``"auto"``.
         sequence_length: steps that gradients flow back through (truncated backpropagation through time); divides
             n_steps. None for the whole rollout, or for as much of it as a minibatch holds.
-        noise_correlation: of the noise of Box actions from one step to the next while collecting, in one environment of
+        noise_correlation: of the noise of actions from one step to the next while collecting, in one environment of
             eight; from 0 to below 1, a number or a function of the progress remaining. Noise that lasts finds a rare
-            reward where independent noise cancels out (``agents.rollout.noise``); ``predict`` samples independently.
+            reward where independent noise cancels out; where actions are choices or bits, whose noise is then often
+            that of the step before, a memory learns what actions are like without noise (``agents.rollout.noise``).
+            ``predict`` samples independently.
         autocast: ``"bfloat16"`` computes encoder, memory and hidden layers under ``torch.autocast``; None in float32.
             RNN, LSTM and GRU keep float32, and so do last layers, losses, returns, weights and optimizer. A rollout's
             values and log-probabilities are recomputed by the pass that learns, so that ratios start at one; the policy

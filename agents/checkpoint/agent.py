@@ -337,7 +337,7 @@ def checked_carried(carried: dict[str, Any], model: SavableAlgorithm) -> dict[st
         "_last_obs": create_empty_array(model.observation_space, model.n_envs),
         "_last_episode_starts": np.zeros(model.n_envs),
         "_last_state": model.policy.initial_state(model.n_envs),
-        "_last_noise": np.zeros((model.n_envs, *model.policy.head.shape)),
+        "_last_noise": np.zeros((model.n_envs, model.policy.head.n_outputs)),
     }
     for name in expected.keys() & carried.keys():
         came, should = _shapes(carried[name]), _shapes(expected[name])

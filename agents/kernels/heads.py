@@ -199,8 +199,13 @@ class CategoricalSampler:
         self._sizes = tuple(sizes)
         self._logits: Array = np.empty((0, 0), dtype=np.float32)
 
-    def __call__(self, logits: Array, rng: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
+    def __call__(
+        self, logits: Array, rng: np.random.Generator, lasting: Callable[[Array], Array] | None = None
+    ) -> tuple[NDArray[np.int64], Array]:
         """(N, K) -> (N, A), (N,): new arrays.
+
+        Args:
+            lasting: writes over Exp(1) noise (N, K) what decides in its place.
 
         Raises:
             ValueError: there is not one logit for each of the choices.
@@ -209,6 +214,8 @@ class CategoricalSampler:
             self._make_room(logits.shape)
         np.copyto(self._logits, logits)
         rng.standard_exponential(out=self._noise, dtype=np.float32)
+        if lasting is not None:
+            lasting(self._noise)
         self._run()
         return self._actions.copy(), self._log_probs.copy()
 

@@ -37,6 +37,8 @@ class ActionHead(ABC):
 
     has_kernel: ClassVar[bool] = False
     """Whether ``evaluate`` has a compiled form."""
+    lasting: Callable[[Tensor], Tensor] | None = None
+    """From independent noise (N, K) to the noise of a sample; None: as it is."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, n_outputs: int) -> None:
         self.shape, self.dtype, self.n_outputs = shape, dtype, n_outputs
@@ -86,10 +88,13 @@ class CategoricalHead(ActionHead):
         super().__init__(choices.shape, torch.int64, sum(self.sizes))
 
     def sample(self, parameters: Parameters) -> Tensor:
-        return self._choices(parameters, _gumbel_max)
+        """By Gumbel-max: the arg max of logits - log(Exp(1) noise)."""
+        logits = self._first(parameters)
+        noise = torch.empty_like(logits).exponential_()
+        return self._greatest(logits - (noise if self.lasting is None else self.lasting(noise)).log())
 
     def mode(self, parameters: Parameters) -> Tensor:
-        return self._choices(parameters, lambda logits: logits.argmax(-1))
+        return self._greatest(self._first(parameters))
 
     def evaluate(self, parameters: Parameters, actions: Tensor) -> tuple[Tensor, Tensor]:
         return heads.categorical(self._first(parameters), self.sizes, actions if self.shape else actions[:, None])
@@ -97,14 +102,10 @@ class CategoricalHead(ActionHead):
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         return actions + self._start if self._start.any() else actions
 
-    def _choices(self, parameters: Parameters, choose: Callable[[Tensor], Tensor]) -> Tensor:
-        choices = [choose(logits) for logits in torch.split(self._first(parameters), list(self.sizes), dim=-1)]
+    def _greatest(self, scores: Tensor) -> Tensor:
+        """(N, K) -> (N, A), of each choice the one of the greatest score."""
+        choices = [part.argmax(-1) for part in torch.split(scores, list(self.sizes), dim=-1)]
         return torch.stack(choices, dim=-1) if self.shape else choices[0]
-
-
-def _gumbel_max(logits: Tensor) -> Tensor:
-    """A sample of softmax(logits): the arg max of logits - log(Exp(1) noise)."""
-    return (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
 
 
 class _FlatHead(ActionHead):
@@ -119,7 +120,9 @@ class BernoulliHead(_FlatHead):
     """MultiBinary: independent bits."""
 
     def sample(self, parameters: Parameters) -> Tensor:
-        return torch.bernoulli(torch.sigmoid(self._first(parameters)))
+        probabilities = torch.sigmoid(self._first(parameters))
+        noise = torch.rand_like(probabilities)
+        return ((noise if self.lasting is None else self.lasting(noise)) < probabilities).to(self.dtype)
 
     def mode(self, parameters: Parameters) -> Tensor:
         return (self._first(parameters) > 0).to(self.dtype)
@@ -138,13 +141,11 @@ class GaussianHead(_FlatHead):
     """Box: a diagonal Gaussian with a standard deviation of its own; actions are clipped on their way out."""
 
     has_kernel = True
-    correlated: Callable[[Tensor], Tensor] | None = None
-    """From independent standard normal noise to the noise of a sample; None: as it is."""
 
     def sample(self, parameters: Parameters) -> Tensor:
         mean, log_std = self._first(parameters), parameters[1]
         noise = torch.randn_like(mean)
-        return mean + log_std.exp() * (noise if self.correlated is None else self.correlated(noise))
+        return mean + log_std.exp() * (noise if self.lasting is None else self.lasting(noise))
 
     def mode(self, parameters: Parameters) -> Tensor:
         return self._first(parameters)
@@ -190,16 +191,12 @@ class StateDependentHead(GaussianHead):
 
 @contextmanager
 def exploring_with(head: ActionHead, noise: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Within it the samples of continuous actions have this noise; None: independent noise."""
-    if noise is None:
-        yield
-        return
-    assert isinstance(head, GaussianHead)
-    head.correlated = noise
+    """Within it samples have this noise; None: independent noise."""
+    head.lasting = noise
     try:
         yield
     finally:
-        head.correlated = None
+        head.lasting = None
 
 
 def check_action_space(space: spaces.Space[Any], use_sde: bool = False, squash: bool = False) -> None:

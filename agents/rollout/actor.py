@@ -14,7 +14,7 @@ from agents.checks.observations import map_observations
 from agents.memory import State
 from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.heads import exploring_with
-from agents.rollout.noise import CorrelatedNoise
+from agents.rollout.noise import LastingNoise
 
 Finish = Callable[[], tuple[Any, Any, Any]]  # -> values (B,), log-probabilities (B,), state after the step
 
@@ -37,14 +37,14 @@ class TorchActor:
 
     Args:
         forward: what computes a step in place of the policy's call.
-        noise: of continuous actions, in place of independent noise.
+        noise: of actions, in place of independent noise.
     """
 
     def __init__(
         self,
         policy: RecurrentActorCriticPolicy,
         forward: Callable[..., Any] | None = None,
-        noise: CorrelatedNoise | None = None,
+        noise: LastingNoise | None = None,
     ) -> None:
         self._device, self._forward = policy.device, forward or policy
         self._head, self._noise = policy.head, noise

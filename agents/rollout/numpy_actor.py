@@ -27,7 +27,7 @@ from agents.memory.layers import numpy_linear
 from agents.policy.actor_critic import NOT_FINITE, RecurrentActorCriticPolicy
 from agents.policy.heads import BernoulliHead, CategoricalHead
 from agents.rollout.actor import Actor, Finish, TorchActor
-from agents.rollout.noise import CorrelatedNoise
+from agents.rollout.noise import LastingNoise
 
 Array = NDArray[np.float32]
 Layers = Callable[[Array], Array]
@@ -41,7 +41,7 @@ class NumpyActor:
     Args:
         steps: of the actor's memory and, if the critic has one of its own, of the critic's, as its plan has them.
         encoder: of observations that are not only flattened, in torch: (B, ...) -> (B, F).
-        noise: of continuous actions, in place of independent noise.
+        noise: of actions, in place of independent noise.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class NumpyActor:
         rng: np.random.Generator,
         steps: Sequence[NumpyStep],
         encoder: Callable[[Any], Tensor] | None = None,
-        noise: CorrelatedNoise | None = None,
+        noise: LastingNoise | None = None,
     ) -> None:
         self._features = _features_of(policy.observation_space) if encoder is None else _encoded_by(encoder)
         self._masked = _masking_of(policy)
@@ -95,13 +95,13 @@ def make_actor(
     policy: RecurrentActorCriticPolicy,
     rng: np.random.Generator,
     forward: Callable[..., Any] | None = None,
-    noise: CorrelatedNoise | None = None,
+    noise: LastingNoise | None = None,
 ) -> Actor:
     """The actor with the least overhead for this policy, as its plan says that it is now.
 
     Args:
         forward: the policy's step as it is compiled for a GPU, if it is.
-        noise: of continuous actions, in place of independent noise.
+        noise: of actions, in place of independent noise.
     """
     acting = policy.acting_plan()
     if acting.part.how != "NumPy":
@@ -210,10 +210,10 @@ def _layer(layer: nn.Module) -> Layers:
     return np.tanh if isinstance(layer, nn.Tanh) else lambda x: np.maximum(x, np.float32(0))
 
 
-def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator, noise: CorrelatedNoise | None) -> Sample:
+def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator, noise: LastingNoise | None) -> Sample:
     head = policy.head
     if isinstance(head, CategoricalHead):
-        draw, one = _categorical_sampler(head.sizes, rng), not head.shape
+        draw, one = _categorical_sampler(head.sizes, rng, noise), not head.shape
 
         def choose(logits: Array, latent: Array) -> tuple[NDArray[np.int64], Array]:
             actions, log_probs = draw(logits)
@@ -221,54 +221,57 @@ def _sampler_of(policy: RecurrentActorCriticPolicy, rng: np.random.Generator, no
 
         return choose
     if isinstance(head, BernoulliHead):
-        return lambda logits, latent: _sample_bits(logits, rng)
+        return lambda logits, latent: _sample_bits(logits, rng, noise)
     if isinstance(policy.action_dist, StateDependentNoiseDistribution):
         return _state_dependent_sampler(policy.action_dist, policy.log_std)
     return _gaussian_sampler(policy.log_std.detach().numpy(), rng, noise)
 
 
 def _categorical_sampler(
-    sizes: Sequence[int], rng: np.random.Generator
+    sizes: Sequence[int], rng: np.random.Generator, lasting: LastingNoise | None
 ) -> Callable[[Array], tuple[NDArray[np.int64], Array]]:
     """(B, K) logits of choices of these sizes -> a choice of each, and their joint log-probability."""
     if fused.available:
         sampler = fused.CategoricalSampler(sizes)
-        return lambda logits: sampler(logits, rng)
+        return lambda logits: sampler(logits, rng, lasting)
     edges = np.cumsum(sizes)[:-1]
 
     def draw(logits: Array) -> tuple[NDArray[np.int64], Array]:
-        choices = [_sample_categorical(part, rng) for part in np.split(logits, edges, axis=1)]
+        noise = rng.standard_exponential(logits.shape, dtype=np.float32)
+        noise = np.maximum(noise if lasting is None else lasting(noise), np.float32(1e-45))  # may be 0
+        parts = (np.split(each, edges, axis=1) for each in (logits, noise))
+        choices = [_chosen_by(*part) for part in zip(*parts, strict=True)]
         log_probs: Array = np.sum([log_prob for _, log_prob in choices], axis=0, dtype=np.float32)
         return np.stack([action for action, _ in choices], axis=1), log_probs
 
     return draw
 
 
-def _sample_categorical(logits: Array, rng: np.random.Generator) -> tuple[NDArray[np.int64], Array]:
-    """(B, n) -> (B,) by Gumbel-max, and log softmax there."""
-    noise = np.maximum(rng.standard_exponential(logits.shape, dtype=np.float32), np.float32(1e-45))  # may be 0
+def _chosen_by(logits: Array, noise: Array) -> tuple[NDArray[np.int64], Array]:
+    """(B, n), Exp(1) noise (B, n) -> (B,) by Gumbel-max, and log softmax there."""
     actions = (logits - np.log(noise)).argmax(axis=1)
     shifted = logits - logits.max(axis=1, keepdims=True)
     chosen = shifted[np.arange(len(actions)), actions]
     return actions, chosen - np.log(np.exp(shifted).sum(axis=1))
 
 
-def _sample_bits(logits: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+def _sample_bits(logits: Array, rng: np.random.Generator, lasting: LastingNoise | None) -> tuple[Array, Array]:
     """(B, n) -> bits, and their log-probability: -log(1 + e^-x) for a one, -log(1 + e^x) for a zero."""
     probabilities = np.float32(0.5) * np.tanh(np.float32(0.5) * logits) + np.float32(0.5)
-    bits: Array = (rng.random(logits.shape, dtype=np.float32) < probabilities).astype(np.float32)
+    noise = rng.random(logits.shape, dtype=np.float32)
+    bits: Array = ((noise if lasting is None else lasting(noise)) < probabilities).astype(np.float32)
     log_probs: Array = -np.logaddexp(np.float32(0), logits * (1 - 2 * bits)).sum(axis=1)
     return bits, log_probs
 
 
-def _gaussian_sampler(log_std: Array, rng: np.random.Generator, correlated: CorrelatedNoise | None) -> Sample:
+def _gaussian_sampler(log_std: Array, rng: np.random.Generator, lasting: LastingNoise | None) -> Sample:
     std = np.exp(log_std)
     log_norm = np.float32(log_std.sum() + 0.5 * np.log(2 * np.pi) * len(log_std))
 
     def sample(mean: Array, latent: Array) -> tuple[Array, Array]:
         noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        if correlated is not None:
-            noise = correlated(noise)
+        if lasting is not None:
+            noise = lasting(noise)
         log_probs: Array = np.float32(-0.5) * np.square(noise).sum(axis=1) - log_norm
         return np.add(mean, std * noise, dtype=np.float32), log_probs
 

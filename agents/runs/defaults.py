@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from agents.encoders.kinds import parts_of
 from configs import EnvironmentFault, Settings, reported_as
-from configs.settings import N_STEPS
+from configs.settings import N_STEPS, remembers_actions
 from envs.vector.families import family_of, fit, longest_episode
 
 N_ENVS = 32
@@ -28,6 +28,9 @@ that stays keeps the last policy from being sure."""
 NOISE_CORRELATION = 0.9
 """Of the noise of continuous actions at the start; it falls to 0 at the end of training. Independent noise cancels out
 where only many steps one way reach a reward."""
+NOISE_CORRELATION_OF_CHOICES = 0.99
+"""Of that of other actions, where a memory reads the previous ones; it stays. By independent noise alone a memory never
+sees actions like those of the policy that does not explore, and such a policy then forgets."""
 
 
 def fitted_to_family(settings: Settings) -> tuple[Settings, list[str]]:
@@ -84,11 +87,12 @@ def fitted_to_spaces(
         changes["ent_coef"] = ENT_COEF
     if algorithm.ent_coef_schedule is None:
         changes["ent_coef_schedule"] = "linear" if algorithm.ent_coef is None else "constant"
-    chosen = algorithm.noise_correlation is None
+    is_continuous, chosen = isinstance(actions, spaces.Box), algorithm.noise_correlation is None
     if chosen:
-        is_added = isinstance(actions, spaces.Box) and not algorithm.use_sde
-        changes["noise_correlation"] = NOISE_CORRELATION if is_added else 0.0
+        of_others = NOISE_CORRELATION_OF_CHOICES if remembers_actions(settings) else 0.0
+        correlation = NOISE_CORRELATION if is_continuous else of_others
+        changes["noise_correlation"] = 0.0 if algorithm.use_sde else correlation
     if algorithm.noise_correlation_schedule is None:
-        is_falling = chosen and changes["noise_correlation"] > 0
+        is_falling = chosen and is_continuous and changes["noise_correlation"] > 0
         changes["noise_correlation_schedule"] = "linear" if is_falling else "constant"
     return replace(settings, algorithm=replace(algorithm, **changes)), lines

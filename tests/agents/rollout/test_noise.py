@@ -1,4 +1,4 @@
-"""Noise of continuous actions that lasts: standard normal at every step, correlated from one to the next.
+"""Noise of actions that lasts: at every step distributed as independent noise, correlated from one to the next.
 
 Axes: T steps, B environments, A components of an action.
 """
@@ -12,8 +12,9 @@ import torch
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents import RecurrentA2C, RecurrentPPO
+from agents.kernels import heads
 from agents.policy.heads import exploring_with
-from agents.rollout.noise import EVERY, CorrelatedNoise
+from agents.rollout.noise import EVERY, CorrelatedNoise, RepeatedNoise
 from tests.agents.probe_envs import clocks, small_ppo, states_equal
 
 ALGORITHMS = [RecurrentPPO, RecurrentA2C]
@@ -47,6 +48,44 @@ def test_each_step_is_standard_normal_and_of_every_eighth_environment_like_the_o
     for lag in (1, 2, 5):
         np.testing.assert_allclose((e[lag:] * e[:-lag]).mean(), 0.8**lag, atol=0.03)
     np.testing.assert_allclose((e[..., 0] * e[..., 1]).mean(), 0.0, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_choices_have_the_noise_of_the_step_before_as_often_as_not_new_one(kind: Any) -> None:
+    rng = np.random.default_rng(0)
+    fresh = rng.standard_exponential((4000, 200, 3), dtype=np.float32)
+    noise = RepeatedNoise(0.8, rng)
+    e = np.stack([np.array(noise(kind(x.copy()))) for x in fresh])
+    assert e.dtype == np.float32
+    assert np.array_equal(noise.last, e[-1])  # type: ignore[arg-type]
+    assert np.array_equal(np.delete(e, np.s_[::EVERY], axis=1), np.delete(fresh, np.s_[::EVERY], axis=1))
+    e, fresh = e[:, ::EVERY], fresh[:, ::EVERY]
+    again = (e[1:] == e[:-1]).all(axis=-1)
+    assert np.array_equal(again, (e[1:] == e[:-1]).any(axis=-1))  # all of it, or none
+    assert np.array_equal(e[1:][~again], fresh[1:][~again])
+    np.testing.assert_allclose(again.mean(), 0.8, atol=0.01)
+    np.testing.assert_allclose(again[:, 1:][again[:, :-1]].mean(), 0.8, atol=0.01)  # each environment for itself
+    np.testing.assert_allclose([e.mean(), e.std()], 1.0, atol=0.03)
+
+
+@pytest.mark.parametrize("memory", ["lstm", "gtrxl"])  # which act in NumPy, and through torch
+@pytest.mark.parametrize("actions", ["discrete", "multi discrete", "multi binary"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_choices_of_a_rollout_are_often_the_same_and_as_probable_as_without(
+    memory: str, actions: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "available", heads.available and compiled)
+    settings: dict[str, Any] = dict(n_steps=64, noise_correlation=0.95, learning_rate=1e-12)
+    model = small_ppo(clocks(actions, n_envs=64), memory, actions=actions, **settings).learn(64 * 64)
+    chosen = model.rollout_buffer.actions.reshape(64, 64, -1)
+    again = (chosen[1:] == chosen[:-1]).to(torch.float32).mean(dim=(0, 2))
+    others = torch.ones(64, dtype=torch.bool)
+    others[::EVERY] = False
+    assert again[::EVERY].mean() > again[others].mean() + 0.15
+    assert model._last_noise.shape == (64, model.policy.head.n_outputs)
+    for batch in model.rollout_buffer.get(512):
+        log_probs = model.policy.evaluate_actions(batch.observations, batch.actions, batch.state, batch.episode_starts)
+        torch.testing.assert_close(batch.steps(log_probs[1]), batch.steps(batch.old_log_probs), atol=1e-4, rtol=1e-4)
 
 
 def test_a_step_by_hand() -> None:
@@ -90,9 +129,10 @@ def test_without_correlation_nothing_changes(cls: Any) -> None:
     assert none._last_noise is None
 
 
-def test_a_saved_agent_goes_on_exactly() -> None:
+@pytest.mark.parametrize(("actions", "numbers"), [("box", 2), ("multi discrete", 5)])
+def test_a_saved_agent_goes_on_exactly(actions: str, numbers: int) -> None:
     def model() -> Any:
-        return small_ppo(clocks("box"), actions="box", noise_correlation=LinearSchedule(0.9, 0.5, 1.0))
+        return small_ppo(clocks(actions), actions=actions, noise_correlation=LinearSchedule(0.9, 0.5, 1.0))
 
     trained = model().learn(24)
     file = io.BytesIO()
@@ -101,10 +141,10 @@ def test_a_saved_agent_goes_on_exactly() -> None:
     again = RecurrentPPO.load(file, env=trained.get_env(), device="cpu")
     np.testing.assert_array_equal(again._last_noise, trained._last_noise)
     assert again.noise_correlation(0.0) == 0.5  # type: ignore[operator]
-    fewer = RecurrentPPO.load(io.BytesIO(file.getvalue()), env=clocks("box", n_envs=2), device="cpu")
+    fewer = RecurrentPPO.load(io.BytesIO(file.getvalue()), env=clocks(actions, n_envs=2), device="cpu")
     assert fewer._last_noise is None
     fewer.learn(16)
-    assert fewer._last_noise.shape == (2, 2)
+    assert fewer._last_noise.shape == (2, numbers)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +153,6 @@ def test_a_saved_agent_goes_on_exactly() -> None:
         ("box", {"noise_correlation": 1.0}, "noise_correlation must be from 0 to below 1, got 1.0"),
         ("box", {"noise_correlation": -0.1}, "noise_correlation must be"),
         ("box", {"noise_correlation": "pink"}, "noise_correlation must be"),
-        ("discrete", {"noise_correlation": 0.5}, "noise_correlation must be 0 unless actions are Box, got 0.5"),
         ("gsde", {"noise_correlation": 0.5}, r"must be 0 with gSDE \(use_sde=True\)"),
     ],
 )

@@ -42,7 +42,7 @@ def test_every_setting_reaches_the_agent() -> None:
     rates = dict(learning_rate=1e-2, gamma=0.7, gae_lambda=0.6, clip_range=0.3, clip_range_vf=0.4, target_kl=0.05)
     weights = dict(ent_coef=0.1, vf_coef=0.2, max_grad_norm=0.9)
     others: dict[str, Any] = dict(autocast="bfloat16", refresh_states=True, normalize_advantage=False)
-    others["noise_correlation"] = 0.0  # of choices; of continuous actions below
+    others["noise_correlation"] = 0.25
     algorithm = AlgorithmSettings(learning_rate_schedule="constant", **shape, **rates, **weights, **others)
     agent = made(algorithm, PolicySettings())
     assert isinstance(agent, RecurrentPPO)

@@ -13,6 +13,7 @@ from agents.runs.defaults import (
     LEARNING_RATE,
     N_EPOCHS,
     NOISE_CORRELATION,
+    NOISE_CORRELATION_OF_CHOICES,
     OF_IMAGES,
     fitted_to_episodes,
     fitted_to_family,
@@ -90,15 +91,28 @@ def test_entropy_is_rewarded_less_and_less_and_constantly_as_much_as_the_user_sa
     ("given", "actions", "expected"),
     [
         ({}, VECTOR, (NOISE_CORRELATION, "linear")),
-        ({}, CHOICES, (0.0, "constant")),
+        ({}, CHOICES, (NOISE_CORRELATION_OF_CHOICES, "constant")),
+        ({}, spaces.MultiBinary(3), (NOISE_CORRELATION_OF_CHOICES, "constant")),
         ({"use_sde": True}, VECTOR, (0.0, "constant")),
         ({"noise_correlation": 0.5}, VECTOR, (0.5, "constant")),
         ({"noise_correlation": 0.5, "noise_correlation_schedule": "linear"}, VECTOR, (0.5, "linear")),
     ],
 )
-def test_the_noise_of_continuous_actions_lasts_at_first(given: Any, actions: Any, expected: Any) -> None:
+def test_noise_lasts_that_of_continuous_actions_at_first(given: Any, actions: Any, expected: Any) -> None:
     chosen = fitted_to_spaces(Settings(algorithm=AlgorithmSettings(**given)), VECTOR, actions)[0].algorithm
     assert (chosen.noise_correlation, chosen.noise_correlation_schedule) == expected
+
+
+SDE = ["--algorithm.use-sde"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--policy.memory", "none"], ["--env.previous-action-reward", "false"], ["--policy.encoder", "flatten"], SDE],
+)
+def test_noise_of_choices_that_no_memory_reads_is_independent(words: list[str]) -> None:
+    chosen = fitted_to_spaces(configs.parse(words).settings, VECTOR, CHOICES)[0].algorithm
+    assert (chosen.noise_correlation, chosen.noise_correlation_schedule) == (0.0, "constant")
 
 
 def test_a2c_has_no_epochs_and_its_runs_of_before_are_read(tmp_path: Any) -> None:
