@@ -108,7 +108,7 @@ SDE = ["--algorithm.use-sde"]
 
 @pytest.mark.parametrize(
     "words",
-    [["--policy.memory", "none"], ["--env.previous-action-reward", "false"], ["--policy.encoder", "flatten"], SDE],
+    [["--policy.memory", "none"], ["--env.previous-action-reward", "False"], ["--policy.encoder", "flatten"], SDE],
 )
 def test_noise_of_choices_that_no_memory_reads_is_independent(words: list[str]) -> None:
     chosen = fitted_to_spaces(configs.parse(words).settings, VECTOR, CHOICES)[0].algorithm
