@@ -103,7 +103,7 @@ class Ours(NamedTuple):
 
 
 def ours(row: Published, suite: list[Result], learned: list[Result]) -> list[Ours]:
-    """For a row of RL Zoo's first the runs with a settings file; then the default's, then those of other switches."""
+    """For a row of RL Zoo's first the runs with a settings file; then the default's, then those of other switches, the nearest first."""
     by_switch: dict[str, list[Result]] = {}
     for result in suite:
         name, switch, _ = result["name"].split("/")
@@ -112,7 +112,8 @@ def ours(row: Published, suite: list[Result], learned: list[Result]) -> list[Our
     with_file = records.by_seed(learned, f"task/{row.task}/lstm") if row.source == "Zoo" else []
     first = [_mean(SETTINGS_FILE, with_file, _last)] if with_file else []
     chosen = [_mean(switch, runs, robustness.lowest) for switch, runs in by_switch.items()]
-    return first + sorted(chosen, key=lambda each: (each.switch != robustness.DEFAULT, -each.seeds))
+    nearest = {robustness.DEFAULT: 0, "independent-choices": 1}
+    return first + sorted(chosen, key=lambda each: (nearest.get(each.switch, len(nearest)), -each.seeds))
 
 
 def _last(run: Result) -> float:
