@@ -103,7 +103,8 @@ class Ours(NamedTuple):
 
 
 def ours(row: Published, suite: list[Result], learned: list[Result]) -> list[Ours]:
-    """For a row of RL Zoo's first the runs with a settings file; then the default's, then those of other switches, the nearest first."""
+    """For a row of RL Zoo's first the runs with a settings file; then the default's, then those of other switches, the
+    nearest first."""
     by_switch: dict[str, list[Result]] = {}
     for result in suite:
         name, switch, _ = result["name"].split("/")

@@ -371,7 +371,7 @@ What is not solved, and what was tried:
   constant coefficient of 0.1, seed 0 returned 0.99 sampled and 1.00 deterministic after 1.5M steps; seed 1 had not
   found it after 1.3M.
 - `recall-400`: seed 0 had the sign at two of twenty evaluations and lost it; with independent choices it kept it from
-  1.2M steps on, as an LSTM did with three of three seeds. Of a sequence of 512 steps few hold a complete episode of 401.
+  1.2M steps on, as an LSTM did with three of three seeds. Few sequences of 512 steps hold a complete episode of 401.
 - `repeat-previous-16` by an LSTM: sixteen suits at once are more than 64 units learn to shift along, in 6M steps too
   (0.32). With `--policy.memory lru` the return is 0.999 after 2M steps (seed 0), with `rnn` -0.09.
 - `popgym-HigherLowerEasy`: 0.50 is what the best policy without memory gets; counting cards adds a few hundredths at
