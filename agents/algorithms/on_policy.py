@@ -263,17 +263,11 @@ class RecurrentOnPolicyAlgorithm(SavableAlgorithm):
         warn_of_uneven_minibatches(self.n_steps, self.n_envs, length, own_batch)
 
     def _check_noise(self) -> None:
-        """Raises a ValueError for noise that cannot last: of gSDE, or of a head of another kind."""
+        """Raises a ValueError for a correlation out of range, or of gSDE's noise."""
         self._noise()  # which looks at its range
-        if callable(self.noise_correlation) or self.noise_correlation:
-            checks.require(
-                lasting_noise(self.policy.head, 0.0, self.random_generator, None) is not None,
-                "noise_correlation",
-                "0 with gSDE (use_sde=True), whose noise lasts anyway"
-                if self.use_sde
-                else "0 with this kind of actions",
-                self.noise_correlation,
-            )
+        wanted = bool(callable(self.noise_correlation) or self.noise_correlation)
+        expected = "0 with gSDE (use_sde=True), whose noise lasts anyway"
+        checks.require(not (self.use_sde and wanted), "noise_correlation", expected, self.noise_correlation)
 
     @property
     def own_batch_size(self) -> int | None:

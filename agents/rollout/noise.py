@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.policy.heads import ActionHead, BernoulliHead, CategoricalHead, GaussianHead
+from agents.policy.heads import ActionHead, GaussianHead
 
 EVERY = 8
 """One environment of so many explores with noise that lasts, from the first one on: they find what is rare, and the
@@ -84,8 +84,8 @@ class RepeatedNoise(LastingNoise):
 
 def lasting_noise(
     head: ActionHead, correlation: float, rng: np.random.Generator, last: NDArray[Any] | None
-) -> LastingNoise | None:
-    """The kind for a head's actions; None where there is none for them."""
-    if type(head) is GaussianHead:
+) -> LastingNoise:
+    """The kind for a head's actions."""
+    if isinstance(head, GaussianHead):
         return CorrelatedNoise(correlation, last)
-    return RepeatedNoise(correlation, rng, last) if isinstance(head, CategoricalHead | BernoulliHead) else None
+    return RepeatedNoise(correlation, rng, last)

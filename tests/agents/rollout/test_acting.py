@@ -19,6 +19,7 @@ from agents.policy.actor_critic import RecurrentActorCriticPolicy
 from agents.policy.contrib import LstmPolicy
 from agents.policy.heads import CategoricalHead
 from agents.rollout.actor import TorchActor
+from agents.rollout.noise import lasting_noise
 from agents.rollout.numpy_actor import NumpyActor, make_actor, make_predict
 from tests.agents.policy.test_actions import chi_square
 from tests.agents.probe_envs import (
@@ -205,11 +206,16 @@ def test_encoders_of_their_own_for_actor_and_critic_are_left_to_torch() -> None:
 @pytest.mark.parametrize(
     "action_space", [spaces.Discrete(6), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(6)], ids=str
 )
-def test_an_action_that_is_masked_is_never_taken(seen: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+@pytest.mark.parametrize(("in_numpy", "correlation"), [(True, 0.0), (True, 0.9), (False, 0.9)])
+def test_an_action_that_is_masked_is_never_taken(
+    seen: spaces.Space[Any], action_space: spaces.Space[Any], in_numpy: bool, correlation: float
+) -> None:
     space = spaces.Dict(seen=seen, allowed=spaces.MultiBinary(6))
     policy = make_policy(action_space, observation_space=space, **MASKED)
-    actor = make_actor(policy, np.random.default_rng(0))
-    assert isinstance(actor, NumpyActor)
+    rng = np.random.default_rng(0)
+    noise = lasting_noise(policy.head, correlation, rng, None) if correlation else None
+    actor: Any = make_actor(policy, rng, noise=noise) if in_numpy else TorchActor(policy, noise=noise)
+    assert isinstance(actor, NumpyActor) is in_numpy
     state, taken = actor.begin(policy.initial_state(B)), np.zeros(6)
     for observations, starts in a_rollout(space, n_steps=40):
         allowed = observations["allowed"]

@@ -51,7 +51,7 @@ def test_each_step_is_standard_normal_and_of_every_eighth_environment_like_the_o
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
-def test_choices_have_the_noise_of_the_step_before_as_often_as_not_new_one(kind: Any) -> None:
+def test_every_eighth_environment_has_the_noise_of_choices_again_with_the_probability(kind: Any) -> None:
     rng = np.random.default_rng(0)
     fresh = rng.standard_exponential((4000, 200, 3), dtype=np.float32)
     noise = RepeatedNoise(0.8, rng)

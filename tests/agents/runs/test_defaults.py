@@ -98,7 +98,7 @@ def test_entropy_is_rewarded_less_and_less_and_constantly_as_much_as_the_user_sa
         ({"noise_correlation": 0.5, "noise_correlation_schedule": "linear"}, VECTOR, (0.5, "linear")),
     ],
 )
-def test_noise_lasts_that_of_continuous_actions_at_first(given: Any, actions: Any, expected: Any) -> None:
+def test_noise_lasts_and_that_of_continuous_actions_only_at_first(given: Any, actions: Any, expected: Any) -> None:
     chosen = fitted_to_spaces(Settings(algorithm=AlgorithmSettings(**given)), VECTOR, actions)[0].algorithm
     assert (chosen.noise_correlation, chosen.noise_correlation_schedule) == expected
 
