@@ -270,10 +270,15 @@ def _learned_row(name: str, task: Task, found: list[Result]) -> list[str]:
     for way in WAYS:
         returns = np.array([run[way] for run in runs])
         low, high = records.interval(returns)
-        ways.append(f"{returns.mean():.3g} ({low:.3g} to {high:.3g})")
+        ways.append("{} ({} to {})".format(*map(_figures, (returns.mean(), low, high))))
     minutes = np.median([run["seconds"] for run in runs]) / 60
-    worst = f"{min(map(lowest, runs)):.3g}"
+    worst = _figures(min(map(lowest, runs)))
     return [name, str(len(runs)), f"{runs[0]['steps']:,}", *ways, worst, task.best, task.memoryless, f"{minutes:.0f}"]
+
+
+def _figures(value: float) -> str:
+    """Three of them, and all those before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _row(result: Result) -> list[str]:

@@ -405,7 +405,8 @@ def _section(switch: str, found: Sequence[Result]) -> list[str]:
     overall = float(interquartile_mean(np.concatenate(scores)))
     total = (
         f"Interquartile mean of the scores {overall:.3f} ({low:.3f} to {high:.3f}), solved {sum(solved)} of "
-        f"{len(solved)} runs ({np.mean(solved):.0%}) of {len(by_task)} tasks; each task counted alike: {share:.0%}."
+        f"{len(solved)} runs ({np.mean(solved):.0%}) of {len(by_task)} of {len(TASKS)} tasks; each task counted alike: "
+        f"{share:.0%}."
     )
     return [f"## {switch}", "", *lines, "", total]
 
