@@ -82,8 +82,8 @@ ROWS = [
 ]
 
 MET, BELOW, LONGER, FAILED = "at or above, no more steps", "below", "at or above, more steps", "a run failed"
-
-
+DECIMALS = 3
+"""Of a return of ours that is compared, as many as any published one has."""
 SETTINGS_FILE = "its file in configs/"
 
 
@@ -99,7 +99,7 @@ class Ours(NamedTuple):
     def verdict(self, row: Published) -> str:
         if np.isnan(self.value):
             return FAILED
-        return BELOW if self.value < row.value else MET if self.steps <= row.steps else LONGER
+        return BELOW if round(self.value, DECIMALS) < row.value else MET if self.steps <= row.steps else LONGER
 
 
 def ours(row: Published, suite: list[Result], learned: list[Result]) -> list[Ours]:
@@ -110,7 +110,7 @@ def ours(row: Published, suite: list[Result], learned: list[Result]) -> list[Our
         name, switch, _ = result["name"].split("/")
         if name == row.task:
             by_switch.setdefault(switch, []).append(result)
-    with_file = records.by_seed(learned, f"task/{row.task}/lstm") if row.source == "Zoo" else []
+    with_file = records.by_seed(learned, f"task/{row.task}") if row.source == "Zoo" else []
     first = [_mean(SETTINGS_FILE, with_file, _last)] if with_file else []
     chosen = [_mean(switch, runs, robustness.lowest) for switch, runs in by_switch.items()]
     nearest = {robustness.DEFAULT: 0, "independent-choices": 1}

@@ -22,9 +22,17 @@ def test_every_row_names_a_task_and_a_source() -> None:
 
 @pytest.mark.parametrize(
     ("value", "steps", "verdict"),
-    [(0.88, 1_000_000, MET), (0.879, 500_000, BELOW), (1.0, 1_000_001, LONGER), (float("nan"), 1, published.FAILED)],
+    [
+        (0.88, 1_000_000, MET),
+        (0.8796, 1_000_000, MET),
+        (0.879, 500_000, BELOW),
+        (1.0, 1_000_001, LONGER),
+        (float("nan"), 1, published.FAILED),
+    ],
 )
-def test_a_row_is_met_by_at_least_its_return_after_no_more_steps(value: float, steps: int, verdict: str) -> None:
+def test_a_row_is_met_by_at_least_its_return_in_three_decimals_after_no_more_steps(
+    value: float, steps: int, verdict: str
+) -> None:
     assert Ours("default", value, steps, 1.0, 3).verdict(ROW) == verdict
 
 
