@@ -84,7 +84,7 @@ TASKS = [
         "Pendulum without velocities",
         -250.0,
         4_096,
-        "--config pendulum_novel",
+        "--config pendulum_novel --policy.memory lstm",
         "Pendulum-v1",
         (2,),
         4,
