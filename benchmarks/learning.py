@@ -60,7 +60,14 @@ class Task:
 # Published are RL Baselines3 Zoo's figures for ppo_lstm, from its benchmark table: mean +- deviation between episodes.
 TASKS = [
     Task("cartpole", "CartPole without velocities", "cartpole_novel", ("lstm",), 500.0, "RL Zoo: 500.0 +- 0.0"),
-    Task("pendulum", "Pendulum without velocities", "pendulum_novel", ("hybrid",), -217.9, "RL Zoo: -217.9 +- 140.1"),
+    Task(
+        "pendulum",
+        "Pendulum without velocities",
+        "pendulum_novel",
+        ("hybrid", "lstm"),
+        -217.9,
+        "RL Zoo: -217.9 +- 140.1",
+    ),
     Task(
         "mountaincar",
         "MountainCarContinuous without velocities",
@@ -232,7 +239,8 @@ settings and gymnasium's environments, as its users run it. Medians over seeds; 
 RL Zoo's steps, the seconds until their end. *Processor*: seconds of training that the processor spent on it, which
 other work on the machine does not lengthen, and by which *times ours* is. Eighteen settings of ours for CartPole were
 tried with the same seeds: these are among the best, which differ by less than their seeds do, and no run of any took
-less than 1.6 seconds.
+less than 1.6 seconds. The fastest of twenty more with seeds 5 to 9, a GRU with 32 environments x 64 steps, three epochs
+and twice the rate, took 1.4 seconds there, but with these five seeds 2.2 and left one unsolved: 19 times.
 
 <!-- solution -->
 <!-- /solution -->

@@ -16,13 +16,17 @@ from records import Result
 
 
 class Published(NamedTuple):
-    """A published return: of which task of the suite, whose, after how many environment steps, and where it stands."""
+    """A published return: of which task of the suite, whose, after how many environment steps, and where it stands.
+
+    ``memory`` is that of the settings file whose runs are compared with it, where there is one.
+    """
 
     task: str
     who: str
     value: float
     steps: int
     source: str
+    memory: str = ""
 
 
 M = 1_000_000
@@ -41,9 +45,9 @@ SOURCES = {
 
 _T_MAZE = {20: (0.98, 0.99), 50: (0.88, 0.98), 100: (0.68, 0.96), 250: (0.53, 0.94), 500: (0.51, 0.92)}
 ROWS = [
-    Published("cartpole", "LSTM", 500.0, 100_000, "Zoo"),
-    Published("pendulum", "LSTM", -217.9, 100_000, "Zoo"),
-    Published("mountaincar", "LSTM", 91.5, 300_000, "Zoo"),
+    Published("cartpole", "LSTM", 500.0, 100_000, "Zoo", "lstm"),
+    Published("pendulum", "LSTM", -217.9, 100_000, "Zoo", "hybrid"),
+    Published("mountaincar", "LSTM", 91.5, 300_000, "Zoo", "lstm"),
     *(
         Published(f"tmaze-{length}", who, value, M, "T-maze")
         for length, values in _T_MAZE.items()
@@ -103,14 +107,14 @@ class Ours(NamedTuple):
 
 
 def ours(row: Published, suite: list[Result], learned: list[Result]) -> list[Ours]:
-    """For a row of RL Zoo's first the runs with a settings file; then the default's, then those of other switches, the
+    """First the runs with a settings file; then the default's, then those of other switches, the
     nearest first."""
     by_switch: dict[str, list[Result]] = {}
     for result in suite:
         name, switch, _ = result["name"].split("/")
         if name == row.task:
             by_switch.setdefault(switch, []).append(result)
-    with_file = records.by_seed(learned, f"task/{row.task}") if row.source == "Zoo" else []
+    with_file = records.by_seed(learned, f"task/{row.task}/{row.memory}") if row.memory else []
     first = [_mean(SETTINGS_FILE, with_file, _last)] if with_file else []
     chosen = [_mean(switch, runs, robustness.lowest) for switch, runs in by_switch.items()]
     nearest = {robustness.DEFAULT: 0, "independent-choices": 1}

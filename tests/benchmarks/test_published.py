@@ -9,6 +9,8 @@ import records
 import robustness
 from published import BELOW, LONGER, MET, Ours, Published
 
+from configs.command_line import parse
+
 ROW = Published("tmaze-50", "GRU", 0.88, 1_000_000, "T-maze")
 
 
@@ -18,6 +20,15 @@ def test_every_row_names_a_task_and_a_source() -> None:
     assert {row.source for row in published.ROWS} == set(published.SOURCES)
     assert {task.name for task in robustness.PUBLISHED} <= {row.task for row in published.ROWS}
     assert len(set(published.ROWS)) == len(published.ROWS)
+
+
+def test_a_settings_file_is_compared_with_the_memory_that_it_has() -> None:
+    tasks = {task.name: task for task in learning.TASKS}
+    rows = [row for row in published.ROWS if row.memory]
+    assert {row.task for row in rows} == {"cartpole", "pendulum", "mountaincar"}
+    for row in rows:
+        settings = parse(["--config", tasks[row.task].config]).settings
+        assert settings.policy.memory == row.memory in tasks[row.task].memories
 
 
 @pytest.mark.parametrize(
