@@ -273,8 +273,7 @@ def _learned_row(name: str, task: Task, found: list[Result]) -> list[str]:
         ways.append("{} ({} to {})".format(*map(_figures, (returns.mean(), low, high))))
     minutes = np.median([run["seconds"] for run in runs]) / 60
     worst = _figures(min(map(lowest, runs)))
-    spent = f"{minutes:.0f}" if minutes >= 1 else f"{minutes:.1f}"
-    return [name, str(len(runs)), f"{runs[0]['steps']:,}", *ways, worst, task.best, task.memoryless, spent]
+    return [name, str(len(runs)), f"{runs[0]['steps']:,}", *ways, worst, task.best, task.memoryless, f"{minutes:.1f}"]
 
 
 def _figures(value: float) -> str:

@@ -92,6 +92,14 @@ def test_the_table_has_a_row_for_every_case_that_was_run(
                 "deterministic": [0.5, 0.5],
                 "cpu": "a processor",
             },
+            {
+                "name": "learned/Hopper without velocities/0",
+                "steps": 9,
+                "seconds": 30.0,
+                "sampled": [1509.4, 1509.4],
+                "deterministic": [12.34, 12.34],
+                "cpu": "a processor",
+            },
             {**run, "name": "space/vector", "command_line": 1234.5, "return": 0.987},
             {
                 "steps": 1,
@@ -103,7 +111,10 @@ def test_the_table_has_a_row_for_every_case_that_was_run(
         ]
     )
     page = (tmp_path / "environments.md").read_text()
-    assert "| MultiDiscrete actions with masks | 1 | 9 | 1 (1 to 1) | 0.5 (0.5 to 0.5) | 0.5 | 1 | 0.53 | 2 |" in page
+    assert "| MultiDiscrete actions with masks | 1 | 9 | 1 (1 to 1) | 0.5 (0.5 to 0.5) | 0.5 | 1 | 0.53 | 2.0 |" in page
+    assert (
+        "| Hopper without velocities | 1 | 9 | 1509 (1509 to 1509) | 12.3 (12.3 to 12.3) | 12.3 |  |  | 0.5 |" in page
+    )
     assert "| space: vector | `3 measurements -> flatten` | 1,234 | 700 | 0.99 | 40,960 |" in page
     assert "| atari: ALE/Pong-v5 |  | failed: it broke | failed: too | no episode ended | 1 |" in page
     assert page.startswith("before\n")
